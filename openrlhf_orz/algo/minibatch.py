@@ -1,0 +1,72 @@
+"""Cutting a rollout into optimizer steps and micro-batches (Sec. 3.1), pure Python on lengths in tokens."""
+
+import random
+
+
+def cut_mini_batches(num_samples: int, num_updates: int, rng: random.Random | None = None) -> list[list[int]]:
+    """The indices 0..num_samples-1, each exactly once, in ``num_updates`` parts whose sizes differ by at most 1.
+
+    Shuffled with ``rng`` first, so that no mini-batch is chosen by length. Raises ValueError if a part would be empty.
+    """
+    if not 1 <= num_updates <= num_samples:
+        raise ValueError(f"cannot cut {num_samples} samples into {num_updates} non-empty mini-batches")
+    order = list(range(num_samples))
+    if rng is not None:
+        rng.shuffle(order)
+    size, extra = divmod(num_samples, num_updates)
+    parts, start = [], 0
+    for i in range(num_updates):
+        end = start + size + (i < extra)
+        parts.append(order[start:end])
+        start = end
+    return parts
+
+
+def _greedy(lengths: list[int], budget: int, padded: bool) -> list[int]:
+    """Sizes of consecutive runs of ``lengths`` (sorted, longest first) that each keep within ``budget`` tokens."""
+    sizes, longest, tokens = [], 0, 0
+    for length in lengths:
+        cost = longest * (sizes[-1] + 1) if padded and sizes else tokens + length
+        if sizes and cost <= budget:
+            sizes[-1] += 1
+            tokens += length
+        else:
+            sizes.append(1)
+            longest = tokens = length
+    return sizes
+
+
+def count_micro_batches(lengths: list[int], budget: int, padded: bool) -> int:
+    """How many micro-batches of at most ``budget`` tokens the samples need; a longer sample gets one of its own.
+
+    ``padded`` counts padding too: the longest length times the number of samples.
+    """
+    return len(_greedy(sorted(lengths, reverse=True), budget, padded))
+
+
+def cut_micro_batches(lengths: list[int], count: int, padded: bool) -> list[list[int]]:
+    """The samples in exactly ``count`` non-empty micro-batches of neighbouring lengths, as equal in tokens
+    (padding included if ``padded``) as a cut of the sorted lengths allows.
+
+    Returns lists of indices into ``lengths``. Raises ValueError if there are fewer samples than ``count``.
+    """
+    if not 1 <= count <= len(lengths):
+        raise ValueError(f"cannot cut {len(lengths)} samples into {count} non-empty micro-batches")
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    ordered = [lengths[i] for i in order]
+    low, high = 1, max(ordered[0] * len(ordered), sum(ordered))
+    while low < high:
+        middle = (low + high) // 2
+        if len(_greedy(ordered, middle, padded)) <= count:
+            high = middle
+        else:
+            low = middle + 1
+    sizes = _greedy(ordered, low, padded)
+    while len(sizes) < count:
+        widest = max(range(len(sizes)), key=lambda i: sizes[i])
+        sizes[widest : widest + 1] = [sizes[widest] - sizes[widest] // 2, sizes[widest] // 2]
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(order[start : start + size])
+        start += size
+    return parts

@@ -1,0 +1,189 @@
+"""Train by ORZ PPO: ``python -m openrlhf_orz.cli.train_ppo_ray --actor.model_name_or_path M --data.prompt_dataset D``."""
+
+import contextlib
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from openrlhf_orz.cli import ray_session
+from openrlhf_orz.cli.flags import parse
+from openrlhf_orz.config import ConfigError, Secret, prompt_budget, save_config
+
+
+def prepare_data(args) -> int:
+    """Write the run's prompts, point OpenRLHF at them and return how many there are for training.
+
+    Raises DataError, naming flag, file and line, if there is nothing to train on.
+    """
+    from transformers import AutoTokenizer
+
+    from openrlhf_orz.data.prepare import prepare_prompts
+    from openrlhf_orz.reward.grader import Grader
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        args.actor.model_name_or_path, trust_remote_code=args.orz.trust_remote_code
+    )
+    template = args.orz.prompt_template if args.data.input_template is None else args.data.input_template
+    data_dir = Path(args.orz.run_dir) / "data"
+    with Grader(plain=args.orz.plain_math_verify) as grader:
+        common = dict(
+            tokenizer=tokenizer,
+            template=template,
+            input_key=args.data.input_key,
+            label_key=args.data.label_key,
+            max_prompt_len=prompt_budget(args),
+            check_reference=grader.check_reference if args.orz.own_agent else None,
+            apply_chat_template=args.data.apply_chat_template,
+        )
+        train = prepare_prompts(
+            args.data.prompt_dataset,
+            data_dir,
+            "train",
+            split=args.data.prompt_split,
+            max_rows=args.data.max_samples,
+            **common,
+        )
+        args.data.prompt_dataset, args.data.prompt_split = ",".join(map(str, train.paths)), "train"
+        if args.eval.dataset:
+            held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", split=args.eval.split, **common)
+            args.eval.dataset, args.eval.split = ",".join(map(str, held_out.paths)), "train"
+    args.data.input_key, args.data.label_key, args.data.input_template = "prompt", "label", None
+    return min(train.n_rows, args.data.max_samples)
+
+
+def engine_args(args) -> dict:
+    """What we change in OpenRLHF's vLLM engine arguments."""
+    extra = {
+        "worker_extension_cls": "openrlhf_orz.rollout.worker.OrzWorkerExtension",
+        "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[args.ds.param_dtype],
+        "trust_remote_code": args.orz.trust_remote_code,
+    }
+    if args.orz.own_agent:
+        extra["orz"] = {
+            "stop": tuple(args.orz.stop),
+            "workers": args.orz.grader_workers,
+            "plain": args.orz.plain_math_verify,
+        }
+    if args.orz.device == "cpu":
+        extra["kv_cache_memory_bytes"] = args.orz.cpu_kvcache_mib * 2**20
+    return extra
+
+
+def train(args, explicit: set[str]) -> None:
+    """One run, from checked arguments to the saved model. Raises what failed."""
+    from openrlhf_orz.cli.progress import Progress
+    from openrlhf_orz.compat import check_openrlhf, launch
+
+    check_openrlhf()
+    run_dir = Path(args.orz.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    prompts = prepare_data(args)
+    save_config(args, explicit, run_dir / "config.json")
+    steps = math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
+    print(f"[orz] {prompts} prompts, {steps} steps, into {run_dir}", flush=True)
+    with Progress(run_dir / "metrics.jsonl", steps), driver_output(args), ray_session.ray_session(args) as ray:
+        from openrlhf_orz.rollout.engine import OrzRolloutActor
+        from openrlhf_orz.trainer.actor import OrzPolicyModelActor
+        from openrlhf_orz.trainer.critic import OrzCriticModelActor
+        from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
+
+        logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+        engines = ray_session.Engines(ray, OrzRolloutActor)
+        try:
+            launch(
+                args,
+                policy_cls=OrzPolicyModelActor,
+                critic_cls=OrzCriticModelActor,
+                trainer_cls=OrzPPOTrainerAsync if args.train.async_enable else OrzPPOTrainer,
+                engine_cls=engines,
+                extra_engine_args=engine_args(args),
+            )
+        finally:
+            engines.shutdown()
+            keep_logs(logs, run_dir / "logs", ray.get_runtime_context().get_job_id())
+
+
+@contextlib.contextmanager
+def driver_output(args):
+    """What OpenRLHF, Ray and vLLM print on the driver goes to logs/driver.log, unless --orz.worker_logs."""
+    if args.orz.worker_logs:
+        yield
+        return
+    path = Path(args.orz.run_dir) / "logs" / "driver.log"
+    path.parent.mkdir(exist_ok=True)
+    console = os.dup(1), os.dup(2)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:  # the file descriptors: compilers that DeepSpeed starts write there, too
+        for fd in (1, 2):
+            os.dup2(log, fd)
+        yield
+    finally:
+        sys.stdout.flush()
+        for fd, saved in enumerate(console, start=1):
+            os.dup2(saved, fd)
+            os.close(saved)
+        os.close(log)
+
+
+def keep_logs(source: Path, target: Path, job_id: str) -> None:
+    """Copy the logs of this job's Ray workers into the run directory; the originals are in Ray's temporary one."""
+    target.mkdir(exist_ok=True)
+    for log in source.glob(f"worker-*-{job_id}-*"):
+        if log.stat().st_size:
+            shutil.copy(log, target)
+
+
+def summary(args) -> str:
+    """Where everything lies."""
+    run_dir = Path(args.orz.run_dir)
+    names = {
+        "hf": "the policy, tokenizer and chat template, for transformers and vllm",
+        "metrics.jsonl": "one line a step",
+        "rollouts": "prompts, responses and verdicts",
+        "tensorboard": "the same curves: tensorboard --logdir",
+        "checkpoints": "to resume from",
+        "data": "the prompts trained on, and the rows that were left out",
+        "config.json": "flags and versions",
+        "logs": "of the driver and the Ray workers",
+    }
+    lines = [f"  {str(run_dir / name):<{len(str(run_dir)) + 15}} {what}" for name, what in names.items()
+             if (run_dir / name).exists()]  # fmt: skip
+    return "\n".join(["[orz] done:", *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args, explicit = parse(argv)
+    if args.logger.wandb.key:
+        args.logger.wandb.key = Secret(args.logger.wandb.key)
+    signal.signal(signal.SIGTERM, ray_session.terminate)
+    start = time.time()
+    from openrlhf_orz.data.rows import DataError
+
+    try:
+        train(args, explicit)
+    except (ConfigError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was written so far is in", args.orz.run_dir, file=sys.stderr)
+        return 128 + ray_session.stopped_by
+    except Exception as error:
+        from ray.exceptions import RayError
+
+        if not isinstance(error, RayError):
+            raise
+        cause = "\n".join(str(error).splitlines()[-12:])
+        print(f"{cause}\nerror: training failed; all logs: {os.path.join(args.orz.run_dir, 'logs')}", file=sys.stderr)
+        return 1
+    print(summary(args))
+    print(f"[orz] {time.time() - start:.0f} s in all", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

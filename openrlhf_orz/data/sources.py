@@ -1,0 +1,235 @@
+"""Where rows come from: finds and decodes files, folders and hub datasets into raw records, one at a time.
+
+Data is data: files are decoded as JSON, Parquet or Arrow, and nothing in them is run or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+READERS = (".json", ".jsonl", ".parquet")
+TABLE_BATCH = 1024  # rows decoded at a time
+# Files of a folder that describe it and hold no rows.
+_DESCRIPTIONS = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
+_SPLIT_ALIASES = {
+    "training": "train", "valid": "validation", "val": "validation", "dev": "validation",
+    "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+_SPLIT_WORDS = {"train", "validation", "test", *_SPLIT_ALIASES}
+
+
+class DataError(ValueError):
+    """Data that no run can start with; the message names the flag, what was found and the remedy."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Stands for a record that could not be decoded; `reason` as in `rows.BadRow`."""
+
+    reason: str
+    detail: str
+
+
+Record = tuple[str, int, Any]  # file, row number from 1, decoded record or Broken
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags that errors name: those of the training or of the evaluation data."""
+
+    dataset: str = "--data.prompt_dataset"
+    split: str = "--data.prompt_split"
+
+
+def records(spec: str, split: str, columns: set[str], flags: Flags = Flags()) -> Iterator[Record]:
+    """Every record of `spec` in order (see `rows.read_rows` for what a spec may be).
+
+    Of tables (Parquet, saved and hub datasets) only `columns` are decoded; the others are there as None.
+    Raises DataError when there is no such file, folder or dataset, or it can't be read as a whole.
+    """
+    name, data_dir = spec.strip(), ""
+    if not Path(name).expanduser().exists() and "@" in name:
+        name, data_dir = (part.strip() for part in name.split("@", 1))
+    path = Path(name).expanduser()
+    if not name or (not path.exists() and _looks_like_path(name)):
+        raise DataError(f"{flags.dataset}: there is no file or folder {name!r}. Check the path.")
+    if path.exists():
+        path = path / data_dir
+        if path.is_dir():
+            return _folder(path, split, columns, flags)
+        if path.is_file():
+            return _file(path, columns, flags)
+        raise DataError(f"{flags.dataset}: {path} is neither a file nor a folder. Check the path.")
+    return _hub(name, data_dir or None, split, columns, flags)
+
+
+def _looks_like_path(name: str) -> bool:
+    return Path(name).suffix.lower() in READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
+
+
+def _file(path: Path, columns: set[str], flags: Flags) -> Iterator[Record]:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise DataError(
+            f"{flags.dataset}: {path} is not a kind of file that is read ({', '.join(READERS)}). Convert it to JSONL: "
+            "one JSON object a line, with question and answer."
+        )
+    try:
+        if suffix == ".parquet":
+            yield from _parquet(path, columns)
+        else:
+            yield from _json(path, flags) if suffix == ".json" else _json_lines(path)
+    except OSError as error:  # pyarrow's own errors among them
+        raise DataError(f"{flags.dataset}: {path} can't be read: {error}. Replace the file.") from error
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():  # an empty line is the end of the file, not a row
+                yield str(path), number, _decode_line(line)
+
+
+def _decode_line(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Broken("not_utf8", str(error))
+    except (ValueError, RecursionError) as error:  # ValueError: broken, or an integer of thousands of digits
+        return Broken("broken_json", str(error))
+
+
+def _json(path: Path, flags: Flags) -> Iterator[Record]:
+    # Bad bytes become lone surrogates, so that only the rows that hold them are refused.
+    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        # One record a line under the name .json is common.
+        if text.lstrip().startswith("{") or getattr(error, "msg", "") == "Extra data":
+            yield from _json_lines(path)
+            return
+        raise DataError(f"{flags.dataset}: {path} is not valid JSON: {error}. Mend the file.") from error
+    if isinstance(whole, dict) and "\n" not in text.strip():
+        whole = [whole]  # one line of JSON lines
+    if not isinstance(whole, list):
+        found = f"an object with the keys {', '.join(whole)}" if isinstance(whole, dict) else type(whole).__name__
+        raise DataError(f"{flags.dataset}: {path} holds {found}, not a list of rows. Give the list alone, or JSONL.")
+    for number, record in enumerate(whole, 1):
+        yield str(path), number, record
+
+
+def _parquet(path: Path, columns: set[str]) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        wanted = [name for name in names if name in columns]
+        batches = file.iter_batches(batch_size=TABLE_BATCH, columns=wanted)
+        for number, record in enumerate(_table_records(batches, names), 1):
+            yield str(path), number, record
+    except pa.ArrowException as error:
+        raise OSError(error) from error
+
+
+def _table_records(batches: Iterable[Any], names: list[str]) -> Iterator[Any]:
+    """Records of pyarrow tables or record batches, with a None for each of `names` that was not decoded."""
+    absent = dict.fromkeys(names)
+    for batch in batches:
+        try:
+            decoded = batch.to_pylist()
+        except UnicodeDecodeError:
+            decoded = [_decode_table_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
+        for record in decoded:
+            yield record if isinstance(record, Broken) else absent | record
+
+
+def _decode_table_row(one: Any) -> Any:
+    try:
+        return one.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return Broken("not_utf8", str(error))
+
+
+def _folder(path: Path, split: str, columns: set[str], flags: Flags) -> Iterator[Record]:
+    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        yield from _saved(path, split, columns, flags)
+        return
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in READERS
+        and file.is_file()
+        and file.name not in _DESCRIPTIONS
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    if not files:
+        raise DataError(f"{flags.dataset}: the folder {path} has no {', '.join(READERS)} file. Check the path.")
+    chosen = _of_split(files, path, split)
+    if not chosen:
+        found = ", ".join(str(file.relative_to(path)) for file in files[:5])
+        raise DataError(
+            f"{flags.split} {split}: the folder {path} has files of other splits only ({found}). Name one of them."
+        )
+    for file in chosen:
+        yield from _file(file, columns, flags)
+
+
+def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
+    """The files of a split, by the words in their names; a file that names no split belongs to "train"."""
+
+    def splits(file: Path) -> set[str]:
+        words = set(re.split(r"[^a-z]+", str(file.relative_to(folder)).lower())) & _SPLIT_WORDS
+        return {_SPLIT_ALIASES.get(word, word) for word in words}
+
+    split = _SPLIT_ALIASES.get(split.lower(), split.lower())
+    named = [file for file in files if split in splits(file)]
+    plain = [file for file in files if not splits(file)]
+    return sorted(named + plain) if split == "train" else named or plain
+
+
+def _saved(path: Path, split: str, columns: set[str], flags: Flags) -> Iterator[Record]:
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except Exception as error:
+        raise DataError(f"{flags.dataset}: the saved dataset {path} did not load: {error}. Save it anew.") from error
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise DataError(f"{flags.split} {split}: {path} has the splits {', '.join(data)}. Name one of them.")
+        data = data[split]
+    yield from _dataset_records(data, str(path), columns)
+
+
+def _hub(name: str, data_dir: str | None, split: str, columns: set[str], flags: Flags) -> Iterator[Record]:
+    import datasets
+
+    try:
+        data = datasets.load_dataset(name, data_dir=data_dir, split=split)
+    except Exception as error:
+        raise DataError(
+            f"{flags.dataset} {name}: there is no such file or folder here, and as a hub dataset (split {split} of "
+            f"{flags.split}) it did not load: {error}. Check the name and the network; a part of a dataset is given "
+            "as NAME@FOLDER."
+        ) from error
+    yield from _dataset_records(data, name, columns)
+
+
+def _dataset_records(data: Any, file: str, columns: set[str]) -> Iterator[Record]:
+    names = list(data.column_names)
+    wanted = [name for name in names if name in columns]
+    if not wanted:  # nothing to decode, yet every row counts
+        yield from ((file, number, dict.fromkeys(names)) for number in range(1, len(data) + 1))
+        return
+    batches = data.select_columns(wanted).with_format("arrow").iter(batch_size=TABLE_BATCH)
+    for number, record in enumerate(_table_records(batches, names), 1):
+        yield file, number, record

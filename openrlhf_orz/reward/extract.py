@@ -1,0 +1,128 @@
+"""The final answer of a response: the last box in the last closed answer block.
+
+Pure functions, linear in the length of the response: the tags are found with ``rfind``
+and the boxes in one pass over the braces. A regular expression with lazy groups is
+quadratic on unclosed tags, and policies do write those.
+
+``response`` is always what the model wrote after the prompt, which ended in ``<think>``
+and itself names the tags and the box.
+"""
+
+from __future__ import annotations
+
+import re
+
+OPEN, CLOSE, THINK_CLOSE = "<answer>", "</answer>", "</think>"
+
+# A box command (also with a doubled backslash, as in escaped text), an escaped
+# character, or a brace. Each alternative has bounded length, so a scan is linear.
+_TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])|\\.|[{}]", re.DOTALL)
+_BOX = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])")
+# `\boxed 5`: the box command without braces takes the word that follows.
+_BARE = re.compile(r"\s*(\\[A-Za-z]+(?:\{[^{}]*\})*|[^\s{}$\\]+)")
+_SPACE = re.compile(r"\s*")
+
+
+def answer_block(response: str) -> str | None:
+    """The text inside the last closed ``<answer>...</answer>``, None if there is none.
+
+    The block runs from the last ``<answer>`` that has a ``</answer>`` behind it to the
+    first ``</answer>`` behind that. It counts wherever it stands, before ``</think>`` too:
+    the reward has no format part.
+    """
+    close = response.rfind(CLOSE)
+    start = response.rfind(OPEN, 0, close) if close >= 0 else -1
+    if start < 0:
+        return None
+    start += len(OPEN)
+    return response[start : response.find(CLOSE, start)]
+
+
+def boxes(text: str) -> list[str]:
+    """Contents of the outermost balanced boxes of ``text``, in order, stripped.
+
+    ``\\boxed{}``, ``\\fbox{}`` and the brace-less ``\\boxed 5`` count; escaped braces do
+    not open or close; a box whose brace never closes is skipped, one inside it is not. A
+    box that holds nothing but a box is that box; other inner boxes become plain groups.
+    """
+    spans: list[tuple[int, int, int]] = []  # start of the command, content's start and end
+    closes: dict[int, int] = {}  # position of "{" -> position of its "}"
+    opened: list[tuple[int, int]] = []  # per open brace: its position, its box's start or -1
+    command, brace = -1, -1  # the last box command, and where its brace must stand
+    for token in _TOKEN.finditer(text):
+        start, end = token.span()
+        if text[start] == "{":
+            opened.append((start, command if start == brace else -1))
+        elif text[start] == "}":
+            if not opened:
+                continue
+            position, box = opened.pop()
+            closes[position] = start
+            if box >= 0:
+                while spans and spans[-1][0] > box:
+                    spans.pop()
+                spans.append((box, position + 1, start))
+        elif _BOX.match(text, start):
+            command, brace = start, _SPACE.match(text, end).end()
+            word = _BARE.match(text, end) if text[brace : brace + 1] != "{" else None
+            if word:
+                spans.append((start, word.start(1), word.start(1) + len(word.group(1).rstrip(".,;:"))))
+    return [_unwrap(text, closes, begin, end) for _, begin, end in spans]
+
+
+def _unwrap(text: str, closes: dict[int, int], begin: int, end: int) -> str:
+    while True:
+        begin = _SPACE.match(text, begin, end).end()
+        head = _BOX.match(text, begin, end)
+        brace = _SPACE.match(text, head.end(), end).end() if head else -1
+        close = closes.get(brace, -1)
+        if not head or close < 0 or close >= end or text[close + 1 : end].strip():
+            return _BOX.sub("", text[begin:end]).strip()
+        begin, end = brace + 1, close
+
+
+def candidates(response: str) -> list[str]:
+    """All outermost boxes of the answer block, in order; empty if there is no block."""
+    block = answer_block(response)
+    return boxes(block) if block is not None else []
+
+
+def agree(contents: list[str]) -> bool:
+    """Whether all boxes say the same, white space aside."""
+    return len({"".join(content.split()) for content in contents}) <= 1
+
+
+def extract_answer(response: str, require_agreement: bool = False) -> str | None:
+    """The answer of ``response``: the last box of its last closed answer block.
+
+    Args:
+        response: what the model wrote after the prompt.
+        require_agreement: with several different boxes in the block, return None.
+
+    Returns:
+        The box's content, stripped; None without a block, without a balanced box, or
+        with an empty last box. Never raises; time is linear in the response.
+    """
+    contents = candidates(response)
+    if not contents or (require_agreement and not agree(contents)):
+        return None
+    return contents[-1] or None
+
+
+def has_format(response: str) -> bool:
+    """Whether ``response`` follows the prompt's format, as the paper's Figure 4 counts it.
+
+    True when it is: reasoning (may be empty), exactly one ``</think>``, white space, one
+    ``<answer>``, an answer that is not blank, one ``</answer>``, and nothing but white space
+    or an end-of-text token such as ``<|endoftext|>`` after it. No further ``<think>`` may
+    occur (the prompt opened it). A box is not required.
+    """
+    if any(response.count(tag) != 1 for tag in (THINK_CLOSE, OPEN, CLOSE)) or "<think>" in response:
+        return False
+    think, start, close = response.find(THINK_CLOSE), response.find(OPEN), response.find(CLOSE)
+    if not think < start < close:
+        return False
+    between = response[think + len(THINK_CLOSE) : start]
+    rest = response[close + len(CLOSE) :].strip()
+    ended = not rest or (rest.startswith("<|") and rest.endswith("|>") and len(rest) < 40)
+    return not between.strip() and bool(response[start + len(OPEN) : close].strip()) and ended

@@ -1,0 +1,94 @@
+"""Warm workers shared by the threads of a process, and what they have answered before."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from concurrent.futures import Future
+
+from openrlhf_orz.reward.slot import Keeper, Slot
+from openrlhf_orz.reward.verdict import Verdict
+
+REMEMBERED = 100_000  # questions kept with their verdict, about 30 MiB
+
+
+class Pool:
+    """``ask`` a worker, from any thread. Equal questions are asked once, also at the same time.
+
+    Args:
+        workers: answers worked on at a time; None for the number of usable cores.
+        memory_mib, cpu_seconds, wall_seconds: limits of a worker and of an answer, as
+            :mod:`openrlhf_orz.reward.slot` has them.
+    """
+
+    def __init__(self, workers: int | None, memory_mib: int, cpu_seconds: float, wall_seconds: float):
+        self.workers = workers or len(os.sched_getaffinity(0))
+        # An answer that is slow gives its turn to the next, which needs a slot of its own.
+        self._keeper = Keeper(memory_mib, cpu_seconds)
+        self._slots = [Slot(self._keeper, wall_seconds) for _ in range(2 * self.workers)]
+        self._idle: queue.LifoQueue[Slot] = queue.LifoQueue()
+        for slot in reversed(self._slots):
+            self._idle.put(slot)
+        self._turns = threading.Semaphore(self.workers)
+        self._lock = threading.Lock()
+        self._known: dict[tuple[int, str, str], Future] = {}
+
+    def ask(self, task: int, gold: str, answer: str) -> tuple[Verdict, int]:
+        """The verdict and the number of the rule that decided. Blocks.
+
+        Raises:
+            RuntimeError: workers cannot start.
+        """
+        key = (task, gold, answer)
+        with self._lock:
+            future = self._known.get(key)
+            mine = future is None
+            if mine:
+                future = self._known[key] = Future()
+                if len(self._known) > REMEMBERED:
+                    self._known.pop(next(iter(self._known)))
+        if not mine:
+            return future.result()
+        try:
+            result = self._run(task, gold, answer)
+        except BaseException as error:
+            self._forget(key)
+            future.set_exception(error)
+            raise
+        if result[0] is Verdict.CRASHED:  # it may have been the machine
+            self._forget(key)
+        future.set_result(result)
+        return result
+
+    def _forget(self, key: tuple[int, str, str]) -> None:
+        with self._lock:
+            self._known.pop(key, None)
+
+    def _run(self, task: int, gold: str, answer: str) -> tuple[Verdict, int]:
+        turns = [self._turns]  # given back early by a slow answer, and once only
+
+        def give_back() -> None:
+            if turns:
+                turns.pop().release()
+
+        self._turns.acquire()
+        try:
+            slot = self._idle.get()
+            try:
+                return slot.ask(task, gold, answer, on_slow=give_back)
+            finally:
+                self._idle.put(slot)
+        finally:
+            give_back()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids: the keeper's first, where it runs, then the workers'."""
+        return [pid for pid in (self._keeper.pid, *(slot.pid for slot in self._slots)) if pid is not None]
+
+    def close(self) -> None:
+        """Kill the workers. A later ``ask`` starts them again; not while other threads ask."""
+        for slot in self._slots:
+            slot.kill()
+        self._keeper.close()

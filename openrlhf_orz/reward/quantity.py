@@ -1,0 +1,235 @@
+"""Exact numbers and what is written around them: signs, percent, currency, units."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_D = r"(?:\d+(?:\.\d*)?|\.\d+)"
+_NUMBER = re.compile(
+    rf"(?P<sign>[+-]?)\s*(?:(?P<whole>\d+)\s*)?(?:\\frac\s*\{{\s*(?P<ftop>-?\s*{_D})\s*\}}\s*\{{\s*(?P<fbot>-?\s*{_D})\s*\}})$"
+    rf"|(?P<sign2>[+-]?)\s*(?:(?P<whole2>\d+) +)?(?P<top>{_D})\s*/\s*(?P<bot>{_D})$"
+    rf"|(?P<sign3>[+-]?)\s*(?P<plain>{_D})(?:\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)\s*(?P<exp>\{{\s*[+-]?\d+\s*\}}|[+-]?\d+))?$"
+    rf"|(?P<sign4>[+-]?)\s*(?P<start>\d*\.\d*)\\overline\s*\{{?(?P<cycle>\d+)\}}?$"
+    r"|(?P<sign5>[+-]?)\s*10\s*\^\s*(?P<exp5>\{\s*[+-]?\d+\s*\}|\d)$"
+)
+MAX_DIGITS = 1000  # in an exact number; sums of this many digits cost microseconds
+MAX_EXPONENT = 2000
+
+
+@dataclass(frozen=True)
+class Number:
+    """An exact rational. ``decimal`` tells that it was written with a point (so may be a rounding)."""
+
+    value: Fraction
+    decimal: bool = False
+
+
+def number(text: str) -> Number | None:
+    """``text`` (tidied) as an exact number: integers, decimals, fractions, mixed and scientific."""
+    if not text or len(text) > MAX_DIGITS or not (text[-1].isdigit() or text[-1] in "}."):
+        return None
+    match = _NUMBER.match(text)
+    if not match:
+        return None
+    group = match.groupdict()
+    negative = any(group[name] == "-" for name in ("sign", "sign2", "sign3", "sign4", "sign5"))
+    decimal = "." in text
+    if group["ftop"] or group["top"]:
+        top, bottom = (group["ftop"], group["fbot"]) if group["ftop"] else (group["top"], group["bot"])
+        denominator = Fraction(bottom.replace(" ", ""))
+        if not denominator:
+            return None
+        value = Fraction(top.replace(" ", "")) / denominator
+        whole = group["whole"] or group["whole2"]
+        if whole and (value < 0 or value >= 1):
+            return None  # 2\frac{3}{2} is a product to some and a sum to others
+        value += int(whole or 0)
+    elif group["cycle"]:
+        start, cycle = group["start"], group["cycle"]
+        places = len(start) - start.index(".") - 1
+        value = Fraction(start if start not in (".",) else "0") if start.strip(".") else Fraction(0)
+        value += Fraction(int(cycle), (10 ** len(cycle) - 1) * 10**places)
+        decimal = False
+    else:
+        exponent = int((group["exp"] or group["exp5"] or "0").strip("{} ").replace(" ", ""))
+        if abs(exponent) > MAX_EXPONENT:
+            return None
+        value = Fraction(group["plain"] or "1") * Fraction(10) ** exponent
+    return Number(-value if negative else value, decimal)
+
+
+# Unit -> (dimension, size in the dimension's base unit). Names are singular and lower case.
+_UNITS: dict[str, tuple[str, Fraction]] = {}
+for _dimension, _names in {
+    "length": "mm=1/1000 millimeter=1/1000 millimetre=1/1000 cm=1/100 centimeter=1/100 centimetre=1/100 dm=1/10 "
+    "m=1 meter=1 metre=1 km=1000 kilometer=1000 kilometre=1000 in=254/10000 inch=254/10000 inche=254/10000 ft=3048/10000 foot=3048/10000 "
+    "feet=3048/10000 yd=9144/10000 yard=9144/10000 mi=1609344/1000 mile=1609344/1000",
+    "mass": "mg=1/1000 g=1 gm=1 gram=1 kg=1000 kilogram=1000 lb=45359237/100000 pound=45359237/100000 "
+    "oz=28349523125/1000000000 ounce=28349523125/1000000000 ton=907184740/1000",
+    "time": "s=1 sec=1 second=1 min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
+    "year": "yr=1 year=1 month=1/12",
+    "volume": "ml=1 milliliter=1 l=1000 liter=1000 litre=1000 cc=1",
+    "gallon": "gal=1 gallon=1 quart=1/4 pint=1/8 cup=1/16",
+    "money": "\\$=1 $=1 dollar=1 usd=1 buck=1 cent=1/100 ¢=1/100 penny=1/100 pennie=1/100",
+    "euro": "€=1 euro=1 eur=1",
+    "sterling": "£=1 gbp=1",
+    "rupee": "₹=1 rupee=1 r=1 rs=1",
+    "yuan": "yuan=1 rmb=1 ¥=1",
+    "angle": "degree=1 deg=1 °=1",
+    "radian": "radian=1 rad=1",
+    "speed": "mph=1 kmph=621371192/1000000000 kph=621371192/1000000000",
+    "area": "acre=1 hectare=247105381/100000000",
+    "force": "n=1 newton=1",
+    "energy": "j=1 joule=1 kj=1000",
+    "power": "w=1 watt=1 kw=1000",
+    "frequency": "hz=1 hertz=1",
+    "celsius": "celsiu=1 c=1",
+    "fahrenheit": "fahrenheit=1 f=1",
+    "information": "bit=1 byte=8",
+}.items():
+    for _entry in _names.split():
+        _name, _size = _entry.rsplit("=", 1)
+        _UNITS[_name] = (_dimension, Fraction(_size))
+
+_GENERIC = {
+    "unit",
+    "total",
+    "in",
+    "all",
+    "altogether",
+    "of",
+    "the",
+    "area",
+    "length",
+    "each",
+    "about",
+    "approximately",
+    "exactly",
+}
+_STOP = {
+    "or", "and", "not", "is", "are", "was", "but", "no", "maybe", "perhaps", "either", "to", "than", "if", "when", "where", "for",
+    "any", "every", "some", "never", "wrong", "false", "true", "yes", "answer", "plus", "minus", "times", "point", "hundred",
+    "thousand", "million", "billion", "dozen", "half", "percent", "mod", "modulo", "base", "by", "over", "because", "with", "am", "pm",
+    "except", "unless", "other", "between", "more", "less", "at", "least", "most", "up", "squared", "cubed", "trillion", "remainder",
+}  # fmt: skip
+_CURRENCY = re.compile(
+    r"^(?P<minus>-?)\s*(?P<unit>\\\$|[€£¥₹]|(?:\\text\{\s*)?(?:Rs\.?|USD|US\\\$)\s*\}?)\s*(?P<body>(?:\S.*))$"
+)
+_TAIL = re.compile(r"\s*\\text\{(?P<words>[^{}]*)\}\s*(?:\^\s*\{?\s*(?P<power>[23])\s*\}?)?$")
+_SLASH_TAIL = re.compile(r"\s*\\text\{([^{}]*)\}\s*/\s*\\text\{([^{}]*)\}$")
+_WORDS = re.compile(
+    r"(?P<gap>\s*)(?P<words>[a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?(?: [a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?){0,3})(?:\s*\^\s*\{?(?P<power>[23])\}?)?$"
+)
+_DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?(?P<scale>[CF]?)(?:elsius|ahrenheit)?\s*\}?$")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_SIGN_TAIL = re.compile(r"\s*(?P<unit>\\\$|[€£¥₹¢])$")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of measure, or the noun of a count (``dimension`` "word:..."), with its size."""
+
+    dimension: str
+    size: Fraction = Fraction(1)
+
+
+def _singular(word: str) -> str:
+    word = word.lower().strip(".")
+    if word in _UNITS:
+        return word
+    return word[:-1] if len(word) > 2 and word.endswith("s") else word
+
+
+def unit_of(words: str, power: int = 1) -> Unit | None:
+    """The unit that ``words`` name, None if they are no unit or noun phrase (or say nothing)."""
+    words = re.sub(r"\bper\b", "/", words.lower()).replace("-", " ")
+    tokens = [_singular(token) for token in re.findall(r"[a-z€£¥₹°]+|\\\$|/", words)]
+    if any(token in _STOP - {"squared", "cubed"} for token in tokens) or re.search(r"\d", words):
+        return None
+    for spelled, exponent in (("square", 2), ("sq", 2), ("squared", 2), ("cubic", 3), ("cubed", 3), ("cu", 3)):
+        if spelled in tokens:
+            tokens.remove(spelled)
+            power = exponent
+    meaningful = [token for token in tokens if token not in _GENERIC or (token == "in" and len(tokens) == 1)]
+    if not meaningful:
+        return Unit("") if tokens else None
+    sides = " ".join(meaningful).split("/")
+    size, names = Fraction(1), []
+    for position, side in enumerate(sides):
+        token = side.strip()
+        dimension, factor = _UNITS.get(token, ("word:" + token, Fraction(1)))
+        size = size * factor**power if position == 0 else size / factor
+        names.append(dimension)
+    if names == ["length", "time"] and size == Fraction(1609344, 3600 * 1000):
+        return Unit("speed")
+    if names == ["length", "time"]:
+        return Unit("speed", size * 3600 * 1000 / 1609344)
+    return Unit("/".join(names) + (f"^{power}" if power != 1 else ""), size)
+
+
+def split_unit(text: str) -> tuple[str, Unit | None, bool]:
+    """The body of ``text``, its unit (None without one) and whether the unit is beyond doubt.
+
+    A trailing letter may be a unit or a factor (``5m``): then the last item is False.
+    """
+    match = _CURRENCY.match(text)
+    if match:
+        name = re.sub(r"\\text\{|[}. ]", "", match["unit"]).replace("US\\$", "usd").lower()
+        body, inner, _ = split_unit(match["minus"] + match["body"])
+        return (
+            body,
+            Unit(*_UNITS.get(name, ("money", Fraction(1)))) if not inner or inner.dimension == "money" else inner,
+            True,
+        )
+    match = _SIGN_TAIL.search(text)
+    if match and match.start():
+        return text[: match.start()].strip(), Unit(*_UNITS[match["unit"]]), True
+    match = _DEGREE.search(text)
+    if match and match.start() and not _TRIGONOMETRIC.search(text):
+        scale = {"C": "celsius", "F": "fahrenheit"}.get(match["scale"], "angle")
+        return text[: match.start()].strip(), Unit(scale), True
+    match = _SLASH_TAIL.search(text)
+    if match and match.start():
+        unit = unit_of(f"{match[1]} / {match[2]}")
+        if unit:
+            return text[: match.start()].strip(), unit, True
+    match = _TAIL.search(text)
+    if match and match.start():
+        unit = unit_of(match["words"], int(match["power"] or 1))
+        body = text[: match.start()].strip()
+        if unit:
+            return body.rstrip("\\ "), unit, True
+        if not match["words"].strip():
+            return body, None, True
+        return text, None, True
+    match = _WORDS.search(text)
+    if (
+        match
+        and match.start()
+        and re.search(r"[\d})]$", text[: match.start()])
+        and not re.search(r"\\[a-zA-Z]*$", text[: match.end("gap")])
+    ):
+        words = match["words"]
+        unit = unit_of(words, int(match["power"] or 1))
+        known = unit is not None and not unit.dimension.startswith("word:")
+        sure = bool(match["gap"]) and len(words) > 1
+        if unit and (known and (len(words) > 1 or words in "mghsLlNJWF") or (sure and len(words) > 2)):
+            return text[: match.start()].strip(), unit, sure
+    return text, None, True
+
+
+def units_agree(gold: Unit | None, answer: Unit | None) -> Fraction | None:
+    """The factor that turns the answer's number into the reference's unit, None if they conflict.
+
+    A missing unit agrees with any: the question fixed it.
+    """
+    if gold is None or answer is None or not gold.dimension or not answer.dimension:
+        return Fraction(1)
+    if gold.dimension == answer.dimension:
+        return answer.size / gold.size
+    nouns = [set(unit.dimension[5:].split()) for unit in (gold, answer) if unit.dimension.startswith("word:")]
+    if len(nouns) == 2 and (nouns[0] <= nouns[1] or nouns[1] <= nouns[0]):
+        return Fraction(1)
+    return None

@@ -1,0 +1,167 @@
+"""Rules for single things: numbers, percent, units, words, times, expressions."""
+
+from __future__ import annotations
+
+import re
+
+from openrlhf_orz.reward import shapes, values
+from openrlhf_orz.reward.compare import Decision, decide
+from openrlhf_orz.reward.notation import split_top
+from openrlhf_orz.reward.quantity import Number, number, split_unit, units_agree
+
+
+def unfinished(gold: str, answer: str) -> Decision:
+    """Dots do not complete an answer that the reference writes out."""
+    return False if "\\ldots" in answer and "\\ldots" not in gold else None
+
+
+def clock(gold: str, answer: str) -> Decision:
+    """Times and ratios: `1:58 am` is not `1:58 pm`; 3:4 is 6:8 and 3/4."""
+    left, right = shapes.clock(gold), shapes.clock(answer)
+    if left is None:
+        return None if right is None or right[1] is None else False
+    if right is None:
+        value, ratio = number(answer), left[0]
+        if left[1] is None and len(ratio) == 2 and ratio[1] and value:
+            return value.value * ratio[1] == ratio[0]
+        return False if value else None
+    if left[1] or right[1]:
+        hours = []
+        for (hour, *rest), half in (left, right):
+            rest = (rest + [0, 0])[:2]
+            hours.append((hour if half is None else hour % 12 + 12 * (half == "p"), *rest))
+        return hours[0] == hours[1]
+    if left[0] == right[0]:
+        return True
+    looks_like_time = any(part < 10 and f"0{part}" in gold + answer for part in left[0] + right[0])
+    if looks_like_time or len(left[0]) != len(right[0]) or 0 in left[0] + right[0]:
+        return False
+    return all(a * right[0][0] == b * left[0][0] for a, b in zip(left[0], right[0]))
+
+
+def exact_number(gold: str, answer: str) -> Decision:
+    """Numbers are equal exactly: no rounding of an exact reference, no absolute tolerance."""
+    left, right = number(gold), number(answer)
+    if left is None or right is None:
+        return None
+    return left.value == right.value or _rounds_to(left, right, gold)
+
+
+def _rounds_to(gold: Number, answer: Number, text: str) -> bool:
+    """A reference given as a long decimal is a rounding; an exact answer that rounds to it is right."""
+    digits = re.sub(r"[^\d]", "", text).lstrip("0")
+    if not gold.decimal or answer.decimal or len(digits) < 6 or not re.fullmatch(r"-?\d*\.\d+", text):
+        return False
+    places = len(text.split(".")[1])
+    return abs(gold.value - answer.value) * 10**places * 2 <= 1
+
+
+def _percent(text: str) -> str | None:
+    return text[:-2].strip() if text.endswith("\\%") else None
+
+
+def percent(gold: str, answer: str) -> Decision:
+    """`5%` is 5 where percent was asked for, and 0.05; 500% is not 5."""
+    left, right = _percent(gold), _percent(answer)
+    if left is None and right is None:
+        return None
+    if left is not None and right is not None:
+        return decide(left, right)[0]
+    body, other = (left, answer) if left is not None else (right, gold)
+    plain, share = number(split_unit(body)[0]), number(split_unit(other)[0])
+    if plain is None or share is None:
+        pair = (body, other) if left is not None else (other, body)
+        return bool(decide(*pair)[0]) or bool(
+            values.same(*((f"\\frac{{{x}}}{{100}}" if x is body else x) for x in pair))
+        )
+    if plain.value == share.value:
+        return True
+    large_whole = share.value.denominator == 1 and abs(share.value) > 1
+    return plain.value == 100 * share.value and not large_whole
+
+
+def base(gold: str, answer: str) -> Decision:
+    """A base is part of a number: `1011_2` is not `1011_3`; without one the digits count."""
+    left, right = shapes.based(gold), shapes.based(answer)
+    if left is None and right is None:
+        return None
+    if left and right:
+        return left == right
+    plain = re.sub(r"\s|\\text|[{}]", "", answer if left else gold).upper()
+    digits, radix = left or right
+    if right and radix != 10 and re.search(r"[=,]", gold):
+        return None
+    return digits == plain
+
+
+def choice(gold: str, answer: str) -> Decision:
+    """A choice letter is that letter, bare or in text or brackets; `E` is not Euler's number."""
+    left = shapes.choice(gold)
+    if left is None:
+        return None
+    right = shapes.choice(answer)
+    if right:
+        return left[0] == right[0]
+    with_content = re.match(r"(?:\\text\{)?\s*\(\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*\)\s*\}?\s*\S", answer)
+    if with_content:
+        return with_content.group(1) == left[0]
+    lower = re.fullmatch(r"(?:\\text\{)?\s*\(?([a-z])\)?\s*\}?", answer)
+    if lower:
+        return (left[1] or "\\text" in answer) and lower.group(1).upper() == left[0]
+    return False if left[1] else None
+
+
+def words(gold: str, answer: str) -> Decision:
+    """A reference in words is compared as words, letters in order: `abc` is not `acb`."""
+    left = shapes.words(gold)
+    if left is None:
+        return None
+    right = shapes.words(answer)
+    if right is None:
+        right = re.sub(r"[^a-z ]", "", answer.casefold().replace("\\text", "")).strip()
+    return left == right or (left.replace(" ", "") == right.replace(" ", "") and len(left) > 2)
+
+
+def unit(gold: str, answer: str) -> Decision:
+    """Units, currency and degrees may be left out, never exchanged: cm is not m."""
+    g_body, g_unit, g_sure = split_unit(gold)
+    a_body, a_unit, a_sure = split_unit(answer)
+    if (
+        g_unit is not None
+        and not g_sure
+        and (a_unit is None or re.fullmatch(r"[a-zA-Z]", gold[len(g_body) :]) is None)
+    ):
+        g_body, g_unit = (gold, None) if number(answer) else (g_body, g_unit)
+    if a_unit is not None and not a_sure and number(a_body) is None:
+        a_body, a_unit = answer, None
+    if g_unit is None and a_unit is None:
+        if g_body != gold or a_body != answer:
+            return decide(g_body, a_body)[0]
+        return None
+    if (g_unit is None and _symbols_text(g_body)) or (a_unit is None and _symbols_text(a_body)):
+        return None
+    factor = units_agree(g_unit, a_unit)
+    if factor is None:
+        return False
+    angle = {u.dimension for u in (g_unit, a_unit) if u is not None}
+    if angle == {"angle"} and ("\\pi" in g_body) != ("\\pi" in a_body):
+        in_degrees, in_radians = (g_body, a_body) if "\\pi" in a_body else (a_body, g_body)
+        return bool(values.same(f"({in_degrees})\\cdot \\frac{{\\pi}}{{180}}", in_radians))
+    if factor == 1:
+        return decide(g_body, a_body)[0]
+    return decide(g_body, f"({a_body})\\cdot \\frac{{{factor.numerator}}}{{{factor.denominator}}}")[0]
+
+
+def _symbols_text(body: str) -> bool:
+    return "\\text" in body
+
+
+def expression(gold: str, answer: str) -> Decision:
+    """Expressions are equal when they have one value everywhere, to 50 digits."""
+    if re.search(r"[&]|\\begin", gold + answer) is None:
+        for text in (gold, answer):
+            if len(split_top(text, ",;")) > 1 or shapes.relations(text)[1]:
+                return None
+    if number(gold) is not None and re.search(r"\\text|[a-zA-Z]{4,}", re.sub(r"\\[a-zA-Z]+", "", answer)):
+        return False
+    return values.same(gold, answer)

@@ -1,0 +1,146 @@
+"""Are two expressions the same value? Parsed by Math-Verify's parser, compared exactly.
+
+Expressions are compared by 50-digit evaluation, at random-looking points for their symbols:
+unlike ``simplify`` this is quick for wrong answers too, and unlike Math-Verify's rounding to
+six places it tells 1.414 from the square root of two and 2^-98 from 2^-99. What cannot be
+evaluated so is left to ``math_verify.verify``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+
+from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+from math_verify import verify
+from math_verify.grader import should_treat_as_complex
+from sympy import Basic, Expr, Float, I, MatrixBase, Rational, Symbol, nan, oo, zoo
+from sympy.core.function import AppliedUndef
+
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
+
+# Units, percent and boxes are handled before; Math-Verify would drop a trailing letter as a unit.
+_CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\\circ")
+DIGITS = 50
+_CLOSE = Rational(1, 10**35)
+_HUGE = 10**30
+_ZERO = Rational(1, 10**95)
+POSITIVE = [(137, 61, 29), (89, 211, 17), (1009, 311, 53)]
+_NEGATIVE = [(-73, 59, 31), (-227, 97, 19)]
+
+
+@functools.lru_cache(maxsize=2048)
+def parse(text: str) -> Basic | MatrixBase | None:
+    """``text`` (tidied LaTeX) as a SymPy object, None if it is none. References stay in this cache."""
+    try:
+        latex = normalize_latex(_DEGREES.sub(r"(\\frac{\1\\pi}{180})", text), _CONFIG)
+        parsed = latex2sympy(
+            latex, is_real=not should_treat_as_complex(latex), convert_degrees=False, normalization_config=None
+        )
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+    return parsed if isinstance(parsed, (Basic, MatrixBase)) else None
+
+
+def same(gold: str, answer: str) -> bool | None:
+    """Whether two spans are equal as expressions, None if one cannot be parsed."""
+    left, right = parse(gold), parse(answer)
+    if left is None or right is None:
+        return None
+    return same_parsed(left, right)
+
+
+def same_parsed(left: Basic | MatrixBase, right: Basic | MatrixBase) -> bool:
+    """Whether two parsed objects are equal, the reference first."""
+    if isinstance(left, MatrixBase) or isinstance(right, MatrixBase) or _has_matrix(left) or _has_matrix(right):
+        left, right = _done(left), _done(right)
+        if isinstance(left, MatrixBase) and isinstance(right, MatrixBase):
+            return left.shape == right.shape and all(same_parsed(a, b) for a, b in zip(left, right))
+        return False
+    if isinstance(left, Expr) and isinstance(right, Expr):
+        decided = evaluate_equal(left, right)
+        if decided is not None:
+            return decided
+    return bool(verify([left], [right], timeout_seconds=None))
+
+
+def _has_matrix(expression: Basic) -> bool:
+    return isinstance(expression, Basic) and expression.has(MatrixBase)
+
+
+def _done(expression: Basic | MatrixBase) -> Basic | MatrixBase:
+    try:
+        return expression.doit()
+    except MemoryError:
+        raise
+    except Exception:
+        return expression
+
+
+def exact(expression: Expr) -> Expr:
+    """Decimals as the rationals they spell, ``i`` as the imaginary unit, ``f(2)`` as a symbol."""
+    swaps = {call: Symbol(str(call)) for call in expression.atoms(AppliedUndef)}
+    swaps.update({f: Rational(str(f)) for f in expression.atoms(Float)})
+    swaps.update({s: I for s in expression.free_symbols if s.name == "i"})
+    return expression.xreplace(swaps) if swaps else expression
+
+
+def evaluate_equal(left: Expr, right: Expr) -> bool | None:
+    """Equality by evaluation; None when the points do not settle it."""
+    try:
+        left, right = exact(left), exact(right)
+        if left.is_Rational and right.is_Rational:
+            return bool(left == right)
+        if left in (oo, -oo) or right in (oo, -oo):
+            return bool(left == right)
+        symbols = left.free_symbols | right.free_symbols
+        if len(symbols) > 12:
+            return None
+        if not symbols:
+            equal = _equal_at(left, right, {})
+            if equal and abs(number_at(left, {})) > _HUGE:  # 2^{2008} and 2^{2008}-2 share 604 digits
+                left, right = _done(left), _done(right)
+                return bool(left == right) if left.is_Rational and right.is_Rational else None
+            return equal
+        seen = [_equal_at(left, right, point(symbols, seed)) for seed in POSITIVE]
+        if False in seen:
+            return False
+        if True not in seen:
+            return None
+        seen = [_equal_at(left, right, point(symbols, seed)) for seed in _NEGATIVE]
+        return None if False in seen else True
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+
+
+def point(symbols: set[Symbol], seed: tuple[int, int, int]) -> dict[Symbol, Rational]:
+    """Values for the symbols, by name and far from special ones; ``seed`` is one of POSITIVE."""
+    top, bottom, step = seed
+    sign = -1 if top < 0 else 1
+    names = sorted({s.name for s in symbols})  # one name may be real on one side and complex on the other
+    at = {name: Rational(top + sign * (step * n * n + 7 * n), bottom + 11 * n) for n, name in enumerate(names)}
+    return {s: at[s.name] for s in symbols}
+
+
+def _equal_at(left: Expr, right: Expr, point: dict[Symbol, Rational]) -> bool | None:
+    values = [number_at(side, point) for side in (left, right)]
+    if values[0] is None or values[1] is None:
+        return None
+    difference, size = abs(values[0] - values[1]), max(abs(values[0]), abs(values[1]))
+    return bool(difference <= _CLOSE * size or size < _ZERO)
+
+
+def number_at(expression: Expr, point: dict[Symbol, Rational]) -> Expr | None:
+    """The finite complex number ``expression`` is at ``point``, None if it is none there."""
+    value = expression.evalf(DIGITS, subs=point, maxn=200)
+    if not value.is_number or value.has(nan, zoo, oo) or not value.is_comparable and not value.is_complex:
+        return None
+    real, imaginary = value.as_real_imag()
+    return value if real.is_Number and imaginary.is_Number else None

@@ -1,0 +1,38 @@
+"""The vLLM engine actor: stop strings and grading by our executor, weights by file, log-probs of given sequences."""
+
+import os
+
+from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+from vllm import SamplingParams
+
+from openrlhf_orz.rollout.agent import AgentExecutor
+
+
+class OrzRolloutActor(RolloutRayActor):
+    async def __init__(self, *args, orz=None, **kwargs):
+        await super().__init__(*args, **kwargs)
+        if isinstance(orz, dict):  # None: the user's own agent
+            self.executor = AgentExecutor(**orz)
+
+    def _configure_vllm_env(self, *args, **kwargs):
+        super()._configure_vllm_env(*args, **kwargs)
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+    async def load_weights(self, path: str):
+        """Load all weights from a safetensors file on this machine and forget what was computed with the old ones."""
+        await self.llm.collective_rpc("load_weights_file", args=(path,))
+        await self.llm.reset_prefix_cache()
+
+    async def sequence_log_probs(self, sequences: list[list[int]]) -> list[list[float]]:
+        """The engine's log-prob of each token but the first, for each sequence of token ids."""
+        result = []
+        for token_ids in sequences:
+            output = await self.generate(token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=1.0))
+            result.append([step[token].logprob for token, step in zip(token_ids[1:], output.prompt_logprobs[1:])])
+        return result
+
+    async def shutdown(self):
+        """End the engine's processes and the graders."""
+        self.llm.shutdown()
+        if isinstance(self.executor, AgentExecutor):
+            self.executor.grader.close()

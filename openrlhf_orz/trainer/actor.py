@@ -1,0 +1,104 @@
+"""The policy: strict on-policy loss, exact step metrics, warm-up in steps, weight sync without CUDA."""
+
+
+import time
+
+import torch
+from openrlhf.models import PolicyLoss
+from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
+
+from openrlhf_orz.config import needs_old_log_probs
+from openrlhf_orz.data.prompts import chat_template
+from openrlhf_orz.rollout.weight_sync import sync_through_file
+from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
+from openrlhf_orz.trainer.process import RendezvousByFile, models_in_training, peak_memory_mib, share_cores
+
+
+def warmup_ratio(steps: int, max_steps: int) -> float:
+    """The ratio for which OpenRLHF's ceil(max_steps * ratio) is ``steps``, safe against rounding."""
+    return max(0.0, steps - 0.5) / max(1, max_steps)
+
+
+class OrzPolicyLoss(PolicyLoss):
+    """Eq. 1. With ``on_policy`` the old policy is the policy itself: ratio 1, gradient of the log-probs.
+
+    ``tally`` sums, on the way, the negated log-probs of the sampled tokens: an estimate of the entropy.
+    """
+
+    on_policy = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tally = torch.zeros(2, dtype=torch.float64)  # sum of -log p, tokens
+
+    def forward(self, log_probs, old_log_probs, advantages, action_mask=None, **kwargs):
+        with torch.no_grad():
+            self.tally += torch.stack([-(log_probs * action_mask).double().sum(), action_mask.double().sum()]).cpu()
+        if self.on_policy:
+            old_log_probs = log_probs.detach()
+        return super().forward(log_probs, old_log_probs, advantages, action_mask=action_mask, **kwargs)
+
+
+class OrzActorPPOTrainer(ActorPPOTrainer):
+    replay_buffer_cls = OrzReplayBuffer
+    policy_loss_cls = OrzPolicyLoss
+
+    def __init__(self, strategy, *args, **kwargs):
+        on_cpu = strategy.args.orz.device == "cpu"
+        super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
+        self.actor_loss_fn.on_policy = needs_old_log_probs(self.args) is None
+
+    def _init_vllm_sync_group(self, backend):
+        if self.args.orz.device != "cpu":  # no NCCL there, and none needed
+            super()._init_vllm_sync_group(backend)
+
+    def ppo_train(self, kl_ctl):
+        self.loss_sum, self.steps = 0.0, 0
+        self.actor_loss_fn.tally.zero_()
+        status = super().ppo_train(kl_ctl)
+        # A micro-batch's loss is its share of the step's mean: they add up, where upstream averages them.
+        sums = self.strategy.all_reduce(self.actor_loss_fn.tally.float(), op="sum")
+        status["policy_loss"] = self.strategy.all_reduce(self.loss_sum / max(1, self.steps))
+        status["entropy"] = (sums[0] / sums[1].clamp(min=1)).item()
+        status["policy_updates"] = self.steps
+        return status
+
+    def training_step(self, experience, kl_ctl, step, loss_batch_info=None):
+        result = super().training_step(experience, kl_ctl, step, loss_batch_info)
+        self.loss_sum += result["metrics"]["policy_loss"].item()
+        self.steps += self.replay_buffer.dynamic_optimizer_step[step]
+        return result
+
+    def broadcast_to_vllm(self):
+        if self.args.orz.device == "cpu":
+            sync_through_file(self.actor.model.module, self.vllm_engines, self.args)
+        else:
+            super().broadcast_to_vllm()
+
+
+class OrzPolicyModelActor(RendezvousByFile, PolicyModelActor):
+    trainer_cls = OrzActorPPOTrainer
+
+    def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
+        args = strategy.args
+        share_cores(args)
+        if args.orz.actor_warmup_steps is not None:
+            args.actor.lr_warmup_ratio = warmup_ratio(args.orz.actor_warmup_steps, max_steps)
+        super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)
+        if not args.data.apply_chat_template:
+            # what is saved asks its questions in the way it was trained
+            self.tokenizer.chat_template = chat_template(args.orz.prompt_template)
+
+    def forward(self, *args, **kwargs):
+        share_cores(self.strategy.args)
+        return super().forward(*args, **kwargs)
+
+    def fit(self, kl_ctl=0):
+        share_cores(self.strategy.args, models_in_training(self.strategy.args))
+        start = time.monotonic()
+        status = super().fit(kl_ctl)
+        return {**status, "seconds_actor": time.monotonic() - start, "actor_memory_mib": peak_memory_mib()}
+
+    def drop_buffer(self):
+        """Forget the rollout, in a step that trains the critic alone."""
+        self.trainer.replay_buffer.clear()

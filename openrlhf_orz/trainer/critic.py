@@ -1,0 +1,96 @@
+"""The critic: K optimizer steps per rollout (Sec. 3.1), value-head initialisation by flag, exact step metrics."""
+
+import time
+
+import deepspeed
+import torch
+from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
+from openrlhf.utils.logging_utils import init_logger
+from transformers.utils import cached_file
+
+from openrlhf_orz.models.value_head import init_value_head
+from openrlhf_orz.trainer.actor import warmup_ratio
+from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
+from openrlhf_orz.trainer.process import RendezvousByFile, models_in_training, peak_memory_mib, share_cores
+
+logger = init_logger(__name__)
+
+
+def has_weight(pretrain: str, name: str) -> bool:
+    """Whether the safetensors checkpoint (a directory or a hub name) holds a tensor of that name."""
+    import json
+
+    from safetensors import safe_open
+
+    index = cached_file(pretrain, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        with open(index) as f:
+            return name in json.load(f)["weight_map"]
+    single = cached_file(pretrain, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if single is None:
+        return False
+    with safe_open(single, framework="pt") as f:
+        return name in f.keys()
+
+
+class OrzCriticPPOTrainer(CriticPPOTrainer):
+    replay_buffer_cls = OrzCriticReplayBuffer
+
+    def __init__(self, strategy, *args, **kwargs):
+        on_cpu = strategy.args.orz.device == "cpu"
+        super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
+
+    def ppo_train(self):
+        self.at_steps = []
+        status = super().ppo_train()
+        micro_batches = len(self.replay_buffer) * self.max_epochs
+        if not self.at_steps:
+            return status
+        # A micro-batch's loss is its share of the step's mean: they add up, where upstream averages them.
+        status["critic_loss"] *= micro_batches / len(self.at_steps)
+        status["critic_grad_norm"] = sum(s["critic_grad_norm"] for s in self.at_steps) / len(self.at_steps)
+        status["critic_lr"] = self.at_steps[-1]["critic_lr"]
+        status["critic_updates"] = len(self.at_steps)
+        return status
+
+    def training_step(self, experience, step, loss_batch_info=None):
+        status = super().training_step(experience, step, loss_batch_info)
+        if self.replay_buffer.dynamic_optimizer_step[step]:
+            self.at_steps.append(dict(status))
+        return status
+
+
+class OrzCriticModelActor(RendezvousByFile, CriticModelActor):
+    trainer_cls = OrzCriticPPOTrainer
+
+    def build_model(self, strategy, pretrain):
+        critic = super().build_model(strategy, pretrain)
+        prefix = critic.value_head_prefix
+        if has_weight(pretrain, f"{prefix}.weight"):
+            logger.info(f"value head: from {pretrain}")
+            return critic
+        weight = getattr(critic, prefix).weight
+        generator = torch.Generator(weight.device).manual_seed(strategy.args.train.seed)
+        with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")):
+            if not hasattr(weight, "ds_id") or torch.distributed.get_rank() == 0:
+                init_value_head(weight.data, strategy.args.orz.value_head_init, generator)
+        logger.info(f"value head: initialised ({strategy.args.orz.value_head_init})")
+        return critic
+
+    def init_model_from_pretrained(self, strategy, pretrain, max_steps):
+        args = strategy.args
+        share_cores(args)
+        max_steps = max_steps // args.orz.policy_updates * args.orz.critic_updates  # in the critic's own steps
+        if args.orz.critic_warmup_steps is not None:
+            args.critic.lr_warmup_ratio = warmup_ratio(args.orz.critic_warmup_steps, max_steps)
+        super().init_model_from_pretrained(strategy, pretrain, max_steps)
+
+    def forward(self, *args, **kwargs):
+        share_cores(self.strategy.args)
+        return super().forward(*args, **kwargs)
+
+    def fit(self):
+        share_cores(self.strategy.args, models_in_training(self.strategy.args))
+        start = time.monotonic()
+        status = super().fit()
+        return {**status, "seconds_critic": time.monotonic() - start, "critic_memory_mib": peak_memory_mib()}

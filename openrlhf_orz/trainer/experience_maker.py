@@ -1,0 +1,50 @@
+"""Experience making: only the forwards that the step needs, advantages on whole batches."""
+
+import ray
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+from openrlhf.utils.logging_utils import init_logger
+
+from openrlhf_orz.algo.advantages import discounted_sum, gae
+from openrlhf_orz.config import needs_old_log_probs
+
+logger = init_logger(__name__)
+
+
+class OrzExperienceMaker(RemoteExperienceMaker):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.old_log_probs_reason = needs_old_log_probs(self.args)
+        logger.info(
+            f"forward for old log-probs: {self.old_log_probs_reason}"
+            if self.old_log_probs_reason
+            else "forward for old log-probs: skipped, one on-policy step takes them from its own forward"
+        )
+
+    def split_rollout_samples(self, rollout_samples):
+        """Batches for the forwards: by tokens as upstream, or of --rollout.micro_batch_size samples."""
+        if not self.args.orz.fixed_micro_batches:
+            return super().split_rollout_samples(rollout_samples)
+        self.args.train.dynamic_batch_enable = False
+        try:
+            return super().split_rollout_samples(rollout_samples)
+        finally:
+            self.args.train.dynamic_batch_enable = True
+
+    def _dispatch_forward(self, group, sync_condition, **kwargs):
+        if group is self.actor_model_group and self.old_log_probs_reason is None:
+            # placeholders: the policy loss takes the old log-probs from its own forward
+            return [ray.put([torch.zeros(mask.shape) for mask in kwargs["action_mask"]])]
+        return super()._dispatch_forward(group, sync_condition, **kwargs)
+
+    def get_advantages_and_returns(self, values, rewards, action_mask, gamma, lambd):
+        return gae(values, rewards, action_mask, gamma, lambd)
+
+    def get_cumulative_returns(self, rewards, action_mask, gamma):
+        return discounted_sum(rewards * action_mask, gamma)
+
+
+def response_lengths(experiences: list[Experience]) -> torch.Tensor:
+    """Action tokens of each response, (B,) long."""
+    return torch.cat([experience.action_mask.long().sum(-1) for experience in experiences])

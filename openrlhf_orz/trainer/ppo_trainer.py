@@ -1,0 +1,183 @@
+"""The trainer: OpenRLHF's PPO loop with ORZ's experience maker, metrics and run directory."""
+
+import math
+import time
+
+import ray
+import torch
+from openrlhf.trainer.ppo_trainer import PPOTrainer, prepare_datasets
+from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor, PPOTrainerAsync, TrainingActor
+from openrlhf.utils.logging_utils import init_logger
+
+from openrlhf_orz.algo.masked import explained_variance, masked_mean
+from openrlhf_orz.reward.extract import extract_answer
+from openrlhf_orz.reward.verdict import Verdict
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
+from openrlhf_orz.trainer.metrics import rollout_metrics, step_record
+from openrlhf_orz.trainer.run_dir import RunDir
+
+logger = init_logger(__name__)
+
+SYNC_SEQUENCES = 8  # sequences on which --orz.check_sync compares
+
+
+def load_prompts(strategy, tokenizer):
+    """OpenRLHF's data sets, in an order fixed by the seed; a partial last rollout counts as steps, too.
+
+    Returns the prompts, the evaluation prompts (or None) and the number of policy steps of the run.
+    """
+    args = strategy.args
+    torch.manual_seed(args.train.seed)
+    prompts, evaluation, _ = prepare_datasets(strategy, tokenizer)
+    rollouts = math.ceil(len(prompts.dataset) / args.rollout.batch_size) * args.train.num_episodes
+    return prompts, evaluation, rollouts * args.train.max_epochs * args.orz.policy_updates
+
+
+def info(samples, key: str, missing: float = -1.0) -> torch.Tensor:
+    """A per-sample number of single-sample experiences as (B,) float."""
+    return torch.tensor([float(sample.info[key]) if key in sample.info else missing for sample in samples])
+
+
+class OrzTrainer:
+    """What ORZ adds to OpenRLHF's training loop, synchronous or not."""
+
+    experience_maker_cls = OrzExperienceMaker
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.run_dir = RunDir(self.args.orz.run_dir)
+        self.fixed_sequences = self.last_log_probs = None
+        self.ours: dict = {}
+
+    def train_step(self, rollout_samples, global_step):
+        if self.args.orz.check_sync and self.fixed_sequences is None:
+            self.fixed_sequences = rollout_samples[:: max(1, len(rollout_samples) // SYNC_SEQUENCES)][:SYNC_SEQUENCES]
+        lengths = torch.tensor([int(sample.action_mask.sum()) for sample in rollout_samples])
+        self.ours = rollout_metrics(
+            torch.tensor([float(sample.rewards) for sample in rollout_samples]),
+            lengths,
+            torch.tensor([float(sample.truncated) for sample in rollout_samples]),
+            info(rollout_samples, "verdict"),
+            info(rollout_samples, "format"),
+            self.args.rollout.n_samples_per_prompt,
+        )
+        self.ours["response_tokens"] = float(lengths.sum())
+        self.ours["tokens"] = float(sum(int(sample.total_length) for sample in rollout_samples))
+        status, step = super().train_step(rollout_samples, global_step)
+        broken = [k for k in ("policy_loss", "entropy", "critic_loss") if not math.isfinite(status.get(k, 0.0))]
+        if broken:
+            raise FloatingPointError(f"step {step}: {', '.join(broken)} not finite: the weights can no longer be used")
+        if self.args.orz.rollout_dump_every and step % self.args.orz.rollout_dump_every == 0:
+            chosen = rollout_samples[: self.args.orz.rollout_dump_max]
+            self.run_dir.dump_rollouts(step, lambda: map(self.rollout_row, chosen))
+        return status, step
+
+    def rollout_row(self, sample) -> dict:
+        """One response as it stands in rollouts/step_N.jsonl."""
+        mask = torch.nn.functional.pad(sample.action_mask[0], (1, 0)).bool()
+        response = self.tokenizer.decode(sample.sequences[0][mask], skip_special_tokens=False)
+        row = {
+            "prompt": sample.prompts[0],
+            "response": response,
+            "extracted": extract_answer(response),
+            "reference": sample.labels[0],
+            "reward": float(sample.rewards),
+            "tokens": int(sample.action_mask.sum()),
+        }
+        if "verdict" in sample.info:
+            from openrlhf_orz.rollout.agent import stop_reason
+
+            row["verdict"] = Verdict(int(sample.info["verdict"])).label
+            row["stop_reason"] = stop_reason(int(sample.info["ended"]), list(self.args.orz.stop))
+        return row
+
+    def _compute_rollout_stats(self, experiences):
+        """Adds what is known before the updates: the critic's fit to the returns, and the advantages."""
+        stats = super()._compute_rollout_stats(experiences)
+        mask = torch.cat([e.action_mask.flatten() for e in experiences])
+        returns = torch.cat([e.returns.flatten() for e in experiences])
+        stats["return_mean"] = masked_mean(returns, mask).item()
+        if experiences[0].values is not None:
+            values = torch.cat([e.values.flatten() for e in experiences])
+            stats["explained_variance"] = explained_variance(values, returns, mask)
+        return stats
+
+    def ppo_train(self, global_steps):
+        status = super().ppo_train(global_steps)
+        if global_steps <= self.args.critic.freezing_steps:
+            # the policy does not train yet: its rollout must not pile up
+            ray.get(self.actor_model_group.async_run_method(method_name="drop_buffer"))
+        return status
+
+    def broadcast_to_vllm(self):
+        super().broadcast_to_vllm()
+        if self.fixed_sequences is not None:
+            self.ours.update(self.sync_gap())
+
+    def sync_gap(self) -> dict[str, float]:
+        """|log p_vllm - log p_trainer| of the response tokens of fixed sequences, over all engines; and how far the
+        trainer's own have moved since the sync before, which says whether the gap could have shown a missed sync.
+        """
+        samples = self.fixed_sequences
+        ranks = len(self.actor_model_group._actor_handlers) // self.actor_model_group.duplicate_actors
+        kwargs = {
+            key: [getattr(sample, key) for sample in samples for _ in range(ranks)]
+            for key in ("sequences", "action_mask", "attention_mask")
+        }
+        # every rank computes every sequence: under ZeRO-3 they must run alike
+        order = [i * ranks + r for r in range(ranks) for i in range(len(samples))]
+        kwargs = {key: [value[i] for i in order] for key, value in kwargs.items()}
+        refs = self.actor_model_group.async_run_method_batch(method_name="forward", **kwargs)
+        trainer = [row[0] for row in ray.get(refs)[0][: len(samples)]]
+        token_ids = [sample.sequences[0].tolist() for sample in samples]
+        gaps = []
+        for i, engine in enumerate(ray.get([e.sequence_log_probs.remote(token_ids) for e in self.vllm_engines])):
+            for ours, theirs, sample in zip(trainer, engine, samples):
+                mask, theirs = sample.action_mask[0].bool(), torch.tensor(theirs)
+                for side, log_probs in (("the trainer's", ours), (f"engine {i}'s", theirs)):
+                    if not log_probs[mask].isfinite().all():
+                        raise FloatingPointError(f"after a weight sync {side} log-probs are not finite")
+                gaps.append((ours.float() - theirs)[mask].abs())
+        gaps = torch.cat(gaps)
+        result = {"sync_logprob_gap_mean": gaps.mean().item(), "sync_logprob_gap_max": gaps.max().item()}
+        if self.last_log_probs is not None:
+            moved = [
+                (now - before).float()[sample.action_mask[0].bool()].abs()
+                for now, before, sample in zip(trainer, self.last_log_probs, samples)
+            ]
+            result["sync_logprob_moved_mean"] = torch.cat(moved).mean().item()
+        self.last_log_probs = trainer
+        return result
+
+    def save_logs_and_checkpoints(self, global_step, logs_dict=None, client_states=None):
+        record = step_record(global_step, logs_dict or {}, self.ours)
+        self.run_dir.append("metrics.jsonl", {**record, "time": time.time()})
+        logs = {key: value for key, value in record.items() if value is not None and key != "step"}
+        logs["generated_samples"] = (logs_dict or {}).get("generated_samples")
+        super().save_logs_and_checkpoints(global_step, logs, client_states)
+
+    def fit(self, *args, **kwargs):
+        super().fit(*args, **kwargs)
+        self.run_dir.wait()
+
+
+class OrzPPOTrainer(OrzTrainer, PPOTrainer):
+    prepare_datasets = staticmethod(load_prompts)
+
+    def evaluate(self, global_step, **generate_kwargs):
+        logs = super().evaluate(global_step, **generate_kwargs)
+        self.run_dir.append("eval.jsonl", {"step": global_step, **logs})
+        return logs
+
+
+class OrzGenerateSamplesActor(GenerateSamplesActor):
+    prepare_datasets = staticmethod(load_prompts)
+
+
+class OrzTrainingActor(OrzTrainer, TrainingActor):
+    pass
+
+
+class OrzPPOTrainerAsync(PPOTrainerAsync):
+    generator_actor_cls = OrzGenerateSamplesActor
+    training_actor_cls = OrzTrainingActor

@@ -1,0 +1,71 @@
+"""The replay buffer that cuts a rollout into exactly the optimizer steps that ORZ asks for."""
+
+import random
+
+import torch
+from deepspeed.accelerator import get_accelerator
+from openrlhf.trainer.ppo_utils.replay_buffer import NaiveReplayBuffer
+from openrlhf.utils.logging_utils import init_logger
+from torch import distributed as dist
+
+from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches
+
+logger = init_logger(__name__)
+
+
+class OrzReplayBuffer(NaiveReplayBuffer):
+    """Cuts all samples, also those of a partial last rollout, into ``updates_flag`` optimizer steps.
+
+    Each sample is trained on exactly once an epoch. The samples are shuffled before they are cut into mini-batches;
+    only then is each mini-batch cut into micro-batches, by tokens or by number of samples.
+    """
+
+    updates_flag = "policy_updates"
+    rollouts = 0
+
+    def partition_micro_batches(self, strategy):
+        args = strategy.args
+        group = strategy.ds_device_mesh["dp"].get_group()
+
+        def agree(values: list[int], op) -> list[int]:
+            tensor = torch.tensor(values, dtype=torch.long, device=get_accelerator().current_device_name())
+            dist.all_reduce(tensor, op=op, group=group)
+            return tensor.tolist()
+
+        wanted = getattr(args.orz, self.updates_flag)
+        updates = min(wanted, *agree([len(self.items)], dist.ReduceOp.MIN))
+        if updates < wanted:
+            logger.warning(
+                f"this rollout has fewer samples on a rank than --orz.{self.updates_flag} {wanted}: {updates} steps"
+            )
+        # the same for all ranks that hold the same samples (ring attention, tensor parallel)
+        rng = random.Random(f"{args.train.seed}-{dist.get_rank(group)}-{self.updates_flag}-{self.rollouts}")
+        self.rollouts += 1
+        lengths = [int(item.total_length) for item in self.items]
+        mini_batches = cut_mini_batches(len(lengths), updates, rng if updates > 1 else None)
+
+        padded = not args.ds.packing_samples
+        budget = args.train.max_tokens_per_gpu * args.ds.ring_attn_size * args.ds.tensor_parallel_size
+
+        def count(indices):
+            if args.orz.fixed_micro_batches:
+                return -(-len(indices) // args.train.micro_batch_size)
+            return count_micro_batches([lengths[i] for i in indices], budget, padded)
+
+        # every rank must run as many micro-batches, and none of them empty
+        needed = agree([count(indices) for indices in mini_batches], dist.ReduceOp.MAX)
+        possible = agree([len(indices) for indices in mini_batches], dist.ReduceOp.MIN)
+        partitions = []
+        for indices, micro_batches in zip(mini_batches, map(min, needed, possible)):
+            if args.orz.fixed_micro_batches:
+                cut = cut_mini_batches(len(indices), micro_batches)
+            else:
+                cut = cut_micro_batches([lengths[i] for i in indices], micro_batches, padded)
+            partitions.append([[indices[i] for i in part] for part in cut])
+        return partitions
+
+
+class OrzCriticReplayBuffer(OrzReplayBuffer):
+    """As above, for the critic's mini-batches."""
+
+    updates_flag = "critic_updates"

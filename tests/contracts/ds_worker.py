@@ -1,0 +1,163 @@
+"""Runs on each rank of a real DeepSpeed group: python ds_worker.py CASE [ARGS]; rank 0 prints one JSON line.
+
+``zero``: one optimizer step from several micro-batches, against torch's own AdamW on the whole batch.
+``single_step``: the policy gradient of ORZ's single step, skipped or not, against stock OpenRLHF's.
+"""
+
+import json
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+FLAGS = (
+    "--actor.model_name_or_path none --data.prompt_dataset none --rollout.batch_size 4 "
+    "--rollout.n_samples_per_prompt 2 --orz.critic_updates 2 --ds.param_dtype fp32 --orz.device cpu"
+).split()
+
+
+def make_args(*extra):
+    from openrlhf_orz.cli.flags import parse
+
+    return parse([*FLAGS, "--actor.num_gpus_per_node", os.environ["WORLD_SIZE"],
+                  "--critic.num_gpus_per_node", os.environ["WORLD_SIZE"], *extra])[0]  # fmt: skip
+
+
+def make_strategy(args):
+    from openrlhf.utils import get_strategy
+
+    strategy = get_strategy(args)
+    strategy.setup_distributed()
+    return strategy
+
+
+def make_model():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, initializer_range=0.1, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def make_actor(strategy, args, lr=1e-2):
+    from openrlhf.models import Actor
+
+    actor = Actor(make_model())
+    actor.packing_samples = False
+    adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0)  # eps: no sign of rounding
+    cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
+               max_norm=1e6, scheduler_steps=10)  # fmt: skip
+    return strategy.prepare((actor, cfg))
+
+
+def make_batch(size=8, length=12, seed=1):
+    """Sequences of different lengths, padded on the right; two prompt tokens each."""
+    generator = torch.Generator().manual_seed(seed)
+    sequences = torch.randint(1, 64, (size, length), generator=generator)
+    lengths = torch.tensor([length - i % 5 for i in range(size)])
+    attention = (torch.arange(length) < lengths[:, None]).long()
+    action = attention[:, 1:].clone()
+    action[:, :1] = 0  # the second prompt token
+    return sequences, attention, action
+
+
+def zero(*cases):
+    """A result for each STAGE:BOUNDARY; boundary 0 leaves the fix of upstream unused."""
+    return {case: zero_case(*case.split(":")) for case in cases}
+
+
+def zero_case(stage, boundary):
+    """Every rank trains its half in micro-batches of 2 samples."""
+    args = make_args("--ds.zero_stage", stage)
+    strategy = make_strategy(args)
+    actor, optim, scheduler = make_actor(strategy, args)
+    sequences, attention, action = make_batch()
+    tokens, world, rank = action.sum(), dist.get_world_size(), dist.get_rank()
+
+    def loss(model, rows):
+        log_probs = model(sequences[rows], action[rows], attention_mask=attention[rows])
+        return -(log_probs * action[rows]).sum() / tokens
+
+    mine = list(range(rank, 8, world))
+    micro = [mine[i : i + 2] for i in range(0, len(mine), 2)]
+    for i, rows in enumerate(micro):
+        last = i == len(micro) - 1
+        strategy.backward(loss(actor, rows) * world, actor, optim, is_boundary=last if boundary == "1" else None)
+    strategy.optimizer_step(optim, actor, scheduler)
+
+    from openrlhf.models import Actor
+
+    reference = Actor(make_model())
+    reference.packing_samples = False
+    torch_optim = torch.optim.AdamW(reference.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0)
+    loss(reference, list(range(8))).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in reference.parameters()]).item()
+    torch_optim.step()
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    gap = 0.0
+    for ours, theirs in zip(actor.model.module.parameters(), reference.model.parameters()):
+        full = safe_get_full_fp32_param(ours)
+        gap = max(gap, ((full if full is not None else ours.data) - theirs.data).abs().max().item())
+    return {"gap": gap, "grad_norm": strategy.get_grad_norm(actor), "reference_norm": norm}
+
+
+def single_step():
+    """Gradients of the policy's step: ours with the old log-probs skipped and with them, stock OpenRLHF's."""
+    from deepspeed.utils import safe_get_full_grad
+    from openrlhf.trainer.ppo_utils.experience import Experience
+    from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
+
+    from openrlhf_orz.trainer.actor import OrzActorPPOTrainer
+
+    sequences, attention, action = make_batch()
+    advantages = torch.randn(action.shape, generator=torch.Generator().manual_seed(2)) * action
+    grads, norms = {}, {}
+    for name in ("skipped", "always", "stock"):
+        args = make_args(*(("--orz.old_log_probs", "always") if name == "always" else ()))
+        args.train.max_tokens_per_gpu = 30  # several micro-batches
+        if name == "stock":
+            args.train.dynamic_batch_enable = False
+            args.train.micro_batch_size = args.train.batch_size
+        strategy = make_strategy(args)
+        actor, optim, scheduler = make_actor(strategy, args)
+        trainer = (ActorPPOTrainer if name == "stock" else OrzActorPPOTrainer)(
+            strategy, actor, None, optim, scheduler, micro_train_batch_size=args.train.micro_batch_size
+        )
+        with torch.no_grad():
+            old = actor(sequences, action, attention_mask=attention)
+        trainer.replay_buffer.append(
+            Experience(
+                sequences=sequences.clone(), attention_mask=attention.clone(), action_mask=action.clone(),
+                action_log_probs=torch.zeros_like(old) if name == "skipped" else old, advantages=advantages.clone(),
+                total_length=attention.sum(-1), response_length=action.sum(-1), info={"reward": torch.zeros(8)},
+            )
+        )  # fmt: skip
+        found = {}
+
+        def keep(optimizer, model, scheduler, name="model"):
+            found.update({n: safe_get_full_grad(p).clone() for n, p in model.model.module.named_parameters()})
+
+        strategy.optimizer_step = keep
+        status = trainer.ppo_train(0.0)
+        grads[name], norms[name] = found, status
+    result = {"micro_batches": len(trainer.replay_buffer), "clip_ratio": norms["skipped"]["ppo_clip_ratio"]}
+    for a, b in (("skipped", "always"), ("skipped", "stock")):
+        result[f"{a}_{b}"] = max((grads[a][n] - grads[b][n]).abs().max().item() for n in grads[a])
+    result["largest"] = max(g.abs().max().item() for g in grads["stock"].values())
+    result["policy_loss"] = norms["skipped"]["policy_loss"]
+    result["stock_policy_loss"] = norms["stock"]["policy_loss"]
+    return result
+
+
+if __name__ == "__main__":
+    result = {"zero": zero, "single_step": single_step}[sys.argv[1]](*sys.argv[2:])
+    if dist.get_rank() == 0:
+        print("RESULT " + json.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,153 @@
+"""Every upstream symbol that we build on, and that the seams change nothing for whoever does not use them."""
+
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("openrlhf", reason="OpenRLHF is not installed: bash tools/setup.sh")
+
+
+def parameters(function) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_installed_build_is_ours():
+    from openrlhf_orz.compat import check_openrlhf
+
+    check_openrlhf()
+
+
+def test_other_builds_are_refused(monkeypatch):
+    from openrlhf_orz import compat
+
+    for version in ("0.11.2", "0.11.3+orz.9"):
+        monkeypatch.setattr(compat, "version", lambda name: version)
+        with pytest.raises(RuntimeError, match="bash tools/setup.sh"):
+            compat.check_openrlhf()
+
+
+def test_cli_is_importable_without_ray_or_torch():
+    code = (
+        "import sys; from openrlhf.cli.train_ppo_ray import build_parser, check_args; "
+        "args = check_args(build_parser().parse_args(['--reward.remote_url', 'u', '--vllm.num_engines', '1'])); "
+        "assert args.rollout.batch_size == 1024 and args.train.batch_size == 128, args; "
+        "print(sorted({'ray', 'vllm', 'torch'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_train_takes_its_classes():
+    from openrlhf.cli.train_ppo_ray import train
+
+    assert parameters(train) == ["args", "policy_cls", "critic_cls", "trainer_cls", "engine_cls", "extra_engine_args"]
+
+
+def test_trainers_are_plain_classes_with_their_collaborators():
+    from openrlhf.trainer import ppo_trainer, ppo_trainer_async
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+    for cls in (ppo_trainer.PPOTrainer, ppo_trainer_async.PPOTrainerAsync, ppo_trainer_async.TrainingActor,
+                ppo_trainer_async.GenerateSamplesActor):  # fmt: skip
+        assert inspect.isclass(cls) and not hasattr(cls, "remote")
+    assert ppo_trainer.PPOTrainer.experience_maker_cls is RemoteExperienceMaker
+    assert ppo_trainer.PPOTrainer.prepare_datasets is ppo_trainer.prepare_datasets
+    for method, names in {
+        "train_step": ["self", "rollout_samples", "global_step"],
+        "ppo_train": ["self", "global_steps"],
+        "broadcast_to_vllm": ["self"],
+        "save_logs_and_checkpoints": ["self", "global_step", "logs_dict", "client_states"],
+        "_compute_rollout_stats": ["self", "experiences"],
+    }.items():
+        assert parameters(getattr(ppo_trainer.BasePPOTrainer, method)) == names
+
+
+def test_experience_maker():
+    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker as maker
+
+    assert parameters(maker._dispatch_forward) == ["self", "group", "sync_condition", "kwargs"]
+    assert parameters(maker.get_advantages_and_returns)[1:] == ["values", "rewards", "action_mask", "gamma", "lambd"]
+    assert parameters(maker.get_cumulative_returns)[1:] == ["rewards", "action_mask", "gamma"]
+    assert parameters(maker.split_rollout_samples)[1:] == ["rollout_samples"]
+
+
+def test_model_actors():
+    from openrlhf.models import Actor, PolicyLoss
+    from openrlhf.trainer.ppo_utils import NaiveReplayBuffer
+    from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
+    from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
+
+    assert not hasattr(PolicyModelActor, "remote") and not hasattr(CriticModelActor, "remote")
+    assert PolicyModelActor.model_cls is Actor and PolicyModelActor.trainer_cls is ActorPPOTrainer
+    assert ActorPPOTrainer.policy_loss_cls is PolicyLoss and ActorPPOTrainer.replay_buffer_cls is NaiveReplayBuffer
+    assert CriticModelActor.trainer_cls is CriticPPOTrainer
+    assert CriticPPOTrainer.replay_buffer_cls is NaiveReplayBuffer
+    assert parameters(CriticModelActor.build_model) == ["self", "strategy", "pretrain"]
+    assert parameters(NaiveReplayBuffer.partition_micro_batches) == ["self", "strategy"]
+
+
+def test_engines():
+    from openrlhf.trainer.ray.vllm_engine import RolloutRayActor, create_vllm_engines
+    from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
+
+    from openrlhf_orz.rollout.worker import OrzWorkerExtension
+
+    assert not hasattr(RolloutRayActor, "remote")
+    assert parameters(create_vllm_engines)[-2:] == ["engine_cls", "extra_engine_args"]
+    assert issubclass(OrzWorkerExtension, WorkerWrap)
+
+
+def test_flash_attention_is_optional():
+    import torch
+    from openrlhf.models.ring_attn_utils import gather_and_pad_tensor, unpad_and_slice_tensor
+
+    sequences = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    packed, positions, rolled, pad, indices = unpad_and_slice_tensor(sequences, mask, None)
+    assert packed.tolist() == [[1, 2, 3, 4, 5]] and positions.tolist() == [[0, 1, 2, 0, 1]]
+    assert rolled.tolist() == [[2, 3, 0, 5, 0]]
+    assert gather_and_pad_tensor(packed, None, pad, indices, 2, 4).tolist() == sequences.tolist()
+
+
+def test_fp32_parameters():
+    import torch
+    from openrlhf.utils.utils import convert_to_torch_dtype
+
+    assert [convert_to_torch_dtype(name) for name in ("bf16", "fp16", "fp32")] == [
+        torch.bfloat16, torch.float16, torch.float32]  # fmt: skip
+
+
+def test_remote_code_as_upstream_unless_switched_off(monkeypatch):
+    from openrlhf.utils.config import trust_remote_code
+
+    monkeypatch.delenv("OPENRLHF_TRUST_REMOTE_CODE", raising=False)
+    assert trust_remote_code()
+    monkeypatch.setenv("OPENRLHF_TRUST_REMOTE_CODE", "0")
+    assert not trust_remote_code()
+
+
+def test_remote_code_is_not_run(tmp_path):
+    """A model whose config names a module of its own is refused, and the module never runs."""
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}'
+    )
+    marker = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    code = f"from openrlhf.models import Actor; Actor({str(tmp_path)!r}, attn_implementation='sdpa')"
+    env = os.environ | {"OPENRLHF_TRUST_REMOTE_CODE": "0", "DS_ACCELERATOR": "cpu"}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, input="y\n")
+    assert result.returncode != 0 and not marker.exists()
+
+
+def test_zero3_gathers_wait_where_the_device_has_no_streams():
+    """DeepSpeed waits for the last of several gathers alone, and gloo finishes them in any order."""
+    from deepspeed.accelerator import get_accelerator
+    from openrlhf.utils.deepspeed.deepspeed_utils import get_eval_ds_config, get_train_ds_config
+
+    for make in (get_train_ds_config, get_eval_ds_config):
+        zero = make(offload=False, stage=3)["zero_optimization"]
+        assert zero["stage3_allgather_sequential"] == get_accelerator().is_synchronized_device()

@@ -1,0 +1,142 @@
+"""tools/setup.sh: what stops it, in one line with the remedy, and that it is idempotent.
+
+The real script runs each time, stopped before it installs anything.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = "bash env cat sha256sum cut grep sed ls tail head mkdir mktemp rm df awk dirname chmod flock".split()
+
+
+def setup(venv, *args, **env):
+    return subprocess.run(
+        ["bash", str(ROOT / "tools" / "setup.sh"), *args],
+        env={**os.environ, "ORZ_VENV": str(venv), "PYTHON": sys.executable, **{k: str(v) for k, v in env.items()}},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused(run, *words):
+    """One line that says what is wrong and what to do."""
+    assert run.returncode == 1, run.stdout + run.stderr
+    lines = run.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("setup: error: "), run.stderr
+    for word in words:
+        assert word in lines[0], run.stderr
+    assert run.stdout == ""
+
+
+def script(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def interpreter(path, spoil):
+    """This Python, made to look like one that will not do before it reads the probe."""
+    return script(path, f"#!/bin/sh\nexec {sys.executable} -c 'import sys; {spoil}; exec(sys.stdin.read())'\n")
+
+
+@pytest.mark.parametrize("args", [["tpu"], ["cpu", "gpu"], ["--help"]])
+def test_wrong_argument(tmp_path, args):
+    run = setup(tmp_path / "venv", *args)
+    assert run.returncode == 2 and run.stderr == "usage: bash tools/setup.sh [auto|cpu|gpu]\n"
+    assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        ("sys.version_info = (3, 9, 0)", ["is Python 3.9", "3.10, 3.11 or 3.12"]),
+        ("sys.version_info = (3, 13, 0)", ["is Python 3.13"]),
+        ('sys.modules["ensurepip"] = None', ["lacks the venv module", "-venv"]),
+        ('import sysconfig; sysconfig.get_path = lambda name: "/nowhere"', ["headers", "-dev"]),
+        ("sys.exit(1)", ["does not run"]),
+    ],
+)
+def test_python_that_will_not_do(tmp_path, spoil, words):
+    python = interpreter(tmp_path / "python", spoil)
+    refused(setup(tmp_path / "venv", "cpu", PYTHON=python), str(python), "PYTHON=/path/to/python3.11", *words)
+
+
+@pytest.fixture
+def bare_path(tmp_path):
+    """A PATH with the shell's tools alone: no Python, no compiler."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in TOOLS:
+        if shutil.which(tool):
+            (folder / tool).symlink_to(shutil.which(tool))
+    return folder
+
+
+def test_no_python_at_all(tmp_path, bare_path):
+    refused(
+        setup(tmp_path / "venv", "cpu", PATH=bare_path, PYTHON=""), "needs Python 3.10, 3.11 or 3.12", "found none"
+    )
+
+
+def test_broken_shim_is_passed_over(tmp_path, bare_path):
+    """A version manager's shim exists, and refuses; the next candidate is taken."""
+    script(bare_path / "python3.11", "#!/bin/sh\necho 'no such version' >&2\nexit 127\n")
+    script(bare_path / "python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    refused(setup(tmp_path / "venv", "cpu", PATH=bare_path, PYTHON="", CXX=""), "C++ compiler")  # the next check
+
+
+def test_missing_compiler(tmp_path, bare_path):
+    refused(setup(tmp_path / "venv", "cpu", PATH=bare_path, CXX=""), "C++ compiler", "apt-get install g++")
+    refused(setup(tmp_path / "venv", "cpu", CXX="/nowhere/g++"), "CXX=/nowhere/g++", "install g++")
+    broken = script(tmp_path / "g++", "#!/bin/sh\nexit 1\n")
+    refused(setup(tmp_path / "venv", "cpu", CXX=broken), "OpenMP")
+
+
+def test_low_disk(tmp_path):
+    refused(setup(tmp_path / "venv", "cpu", ORZ_MIN_FREE_GB=10**6), "1000000 GB", "ORZ_VENV")
+
+
+def test_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("keep")
+    refused(setup(tmp_path, "cpu", ORZ_MIN_FREE_GB=0), "not a virtual environment", "ORZ_VENV")
+    assert (tmp_path / "mine").read_text() == "keep"
+
+
+def test_other_mode(tmp_path):
+    (tmp_path / ".orz").mkdir()
+    (tmp_path / ".orz" / "mode").write_text("gpu\n")
+    refused(setup(tmp_path, "cpu"), "was set up for gpu", "delete it")
+
+
+def test_unreachable_index_and_rerun(tmp_path):
+    venv = tmp_path / "venv"
+    env = {name: "" for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL")}
+    env |= {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": 1}
+    words = "pip cannot reach its package index", "PIP_INDEX_URL", "run again"
+    refused(setup(venv, "cpu", ORZ_MIN_FREE_GB=0, **env), *words)
+    assert not (venv / ".orz" / "venv").exists()  # no stamp for what failed
+    # pip says less when told not to retry
+    refused(setup(venv, "cpu", ORZ_MIN_FREE_GB=0, **{**env, "PIP_RETRIES": 0}), "pip finds no pip==", "index")
+    made = (venv / "pyvenv.cfg").stat().st_mtime_ns
+    refused(setup(venv, "cpu", ORZ_MIN_FREE_GB=0, **env), *words)
+    assert (venv / "pyvenv.cfg").stat().st_mtime_ns == made  # the rerun went on from there
+
+
+def test_nothing_to_do_is_quick():
+    venv = Path(sys.prefix)
+    if not (venv / ".orz" / "package").exists():
+        assert not os.environ.get("CI"), "CI must run the tests in the environment of tools/setup.sh"
+        pytest.skip("this environment is not one of tools/setup.sh")
+    began = time.monotonic()
+    run = setup(venv)
+    assert run.returncode == 0 and "nothing to do" in run.stdout, run.stdout + run.stderr
+    assert time.monotonic() - began < 5

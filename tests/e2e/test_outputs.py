@@ -1,0 +1,149 @@
+"""What a run leaves, on data with bad rows and a partial last rollout; and the same entry point with other algorithms."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import ENV, read_jsonl, succeed, train, write_sums
+
+from openrlhf_orz.data.arithmetic import generate
+from openrlhf_orz.data.prompts import render
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "examples" / "tiny_base"
+TINY = ("--orz.prompt_template", "paper", "--data.max_len", "160", "--rollout.max_new_tokens", "64")
+
+LOAD_IN_VLLM = """
+import sys
+from vllm import LLM, SamplingParams
+llm = LLM(sys.argv[1], dtype="bfloat16", enforce_eager=True, max_model_len=256)
+output = llm.chat([{"role": "user", "content": "What is 123+456?"}], SamplingParams(temperature=0, max_tokens=64,
+                  stop=["</answer>"], include_stop_str_in_output=True))
+print("PROMPT", repr(output[0].prompt)); print("TEXT", repr(output[0].outputs[0].text))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Ten good rows and three bad ones, four prompts a step: the third rollout is partial. ZeRO 0, packed."""
+    folder = tmp_path_factory.mktemp("outputs")
+    rows = [{"question": r["question"], "answer": r["answer"]} for r in generate(10, (3, 3), seed=1)]
+    bad = [{"question": "What is 1+1?"}, {"question": "", "answer": "2"}]
+    lines = [json.dumps(row) for row in [*rows[:5], *bad, *rows[5:]]] + ['{"question": "broken']
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    metrics = succeed(
+        folder / "run", BASE, folder / "rows.jsonl", *TINY, "--ds.zero_stage", "0", "--ds.packing_samples",
+        "--train.max_tokens_per_gpu", "512", "--eval.dataset", folder / "rows.jsonl", "--eval.steps", "3",
+        "--critic.save_value_network", "--orz.rollout_dump_max", "5",
+    )  # fmt: skip
+    return folder / "run", metrics
+
+
+def test_metrics(run):
+    path, metrics = run
+    assert [m["step"] for m in metrics] == [1, 2, 3]
+    assert [m["samples"] for m in metrics] == [16, 16, 8]  # the partial rollout trains like the others
+    for m in metrics:
+        assert m["policy_updates"] == 1 and m["critic_updates"] == 3 and m["actor_grad_norm"] > 0
+        assert 0 <= m["reward"] <= 1 and m["reward"] == m["verdict_right"] / m["samples"]
+        assert m["format"] > 0.9 and m["seconds_step"] > 0 and m["tokens_per_second"] > 0
+        assert m["tokens"] > m["response_tokens"] == pytest.approx(m["response_length"] * m["samples"])
+    assert any(0 < m["reward"] < 1 for m in metrics)
+    # the tiny base's critic learns what the reward depends on
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
+    suffixes = [name for name in documented if name.startswith("_")]
+    for key in metrics[0]:
+        assert key in documented or any(key.endswith(suffix) for suffix in suffixes), f"{key} is not in docs/metrics.md"
+
+
+def test_bad_rows_are_reported(run):
+    path, _ = run
+    bad = read_jsonl(path / "data" / "bad_rows_train.jsonl")
+    assert [(row["row"], row["reason"]) for row in bad] == [(6, "no_answer"), (7, "no_question"), (13, "broken_json")]
+    assert len(read_jsonl(path / "data" / "prompts_train.jsonl")) == 10
+
+
+def test_rollouts(run):
+    path, metrics = run
+    rows = read_jsonl(path / "rollouts" / "step_1.jsonl")
+    assert len(rows) == 5  # --orz.rollout_dump_max
+    for row in rows:
+        assert row["prompt"].endswith("\nAssistant: <think>") and row["stop_reason"] == "</answer>"
+        assert row["response"].rstrip().endswith("</answer>") and (row["reward"] == 1) == (row["verdict"] == "right")
+        assert (row["extracted"] == row["reference"]) == (row["verdict"] == "right")
+
+
+def test_config(run):
+    config = json.loads((run[0] / "config.json").read_text())
+    assert config["flags"]["orz"]["critic_updates"] == 3 and config["flags"]["actor"]["adam"]["lr"] == 1e-6
+    assert "ds.zero_stage" in config["explicit"] and "actor.adam.lr" not in config["explicit"]
+    assert config["versions"]["openrlhf"].startswith("0.11.2+orz.") and "torch" in config["versions"]
+
+
+def test_evaluation_and_tensorboard(run):
+    (line,) = read_jsonl(run[0] / "eval.jsonl")
+    assert line["step"] == 3 and 0 <= line["eval_rows_pass1"] <= 1  # the data set's name is the file's
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = (run[0] / "tensorboard").rglob("events.*")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    assert [e.value for e in accumulator.Scalars("train/reward")] == pytest.approx([m["reward"] for m in run[1]])
+
+
+def test_plain_transformers_loads_the_policy(run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = run[0] / "hf"
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path)
+    question = [{"role": "user", "content": "What is 123+456?"}]
+    text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    assert text == render("paper", "What is 123+456?")
+    output = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=60, do_sample=False)
+    assert "</answer>" in tokenizer.decode(output[0])[len(text) :]
+    assert (run[0] / "hf_critic" / "config.json").exists()
+
+
+def test_plain_vllm_loads_the_policy(run):
+    env = ENV | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    result = subprocess.run([sys.executable, "-c", LOAD_IN_VLLM, run[0] / "hf"], env=env, capture_output=True,
+                            text=True, timeout=600)  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = dict(line.split(" ", 1) for line in result.stdout.splitlines() if line.startswith(("PROMPT ", "TEXT ")))
+    assert lines["TEXT"].rstrip("'").endswith("</answer>")
+
+
+def test_grpo_off_policy_in_float32(tmp_path):
+    """No critic; two policy steps a rollout, fixed micro-batches; in float32 a sync is exact to a few millionths."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in generate(8, (3, 3), seed=2)))
+    metrics = succeed(
+        tmp_path / "run", BASE, tmp_path / "rows.jsonl", *TINY, "--algo.advantage.estimator", "group_norm",
+        "--orz.policy_updates", "2", "--train.micro_batch_size", "2", "--ds.param_dtype", "fp32",
+        "--ds.zero_stage", "1", "--actor.adam.lr", "1e-3", "--orz.check_sync", "--rollout.n_samples_per_prompt", "8",
+    )  # fmt: skip
+    assert [m["policy_updates"] for m in metrics] == [2, 2]
+    assert "critic_loss" not in metrics[0] and "explained_variance" not in metrics[0]
+    assert any(m["actor_grad_norm"] > 0 for m in metrics) and any(m["ppo_kl"] != 0 for m in metrics)
+    assert all(m["sync_logprob_gap_max"] < 1e-4 for m in metrics)
+    assert metrics[1]["sync_logprob_moved_mean"] > 1e-3
+
+
+def test_with_a_reference_model(tmp_path):
+    """A KL penalty brings the reference model and the forward for old log-probs back by itself."""
+    metrics = succeed(
+        tmp_path / "run", BASE, write_sums(tmp_path / "rows.jsonl", 4), *TINY, "--algo.kl.init_coef", "0.01"
+    )
+    assert len(metrics) == 1 and metrics[0]["actor_grad_norm"] > 0
+    log = "".join(f.read_text() for f in (tmp_path / "run" / "logs").glob("*.out"))
+    assert "forward for old log-probs: --algo.kl.init_coef" in log
+
+
+def test_all_rows_bad_is_an_error_before_ray(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"question": "What is 1+1?", "answer": ""}\n')
+    result = train(tmp_path / "run", BASE, tmp_path / "rows.jsonl", timeout=120)
+    assert result.returncode == 2 and "--data.prompt_dataset" in result.stderr
+    assert "no_answer" in result.stderr and not (tmp_path / "run" / "logs").exists()

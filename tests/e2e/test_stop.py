@@ -1,0 +1,81 @@
+"""A run that is stopped or fails ends with a message, and leaves no process and no shared memory behind."""
+
+import ipaddress
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import ENV, train, write_sums
+from tiny_models import write_model
+
+pytestmark = pytest.mark.e2e
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
+
+
+def wait_for(condition, timeout: float) -> bool:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def listening(process: psutil.Process) -> list[tuple]:
+    """(address, port, command) of each socket on which the process listens."""
+    try:
+        return [(*c.laddr, " ".join(process.cmdline())[:60]) for c in process.net_connections("tcp")
+                if c.status == psutil.CONN_LISTEN]  # fmt: skip
+    except psutil.NoSuchProcess:
+        return []
+
+
+def is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_stopped_by_a_signal(tmp_path, signum):
+    before = shared_memory()
+    model, data, run = write_model(tmp_path / "model"), write_sums(tmp_path / "rows.jsonl", 100), tmp_path / "run"
+    command = [
+        sys.executable, "-m", "openrlhf_orz.cli.train_ppo_ray", "--actor.model_name_or_path", model,
+        "--data.prompt_dataset", data, "--ckpt.output_dir", run, "--orz.device", "cpu", "--data.max_len", "1024",
+        "--rollout.max_new_tokens", "16", "--rollout.batch_size", "2", "--rollout.n_samples_per_prompt", "4",
+        "--orz.critic_updates", "2", "--train.num_episodes", "1000",
+    ]  # fmt: skip
+    process = subprocess.Popen(list(map(str, command)), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, start_new_session=True)  # fmt: skip
+    try:
+        metrics = run / "metrics.jsonl"
+        assert wait_for(lambda: metrics.exists() or process.poll() is not None, 300) and metrics.exists()
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) > 5
+        open_to_all = [line for process in family for line in listening(process) if not is_loopback(line[0])]
+        assert not open_to_all, "nothing may listen beyond loopback"
+        process.send_signal(signum)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signum, output
+    assert wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in family), 30), [
+        child for child in family if child.is_running()]  # fmt: skip
+    assert wait_for(lambda: not shared_memory() - before, 30), shared_memory() - before
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path):
+    model = write_model(tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"not a checkpoint")
+    run = tmp_path / "run"
+    result = train(run, model, write_sums(tmp_path / "rows.jsonl", 4), timeout=300)
+    assert result.returncode == 1, result.stderr
+    assert f"error: training failed; all logs: {run / 'logs'}" in result.stderr
+    assert "safetensor" in result.stderr.lower() or "header" in result.stderr.lower()

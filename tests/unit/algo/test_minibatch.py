@@ -1,0 +1,60 @@
+import random
+
+import pytest
+
+from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches
+
+
+def test_sizes_by_hand():
+    assert [len(part) for part in cut_mini_batches(8192, 12)] == [683] * 8 + [682] * 4
+    assert cut_mini_batches(5, 2) == [[0, 1, 2], [3, 4]]
+    assert cut_mini_batches(3, 3) == [[0], [1], [2]]
+
+
+def test_every_sample_once_and_shuffled():
+    parts = cut_mini_batches(100, 7, random.Random(3))
+    assert sorted(sum(parts, [])) == list(range(100)) != sum(parts, [])
+    assert parts == cut_mini_batches(100, 7, random.Random(3))
+    assert parts != cut_mini_batches(100, 7, random.Random(4))
+
+
+def test_shuffled_mini_batches_are_not_sorted_by_length():
+    """The mean lengths of 12 mini-batches of a heavy-tailed rollout stay close, where a sorted cut's do not."""
+    rng = random.Random(0)
+    lengths = sorted((int(rng.lognormvariate(6, 1)) for _ in range(1200)), reverse=True)
+    means = [sum(lengths[i] for i in part) / len(part) for part in cut_mini_batches(1200, 12, rng)]
+    assert max(means) / min(means) < 2
+    in_order = [sum(lengths[i] for i in part) / len(part) for part in cut_mini_batches(1200, 12)]
+    assert max(in_order) / min(in_order) > 10
+
+
+@pytest.mark.parametrize("samples, updates", [(3, 4), (0, 1), (5, 0)])
+def test_no_empty_mini_batch(samples, updates):
+    with pytest.raises(ValueError, match="non-empty"):
+        cut_mini_batches(samples, updates)
+
+
+def test_count_by_hand():
+    # sorted 5 4 3 2 1; packed in 6 tokens: [5] [4] [3 2 1]; padded: [5] [4] [3 2] [1]
+    assert count_micro_batches([1, 2, 3, 4, 5], 6, padded=False) == 3
+    assert count_micro_batches([1, 2, 3, 4, 5], 6, padded=True) == 4
+    assert count_micro_batches([50], 6, padded=True) == 1  # longer than the budget: one of its own
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_cut_within_budget_and_complete(padded):
+    rng = random.Random(1)
+    for _ in range(200):
+        lengths = [rng.randint(1, 100) for _ in range(rng.randint(1, 40))]
+        needed = count_micro_batches(lengths, 150, padded)
+        for count in {needed, min(len(lengths), needed + 3)}:
+            parts = cut_micro_batches(lengths, count, padded)
+            assert len(parts) == count and sorted(sum(parts, [])) == list(range(len(lengths)))
+            for part in parts:
+                tokens = [lengths[i] for i in part]
+                assert (max(tokens) * len(tokens) if padded else sum(tokens)) <= 150
+
+
+def test_more_micro_batches_than_samples():
+    with pytest.raises(ValueError, match="2 samples into 3"):
+        cut_micro_batches([1, 2], 3, True)

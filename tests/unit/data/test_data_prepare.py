@@ -1,0 +1,141 @@
+import json
+
+import datasets
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from openrlhf_orz.data.prepare import prepare_prompts
+from openrlhf_orz.data.rows import DataError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a word, so that lengths are counted by eye."""
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def prepare(specs, out_dir, tokenizer, **kwargs):
+    defaults = dict(template="Q: {}", input_key="q", label_key="a", split="train", max_prompt_len=5)
+    defaults["log"] = lambda line: None
+    return prepare_prompts(specs, out_dir, kwargs.pop("name", "train"), tokenizer, **defaults | kwargs)
+
+
+def test_good_rows_are_written_and_bad_ones_reported(tmp_path, tokenizer):
+    file = jsonl(
+        tmp_path / "some.jsonl",
+        {"q": "one two three four", "a": "1"},  # 5 tokens with "Q:", which is still allowed
+        {"q": "one two three four five", "a": "1"},
+        {"q": "x", "a": "junk"},
+        {"q": "y", "a": "junk"},
+        "{\n",
+        {"q": "z", "a": "2", "datasource": "own"},
+    )
+    asked, log = [], []
+
+    def check(answer):
+        asked.append(answer)
+        return answer != "junk"
+
+    done = prepare(file, tmp_path / "out", tokenizer, check_reference=check, log=log.append)
+    assert done.paths == [tmp_path / "out" / "prompts_train.jsonl"]
+    assert (done.n_rows, done.n_bad) == (2, 4)
+    assert done.bad_by_reason == {"reference_unparsable": 2, "prompt_too_long": 1, "broken_json": 1}
+    assert asked == ["1", "junk", "2"]
+    first = {"prompt": "Q: one two three four", "label": "1", "datasource": "some", "question": "one two three four"}
+    assert lines(done.paths[0]) == [
+        first | {"file": file, "row": 1},
+        {"prompt": "Q: z", "label": "2", "datasource": "own", "question": "z", "file": file, "row": 6},
+    ]
+    bad = lines(tmp_path / "out" / "bad_rows_train.jsonl")
+    assert [(row["row"], row["reason"]) for row in bad] == [
+        (2, "prompt_too_long"),
+        (3, "reference_unparsable"),
+        (4, "reference_unparsable"),
+        (5, "broken_json"),
+    ]
+    assert bad[0]["detail"] == "6 tokens > 5 (--orz.max_prompt_len)" and bad[0]["file"] == file
+    assert log[0] == (
+        f"train data: {file}: 2 rows kept, 4 bad (reference_unparsable 2, prompt_too_long 1, broken_json 1)"
+    )
+    assert log[1] == f"  {file}:2: prompt_too_long: 6 tokens > 5 (--orz.max_prompt_len)"
+
+
+def test_several_datasets_keep_their_order_and_a_clean_run_removes_old_reports(tmp_path, tokenizer):
+    a = jsonl(tmp_path / "a.jsonl", {"q": "x", "a": "1"}, "{\n")
+    b = jsonl(tmp_path / "b.jsonl", {"q": "y", "a": "1"})
+    done = prepare(f"{a}, {b}", tmp_path, tokenizer, name="eval")
+    assert [path.name for path in done.paths] == ["prompts_eval_0.jsonl", "prompts_eval_1.jsonl"]
+    assert [lines(path)[0]["datasource"] for path in done.paths] == ["a", "b"]
+    assert (tmp_path / "bad_rows_eval.jsonl").exists()
+    done = prepare(b, tmp_path, tokenizer, name="eval")
+    assert (done.n_bad, done.bad_by_reason) == (0, {}) and not (tmp_path / "bad_rows_eval.jsonl").exists()
+
+
+def test_at_most_five_bad_rows_are_shown(tmp_path, tokenizer):
+    log = []
+    prepare(jsonl(tmp_path / "f.jsonl", {"q": "x", "a": "1"}, *["{\n"] * 9), tmp_path, tokenizer, log=log.append)
+    assert sum(line.startswith("  ") for line in log) == 5
+
+
+def test_nothing_left_is_an_error(tmp_path, tokenizer):
+    good = jsonl(tmp_path / "good.jsonl", {"q": "x", "a": "1"})
+    bad = jsonl(tmp_path / "bad.jsonl", {"q": "x", "a": ""}, {"q": "", "a": "1"})
+    with pytest.raises(DataError, match=r"--data.prompt_dataset: no row of .*bad.jsonl .*no_answer 1.*bad_rows_train"):
+        prepare(f"{good},{bad}", tmp_path, tokenizer)
+    assert len(lines(tmp_path / "bad_rows_train.jsonl")) == 2
+    with pytest.raises(DataError, match=r"--eval.dataset: no row of .*\(no rows\)"):
+        prepare(jsonl(tmp_path / "empty.jsonl"), tmp_path, tokenizer, name="eval")
+
+
+def test_chat_template_measures_the_rendered_prompt_and_writes_the_question(tmp_path, tokenizer):
+    file = jsonl(tmp_path / "f.jsonl", {"q": "one two", "a": "1"}, {"q": "one two three", "a": "1"})
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="--data.apply_chat_template"):
+        prepare(file, tmp_path, tokenizer, apply_chat_template=True)
+    tokenizer.chat_template = "three more words {{ messages[0]['content'] }}"
+    done = prepare(file, tmp_path, tokenizer, apply_chat_template=True)
+    assert [row["prompt"] for row in lines(done.paths[0])] == ["one two"]
+    assert done.bad_by_reason == {"prompt_too_long": 1}
+
+
+def test_output_folder_that_openrlhf_would_split_is_refused(tmp_path, tokenizer):
+    file = jsonl(tmp_path / "f.jsonl", {"q": "x", "a": "1"})
+    with pytest.raises(DataError, match="--ckpt.output_dir"):
+        prepare(file, tmp_path / "lr1,2", tokenizer)
+
+
+def test_datasets_loads_what_was_written_with_text_as_text(tmp_path, tokenizer):
+    """As OpenRLHF loads it; its JSON reader would make timestamps of a column of dates."""
+    rows = [{"q": f"day {i}?", "a": f"2024-01-0{i}", "datasource": "2024-01-01"} for i in (1, 2)]
+    done = prepare(jsonl(tmp_path / "f.jsonl", *rows), tmp_path, tokenizer)
+    loaded = datasets.load_dataset("json", data_files=str(done.paths[0]), cache_dir=str(tmp_path / "cache"))["train"]
+    assert [(row["prompt"], row["label"].strip()) for row in loaded] == [
+        ("Q: day 1?", "2024-01-01"),
+        ("Q: day 2?", "2024-01-02"),
+    ]
+    assert loaded[0]["datasource"].strip() == "2024-01-01"
+
+
+def test_the_limit_is_exact_for_long_and_for_non_ascii_prompts(tmp_path):
+    """A byte-level tokenizer without merges: one token a byte, where counting characters decides nothing."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte_level = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast = PreTrainedTokenizerFast(tokenizer_object=byte_level)
+    questions = ["1234567", "12345678", "123456789", "ééé", "éééé", "é" * 5]  # 7, 8, 9, 6, 8, 10 bytes
+    file = jsonl(tmp_path / "f.jsonl", *[{"q": question, "a": "1"} for question in questions])
+    done = prepare(file, tmp_path, fast, template="none", max_prompt_len=8)
+    assert [row["row"] for row in lines(done.paths[0])] == [1, 2, 4, 5]
+    assert [row["detail"][:10] for row in lines(tmp_path / "bad_rows_train.jsonl")] == ["9 tokens >", "10 tokens "]

@@ -1,0 +1,208 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from openrlhf_orz.data.rows import DataError, Row, read_rows
+from openrlhf_orz.data.sources import Flags
+
+DIALOGUE = [{"from": "human", "value": "1+1?"}, {"from": "assistant", "ground_truth": {"value": "2"}}]
+
+
+def write(path, *lines):
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines) + b"\n")
+    return str(path)
+
+
+def reasons(bad):
+    return [(row.row, row.reason) for row in bad]
+
+
+def test_json_lines_good_and_every_kind_of_bad_row(tmp_path):
+    file = write(
+        tmp_path / "some.jsonl",
+        b'\xef\xbb\xbf{"q": " 1+1? ", "a": " 2 ", "datasource": "easy"}',  # a byte order mark, kept blanks, own source
+        '{"q": "2+2?", "a": 4}',
+        "",
+        '{"q": "half?", "a": 0.5}',
+        '{"q": "broken"',
+        b'{"q": "caf\xe9", "a": "1"}',
+        '["q", "a"]',
+        '{"a": "1"}',
+        '{"q": "  ", "a": "1"}',
+        '{"q": null, "a": "1"}',
+        '{"q": 7, "a": "1"}',
+        '{"q": "x"}',
+        '{"q": "x", "a": null}',
+        '{"q": "x", "a": ""}',
+        '{"q": "x", "a": true}',
+        '{"q": "x", "a": ["1"]}',
+        '{"q": "x", "a": NaN}',
+        '{"q": "\\ud800", "a": "1"}',
+        "[" * 100_000,
+        '{"q": "x", "a": ' + "1" * 5000 + "}",
+        '{"q": "last", "a": 18.0}',
+        json.dumps(DIALOGUE[:1]),
+    )
+    rows, bad = read_rows(file, "q", "a")
+    assert rows == [
+        Row(" 1+1? ", "2", "easy", file, 1),
+        Row("2+2?", "4", "some", file, 2),
+        Row("half?", "0.5", "some", file, 4),
+        Row("last", "18", "some", file, 21),
+    ]
+    assert reasons(bad) == [
+        (5, "broken_json"),
+        (6, "not_utf8"),
+        (7, "not_an_object"),
+        (8, "no_question"),
+        (9, "no_question"),
+        (10, "no_question"),
+        (11, "question_not_text"),
+        (12, "no_answer"),
+        (13, "no_answer"),
+        (14, "no_answer"),
+        (15, "answer_not_text"),
+        (16, "answer_not_text"),
+        (17, "answer_not_text"),
+        (18, "not_utf8"),
+        (19, "broken_json"),
+        (20, "broken_json"),
+        (22, "bad_dialogue"),
+    ]
+    assert {row.file for row in bad} == {file}
+    assert [row.detail for row in bad if row.row in (12, 13, 16)] == [
+        "key 'a' is missing",
+        "key 'a' is null",
+        "key 'a' is a list",
+    ]
+
+
+def test_max_rows_counts_good_and_bad(tmp_path):
+    file = write(tmp_path / "f.jsonl", "{", '{"q": "x", "a": "1"}', '{"q": "y", "a": "1"}')
+    rows, bad = read_rows(file, "q", "a", max_rows=2)
+    assert ([row.question for row in rows], reasons(bad)) == (["x"], [(1, "broken_json")])
+
+
+def test_orz_release_needs_no_keys(tmp_path):
+    no_truth = [{"from": "human", "value": "q"}, {"from": "assistant", "value": "a"}]
+    no_answer = [{"from": "human", "value": "q"}, {"from": "assistant", "ground_truth": {"value": None}}]
+    three = DIALOGUE + [{"from": "human", "value": "?"}]
+    file = write(tmp_path / "orz.json", json.dumps([DIALOGUE, no_truth, no_answer, three, "text"], indent=1))
+    rows, bad = read_rows(file, "prompt", None)
+    assert rows == [Row("1+1?", "2", "orz", file, 1)]
+    assert reasons(bad) == [(2, "no_answer"), (3, "no_answer"), (4, "bad_dialogue"), (5, "not_an_object")]
+    one_a_line = write(tmp_path / "orz.jsonl", json.dumps(DIALOGUE))
+    assert read_rows(one_a_line, "x", "y")[0] == [Row("1+1?", "2", "orz", one_a_line, 1)]
+
+
+def test_json_list_of_objects_and_json_lines_under_the_name_json(tmp_path):
+    good = {"q": "x", "a": "1"}
+    as_list = write(tmp_path / "list.json", json.dumps([good, {"q": "y"}], indent=2))
+    rows, bad = read_rows(as_list, "q", "a")
+    assert ([row.row for row in rows], reasons(bad)) == ([1], [(2, "no_answer")])
+    as_lines = write(tmp_path / "lines.json", json.dumps(good), "{", json.dumps(good))
+    rows, bad = read_rows(as_lines, "q", "a")
+    assert ([row.row for row in rows], reasons(bad)) == ([1, 3], [(2, "broken_json")])
+    bad_byte = write(tmp_path / "byte.json", b'[{"q": "caf\xe9", "a": "1"},', b'{"q": "x", "a": "1"}]')
+    rows, bad = read_rows(bad_byte, "q", "a")
+    assert ([row.row for row in rows], reasons(bad)) == ([2], [(1, "not_utf8")])
+
+
+@pytest.mark.parametrize(
+    "text, found", [("[1, 2", "not valid JSON"), ('{\n"data": [1]\n}', "the keys data"), ("3", "int")]
+)
+def test_json_that_is_no_list_is_an_error(tmp_path, text, found):
+    with pytest.raises(DataError, match=f"--data.prompt_dataset.*{found}"):
+        read_rows(write(tmp_path / "f.json", text), "q", "a")
+
+
+def test_parquet(tmp_path):
+    strings = pa.array([b"x", b"caf\xe9", b"y", None], pa.binary()).cast(pa.string(), safe=False)
+    table = pa.table({"q": strings, "a": [1.0, 2.0, None, 4.0], "other": [[1], [2], [3], [4]]})
+    file = str(tmp_path / "t.parquet")
+    pq.write_table(table, file)
+    rows, bad = read_rows(file, "q", "a")
+    assert rows == [Row("x", "1", "t", file, 1)]
+    assert reasons(bad) == [(2, "not_utf8"), (3, "no_answer"), (4, "no_question")]
+    with pytest.raises(DataError, match="--data.label_key b: .*Keys seen in .*: a, other, q"):
+        read_rows(file, "q", "b")
+    with pytest.raises(DataError, match="--data.input_key p: .*Keys seen: a, other, q"):
+        read_rows(file, "p", "b")
+    with pytest.raises(DataError, match="can't be read"):
+        read_rows(write(tmp_path / "no.parquet", "text"), "q", "a")
+
+
+def test_unknown_keys_name_flag_and_keys_seen(tmp_path):
+    file = write(tmp_path / "f.jsonl", '{"prompt": "x", "answer": "1"}', '{"prompt": "y", "solution": "1"}')
+    with pytest.raises(DataError, match="--data.input_key input: .*Keys seen: answer, prompt, solution"):
+        read_rows(file, "input", "answer")
+    with pytest.raises(DataError, match="--data.label_key label: .*answer, prompt, solution"):
+        read_rows(file, "prompt", "label")
+    with pytest.raises(DataError, match="--data.label_key is not given"):
+        read_rows(file, "prompt", None)
+
+
+@pytest.mark.parametrize("spec", ["", "/no/such/file", "gone.jsonl", "a/b/c", "../x", "/no/such@part"])
+def test_missing_file_is_an_error_without_asking_the_hub(spec):
+    with pytest.raises(DataError, match="--data.prompt_dataset: there is no file or folder"):
+        read_rows(spec, "q", "a")
+    with pytest.raises(DataError, match="--eval.dataset: there is no"):
+        read_rows(spec, "q", "a", flags=Flags("--eval.dataset", "--eval.split"))
+
+
+def test_other_kinds_of_file_are_an_error(tmp_path):
+    with pytest.raises(DataError, match="Convert it to JSONL"):
+        read_rows(write(tmp_path / "f.pkl", "x"), "q", "a")
+
+
+def test_folder_takes_the_files_of_the_split(tmp_path):
+    row = json.dumps({"q": "x", "a": "1"})
+    (tmp_path / "d" / "data").mkdir(parents=True)
+    (tmp_path / "d" / ".cache").mkdir()
+    for name in ["data/train-00000-of-00001.jsonl", "data/test.jsonl", "extra.jsonl", ".cache/x.jsonl", "README.md"]:
+        write(tmp_path / "d" / name, row)
+    folder = str(tmp_path / "d")
+
+    def names(spec, split):
+        return [row.file.removeprefix(folder + "/") for row in read_rows(spec, "q", "a", split)[0]]
+
+    assert names(folder, "train") == ["data/train-00000-of-00001.jsonl", "extra.jsonl"]
+    assert names(folder, "test") == ["data/test.jsonl"]
+    assert names(folder + "@data", "train") == ["data/train-00000-of-00001.jsonl"]
+    with pytest.raises(DataError, match="--data.prompt_split validation: .*other splits only"):
+        names(folder + "@data", "validation")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        names(folder + "@nothing", "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no .json"):
+        names(str(tmp_path / "empty"), "train")
+
+
+def test_saved_and_hub_datasets(tmp_path, monkeypatch):
+    import datasets
+
+    data = datasets.Dataset.from_dict({"q": ["x", ""], "a": ["1", "2"], "extra": [1, 2]})
+    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "saved")
+    folder = str(tmp_path / "saved")
+    rows, bad = read_rows(folder, "q", "a")
+    assert rows == [Row("x", "1", folder, folder, 1)] and reasons(bad) == [(2, "no_question")]
+    with pytest.raises(DataError, match="--data.prompt_split test: .* has the splits train"):
+        read_rows(folder, "q", "a", "test")
+    with pytest.raises(DataError, match="Keys seen: a, extra, q"):
+        read_rows(folder, "question", "answer")
+
+    asked = []
+
+    def load_dataset(name, data_dir=None, split=None):
+        asked.append((name, data_dir, split))
+        if name == "no/such":
+            raise FileNotFoundError("not on the hub")
+        return datasets.Dataset.from_dict({"0": [DIALOGUE[0]], "1": [DIALOGUE[1]]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_rows("org/name@main", "x", None, "test")[0] == [Row("1+1?", "2", "org/name", "org/name", 1)]
+    assert asked == [("org/name", "main", "test")]
+    with pytest.raises(DataError, match="--data.prompt_dataset no/such: .*not on the hub.*NAME@FOLDER"):
+        read_rows("no/such", "q", "a")

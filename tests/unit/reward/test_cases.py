@@ -1,0 +1,66 @@
+"""The table of judgements (cases.txt), through the real workers; and the table of mends."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from openrlhf_orz.reward import judge, lists, relations, scalars
+from openrlhf_orz.reward.mends import MENDS
+
+from .conftest import read_cases, response
+
+CASES = read_cases()
+KINDS = sorted({case.kind for case in CASES})
+
+
+def test_the_table_is_large_and_has_no_case_twice():
+    assert len(CASES) >= 400
+    assert len({(case.gold, case.answer) for case in CASES}) == len(CASES)
+    assert sum(case.hack for case in CASES) >= 80
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verdicts(grader, kind):
+    cases = [case for case in CASES if case.kind == kind]
+    with ThreadPoolExecutor(4) as threads:
+        grades = list(threads.map(lambda case: grader.grade(response(case.answer), case.gold), cases))
+    wrong = [(c.gold, c.answer, g.verdict.label, g.rule) for c, g in zip(cases, grades) if bool(g.reward) != c.right]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_references_can_be_read(grader, kind):
+    golds = {case.gold for case in CASES if case.kind == kind}
+    assert [gold for gold in golds if not grader.check_reference(gold)] == []
+
+
+def test_references_that_are_no_answers_are_found(grader):
+    bad = ["", "  ", r"\frac{", "5)", "x =", "$$", "(", "7" * 10_000]
+    assert [gold for gold in bad if grader.check_reference(gold)] == []
+
+
+def test_every_mend_exists_and_decides_a_case_of_the_table():
+    names = {**vars(scalars), **vars(lists), **vars(relations)}
+    assert [name for name in MENDS if not callable(names[name])] == []
+    deciding = Counter(judge.judge(case.gold, case.answer)[1] for case in CASES)
+    assert [name for place, name in enumerate(MENDS, 1) if not deciding[place]] == []
+
+
+def test_plain_is_math_verify_alone(plain_grader):
+    # Math-Verify cuts a relation to its right side and rounds to six places
+    assert plain_grader.grade(response("72=73"), "73").reward == 1
+    assert plain_grader.grade(response("0.333333"), r"\frac{1}{3}").reward == 1
+    assert plain_grader.grade(response("74"), "73").reward == 0
+
+
+def test_symmetric_kinds_are_symmetric(grader):
+    """Numbers, expressions and matrices do not care which side is the reference.
+
+    But for one rule: a reference written as a long decimal is taken for a rounding.
+    """
+    kinds = {"fractions", "scientific", "roots and constants", "algebra", "matrices"}
+    cases = [case for case in CASES if case.kind in kinds and case.answer != "0.333333"]
+    with ThreadPoolExecutor(4) as threads:
+        grades = list(threads.map(lambda case: grader.grade(response(case.gold), case.answer), cases))
+    assert [(c.gold, c.answer) for c, g in zip(cases, grades) if bool(g.reward) != c.right] == []

@@ -1,0 +1,97 @@
+"""Properties of the grader for any text (hypothesis, when it is installed)."""
+
+import time
+
+import pytest
+
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from openrlhf_orz.reward import Verdict, extract_answer, guards, has_format  # noqa: E402
+from openrlhf_orz.reward.notation import tidy  # noqa: E402
+
+from .conftest import crowd, read_cases, response  # noqa: E402
+
+SOME = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+any_text = st.text(st.characters(exclude_categories=()), max_size=300)  # lone surrogates too
+pieces = [
+    r"\frac", r"\sqrt", r"\boxed", "{", "}", "(", ")", "[", "]", "^", "_", "1", "2", "73", "x", "n", "+", "-", "=", "<", r"\leq", ",", ";",
+    r"\cup", r"\infty", r"\pi", r"\text{cm}", r"\%", "%", "$", r"\$", " ", r"\{", r"\}", "or", "and", ".", "!", r"\pm", r"\\", "&", "|",
+    r"\left(", r"\right)", r"\begin{pmatrix}", r"\end{pmatrix}", "°", "/", "<answer>", "</answer>", r"\sin", "i", "e", ":",
+]  # fmt: skip
+latex = st.lists(st.sampled_from(pieces), max_size=25).map("".join)
+ANSWERS = [case.answer for case in read_cases()]
+
+
+@FEW
+@given(text=st.one_of(any_text, latex), gold=st.one_of(any_text, latex, st.sampled_from(["73", "x+1", "(1,2]"])))
+def test_grade_never_raises_and_keeps_its_deadline(grader, text, gold):
+    begin = time.monotonic()
+    grade = grader.grade(text, gold)
+    boxed = grader.grade(response(text), gold)
+    assert time.monotonic() - begin < 10 * crowd()
+    for result in (grade, boxed):
+        assert result.verdict in Verdict
+        assert result.reward == float(result.verdict is Verdict.RIGHT)
+
+
+@SOME
+@given(st.one_of(any_text, latex))
+def test_pure_parts_never_raise(text):
+    extract_answer(text)
+    extract_answer(response(text), require_agreement=True)
+    has_format(text)
+    guards.refusal("73", text)
+    tidy(text)
+
+
+@SOME
+@given(before=any_text, after=any_text, answer=st.sampled_from(ANSWERS))
+def test_text_outside_the_answer_block_changes_nothing(before, after, answer):
+    block = f"<answer> \\boxed{{{answer}}} </answer>"
+    tags = ("<answer>", "</answer>")
+    if not any(tag in (before + block + after).replace(block, "") for tag in tags):
+        assert extract_answer(before + block + after) == extract_answer(block)
+
+
+@SOME
+@given(latex)
+def test_tidying_twice_changes_nothing_more(text):
+    once = tidy(text)
+    assert tidy(tidy(once)) == tidy(once)
+
+
+@FEW
+@given(n=st.integers(-(10**12), 10**12), m=st.integers(-(10**12), 10**12))
+def test_integers_are_right_when_equal(grader, n, m):
+    assert grader.grade(response(f"{n:,}"), str(n)).reward == 1
+    assert grader.grade(response(str(m)), str(n)).reward == float(n == m)
+
+
+@FEW
+@given(p=st.integers(-999, 999), q=st.integers(1, 999), k=st.integers(1, 9))
+def test_fractions_do_not_depend_on_their_terms(grader, p, q, k):
+    gold = f"\\frac{{{p}}}{{{q}}}"
+    assert grader.grade(response(f"{p * k}/{q * k}"), gold).reward == 1
+    assert grader.grade(response(f"{p * k + 1}/{q * k}"), gold).reward == 0
+
+
+@FEW
+@given(values=st.lists(st.integers(-99, 99), min_size=2, max_size=6, unique=True), chance=st.randoms())
+def test_lists_are_unordered_and_tuples_are_not(grader, values, chance):
+    shuffled = chance.sample(values, len(values))
+    gold, answer = (", ".join(map(str, v)) for v in (values, shuffled))
+    assert grader.grade(response(answer), gold).reward == 1
+    assert grader.grade(response(f"\\{{{answer}\\}}"), gold).reward == 1
+    assert grader.grade(response(f"({answer})"), f"({gold})").reward == float(values == shuffled)
+    assert grader.grade(response(answer), str(values[0])).reward == 0
+    assert grader.grade(response(", ".join(map(str, values[1:]))), gold).reward == 0
+
+
+@FEW
+@given(response_text=latex)
+def test_cut_responses_earn_nothing(grader, response_text):
+    assert grader.grade(response(response_text), "73", stopped=False).reward == 0

@@ -1,0 +1,200 @@
+"""What serves the grader: verifiers by name, the reward function, the HTTP server, the command."""
+
+import importlib.util
+import json
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from openrlhf_orz.cli import grade as command
+from openrlhf_orz.reward import Verdict, reward_func
+from openrlhf_orz.reward.server import RewardServer
+from openrlhf_orz.reward.verifiers import letter_of, make_verifier
+
+from .conftest import response
+
+PROMPT = (
+    r"... <think> </think> <answer> </answer> tags ... the \boxed{} tag. What is 36 + 37?" + "\nAssistant: <think>"
+)
+
+
+def test_an_unknown_verifier_is_named():
+    with pytest.raises(ValueError, match="'maths'.*exact, letter, math"):
+        make_verifier("maths")
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("B", "B"), ("b", "B"), ("(B)", "B"), (r"\text{B}", "B"), (r"\textbf{(B)}", "B"), ("B.", "B"), ("B) 12", "B"),
+        (r"\textbf{(B)}\ 12", "B"), ("(B) twelve", "B"), ("12", None), ("Bob", None), ("", None), ("BC", None),
+    ],
+)  # fmt: skip
+def test_letters(text, letter):
+    assert letter_of(text) == letter
+
+
+@pytest.mark.parametrize(
+    "name, gold, answer, right",
+    [
+        ("letter", "B", r"\text{(B)}", True),
+        ("letter", "B", "A", False),
+        ("letter", "B", "A or B", False),
+        ("exact", "12:30", " 12:30 ", True),
+        ("exact", "1/2", "0.5", False),
+        ("math", "1/2", "0.5", True),
+    ],
+)
+def test_verifiers(name, gold, answer, right):
+    verifier = make_verifier(name)
+    try:
+        assert verifier.check_reference(gold)
+        grade = verifier.grade(response(answer), gold)
+        assert (grade.reward, grade.verdict) == ((1.0, Verdict.RIGHT) if right else (0.0, Verdict.WRONG))
+        assert verifier.grade(response(answer), gold, stopped=False).reward == 0
+        assert verifier.grade("no box", gold).verdict is Verdict.NO_ANSWER
+    finally:
+        verifier.close()
+
+
+def test_reasoning_gym_scores_in_a_worker():
+    gym = pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    entry = gym.create_dataset("countdown", size=1, seed=1)[0]
+    gold = json.dumps(entry)
+    verifier = make_verifier("reasoning_gym")
+    try:
+        assert verifier.grade(response(entry["answer"]), gold).reward == 1
+        assert verifier.grade(response(str(entry["metadata"]["target"])), gold).reward == 0
+        assert verifier.grade(response("9**9**9**9"), gold).reward == 0
+        assert verifier.grade(response("1"), "{}").verdict is Verdict.UNPARSABLE
+    finally:
+        verifier.close()
+
+
+@pytest.mark.parametrize(
+    "query, prompt, expected",
+    [
+        (PROMPT + " r </think>", PROMPT, " r </think>"),
+        (PROMPT[200:] + " r </think>", PROMPT, " r </think>"),  # cut from the left
+        (PROMPT[60:] + " r", PROMPT, " r"),
+        ("other <think> r", PROMPT, " r"),
+        ("r", PROMPT, "r"),
+    ],
+)
+def test_the_prompt_is_stripped(query, prompt, expected):
+    assert reward_func.response_of(query, prompt) == expected
+
+
+def load_as_openrlhf_does():
+    path = Path(reward_func.__file__)
+    spec = importlib.util.spec_from_file_location("reward_func", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reward_func_answers_as_openrlhf_expects(monkeypatch):
+    monkeypatch.setenv("ORZ_GRADER_SCOPE", "unit test")
+    module = load_as_openrlhf_does()
+    answers = ["146/2", "74"]
+    queries = [PROMPT + response(answer) + "<|endoftext|>" for answer in answers]
+    result = module.reward_func(queries[:1], [PROMPT], ["73"])
+    assert result["rewards"] == result["scores"] == 1.0
+    assert result["extra_logs"]["verdict_right"] == 1.0
+    assert all(isinstance(value, float) for value in result["extra_logs"].values())
+    assert module.reward_func(queries, [PROMPT] * 2, ["73"] * 2)["rewards"] == [1.0, 0.0]
+    # a box in the prompt alone earns nothing
+    assert module.reward_func([PROMPT + r"<answer> </answer>"], [PROMPT], ["73"])["rewards"] == 0.0
+    module.verifier().close()
+
+
+@pytest.fixture
+def server(grader):
+    with RewardServer(grader, port=0) as made:
+        thread = threading.Thread(target=made.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{made.server_address[1]}"
+        made.shutdown()
+
+
+def post(url: str, body: bytes) -> tuple[int, dict]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=60) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_server_speaks_openrlhfs_protocol(server):
+    request = {
+        "query": [PROMPT + response("146/2"), PROMPT + response("74")],
+        "prompts": [PROMPT] * 2,
+        "labels": ["73"] * 2,
+    }
+    status, reply = post(server + "/get_reward", json.dumps(request).encode())
+    assert status == 200
+    assert reply["rewards"] == reply["scores"] == [1.0, 0.0]
+    assert reply["extra_logs"]["verdict_wrong"] == [0.0, 1.0]
+    del request["prompts"]
+    request["query"] = [response("73.0"), response("x")]
+    assert post(server + "/get_reward", json.dumps(request).encode())[1]["rewards"] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"{}", b'{"query": "a", "labels": "b"}', b'{"query": ["a"], "labels": []}', b"[" * 100_000],
+)
+def test_the_server_refuses_what_does_not_fit(server, body):
+    status, reply = post(server + "/get_reward", body)
+    assert status == 400
+    assert reply["error"]
+
+
+def test_the_server_has_one_path(server):
+    assert post(server + "/elsewhere", b"{}")[0] == 404
+    with urllib.request.urlopen(server + "/health", timeout=10) as reply:
+        assert json.load(reply) == {"status": "ok"}
+
+
+def test_the_server_listens_on_loopback_by_default(grader):
+    with RewardServer(grader, port=0) as made:
+        assert made.server_address[0] == "127.0.0.1"
+
+
+def test_the_command_answers_every_row_in_order(tmp_path, capsys):
+    rows = [
+        {"gold": "73", "response": response("146/2"), "id": 1},
+        {"gold": "73", "response": response("146/2"), "stop_reason": "length"},
+        {"gold": "73", "response": "no box"},
+        {"gold": "73", "response": response("9^{9^9}")},
+        {"gold": 73, "response": response("72=73")},
+        {"gold": "\ud800", "response": "\ud800"},
+    ]
+    lines = [json.dumps(row).encode() for row in rows] + [
+        b"not json",
+        b"[1]",
+        b'{"gold": "1"}',
+        b"\xff\xfe",
+        b"",
+        b"[" * 100_000,
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(b"\n".join(lines))
+    arguments = ["--input", str(source), "--output", str(target), "--workers", "1", "--compare-plain"]
+    assert command.main(arguments) == 0
+    summary = json.loads(capsys.readouterr().out)
+    out = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["verdict"] for row in out] == [
+        "right", "right", "no_answer", "refused", "wrong", "no_answer", *["unparsable"] * 5,
+    ]  # fmt: skip
+    assert [row["reward"] for row in out] == [1.0] + [0.0] * 10
+    assert (out[0]["id"], out[0]["extracted"], out[3]["rule"]) == (1, "146/2", "power")
+    assert [row.get("plain") for row in out[:5]] == ["right", "right", "no_answer", "refused", "right"]
+    assert out[8]["error"] == "missing 'response'"
+    assert summary["rows"] == 11
+    assert summary["verdicts"]["unparsable"] == 5
+    assert summary["disagreements_with_plain"] == 1
+    assert summary["rows_per_second"] > 0

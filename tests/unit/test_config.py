@@ -1,0 +1,132 @@
+"""Flags: the paper's defaults, what is derived, what is refused; all without Ray, vLLM or torch."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from openrlhf_orz.cli.flags import build_parser, explicit_flags, parse
+from openrlhf_orz.config import FLAGS, needs_old_log_probs, prompt_budget, save_config
+
+BASE = ["--actor.model_name_or_path", "Qwen/Qwen2.5-7B", "--data.prompt_dataset", "rows.jsonl", "--orz.device", "cpu"]
+SMALL = [*BASE, "--rollout.batch_size", "4", "--rollout.n_samples_per_prompt", "4", "--orz.critic_updates", "3"]
+
+
+def refused(capsys, *flags) -> str:
+    with pytest.raises(SystemExit) as exit:
+        parse([*SMALL, *flags])
+    assert exit.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_paper_defaults():
+    args, explicit = parse(BASE)
+    assert (args.rollout.batch_size, args.rollout.n_samples_per_prompt, args.train.batch_size) == (128, 64, 8192)
+    assert (args.actor.adam.lr, args.critic.adam.lr) == (1e-6, 5e-6)
+    assert args.actor.lr_scheduler == args.critic.lr_scheduler == "constant_with_warmup"
+    assert args.critic.value_clip is None and args.algo.kl.init_coef == 0 and args.actor.entropy_coef is None
+    assert args.critic.model_name_or_path == args.actor.model_name_or_path
+    assert explicit == {"actor.model_name_or_path", "data.prompt_dataset", "orz.device"}
+
+
+def test_a_flag_given_wins():
+    args, _ = parse([*SMALL, "--actor.adam.lr", "3e-4", "--critic.value_clip", "0.2", "--actor.lr_warmup_ratio", "0.1",
+                     "--logger.tensorboard_dir", "tb", "--vllm.num_engines", "1"])  # fmt: skip
+    assert args.actor.adam.lr == 3e-4 and args.critic.value_clip == 0.2 and args.logger.tensorboard_dir == "tb"
+    assert args.orz.actor_warmup_steps is None and args.orz.critic_warmup_steps == 50
+
+
+def test_every_upstream_flag_is_there():
+    from openrlhf_orz.compat import build_parser as upstream
+
+    ours = {option for action in build_parser()._actions for option in action.option_strings}
+    theirs = {option for action in upstream()._actions for option in action.option_strings}
+    assert theirs < ours
+    assert ours - theirs == {f"--orz.{flag.name}" for flag in FLAGS}
+
+
+def test_derived():
+    args, _ = parse([*SMALL, "--actor.num_gpus_per_node", "2", "--critic.num_gpus_per_node", "2",
+                     "--ckpt.output_dir", "out"])  # fmt: skip
+    assert args.vllm.num_engines == 2 and args.train.colocate_all and args.ds.attn_implementation == "sdpa"
+    assert args.orz.run_dir.endswith("/out") and args.ckpt.output_dir.endswith("/out/hf")
+    assert args.ckpt.path.endswith("/out/checkpoints") and not args.orz.fixed_micro_batches
+    assert parse([*SMALL, "--train.micro_batch_size", "2"])[0].orz.fixed_micro_batches
+
+
+def test_off_policy_by_name():
+    args, _ = parse([*SMALL, "--orz.policy_updates", "2"])
+    assert args.train.batch_size == 8 and "several policy steps" in needs_old_log_probs(args)
+    assert needs_old_log_probs(parse(SMALL)[0]) is None
+    assert "always" in needs_old_log_probs(parse([*SMALL, "--orz.old_log_probs", "always"])[0])
+    kl = parse([*SMALL, "--algo.kl.init_coef", "0.01"])[0]
+    assert "--algo.kl.init_coef" in needs_old_log_probs(kl)
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--train.batch_size", "8"], ["--train.batch_size 8", "--orz.policy_updates"]),
+        (["--train.max_epochs", "2"], ["--train.max_epochs 2", "--orz.policy_updates"]),
+        (["--orz.policy_updates", "3"], ["--orz.policy_updates 3", "16 samples"]),
+        (["--orz.policy_updates", "0"], ["--orz.policy_updates is 0"]),
+        (["--orz.critic_updates", "17"], ["--orz.critic_updates 17", "--rollout.batch_size"]),
+        (["--rollout.max_new_tokens", "2048"], ["--rollout.max_new_tokens 2048", "--data.max_len 2048"]),
+        (["--actor.num_gpus_per_node", "2"], ["--train.colocate_all", "--critic.num_gpus_per_node"]),
+        (["--vllm.num_engines", "3"], ["--vllm.num_engines"]),
+        (["--actor.model_name_or_path", "./nowhere/model"], ["--actor.model_name_or_path", "config.json"]),
+        (["--algo.advantage.lambd", "1.5"], ["--algo.advantage.lambd 1.5"]),
+        (["--rollout.batch_size", "0"], ["--rollout.batch_size is 0"]),
+        (["--orz.value_head_init", "zeros"], ["--orz.value_head_init", "released"]),
+        (["--no.such.flag", "1"], ["--no.such.flag"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_refused_by_name(capsys, flags, named):
+    message = refused(capsys, *flags)
+    for text in named:
+        assert text in message
+
+
+def test_missing_model_and_data(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--orz.device", "cpu"])
+    message = capsys.readouterr().err
+    assert "--actor.model_name_or_path is missing" in message and "--data.prompt_dataset is missing" in message
+
+
+def test_prompt_budget():
+    assert prompt_budget(parse(SMALL)[0]) == 2047  # max_len 2048, one token left for the response
+    assert prompt_budget(parse([*SMALL, "--rollout.max_new_tokens", "1000"])[0]) == 1048
+    assert prompt_budget(parse([*SMALL, "--orz.max_prompt_len", "100"])[0]) == 100
+
+
+def test_config_json_holds_no_key(tmp_path):
+    args, explicit = parse([*SMALL, "--logger.wandb.key", "sesame"])
+    save_config(args, explicit, tmp_path / "config.json")
+    text = (tmp_path / "config.json").read_text()
+    assert "sesame" not in text
+    content = json.loads(text)
+    assert content["flags"]["rollout"]["batch_size"] == 4 and content["versions"]["openrlhf"].startswith("0.11.2+orz.")
+    assert "logger.wandb.key" in content["explicit"]
+
+
+def test_explicit_flags():
+    assert explicit_flags(["--train.seed", "42", "--ds.packing_samples"]) == {"train.seed", "ds.packing_samples"}
+
+
+@pytest.mark.parametrize("flags, status", [(["--help"], 0), ([*BASE, "--train.batch_size", "3"], 2)])
+def test_answers_at_once_without_heavy_imports(flags, status):
+    code = (
+        "import sys\nfrom openrlhf_orz.cli.train_ppo_ray import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as e:\n"
+        "    loaded = {'ray', 'vllm', 'torch', 'deepspeed'} & set(sys.modules)\n"
+        "    print('loaded', sorted(loaded), file=sys.stderr)\n    raise"
+    )
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+    assert result.returncode == status and "loaded []" in result.stderr
+    assert time.monotonic() - start < 3

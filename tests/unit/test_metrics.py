@@ -1,0 +1,49 @@
+import json
+
+import torch
+
+from openrlhf_orz.reward.verdict import Verdict
+from openrlhf_orz.trainer.metrics import rollout_metrics, step_record
+from openrlhf_orz.trainer.run_dir import RunDir
+
+
+def test_rollout_metrics_by_hand():
+    # three prompts with two responses each: both right, one right, none right
+    right, wrong, none = float(Verdict.RIGHT), float(Verdict.WRONG), float(Verdict.NO_ANSWER)
+    metrics = rollout_metrics(
+        rewards=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]),
+        lengths=torch.tensor([10, 20, 30, 40, 50, 60]),
+        truncated=torch.tensor([0.0, 0, 0, 0, 1, 0]),
+        verdicts=torch.tensor([right, right, right, wrong, right, none]),  # one right but cut by length
+        formats=torch.tensor([1.0, 1, 1, 1, 1, 0]),
+        samples_per_prompt=2,
+    )
+    assert metrics["reward"] == 0.5 and metrics["response_length"] == 35 and metrics["response_length_max"] == 60
+    assert metrics["response_length_right"] == 20 and metrics["response_length_wrong"] == 50
+    assert metrics["truncated"] == 1 / 6 and metrics["format"] == 5 / 6
+    assert metrics["pass_at_n"] == 2 / 3 and metrics["all_right"] == 1 / 3 and metrics["all_wrong"] == 1 / 3
+    assert (metrics["samples"], metrics["prompts"]) == (6, 3)
+    assert (metrics["verdict_right"], metrics["verdict_wrong"], metrics["verdict_no_answer"]) == (4, 1, 1)
+
+
+def test_step_record_names_and_nan():
+    status = {"timing/step_total": 4.0, "timing/generation": 1.0, "values": 0.5, "reward": 9.0, "kl": 0.0, "odd": "x",
+              "critic_lr": 1e-5}  # fmt: skip
+    record = step_record(3, status, {"reward": 0.25, "tokens": 100.0, "response_length_right": float("nan")})
+    assert record == {
+        "step": 3, "reward": 0.25, "tokens": 100.0, "response_length_right": None, "seconds_step": 4.0,
+        "seconds_generation": 1.0, "value_mean": 0.5, "critic_lr": 1e-5, "tokens_per_second": 25.0,
+    }  # fmt: skip
+    assert step_record(1, {"kl": 0.1}, {})["kl"] == 0.1
+
+
+def test_run_dir(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.append("metrics.jsonl", {"step": 1})
+    run.append("metrics.jsonl", {"step": 2})
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    run.dump_rollouts(7, lambda: ({"response": text} for text in ("ä\u2028<b>", "\x00")))
+    run.wait()
+    lines = (tmp_path / "run" / "rollouts" / "step_7.jsonl").read_text().split("\n")
+    assert [json.loads(line)["response"] for line in lines if line] == ["ä\u2028<b>", "\x00"]
+    assert not list((tmp_path / "run" / "rollouts").glob("*.partial"))

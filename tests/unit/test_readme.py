@@ -1,0 +1,28 @@
+"""The README says what is there."""
+
+import re
+from pathlib import Path
+
+from openrlhf_orz.config import FLAGS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_flag_of_ours_is_in_the_table():
+    rows = re.findall(r"^\| `(\w+)` \|", README, re.M)
+    assert rows == [flag.name for flag in FLAGS]
+
+
+def test_links_and_layout_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+    layout = README.split("## Layout")[1].split("```")[1]
+    for name in re.findall(r"^(\w+/)", layout, re.M):
+        assert (ROOT / name).is_dir(), name
+    for name in re.findall(r"^  (\S+)", layout, re.M):
+        assert (ROOT / "openrlhf_orz" / name).exists(), name
+
+
+def test_nothing_left_to_fill_in():
+    assert not re.findall(r"@[A-Z]+@", README)

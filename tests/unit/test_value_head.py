@@ -1,0 +1,39 @@
+import math
+
+import pytest
+import torch
+
+from openrlhf_orz.models.value_head import init_value_head
+
+HIDDEN = 4096
+
+
+def filled(how):
+    weight = torch.empty(1, HIDDEN)
+    init_value_head(weight, how, torch.Generator().manual_seed(0))
+    return weight
+
+
+def test_released_is_normal_with_deviation_one_over_hidden_plus_one():
+    weight = filled("released")
+    assert weight.std().item() == pytest.approx(1 / (HIDDEN + 1), rel=0.05)
+    assert weight.abs().max() > 3 / (HIDDEN + 1)  # a tail: not uniform
+
+
+def test_kaiming_is_what_torch_does():
+    bound = 1 / math.sqrt(HIDDEN)
+    weight = filled("kaiming")
+    assert 0.99 * bound < weight.abs().max() <= bound
+    reference = torch.empty(1, HIDDEN)
+    torch.nn.init.kaiming_uniform_(reference, a=math.sqrt(5), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(weight, reference)
+
+
+def test_paper_to_the_letter():
+    weight = filled("paper")
+    assert 0.99 * math.sqrt(5) < weight.abs().max() <= math.sqrt(5)
+
+
+def test_unknown_is_refused():
+    with pytest.raises(ValueError, match="xavier"):
+        filled("xavier")

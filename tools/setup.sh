@@ -1,0 +1,219 @@
+#!/usr/bin/env bash
+# Set-up in one command: bash tools/setup.sh [auto|cpu|gpu]
+#
+# Makes .venv with the pinned stack, the patched OpenRLHF and this package. auto takes
+# what an existing .venv has, else gpu where nvidia-smi answers, else cpu. Each stage
+# leaves a stamp with the hash of what it was made from, so a rerun does only what is
+# missing or changed.
+#
+# Environment: PYTHON (interpreter), CXX (compiler), ORZ_VENV (another place for .venv),
+# ORZ_MIN_FREE_GB (disk space asked for), and pip's own variables.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${ORZ_VENV:-$ROOT/.venv}
+STAMPS=$VENV/.orz
+LOG=$STAMPS/setup.log
+# setuptools 77.0.3, which vLLM's metadata names, cannot build torch extensions
+# (BuildExtension.with_options fails); 80.9.0 can, and still has pkg_resources.
+BOOTSTRAP="pip==26.3 setuptools==80.9.0 wheel==0.48.0"
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+# What DeepSpeed would otherwise compile, for minutes, in the first run on CPU: the
+# optimizer, and a collective that it loads with torch.distributed.
+OPS="DS_BUILD_FUSED_ADAM=1 DS_BUILD_SHM_COMM=1"
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+hash_of() { cat -- "$@" | sha256sum | cut -c1-16; }
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
+
+# ---- which mode
+
+MODE=${1:-auto}
+[ $# -le 1 ] && [[ $MODE =~ ^(auto|cpu|gpu)$ ]] || {
+    echo "usage: bash tools/setup.sh [auto|cpu|gpu]" >&2
+    exit 2
+}
+HAD=$(cat "$STAMPS/mode" 2>/dev/null || true)
+if [ "$MODE" = auto ]; then
+    if [ -n "$HAD" ]; then MODE=$HAD
+    elif nvidia-smi >/dev/null 2>&1; then MODE=gpu
+    else MODE=cpu; fi
+fi
+[ -z "$HAD" ] || [ "$HAD" = "$MODE" ] ||
+    die "$VENV was set up for $HAD: delete it, or set ORZ_VENV to another folder, to set up for $MODE"
+if [ "$MODE" = cpu ]; then REQUIREMENTS=$ROOT/requirements-cpu.txt; else REQUIREMENTS=$ROOT/requirements.txt; fi
+pin() { grep -E "^$1==" "$REQUIREMENTS"; }
+
+# ---- stages: do_STAGE makes it, key_STAGE says from what
+
+STAGES=(venv torch stack deepspeed openrlhf package)
+
+key_venv() { echo "$VENV $BOOTSTRAP"; }
+key_torch() { pin torch; }
+key_stack() { hash_of "$REQUIREMENTS"; }
+# Built with -march=native: another processor under the same folder needs another build.
+key_deepspeed() { echo "$(pin deepspeed) $(pin torch) $MODE $OPS $(grep -m1 ^flags /proc/cpuinfo | sha256sum)"; }
+key_openrlhf() { hash_of "$ROOT"/patches/{UPSTREAM,series,*.patch} "$ROOT"/tools/{patches,unidiff}.py; }
+key_package() { echo "$ROOT $(hash_of "$ROOT/pyproject.toml")"; }
+
+do_venv() {
+    if [ -e "$VENV/pyvenv.cfg" ] || [ -z "$(ls -A "$VENV" | grep -vx .orz)" ]; then
+        "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$PYTHON_FOUND" -m venv --clear "$VENV"
+    else
+        die "$VENV is not empty and not a virtual environment: move it, or set ORZ_VENV to another folder"
+    fi
+    mkdir -p "$STAMPS"
+    pip install $BOOTSTRAP
+}
+
+do_torch() {
+    if [ "$MODE" = gpu ]; then
+        pip install "$(pin torch)"
+        "$VENV/bin/python" -c 'import torch; raise SystemExit(torch.version.cuda is None)' ||
+            die "pip found a torch without CUDA: let it see the default package index first (PIP_FIND_LINKS, PIP_INDEX_URL)"
+    else
+        pip install --no-deps "$(pin torch)" ||
+            pip install --no-deps --index-url "$TORCH_CPU_INDEX" "$(pin torch)"
+    fi
+}
+
+do_stack() {
+    if [ "$MODE" = cpu ]; then
+        pip install --no-deps -r <(grep -v '^deepspeed==' "$REQUIREMENTS")
+    else
+        pip install -r <(grep -vE '^(deepspeed|flash-attn)==' "$REQUIREMENTS")
+        pip install --no-deps --no-build-isolation "$(pin flash-attn)"
+    fi
+}
+
+do_deepspeed() {
+    if [ "$MODE" = gpu ]; then
+        pip install "$(pin deepspeed)"
+        return
+    fi
+    # -g0 last: DeepSpeed asks for debug symbols, which double the compile time.
+    printf '#!/bin/sh\nexec "%s" "$@" -g0\n' "$CXX_FOUND" >"$STAMPS/c++"
+    chmod +x "$STAMPS/c++"
+    # No pip cache: a wheel with machine code for this torch must not reach other projects.
+    env $OPS DS_ENABLE_NINJA=1 CXX="$STAMPS/c++" PATH="$VENV/bin:$PATH" \
+        "$VENV/bin/python" -m pip install --force-reinstall --no-cache-dir --no-deps --no-build-isolation "$(pin deepspeed)"
+}
+
+do_openrlhf() {
+    rm -rf "$STAMPS/wheel"
+    "$VENV/bin/python" "$ROOT/tools/patches.py" wheel --out "$STAMPS/wheel" || return 1
+    pip install --no-deps --no-index --force-reinstall "$STAMPS"/wheel/*.whl
+}
+
+do_package() { pip install --no-deps --no-index --no-build-isolation -e "$ROOT"; }
+
+# ---- what the machine must have
+
+find_python() {
+    local candidate found="" answer candidates=(python3.11 python3.12 python3.10 python3 python)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
+        # By running it: a version manager's shim may exist and refuse.
+        answer=$("$candidate" - 2>/dev/null <<'PY'
+import os, sys, sysconfig
+version = "%d.%d" % sys.version_info[:2]
+if version not in ("3.10", "3.11", "3.12"):
+    print("is Python " + version)
+    sys.exit()
+try:
+    import ensurepip, venv
+except ImportError:
+    print("lacks the venv module: install python%s-venv" % version)
+    sys.exit()
+if not os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    print("lacks the headers that DeepSpeed's kernels compile against: install python%s-dev" % version)
+    sys.exit()
+print("ok")
+PY
+        ) || answer="does not run"
+        if [ "$answer" = ok ]; then
+            PYTHON_FOUND=$candidate
+            return
+        fi
+        [ "$answer" = "does not run" ] && [ -z "${PYTHON:-}" ] || found="$found; $candidate ${answer:-does not run}"
+    done
+    die "needs Python 3.10, 3.11 or 3.12 with venv${found:-; found none}. Install one, or name it: PYTHON=/path/to/python3.11 bash tools/setup.sh"
+}
+
+find_compiler() {
+    for CXX_FOUND in ${CXX:-g++ c++ clang++}; do
+        CXX_FOUND=$(command -v "$CXX_FOUND") || continue
+        echo 'int main() {}' | "$CXX_FOUND" -std=c++20 -fopenmp -x c++ -o "$STAMPS/probe" - >>"$LOG" 2>&1 || continue
+        rm -f "$STAMPS/probe"
+        return
+    done
+    die "needs a C++ compiler with C++20 and OpenMP${CXX:+ (CXX=$CXX is none)}: install g++ 10 or newer (apt-get install g++), or set CXX"
+}
+
+check_disk() {
+    local need=${ORZ_MIN_FREE_GB:-$([ "$MODE" = cpu ] && echo 8 || echo 30)} free
+    free=$(($(df -Pk "$VENV" | awk 'NR == 2 { print $4 }') / 1024 / 1024))
+    [ "$free" -ge "$need" ] || die "needs $need GB of free disk for $VENV, has $free: free some, or set ORZ_VENV to a larger disk"
+}
+
+# The one line that a failed stage leaves on the screen.
+explain() {
+    local stage=$1 own
+    own=$(grep -aE '^(setup: error|tools/patches.py): ' "$STAGE_LOG" | tail -n 1) || true
+    if [ -n "$own" ]; then
+        printf 'setup: error: %s\n' "${own#setup: error: }" >&2
+    elif grep -aqE 'No space left on device|Errno 28' "$STAGE_LOG"; then
+        printf 'setup: error: the disk is full (%s): free some, or set ORZ_VENV and TMPDIR to a larger one, and run again\n' "$stage" >&2
+    elif grep -aqiE 'connection (error|refused|broken)|NewConnectionError|name resolution|Max retries|timed out|ProxyError|SSLError|Could not fetch' "$STAGE_LOG"; then
+        printf 'setup: error: pip cannot reach its package index (%s): check the network, PIP_INDEX_URL and proxies, and run again; log: %s\n' "$stage" "$LOG" >&2
+    elif own=$(grep -aoE 'No matching distribution found for .*' "$STAGE_LOG" | tail -n 1) && [ -n "$own" ]; then
+        printf 'setup: error: pip finds no %s (%s): check that its index is reachable and complete, and run again; log: %s\n' "${own#*for }" "$stage" "$LOG" >&2
+    else
+        printf 'setup: error: %s failed: %s; log: %s\n' "$stage" \
+            "$(grep -aE '^ *(ERROR|error|fatal)' "$STAGE_LOG" | tail -n 1 | cut -c1-200)" "$LOG" >&2
+    fi
+    exit 1
+}
+
+# ---- run
+
+stamped() { [ "$(cat "$STAMPS/$1" 2>/dev/null)" = "$(key_"$1")" ]; }
+
+TODO=()
+[ -x "$VENV/bin/python" ] || rm -f "$STAMPS"/{venv,torch,stack,deepspeed,openrlhf,package}
+for stage in "${STAGES[@]}"; do stamped "$stage" || TODO+=("$stage"); done
+if [ ${#TODO[@]} -eq 0 ]; then
+    say "nothing to do: $VENV is ready ($MODE)"
+    exit 0
+fi
+
+mkdir -p "$STAMPS" 2>/dev/null || die "cannot write $VENV: set ORZ_VENV to a folder that you own"
+if command -v flock >/dev/null; then # two set-ups of one folder take turns
+    exec 9>"$STAMPS/lock"
+    flock 9
+fi
+: >"$LOG"
+case " ${TODO[*]} " in *" venv "*) find_python ;; esac
+case " ${TODO[*]} " in *" deepspeed "*) find_compiler ;; esac
+case " ${TODO[*]} " in *" stack "*) check_disk ;; esac
+
+STAGE_LOG=$(mktemp)
+trap 'rm -f "$STAGE_LOG"' EXIT
+START=$SECONDS
+for stage in "${TODO[@]}"; do
+    stamped "$stage" && continue # the set-up before us in the queue did it
+    began=$SECONDS
+    rm -f "$STAMPS/$stage"
+    set +e
+    (set -e; "do_$stage") >"$STAGE_LOG" 2>&1
+    status=$?
+    set -e
+    mkdir -p "$STAMPS"
+    cat "$STAGE_LOG" >>"$LOG"
+    [ $status -eq 0 ] || explain "$stage"
+    key_"$stage" >"$STAMPS/$stage"
+    [ "$stage" != venv ] || echo "$MODE" >"$STAMPS/mode"
+    say "$stage done in $((SECONDS - began)) s"
+done
+say "ready in $((SECONDS - START)) s: $VENV ($MODE)"
