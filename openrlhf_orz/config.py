@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -111,6 +112,18 @@ def detect_device() -> str:
     return "cuda" if found and not hidden else "cpu"
 
 
+def cpu_dtype() -> str:
+    """The parameter dtype that this processor computes in: "bf16" with bfloat16 instructions, else "fp32".
+
+    Without them a bfloat16 matrix product is emulated: 100 times slower than float32 on a Zen 3 core.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "fp32"
+    return "bf16" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "fp32"
+
+
 POSITIVE = (
     "rollout.batch_size", "rollout.n_samples_per_prompt", "rollout.micro_batch_size", "train.micro_batch_size",
     "train.num_episodes", "train.max_epochs", "train.max_tokens_per_gpu", "data.max_len", "data.max_samples",
@@ -142,6 +155,7 @@ def derive(args, explicit: set[str]) -> None:
         default("train.colocate_all", True)
         default("vllm.enforce_eager", True)
         default("ds.attn_implementation", "sdpa")
+        default("ds.param_dtype", cpu_dtype())
         for name in ("vllm.enable_sleep", "ds.enable_sleep"):
             if values[name]:
                 print(f"[orz] --{name} has no effect on CPU and is off", flush=True)
