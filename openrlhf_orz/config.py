@@ -154,14 +154,16 @@ def derive(args, explicit: set[str]) -> None:
             default(f"{role}.num_gpus_per_node", 1)
         default("train.colocate_all", True)
         default("vllm.enforce_eager", True)
-        default("ds.attn_implementation", "sdpa")
         default("ds.param_dtype", cpu_dtype())
         for name in ("vllm.enable_sleep", "ds.enable_sleep"):
             if values[name]:
                 print(f"[orz] --{name} has no effect on CPU and is off", flush=True)
                 values[name] = False
-    elif find_spec("flash_attn"):
-        default("ds.packing_samples", True)  # Sec. 3.1
+    # Packed (Sec. 3.1), on every device
+    if values["orz.device"] == "cpu" or not find_spec("flash_attn"):
+        default("ds.attn_implementation", "orz_packed")
+    if values["ds.attn_implementation"] == "orz_packed" or "flash_attention" in values["ds.attn_implementation"]:
+        default("ds.packing_samples", True)
     if values["vllm.num_engines"] is None:
         ranks = values["actor.num_nodes"] * values["actor.num_gpus_per_node"]
         values["vllm.num_engines"] = max(1, ranks // values["vllm.tensor_parallel_size"])

@@ -89,6 +89,7 @@ def train(args, explicit: set[str]) -> None:
         from openrlhf_orz.rollout.engine import OrzRolloutActor
         from openrlhf_orz.trainer.actor import OrzPolicyModelActor
         from openrlhf_orz.trainer.critic import OrzCriticModelActor
+        from openrlhf_orz.trainer.frozen import OrzReferenceModelActor, OrzRewardModelActor
         from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
 
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
@@ -98,6 +99,8 @@ def train(args, explicit: set[str]) -> None:
                 args,
                 policy_cls=OrzPolicyModelActor,
                 critic_cls=OrzCriticModelActor,
+                reference_cls=OrzReferenceModelActor,
+                reward_cls=OrzRewardModelActor,
                 trainer_cls=OrzPPOTrainerAsync if args.train.async_enable else OrzPPOTrainer,
                 engine_cls=engines,
                 extra_engine_args=engine_args(args),

@@ -85,7 +85,7 @@ _PREFIX = re.compile(
     r"^\s*(?:\\text\{)?\s*(?:therefore,?\s*)?(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*[:=]?|[:=])\s*(?:\}\s*[:=]?\s*)?(?=\S)",
     re.IGNORECASE,
 )
-_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z(){}\[\],!%$])")  # escaped once too often
+_DOUBLED = re.compile(r"\\{2,}(?=[a-zA-Z(){}\[\],!%$])")  # escaped once too often
 _SPACES = re.compile(r"\s+")
 
 
@@ -147,12 +147,23 @@ def _one_pass(text: str) -> str:
     return _ROOT.sub(lambda m: "\\sqrt{" + m.group(1) + "}", text)
 
 
+MAX_PASSES = 100  # each takes off a layer, such as one of several prefixes
+
+
 def tidy(span: str, thousands: bool = True) -> str:
     """``span`` in the comparison's dialect; never raises, and tidying twice changes nothing more.
 
     With ``thousands`` unset, the commas of ``12,102`` separate two numbers.
     """
-    if "matrix" not in span and "array" not in span and "cases" not in span and "\\\\" in span:
+    for _ in range(MAX_PASSES):  # what one rewrite leaves, another may take up
+        before, span = span, _tidy_once(span, thousands)
+        if span == before:
+            break
+    return span
+
+
+def _tidy_once(span: str, thousands: bool) -> str:
+    if "\\\\" in span and "matrix" not in span and "array" not in span and "cases" not in span:
         span = _DOUBLED.sub(r"\\", span)
     text = _SCRIPT.sub(_script, span)
     text = _CHARACTER.sub(lambda m: _CHARACTERS[m.group()], text)
@@ -167,6 +178,8 @@ def tidy(span: str, thousands: bool = True) -> str:
         before = text
         text = strip_group(text.strip())
         if text and text[-1] in ".,;" and not text.endswith("\\,"):
+            text = text[:-1]
+        if text.endswith("\\") and not text.endswith("\\\\"):  # what a stripped control space leaves
             text = text[:-1]
         if text.startswith((". ", ", ", ": ")):
             text = text[1:]

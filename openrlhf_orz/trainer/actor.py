@@ -1,6 +1,5 @@
 """The policy: strict on-policy loss, exact step metrics, warm-up in steps, weight sync without CUDA."""
 
-
 import time
 
 import torch
@@ -10,8 +9,9 @@ from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 from openrlhf_orz.config import needs_old_log_probs
 from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.rollout.weight_sync import sync_through_file
-from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
+from openrlhf_orz.trainer.policy_model import OrzActor
 from openrlhf_orz.trainer.process import RendezvousByFile, models_in_training, peak_memory_mib, share_cores
+from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
 
 
 def warmup_ratio(steps: int, max_steps: int) -> float:
@@ -77,6 +77,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
 
 
 class OrzPolicyModelActor(RendezvousByFile, PolicyModelActor):
+    model_cls = OrzActor
     trainer_cls = OrzActorPPOTrainer
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):

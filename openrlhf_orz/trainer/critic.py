@@ -8,6 +8,7 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from openrlhf.utils.logging_utils import init_logger
 from transformers.utils import cached_file
 
+import openrlhf_orz.models.packed_attention  # noqa: F401  (registers --ds.attn_implementation orz_packed)
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.trainer.actor import warmup_ratio
 from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer

@@ -44,7 +44,10 @@ def test_cli_is_importable_without_ray_or_torch():
 def test_train_takes_its_classes():
     from openrlhf.cli.train_ppo_ray import train
 
-    assert parameters(train) == ["args", "policy_cls", "critic_cls", "trainer_cls", "engine_cls", "extra_engine_args"]
+    assert parameters(train) == [
+        "args", "policy_cls", "critic_cls", "reference_cls", "reward_cls", "trainer_cls", "engine_cls",
+        "extra_engine_args",
+    ]  # fmt: skip
 
 
 def test_trainers_are_plain_classes_with_their_collaborators():

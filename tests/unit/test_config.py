@@ -50,7 +50,7 @@ def test_every_upstream_flag_is_there():
 def test_derived():
     args, _ = parse([*SMALL, "--actor.num_gpus_per_node", "2", "--critic.num_gpus_per_node", "2",
                      "--ckpt.output_dir", "out"])  # fmt: skip
-    assert args.vllm.num_engines == 2 and args.train.colocate_all and args.ds.attn_implementation == "sdpa"
+    assert args.vllm.num_engines == 2 and args.train.colocate_all and args.ds.attn_implementation == "orz_packed"
     assert args.orz.run_dir.endswith("/out") and args.ckpt.output_dir.endswith("/out/hf")
     assert args.ckpt.path.endswith("/out/checkpoints") and not args.orz.fixed_micro_batches
     assert parse([*SMALL, "--train.micro_batch_size", "2"])[0].orz.fixed_micro_batches

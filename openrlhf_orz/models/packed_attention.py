@@ -1,0 +1,174 @@
+"""Causal attention over a pack of sequences without flash-attn, exact and without a mask over the pack.
+
+Registered with transformers as ``orz_packed`` (``--ds.attn_implementation``). A pack is (1, T): sequences one after
+the other, their boundaries where ``position_ids`` is 0. On CUDA, in half precision, it is PyTorch's own varlen
+attention; elsewhere sequences of similar length are attended to together, each to itself.
+Notation: T tokens of a pack, H heads, D head size, N sequences of a group, L its longest.
+"""
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "orz_packed"
+
+
+@dataclass(frozen=True)
+class Group:
+    """N sequences padded to L: ``rows`` are their tokens in the pack, ``slots`` the same tokens in (N * L)."""
+
+    count: int
+    longest: int
+    rows: torch.Tensor
+    slots: torch.Tensor
+
+
+def group_by_length(lengths: list[int], slack: float = 1.25, free: int = 32) -> list[list[int]]:
+    """Indices of ``lengths``, longest first, in groups in which L <= slack * length + free holds for each member.
+
+    Within a group sequences are padded on the right, which a causal mask alone makes harmless; the bounds keep what
+    that wastes below what a separate call costs.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and lengths[groups[-1][0]] <= slack * lengths[index] + free:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def make_groups(starts: list[int], total: int, device) -> list[Group]:
+    """The groups of a pack of ``total`` tokens whose sequences begin at ``starts``."""
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], total])]
+    groups = []
+    for members in group_by_length(lengths):
+        longest = lengths[members[0]]
+        rows = torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in members])
+        slots = torch.cat([torch.arange(n * longest, n * longest + lengths[i]) for n, i in enumerate(members)])
+        groups.append(Group(len(members), longest, rows.to(device), slots.to(device)))
+    return groups
+
+
+class _ToGroups(torch.autograd.Function):
+    """(T, H, D) to one (N, L, H, D) for each group; the inverse of _FromGroups on tokens, 0 on padding."""
+
+    @staticmethod
+    def forward(ctx, x_THD, groups):
+        ctx.groups, ctx.shape = groups, x_THD.shape
+        return tuple(_scatter(x_THD.index_select(0, g.rows), g.slots, g.count * g.longest, g) for g in groups)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _collect(grads, ctx.groups, ctx.shape), None
+
+
+class _FromGroups(torch.autograd.Function):
+    """One (N, L, H, D) for each group to (T, H, D)."""
+
+    @staticmethod
+    def forward(ctx, groups, total, *xs):
+        ctx.groups = groups
+        return _collect(xs, groups, (total, *xs[0].shape[2:]))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, *(
+            _scatter(grad.index_select(0, g.rows), g.slots, g.count * g.longest, g) for g in ctx.groups
+        )
+
+
+def _scatter(tokens, slots, size, group):
+    padded = tokens.new_zeros(size, *tokens.shape[1:]).index_copy_(0, slots, tokens)
+    return padded.view(group.count, group.longest, *tokens.shape[1:])
+
+
+def _collect(xs, groups, shape):
+    out = xs[0].new_empty(shape)
+    for x, g in zip(xs, groups):
+        out.index_copy_(0, g.rows, x.flatten(0, 1).index_select(0, g.slots))
+    return out
+
+
+def grouped_attention(q_THD, k_TKD, v_TKD, groups, scale, dropout=0.0, window=None) -> torch.Tensor:
+    """Attention (T, H, D) of each sequence to itself; K key heads, H a multiple of K. ``window`` tokens back if set."""
+    qs, ks, vs = (_ToGroups.apply(x, groups) for x in (q_THD, k_TKD, v_TKD))
+    outs = []
+    for q, k, v, g in zip(qs, ks, vs, groups):
+        mask = None
+        if window is not None and g.longest > window:
+            distance = torch.arange(g.longest, device=q.device)[:, None] - torch.arange(g.longest, device=q.device)
+            mask = (distance >= 0) & (distance < window)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None,
+            scale=scale, dropout_p=dropout, enable_gqa=q.shape[2] != k.shape[2],
+        )  # fmt: skip
+        outs.append(out.transpose(1, 2))
+    return _FromGroups.apply(groups, q_THD.shape[0], *outs)
+
+
+def varlen_attention(q_THD, k_TKD, v_TKD, starts, scale, window=None) -> torch.Tensor:
+    """The same by PyTorch's varlen attention: CUDA, float16 or bfloat16, no dropout."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends = [*starts[1:], q_THD.shape[0]]
+    bounds = torch.tensor([*starts, q_THD.shape[0]], dtype=torch.int32, device=q_THD.device)
+    longest = max(end - start for start, end in zip(starts, ends))
+    return varlen_attn(
+        q_THD, k_TKD, v_TKD, bounds, bounds, longest, longest, scale=scale,
+        window_size=(-1 if window is None else window - 1, 0), enable_gqa=q_THD.shape[1] != k_TKD.shape[1],
+    )  # fmt: skip
+
+
+class _Boundaries:
+    """Where the sequences of the pack at hand begin, found once for all layers of a forward and its backward."""
+
+    def __init__(self):
+        self.of = None
+
+    def find(self, position_ids: torch.Tensor) -> tuple[list[int], list[Group]]:
+        if self.of is None or self.of() is not position_ids:
+            self.starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
+            if not self.starts or self.starts[0] != 0:
+                raise ValueError("the positions of a pack must begin with 0")
+            self.groups = make_groups(self.starts, position_ids.shape[1], position_ids.device)
+            self.of = weakref.ref(position_ids)
+        return self.starts, self.groups
+
+
+_boundaries = _Boundaries()
+
+
+def packed_attention(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, position_ids=None, **kwargs
+):
+    """transformers' attention interface: (1, H, T, D) in, (1, T, H, D) out. Anything but a pack goes to SDPA."""
+    if attention_mask is not None or query.shape[0] != 1 or query.shape[2] != key.shape[2] or position_ids is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    starts, groups = _boundaries.find(position_ids)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if q.is_cuda and q.dtype != torch.float32 and not dropout:
+        out = varlen_attention(q, k, v, starts, scaling, sliding_window)
+    else:
+        out = grouped_attention(q, k, v, groups, scaling, dropout, sliding_window)
+    return out[None], None
+
+
+def _mask(*, batch_size, q_length, kv_length, attention_mask=None, **kwargs):
+    """No mask for a pack; for a padded batch, and in generation with a cache, SDPA's."""
+    if attention_mask is None and batch_size == 1 and q_length == kv_length:
+        return None
+    return sdpa_mask(
+        batch_size=batch_size, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs
+    )
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, _mask)

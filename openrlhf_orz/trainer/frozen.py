@@ -1,0 +1,18 @@
+"""Models that never train: the reference model and a reward model, where a run asks for them."""
+
+from openrlhf.trainer.ray.launcher import ReferenceModelActor, RewardModelActor
+
+import openrlhf_orz.models.packed_attention  # noqa: F401  (registers --ds.attn_implementation orz_packed)
+from openrlhf_orz.trainer.process import RendezvousByFile, share_cores
+
+
+class OrzReferenceModelActor(RendezvousByFile, ReferenceModelActor):
+    def forward(self, *args, **kwargs):
+        share_cores(self.strategy.args)
+        return super().forward(*args, **kwargs)
+
+
+class OrzRewardModelActor(RendezvousByFile, RewardModelActor):
+    def forward(self, *args, **kwargs):
+        share_cores(self.strategy.args)
+        return super().forward(*args, **kwargs)

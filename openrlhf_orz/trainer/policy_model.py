@@ -1,0 +1,36 @@
+"""The policy's model: log-probs of action tokens only, without the logits of any others, and in chunks."""
+
+from openrlhf.models import Actor
+
+import openrlhf_orz.models.packed_attention  # noqa: F401  (registers --ds.attn_implementation orz_packed)
+from openrlhf_orz.models.log_prob_head import install
+
+
+class OrzActor(Actor):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # in a list: a second name for the head's parameters would be saved and synced twice
+        self._head = [install(self.model)]
+
+    def forward_tokens(
+        self, sequences, attention_mask, position_ids, labels=None, needed=None, return_entropy=False, **mm_inputs
+    ):
+        (head,) = self._head
+        if head is None or labels is None or needed is None or mm_inputs:
+            return super().forward_tokens(
+                sequences, attention_mask, position_ids, labels, needed, return_entropy, **mm_inputs
+            )
+        columns = needed.any(0).nonzero()[:, 0]  # in a pack: just those needed; in a padded batch: those that any row needs
+        if not len(columns):  # the head takes part all the same: under ZeRO-3 all ranks gather it
+            columns = columns.new_zeros(1)
+        head.labels, head.temperature, head.with_entropy = labels[:, columns], self.temperature, return_entropy
+        try:
+            output = self.model(
+                sequences, attention_mask=attention_mask, position_ids=position_ids, logits_to_keep=columns
+            )
+        finally:
+            head.labels = None
+        log_probs, entropy = (
+            values.new_zeros(sequences.shape).index_copy(1, columns, values) for values in output.pop("logits").unbind(-1)
+        )
+        return output, log_probs, entropy if return_entropy else None

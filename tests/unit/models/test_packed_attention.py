@@ -1,0 +1,128 @@
+"""Packed attention equals each sequence alone, whatever it is packed with; gradients too."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from openrlhf_orz.models import packed_attention
+from openrlhf_orz.models.packed_attention import NAME, group_by_length
+
+LENGTHS = [5, 33, 1, 170, 64, 7, 200, 199]
+
+
+def models(**config):
+    """The same random model with our attention and with SDPA."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, **config,
+    )  # fmt: skip
+    ours = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=NAME)
+    theirs = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa")
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def sequences(lengths=LENGTHS):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(50, (1, length), generator=generator) for length in lengths]
+
+
+def packed(model, ids):
+    positions = torch.cat([torch.arange(x.shape[1]) for x in ids])[None]
+    return model(torch.cat(ids, 1), position_ids=positions).logits
+
+
+def alone(model, ids):
+    return torch.cat([model(x).logits for x in ids], 1)
+
+
+def close(ours, theirs):
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max().clamp(min=1e-3)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_pack_equals_its_sequences_alone(order):
+    ours, theirs = models()
+    ids = sequences()[::order]
+    got, expected = packed(ours, ids), alone(theirs, ids)
+    close(got, expected)
+    weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(2))
+    (got * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_the_size_of_the_packs_does_not_matter(size):
+    ours, _ = models()
+    ids = sequences()
+    whole = packed(ours, ids)
+    parts = torch.cat([packed(ours, ids[i : i + size]) for i in range(0, len(ids), size)], 1)
+    close(parts, whole)
+
+
+def test_gradient_checkpointing():
+    ours, theirs = models()
+    ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ours.train()
+    ids = sequences()
+    packed(ours, ids).square().sum().backward()
+    alone(theirs, ids).square().sum().backward()
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        close(p.grad, q.grad)
+
+
+def test_a_sliding_window():
+    config = dict(use_sliding_window=True, sliding_window=16, max_window_layers=0)
+    ours, theirs = models(**config)
+    assert "sliding_attention" in ours.config.layer_types
+    ids = sequences()
+    close(packed(ours, ids), alone(theirs, ids))
+
+
+def test_padded_batches_and_generation_still_work():
+    ours, theirs = models()
+    ids = torch.cat([torch.cat([x, x.new_zeros(1, 40 - x.shape[1])], 1) for x in sequences([5, 33, 40])])
+    mask = (torch.arange(40) < torch.tensor([[5], [33], [40]])).long()
+    real = mask.bool()
+    close(ours(ids, attention_mask=mask).logits[real], theirs(ids, attention_mask=mask).logits[real])
+    close(ours(ids).logits, theirs(ids).logits)
+    prompt = sequences([6])[0]
+    generate = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert ours.generate(prompt, **generate).tolist() == theirs.generate(prompt, **generate).tolist()
+
+
+def test_memory_has_no_square_of_the_pack(monkeypatch):
+    """What attention is asked for grows with the sequences, not with the pack they are in."""
+    shapes = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q, k, v, **kwargs):
+        assert kwargs.get("attn_mask") is None
+        shapes.append(q.shape[0] * q.shape[2] ** 2)
+        return real(q, k, v, **kwargs)
+
+    monkeypatch.setattr(packed_attention.F, "scaled_dot_product_attention", spy)
+    ours, _ = models()
+    packed(ours, sequences([20] * 100))
+    assert shapes == [100 * 20**2] * 2  # two layers; the square of the pack would be 4,000,000
+
+
+def test_groups():
+    assert group_by_length([10, 500, 40, 400]) == [[1, 3], [2, 0]]
+    assert group_by_length([7]) == [[0]]
+    lengths = torch.randint(1, 4000, (300,), generator=torch.Generator().manual_seed(0)).tolist()
+    groups = group_by_length(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(300))
+    for group in groups:
+        assert all(lengths[group[0]] <= 1.25 * lengths[i] + 32 for i in group)
+
+
+def test_positions_that_do_not_begin_with_0_are_refused():
+    ours, _ = models()
+    with pytest.raises(ValueError, match="begin with 0"):
+        ours(torch.ones(1, 4, dtype=torch.long), position_ids=torch.tensor([[3, 4, 5, 0]]))
