@@ -5,11 +5,53 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from openrlhf_orz.reward import ranges, shapes
+from openrlhf_orz.reward import ranges, shapes, values
 from openrlhf_orz.reward.compare import Decision, agree, decide
 from openrlhf_orz.reward.notation import split_top
 
 MAX_UNORDERED = 64  # elements of a list that are matched in any order
+
+
+_INTEGERS = r"(?:\\mathbb\{(?P<set>[ZN])\}|(?:\\text\{\s*)?(?:the\s+)?integers\s*\}?)"
+_CLAUSES = [
+    re.compile(r"(?P<body>.*?)(?:\\text\{[\s,(]*(?:where|for|with|and)?\s*(?:any|all|some|every)?\s*\}|[\s,;(]|\|)+" + rest, re.DOTALL)
+    for rest in (
+        rf"(?P<name>[a-zA-Z])\s*\\in\s*{_INTEGERS}\s*\)?$",
+        r"(?P<name>[a-zA-Z])\s*\\text\{\s*(?:is\s+)?(?:an|any)\s+(?P<kind>positive\s+)?integer\s*\}\)?$",
+        r"\\text\{[\s,(]*(?:where|for|with)?\s*(?:any|all|some|every|an)?\s*(?P<kind>positive\s+)?integers?\s*\}\s*(?P<name>[a-zA-Z])\)?$",
+    )
+]  # fmt: skip
+
+
+def _family(text: str) -> tuple[str, str, str] | None:
+    """`2k\\pi, k \\in \\mathbb{Z}` as its body, the parameter and Z or N."""
+    if text.startswith("\\{") and text.endswith("\\}"):
+        text = text[2:-2].strip()
+    for clause in _CLAUSES:
+        match = clause.match(text)
+        if match:
+            group = match.groupdict()
+            natural = group.get("set") == "N" or group.get("kind")
+            return match["body"].strip(" ,;"), match["name"], "N" if natural else "Z"
+    return None
+
+
+def family(gold: str, answer: str) -> Decision:
+    """`2k\\pi, k \\in \\mathbb{Z}` is `2n\\pi` for integers n; over all integers it may start anywhere."""
+    left, right = _family(gold), _family(answer)
+    if left is None or right is None:
+        return None
+    if left[2] != right[2]:
+        return False
+    g_body, name, _ = left
+    a_body = re.sub(rf"(?<![\\a-zA-Z]){right[1]}(?![a-zA-Z])", f" {name} ", right[0])
+    if decide(g_body, a_body)[0]:
+        return True
+    bodies = []
+    for body in (g_body, a_body):
+        sides, signs = shapes.relations(body)
+        bodies.append(sides[-1] if signs == ["="] and shapes.is_label(sides[0]) else body)
+    return left[2] == "Z" and values.same_progression(*bodies, name)
 
 
 def interval(gold: str, answer: str) -> Decision:
@@ -35,6 +77,10 @@ def interval(gold: str, answer: str) -> Decision:
 def listing(gold: str, answer: str) -> Decision:
     """Lists have the reference's elements and order: (1,2) is not {1,2}; `3 or 4` is not 3."""
     left, right = shapes.items(gold), shapes.items(answer)
+    if left and right is None and left.bracket == "(" and shapes.point(answer):
+        right = shapes.items(shapes.point(answer))
+    if right and left is None and right.bracket == "(" and shapes.point(gold):
+        left = shapes.items(shapes.point(gold))
     if left is None and right is None:
         return None
     if left is None:

@@ -10,6 +10,7 @@ MENDS: dict[str, str] = {
     "exact_number": "numbers are equal exactly, not to six places",
     "percent": "5% is 0.05, and 5 where percent was asked for; 5 is not 500%",
     "base": "the base of a number is part of it",
+    "family": "the name of an integer parameter does not matter, nor where its count starts",
     "interval": "intervals, unions and solved inequalities are sets; no set swallows a number",
     "listing": "lists have the reference's elements, and its order where it has one",
     "choice": "a choice letter is that letter, not a symbol or Euler's number",

@@ -117,7 +117,7 @@ _STOP = {
 _CURRENCY = re.compile(
     r"^(?P<minus>-?)\s*(?P<unit>\\\$|[€£¥₹]|(?:\\text\{\s*)?(?:Rs\.?|USD|US\\\$)\s*\}?)\s*(?P<body>(?:\S.*))$"
 )
-_TAIL = re.compile(r"\s*\\text\{(?P<words>[^{}]*)\}\s*(?:\^\s*\{?\s*(?P<power>[23])\s*\}?)?$")
+_TAIL = re.compile(r"\s*\\text\{(?P<words>[^{}]*)\}\s*(?:\^\s*\{?\s*(?P<power>-?[123])\s*\}?)?$")
 _SLASH_TAIL = re.compile(r"\s*\\text\{([^{}]*)\}\s*/\s*\\text\{([^{}]*)\}$")
 _WORDS = re.compile(
     r"(?P<gap>\s*)(?P<words>[a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?(?: [a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?){0,3})(?:\s*\^\s*\{?(?P<power>[23])\}?)?$"
@@ -155,12 +155,15 @@ def unit_of(words: str, power: int = 1) -> Unit | None:
     meaningful = [token for token in tokens if token not in _GENERIC or (token == "in" and len(tokens) == 1)]
     if not meaningful:
         return Unit("") if tokens else None
-    sides = " ".join(meaningful).split("/")
+    if power < 0 and len(meaningful) > 1:  # m s^{-2}
+        meaningful.insert(-1, "/")
+    sides, power = " ".join(meaningful).split("/"), abs(power)
     size, names = Fraction(1), []
     for position, side in enumerate(sides):
         token = side.strip()
         dimension, factor = _UNITS.get(token, ("word:" + token, Fraction(1)))
-        size = size * factor**power if position == 0 else size / factor
+        factor **= power if position == len(sides) - 1 else 1
+        size = size / factor if position else size * factor
         names.append(dimension)
     if names == ["length", "time"] and size == Fraction(1609344, 3600 * 1000):
         return Unit("speed")

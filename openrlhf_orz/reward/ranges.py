@@ -133,13 +133,15 @@ def _relation(text: str) -> Range | None:
         sure = inner.sure or signs[0] == "\\notin"
         return Range(segments, sides[0], sure) if segments is not None else None
     distance = re.fullmatch(r"\|\s*(\\?[a-zA-Z])\s*\|", sides[0])
-    if distance and len(signs) == 1 and signs[0] in ("<", "\\leq"):
-        bound = _bound(sides[1])
-        return (
-            Range((Segment(-bound, signs[0] == "<", bound, signs[0] == "<"),), distance.group(1), True)
-            if bound
-            else None
-        )
+    if distance and len(signs) == 1 and signs[0] in _FLIP:
+        bound, is_open = _bound(sides[1]), signs[0] in "<>"
+        if not bound:
+            return None
+        if signs[0] in ("<", "\\leq"):
+            segments = (Segment(-bound, is_open, bound, is_open),)
+        else:
+            segments = (Segment(-oo, True, -bound, is_open), Segment(bound, is_open, oo, True))
+        return Range(segments, distance.group(1), True)
     middles = [n for n, side in enumerate(sides) if _VARIABLE.match(side)]
     if len(signs) == 2 and middles == [1] and not sides[1].startswith("-") and signs[0] in _FLIP and signs[1] in _FLIP:
         if (signs[0] in (">", "\\geq")) != (signs[1] in (">", "\\geq")):

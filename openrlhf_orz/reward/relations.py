@@ -37,8 +37,9 @@ def _value_of_chain(gold: str, sides: list[str], signs: list[str]) -> Decision:
         return len(sides) == 2 and signs == ["="] and shapes.is_label(sides[0]) and agree(gold, sides[1])
     if not named and len({re.sub(r"\s", "", sides[n]) for n in stated}) < len(stated):
         return False  # 73 = 73 says nothing
-    exact = [n for n in stated if n == 0 or signs[n - 1] == "=" or n == stated[0]]
-    if all(decide(gold, sides[n])[0] for n in exact):
+    # what stands behind an approximation sign is a rounding, unless that is what the reference is
+    exact = [n for n in stated if n == 0 or signs[n - 1] in ("=", "\\equiv")]
+    if exact and all(decide(gold, sides[n])[0] for n in exact):
         return True
     rounded = [n for n in stated if n not in exact]
     return bool(rounded) and "." in gold and any(decide(gold, sides[n])[0] for n in rounded)
@@ -51,6 +52,8 @@ def _is_value(gold: str, side: str) -> bool:
 def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decision:
     if shapes.items(gold) or shapes.items(answer):
         return None
+    if g_signs == a_signs == ["="] and _spelled(g_sides) == _spelled(a_sides)[::-1]:
+        return True
     named = shapes.is_label(g_sides[0], strict=True)
     labelled = named and not _has_free_symbols_only_left(g_sides)
     value = g_sides[-1] if g_signs[-1] == "=" else g_sides[-2]
@@ -77,6 +80,10 @@ def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decis
     if len(g_sides) == 2 and len(a_sides) == 2:
         return _same_equation(g_sides, a_sides)
     return None
+
+
+def _spelled(sides: list[str]) -> list[str]:
+    return [re.sub(r"\s", "", side) for side in sides]
 
 
 def _symbols(text: str) -> frozenset:

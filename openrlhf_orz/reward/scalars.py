@@ -10,6 +10,10 @@ from openrlhf_orz.reward.notation import split_top
 from openrlhf_orz.reward.quantity import Number, number, split_unit, units_agree
 
 
+_SELECTION = re.compile(r"\\(?:min|max|sup)(?![a-zA-Z])")  # of values the answer should choose from itself
+_VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-df-hj-z](?![a-zA-Z])")  # not e and i
+
+
 def unfinished(gold: str, answer: str) -> Decision:
     """Dots do not complete an answer that the reference writes out."""
     return False if "\\ldots" in answer and "\\ldots" not in gold else None
@@ -68,6 +72,8 @@ def percent(gold: str, answer: str) -> Decision:
     if left is not None and right is not None:
         return decide(left, right)[0]
     body, other = (left, answer) if left is not None else (right, gold)
+    if split_unit(other)[1]:
+        return False
     plain, share = number(split_unit(body)[0]), number(split_unit(other)[0])
     if plain is None or share is None:
         pair = (body, other) if left is not None else (other, body)
@@ -163,5 +169,9 @@ def expression(gold: str, answer: str) -> Decision:
             if len(split_top(text, ",;")) > 1 or shapes.relations(text)[1]:
                 return None
     if number(gold) is not None and re.search(r"\\text|[a-zA-Z]{4,}", re.sub(r"\\[a-zA-Z]+", "", answer)):
+        return False
+    if _SELECTION.search(answer) and not _SELECTION.search(gold):
+        return False
+    if number(gold) is not None and _VARIABLE.search(answer):
         return False
     return values.same(gold, answer)

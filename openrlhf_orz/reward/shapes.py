@@ -94,6 +94,18 @@ class Items:
     bracket: str
 
 
+_POINT = re.compile(
+    r"(?:[A-Z]'*(?:_\{?\w\}?)?|\\text\{\s*(?:the\s+)?(?:point|vertex|cent(?:er|re)|focus|at|coordinates?|vector|ordered pair)s?:?\s*\})\s*(\(.*\))$",
+    re.DOTALL,
+)
+
+
+def point(text: str) -> str | None:
+    """The coordinates of a named point, as in ``P(3,4)``."""
+    match = _POINT.match(text)
+    return match.group(1) if match and encloses(match.group(1)) else None
+
+
 _AND = r"(?:\\text\s*\{\s*(?:,\s*)?(?:and|or|y|&)\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:land|lor|wedge|vee)(?![a-zA-Z])|\\&)"
 _SEPARATOR = re.compile(rf"\s*[,;]\s*(?:{_AND})?|\s*{_AND}")
 _SEMICOLON = re.compile(r"\s*;\s*")

@@ -103,9 +103,12 @@ def evaluate_equal(left: Expr, right: Expr) -> bool | None:
             return None
         if not symbols:
             equal = _equal_at(left, right, {})
-            if equal and abs(number_at(left, {})) > _HUGE:  # 2^{2008} and 2^{2008}-2 share 604 digits
+            size = abs(number_at(left, {})) if equal else 1
+            if equal and (size > _HUGE or size < _ZERO):  # 2^{2008} and 2^{2008}-2 share 604 digits
                 left, right = _done(left), _done(right)
-                return bool(left == right) if left.is_Rational and right.is_Rational else None
+                if left.is_Rational and right.is_Rational:
+                    return bool(left == right)
+                return None if size > _HUGE else True
             return equal
         seen = [_equal_at(left, right, point(symbols, seed)) for seed in POSITIVE]
         if False in seen:
@@ -118,6 +121,29 @@ def evaluate_equal(left: Expr, right: Expr) -> bool | None:
         raise
     except Exception:
         return None
+
+
+def same_progression(gold: str, answer: str, name: str) -> bool:
+    """Whether two expressions linear in the integer ``name`` take the same values."""
+    terms = []
+    for text in (gold, answer):
+        parsed = parse(text)
+        if not isinstance(parsed, Expr):
+            return False
+        symbol = next((s for s in parsed.free_symbols if s.name == name), None)
+        if symbol is None:
+            return False
+        terms.append((parsed.subs(symbol, 0), parsed.subs(symbol, 1) - parsed.subs(symbol, 0), parsed.diff(symbol, 2)))
+    (start, step, bend), (other_start, other_step, other_bend) = terms
+    if bend != 0 or other_bend != 0 or step.free_symbols or not step:
+        return False
+    shift = (exact(other_start) - exact(start)) / exact(step)
+    whole = shift.evalf(DIGITS).round() if not shift.free_symbols else None
+    return (
+        whole is not None
+        and (evaluate_equal(step, other_step) or evaluate_equal(step, -other_step)) is True
+        and evaluate_equal(shift, whole) is True
+    )
 
 
 def point(symbols: set[Symbol], seed: tuple[int, int, int]) -> dict[Symbol, Rational]:
