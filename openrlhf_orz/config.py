@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from openrlhf_orz.skip_plan import cross_fit_problem
+
 STOP_STRINGS = ("User:", "Human:", "Assistant:", "</answer>")
 
 # Sec. 3.1; what the paper does not state is as in OpenRLHF. A flag given by the user wins over all of these.
@@ -61,6 +63,12 @@ FLAGS = (
         choices=("released", "kaiming", "paper"),
     ),
     Flag("old_log_probs", "auto", "auto: skip the forward where it is redundant; always", choices=("auto", "always")),
+    Flag(
+        "cross_fit_values",
+        False,
+        "take each value in the critic's training forward, before the update that uses it: saves the values' forward",
+        None,
+    ),
     Flag("prompt_template", "paper", "paper (Table 1), released, none, or a text that contains {{prompt}}"),
     Flag("stop", STOP_STRINGS, "stop strings, kept in the response", nargs="*"),
     Flag("max_prompt_len", 2048, "longest prompt in tokens; longer ones are left out and reported", int),
@@ -282,21 +290,11 @@ def validate(args) -> None:
     )
     check(0 <= args.algo.advantage.gamma <= 1, f"--algo.advantage.gamma {args.algo.advantage.gamma}: not in [0, 1]")
     check(0 <= args.algo.advantage.lambd <= 1, f"--algo.advantage.lambd {args.algo.advantage.lambd}: not in [0, 1]")
+    if args.orz.cross_fit_values:
+        problem = cross_fit_problem(args)
+        check(problem is None, f"--orz.cross_fit_values {problem}")
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def needs_old_log_probs(args) -> str | None:
-    """Why a step needs the actor's forward for old log-probs, or None where strict on-policy makes it redundant."""
-    if args.orz.old_log_probs == "always":
-        return "--orz.old_log_probs always"
-    if args.orz.policy_updates > 1 or args.train.max_epochs > 1:
-        return "several policy steps per rollout"
-    if args.train.async_enable:
-        return "--train.async_enable trains on rollouts of an older policy"
-    if args.algo.kl.init_coef > 0:
-        return "--algo.kl.init_coef compares the policy with the reference model"
-    return None
 
 
 def prompt_budget(args) -> int:

@@ -6,20 +6,28 @@ Notation: B sequences, A action tokens; ``mask_BA`` is 1 on action tokens, 0 on 
 import torch
 
 
-def discounted_sum(x_BA: torch.Tensor, discount: float) -> torch.Tensor:
+def discounted_sum(x_BA: torch.Tensor, discount: float, block: int = 128) -> torch.Tensor:
     """y_t = x_t + discount * y_{t+1} along the last dimension, y after the end being 0.
 
-    Shape and dtype as ``x_BA``. At discount 1 a reverse cumulative sum, else the recursion.
+    Shape and dtype as ``x_BA``. At discount 1 a reverse cumulative sum; else a scan: within blocks of K steps a
+    product with powers of the discount, and over the blocks' first steps the same sum again.
     """
     if discount == 1.0:
         # total - prefix sums would cancel; flipping keeps the order of the recursion
         return x_BA.flip(-1).cumsum(-1).flip(-1)
-    if discount == 0.0:
+    if discount == 0.0 or x_BA.shape[-1] <= 1:
         return x_BA.clone()
-    y_AB = x_BA.t().clone(memory_format=torch.contiguous_format)
-    for t in range(y_AB.shape[0] - 2, -1, -1):
-        y_AB[t].add_(y_AB[t + 1], alpha=discount)
-    return y_AB.t().contiguous()
+    steps = x_BA.shape[-1]
+    block = min(block, steps)
+    powers_K = discount ** torch.arange(block, device=x_BA.device, dtype=torch.float64)
+    distance_KK = torch.arange(block)[:, None] - torch.arange(block)
+    weights_KK = torch.where(distance_KK >= 0, discount ** distance_KK.clamp(min=0).double(), 0.0).to(x_BA)
+    x_BNK = torch.nn.functional.pad(x_BA, (0, -steps % block)).unflatten(-1, (-1, block))
+    y_BNK = x_BNK @ weights_KK  # y_j = sum over k >= j of discount^(k - j) x_k, as if the block were the end
+    if y_BNK.shape[1] > 1:
+        first_BN = discounted_sum(y_BNK[..., 0], discount**block, block)
+        y_BNK[:, :-1] += first_BN[:, 1:, None] * (powers_K.flip(0) * discount).to(x_BA)
+    return y_BNK.flatten(1)[:, :steps]
 
 
 def gae(

@@ -12,6 +12,7 @@ from pathlib import Path
 from openrlhf_orz.cli import ray_session
 from openrlhf_orz.cli.flags import parse
 from openrlhf_orz.config import ConfigError, Secret, prompt_budget, save_config
+from openrlhf_orz.skip_plan import describe
 
 
 def prepare_data(args) -> int:
@@ -84,6 +85,7 @@ def train(args, explicit: set[str]) -> None:
     prompts = prepare_data(args)
     save_config(args, explicit, run_dir / "config.json")
     steps = math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
+    print(describe(args))
     print(f"[orz] {prompts} prompts, {steps} steps, into {run_dir}", flush=True)
     with Progress(run_dir / "metrics.jsonl", steps), driver_output(args), ray_session.ray_session(args) as ray:
         from openrlhf_orz.rollout.engine import OrzRolloutActor

@@ -6,9 +6,10 @@ import torch
 from openrlhf.models import PolicyLoss
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 
-from openrlhf_orz.config import needs_old_log_probs
+from openrlhf_orz.algo.cross_fit import cross_fit_advantages
 from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.rollout.weight_sync import sync_through_file
+from openrlhf_orz.skip_plan import needs_old_log_probs
 from openrlhf_orz.trainer.policy_model import OrzActor
 from openrlhf_orz.trainer.process import RendezvousByFile, models_in_training, peak_memory_mib, share_cores
 from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
@@ -99,6 +100,21 @@ class OrzPolicyModelActor(RendezvousByFile, PolicyModelActor):
         start = time.monotonic()
         status = super().fit(kl_ctl)
         return {**status, "seconds_actor": time.monotonic() - start, "actor_memory_mib": peak_memory_mib()}
+
+    def set_values(self, values):
+        """Advantages of the buffered rollout from values that the critic's training has just taken.
+
+        ``values``: (A,) of each sample, in the buffer's order. Returns metrics of the critic over all ranks.
+        """
+        items = self.trainer.replay_buffer.items
+        advantages, metrics = cross_fit_advantages(
+            [item.returns for item in items], values, [item.action_mask for item in items],
+            scale=not self.strategy.args.algo.advantage.no_std_norm,
+            total=lambda sums: self.strategy.all_reduce(sums, op="sum"),
+        )  # fmt: skip
+        for item, advantage in zip(items, advantages):
+            item.advantages = advantage
+        return metrics
 
     def drop_buffer(self):
         """Forget the rollout, in a step that trains the critic alone."""

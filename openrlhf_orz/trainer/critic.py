@@ -4,6 +4,7 @@ import time
 
 import deepspeed
 import torch
+from openrlhf.models import ValueLoss
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from openrlhf.utils.logging_utils import init_logger
 from transformers.utils import cached_file
@@ -34,15 +35,26 @@ def has_weight(pretrain: str, name: str) -> bool:
         return name in f.keys()
 
 
+class RecordingValueLoss(ValueLoss):
+    """Eq. 2, and keeps the values that it was given last."""
+
+    def forward(self, values, *args, **kwargs):
+        self.values = values.detach()
+        return super().forward(values, *args, **kwargs)
+
+
 class OrzCriticPPOTrainer(CriticPPOTrainer):
     replay_buffer_cls = OrzCriticReplayBuffer
 
     def __init__(self, strategy, *args, **kwargs):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
+        if self.args.orz.cross_fit_values:
+            self.critic_loss_fn = RecordingValueLoss(self.critic_loss_fn.clip_eps)
 
     def ppo_train(self):
         self.at_steps = []
+        self.values = [None] * len(self.replay_buffer.items)
         status = super().ppo_train()
         micro_batches = len(self.replay_buffer) * self.max_epochs
         if not self.at_steps:
@@ -56,6 +68,9 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
 
     def training_step(self, experience, step, loss_batch_info=None):
         status = super().training_step(experience, step, loss_batch_info)
+        if self.args.orz.cross_fit_values:
+            for row, index in zip(self.critic_loss_fn.values.cpu(), self.replay_buffer.dynamic_indices[step]):
+                self.values[index] = row[: len(self.replay_buffer.items[index].action_mask)].clone()
         if self.replay_buffer.dynamic_optimizer_step[step]:
             self.at_steps.append(dict(status))
         return status
@@ -89,6 +104,11 @@ class OrzCriticModelActor(RendezvousByFile, CriticModelActor):
     def forward(self, *args, **kwargs):
         share_cores(self.strategy.args)
         return super().forward(*args, **kwargs)
+
+    def take_values(self):
+        """The values of the rollout just trained on, (A,) of each sample in the buffer's order; they are let go."""
+        values, self.trainer.values = self.trainer.values, []
+        return values
 
     def fit(self):
         share_cores(self.strategy.args, models_in_training(self.strategy.args))

@@ -4,24 +4,11 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
-from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.algo.advantages import discounted_sum, gae
-from openrlhf_orz.config import needs_old_log_probs
-
-logger = init_logger(__name__)
-
+from openrlhf_orz.skip_plan import needs_old_log_probs
 
 class OrzExperienceMaker(RemoteExperienceMaker):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.old_log_probs_reason = needs_old_log_probs(self.args)
-        logger.info(
-            f"forward for old log-probs: {self.old_log_probs_reason}"
-            if self.old_log_probs_reason
-            else "forward for old log-probs: skipped, one on-policy step takes them from its own forward"
-        )
-
     def split_rollout_samples(self, rollout_samples):
         """Batches for the forwards: by tokens as upstream, or of --rollout.micro_batch_size samples."""
         if not self.args.orz.fixed_micro_batches:
@@ -33,12 +20,18 @@ class OrzExperienceMaker(RemoteExperienceMaker):
             self.args.train.dynamic_batch_enable = True
 
     def _dispatch_forward(self, group, sync_condition, **kwargs):
-        if group is self.actor_model_group and self.old_log_probs_reason is None:
+        """Follows the skip plan: what a step does not need is not computed."""
+        if group is self.actor_model_group and needs_old_log_probs(self.args) is None:
             # placeholders: the policy loss takes the old log-probs from its own forward
             return [ray.put([torch.zeros(mask.shape) for mask in kwargs["action_mask"]])]
+        if group is self.critic_model_group and self.args.orz.cross_fit_values:
+            return [ray.put([None] * len(kwargs["action_mask"]))]
         return super()._dispatch_forward(group, sync_condition, **kwargs)
 
     def get_advantages_and_returns(self, values, rewards, action_mask, gamma, lambd):
+        if values is None:  # cross-fitted: the returns need none, the advantages follow the critic's training
+            returns = discounted_sum(rewards * action_mask, gamma)
+            return torch.zeros_like(returns), returns
         return gae(values, rewards, action_mask, gamma, lambd)
 
     def get_cumulative_returns(self, rewards, action_mask, gamma):

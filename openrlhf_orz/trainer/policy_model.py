@@ -31,6 +31,6 @@ class OrzActor(Actor):
         finally:
             head.labels = None
         log_probs, entropy = (
-            values.new_zeros(sequences.shape).index_copy(1, columns, values) for values in output.pop("logits").unbind(-1)
+            values.new_zeros(sequences.shape).index_copy(1, columns, values) for values in output["logits"].unbind(-1)
         )
         return output, log_probs, entropy if return_entropy else None

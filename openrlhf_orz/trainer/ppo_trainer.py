@@ -103,11 +103,27 @@ class OrzTrainer:
         return stats
 
     def ppo_train(self, global_steps):
+        if self.args.orz.cross_fit_values and self.critic_model_group is not None:
+            return self.cross_fit_train(global_steps)
         status = super().ppo_train(global_steps)
         if global_steps <= self.args.critic.freezing_steps:
             # the policy does not train yet: its rollout must not pile up
             ray.get(self.actor_model_group.async_run_method(method_name="drop_buffer"))
         return status
+
+    def cross_fit_train(self, global_steps):
+        """The critic first; the policy with advantages from the values that the critic's training has taken."""
+        actor, critic = self.actor_model_group, self.critic_model_group
+        try:
+            self.actor_model_group = None
+            status = super().ppo_train(global_steps)
+            values = ray.get(critic.async_run_method(method_name="take_values"))[:: critic.duplicate_actors]
+            metrics = ray.get(actor.async_run_method_batch(method_name="set_values", values=values))[0][0]
+            self.actor_model_group, self.critic_model_group = actor, None
+            status.update(super().ppo_train(global_steps))
+        finally:
+            self.actor_model_group, self.critic_model_group = actor, critic
+        return {**status, **metrics}
 
     def broadcast_to_vllm(self):
         super().broadcast_to_vllm()

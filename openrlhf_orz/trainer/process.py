@@ -40,8 +40,9 @@ def share_cores(args, models_at_work: int = 1) -> None:
 
 
 def models_in_training(args) -> int:
-    """How many models train at the same time: OpenRLHF trains critic and policy side by side unless they sleep."""
-    return 2 if args.critic.model_name_or_path and not args.ds.enable_sleep else 1
+    """How many models train at the same time: critic and policy side by side, unless they sleep or take turns."""
+    in_turn = args.ds.enable_sleep or args.orz.cross_fit_values
+    return 2 if args.critic.model_name_or_path and not in_turn else 1
 
 
 def peak_memory_mib() -> float:

@@ -1,7 +1,8 @@
 """Runs on each rank of a real DeepSpeed group: python ds_worker.py CASE [ARGS]; rank 0 prints one JSON line.
 
 ``zero``: one optimizer step from several micro-batches, against torch's own AdamW on the whole batch.
-``single_step``: the policy gradient of ORZ's single step, skipped or not, against stock OpenRLHF's.
+``single_step``: the policy gradient of ORZ's single step, skipped or not, packed or not, against stock OpenRLHF's.
+``cross_fit``: the values that the critic's training takes, against those before it.
 """
 
 import json
@@ -10,6 +11,8 @@ import sys
 
 import torch
 import torch.distributed as dist
+
+from openrlhf_orz.models.packed_attention import NAME
 
 FLAGS = (
     "--actor.model_name_or_path none --data.prompt_dataset none --rollout.batch_size 4 "
@@ -32,23 +35,31 @@ def make_strategy(args):
     return strategy
 
 
-def make_model():
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def model_config(attention="sdpa"):
+    from transformers import Qwen2Config
 
-    torch.manual_seed(0)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, initializer_range=0.1, tie_word_embeddings=True,
-        )
+    return Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.1, tie_word_embeddings=True, attn_implementation=attention,
     )  # fmt: skip
 
 
-def make_actor(strategy, args, lr=1e-2):
-    from openrlhf.models import Actor
+def make_model(attention="sdpa"):
+    from transformers import Qwen2ForCausalLM
 
-    actor = Actor(make_model())
-    actor.packing_samples = False
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(model_config(attention))
+
+
+def make_actor(strategy, args, lr=1e-2, packed=False):
+    """Stock's model, padded; or ours, packed, with log-probs of action tokens alone."""
+    if packed:
+        from openrlhf_orz.trainer.policy_model import OrzActor as Actor
+    else:
+        from openrlhf.models import Actor
+
+    actor = Actor(make_model(NAME if packed else "sdpa"))
+    actor.packing_samples = packed
     adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0)  # eps: no sign of rounding
     cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
                max_norm=1e6, scheduler_steps=10)  # fmt: skip
@@ -118,14 +129,15 @@ def single_step():
     sequences, attention, action = make_batch()
     advantages = torch.randn(action.shape, generator=torch.Generator().manual_seed(2)) * action
     grads, norms = {}, {}
-    for name in ("skipped", "always", "stock"):
+    for name in ("packed", "skipped", "always", "stock"):
         args = make_args(*(("--orz.old_log_probs", "always") if name == "always" else ()))
         args.train.max_tokens_per_gpu = 30  # several micro-batches
         if name == "stock":
             args.train.dynamic_batch_enable = False
             args.train.micro_batch_size = args.train.batch_size
+        args.ds.packing_samples = name == "packed"
         strategy = make_strategy(args)
-        actor, optim, scheduler = make_actor(strategy, args)
+        actor, optim, scheduler = make_actor(strategy, args, packed=name == "packed")
         trainer = (ActorPPOTrainer if name == "stock" else OrzActorPPOTrainer)(
             strategy, actor, None, optim, scheduler, micro_train_batch_size=args.train.micro_batch_size
         )
@@ -134,7 +146,7 @@ def single_step():
         trainer.replay_buffer.append(
             Experience(
                 sequences=sequences.clone(), attention_mask=attention.clone(), action_mask=action.clone(),
-                action_log_probs=torch.zeros_like(old) if name == "skipped" else old, advantages=advantages.clone(),
+                action_log_probs=torch.zeros_like(old) if name in ("packed", "skipped") else old, advantages=advantages.clone(),
                 total_length=attention.sum(-1), response_length=action.sum(-1), info={"reward": torch.zeros(8)},
             )
         )  # fmt: skip
@@ -147,7 +159,7 @@ def single_step():
         status = trainer.ppo_train(0.0)
         grads[name], norms[name] = found, status
     result = {"micro_batches": len(trainer.replay_buffer), "clip_ratio": norms["skipped"]["ppo_clip_ratio"]}
-    for a, b in (("skipped", "always"), ("skipped", "stock")):
+    for a, b in (("skipped", "always"), ("skipped", "stock"), ("packed", "stock")):
         result[f"{a}_{b}"] = max((grads[a][n] - grads[b][n]).abs().max().item() for n in grads[a])
     result["largest"] = max(g.abs().max().item() for g in grads["stock"].values())
     result["policy_loss"] = norms["skipped"]["policy_loss"]
@@ -155,8 +167,50 @@ def single_step():
     return result
 
 
+def cross_fit():
+    """Values before the critic's training and those that it takes, by critic learning rate; 4 updates of 2 samples."""
+    from openrlhf.models.model import _get_critic_model
+    from openrlhf.trainer.ppo_utils.experience import Experience
+    from transformers.models.qwen2 import Qwen2Model
+
+    from openrlhf_orz.trainer.critic import OrzCriticPPOTrainer
+
+    sequences, attention, action = make_batch()
+    returns = torch.randint(0, 2, (8, 1), generator=torch.Generator().manual_seed(3)) * action.float()
+    result = {}
+    for lr in (0.0, 1e-2):
+        args = make_args("--orz.cross_fit_values", "--orz.critic_updates", "4")
+        strategy = make_strategy(args)
+        config = model_config(NAME)
+        config.normalize_reward = False
+        torch.manual_seed(0)
+        critic = _get_critic_model(Qwen2Model.__base__, Qwen2Model, "score", packing_samples=True)(config)
+        adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+        cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
+                   max_norm=1.0, scheduler_steps=10)  # fmt: skip
+        critic, optim, scheduler = strategy.prepare((critic, cfg))
+        trainer = OrzCriticPPOTrainer(strategy, critic, optim, scheduler, value_clip=None)
+        with torch.no_grad():
+            before = critic(sequences, action_mask=action, attention_mask=attention)
+        trainer.replay_buffer.append(
+            Experience(
+                sequences=sequences.clone(), attention_mask=attention.clone(), action_mask=action.clone(),
+                returns=returns.clone(), total_length=attention.sum(-1), response_length=action.sum(-1),
+                info={"reward": torch.zeros(8)},
+            )
+        )  # fmt: skip
+        status = trainer.ppo_train()
+        first = [i for indices in trainer.replay_buffer.dynamic_indices[:1] for i in indices]
+        gaps = [(taken - value[: len(taken)]).abs().max().item() for taken, value in zip(trainer.values, before)]
+        result[str(lr)] = {
+            "first": max(gaps[i] for i in first), "rest": min(gap for i, gap in enumerate(gaps) if i not in first),
+            "largest": max(gaps), "updates": status["critic_updates"],
+        }  # fmt: skip
+    return result
+
+
 if __name__ == "__main__":
-    result = {"zero": zero, "single_step": single_step}[sys.argv[1]](*sys.argv[2:])
+    result = {"zero": zero, "single_step": single_step, "cross_fit": cross_fit}[sys.argv[1]](*sys.argv[2:])
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(result))
     dist.barrier()

@@ -64,5 +64,14 @@ def test_single_step_gradient_equals_stock():
     result = run_ranks(1, "single_step")
     assert result["skipped_always"] < 1e-5 * result["largest"], result
     assert result["skipped_stock"] < 1e-5 * result["largest"], result
+    assert result["packed_stock"] < 1e-5 * result["largest"], result  # nor do packs and logits of action tokens alone
     assert result["policy_loss"] == pytest.approx(result["stock_policy_loss"], rel=1e-4, abs=1e-6)
     assert result["clip_ratio"] == 0
+
+
+def test_cross_fitted_values_are_taken_before_the_update_that_uses_them():
+    result = run_ranks(1, "cross_fit")
+    still, learning = result["0.0"], result["0.01"]
+    assert still["updates"] == learning["updates"] == 4
+    assert still["largest"] < 1e-5  # a critic that stands still gives the values that it had
+    assert learning["first"] < 1e-5 and learning["rest"] > 1e-4  # later samples' values have seen the updates before

@@ -53,6 +53,17 @@ def test_padding_changes_nothing():
         torch.testing.assert_close(padded[:, :8], narrow)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 127, 128, 129, 300, 20000])
+@pytest.mark.parametrize("discount", [0.999, 0.95, 0.3])
+def test_the_scan_over_blocks_equals_the_recursion(steps, discount):
+    x = torch.randn(3, steps, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = x.clone()
+    for t in reversed(range(steps - 1)):
+        expected[:, t] += discount * expected[:, t + 1]
+    torch.testing.assert_close(discounted_sum(x, discount), expected)
+    torch.testing.assert_close(discounted_sum(x.float(), discount), expected.float(), rtol=1e-4, atol=1e-4)
+
+
 def test_discounted_sum():
     x = torch.tensor([[1.0, 2.0, 3.0]])
     torch.testing.assert_close(discounted_sum(x, 1.0), torch.tensor([[6.0, 5.0, 3.0]]))

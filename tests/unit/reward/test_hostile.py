@@ -60,9 +60,13 @@ def test_guards_never_refuse_the_reference_itself():
 
 
 def test_guards_refuse_no_honest_answer():
-    assert [
-        case for case in read_cases() if guards.refusal("0", case.gold) or guards.refusal(case.gold, case.answer)
-    ] == []
+    above_a_limit = "3^{6567340}"  # a real reference, see below
+    refused = [
+        case
+        for case in read_cases()
+        if guards.refusal(case.gold, case.answer) or (case.gold != above_a_limit and guards.refusal("0", case.gold))
+    ]
+    assert refused == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Which forwards a step needs besides training itself, decided once from the flags; pure, imports nothing heavy.
+
+The unit of cost is F, one forward over all rollout tokens by one model; training is 3F a model, 4F with gradient
+checkpointing.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward over the rollout: whether it is run, and why or why not."""
+
+    name: str
+    runs: bool
+    reason: str
+
+
+def needs_old_log_probs(args) -> str | None:
+    """Why a step needs the actor's forward for old log-probs, or None where strict on-policy makes it redundant."""
+    if args.orz.old_log_probs == "always":
+        return "--orz.old_log_probs always"
+    if args.orz.policy_updates > 1 or args.train.max_epochs > 1:
+        return "several policy steps per rollout"
+    if args.train.async_enable:
+        return "--train.async_enable trains on rollouts of an older policy"
+    if args.algo.kl.init_coef > 0:
+        return "--algo.kl.init_coef compares the policy with the reference model"
+    return None
+
+
+def cross_fit_problem(args) -> str | None:
+    """Why --orz.cross_fit_values cannot be, with the remedy; None if it can. Without a critic it has no effect."""
+    advantage = args.algo.advantage
+    if advantage.gamma != 1 or advantage.lambd != 1:
+        return "needs --algo.advantage.gamma 1 and --algo.advantage.lambd 1: else the returns depend on the values"
+    if args.critic.value_clip is not None:
+        return "has no values before the update for --critic.value_clip to clip to: leave one of them out"
+    if args.train.max_epochs > 1:
+        return "takes each value in its sample's only critic update: leave --train.max_epochs at 1"
+    if args.train.async_enable:
+        return "trains the critic before the policy: leave --train.async_enable out"
+    if args.critic.freezing_steps > 0:
+        return "trains both models in each step: leave --critic.freezing_steps out"
+    if args.critic.num_nodes * args.critic.num_gpus_per_node != args.actor.num_nodes * args.actor.num_gpus_per_node:
+        return "hands values from critic rank to policy rank: give both as many (--critic.num_gpus_per_node)"
+    return None
+
+
+def skip_plan(args) -> list[Forward]:
+    """The forwards of a step in the order in which OpenRLHF would run them. ``args`` are the nested, checked ones."""
+    reference, old = args.algo.kl.init_coef > 0, needs_old_log_probs(args)
+    plan = [
+        Forward(
+            "reference model", reference,
+            f"--algo.kl.init_coef {args.algo.kl.init_coef:g}" if reference else "no KL: the model is not even loaded",
+        ),
+        Forward("old log-probs", old is not None, old or "one on-policy step takes them from its own forward"),
+    ]  # fmt: skip
+    if not args.critic.model_name_or_path:
+        values = Forward("values", False, f"--algo.advantage.estimator {args.algo.advantage.estimator} has no critic")
+    elif args.orz.cross_fit_values:
+        values = Forward(
+            "values", False, "--orz.cross_fit_values takes each in the critic's own training forward, before its update"
+        )
+    else:
+        values = Forward("values", True, "advantages use the critic as it was before this step's updates")
+    return [*plan, values]
+
+
+def cost(args) -> int:
+    """Cost of a step's forwards and training in F."""
+    training = 4 if args.actor.gradient_checkpointing_enable else 3
+    models = 2 if args.critic.model_name_or_path else 1
+    return sum(forward.runs for forward in skip_plan(args)) + models * training * args.train.max_epochs
+
+
+def describe(args) -> str:
+    """The plan for the console, a line a forward."""
+    lines = [
+        f"[orz] forward for {forward.name}: {'runs' if forward.runs else 'skipped'} ({forward.reason})"
+        for forward in skip_plan(args)
+    ]
+    return "\n".join([*lines, f"[orz] a step costs {cost(args)} forwards over its rollout, training included"])
