@@ -218,6 +218,8 @@ def split_unit(text: str) -> tuple[str, Unit | None, bool]:
         unit = unit_of(words, int(match["power"] or 1))
         known = unit is not None and not unit.dimension.startswith("word:")
         sure = bool(match["gap"]) and len(words) > 1
+        if not sure and re.search(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", text[: match.start()]):
+            return text, None, True  # a product of variables
         if unit and (known and (len(words) > 1 or words in "mghsLlNJWF") or (sure and len(words) > 2)):
             return text[: match.start()].strip(), unit, sure
     return text, None, True

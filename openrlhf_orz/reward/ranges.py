@@ -19,6 +19,10 @@ _REALS = re.compile(
     r"\\mathbb\{R\}$|(?:\\text\{)?\s*(?:all|any|every)\s*\}?\s*(?:\\text\{)?\s*reals?(?:\s+numbers?)?(?:\s+[a-z])?\s*\}?$|R$",
     re.IGNORECASE,
 )
+_EXCEPT = re.compile(
+    r"(?:\\text\{\s*)?(?:all\s+)?reals?(?:\s+numbers?)?\s*(?:except|other than|excluding)(?:\s+for)?\s*(?:\}\s*)?(?:[a-z]\s*=\s*)?(-?[^{}]+?)\s*\}?$",
+    re.IGNORECASE,
+)
 _BUILDER = re.compile(r"\\\{\s*(?P<var>\\?[a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(?P<body>.*)\\\}$", re.DOTALL)
 _MEMBER = re.compile(r"\\?[a-zA-Z]\s*\\(?:not)?in(?![a-zA-Z])")
 _EMPTY = re.compile(
@@ -53,7 +57,7 @@ class Range:
 
 def parse_range(text: str) -> Range | None:
     """``text`` (tidied) as a set of reals, None if it is not written as one."""
-    text = text.strip()
+    text = _EXCEPT.sub(lambda m: f"\\mathbb{{R}} \\setminus \\{{{m[1]}\\}}", text.strip())
     builder = _BUILDER.match(text)
     if builder:
         text = builder["body"].strip()
@@ -88,8 +92,10 @@ def parse_range(text: str) -> Range | None:
 def _piece(text: str) -> Range | None:
     minus = split_top(text, re.compile(r"\\setminus(?![a-zA-Z])|(?<=\}|\))\s*-\s*(?=\\\{)"))
     if len(minus) == 2:
-        whole, holes = _piece(minus[0].strip()), _points(minus[1].strip())
-        return Range(_remove(whole.segments, holes), whole.variable, True) if whole and holes is not None else None
+        whole, taken = _piece(minus[0].strip()), parse_range(minus[1].strip())
+        outside = _complement(taken.segments) if whole and taken and not taken.variable else None
+        left = _intersect(whole.segments, outside) if outside is not None else None
+        return Range(left, whole.variable, True) if left is not None else None
     if len(minus) > 2:
         return None
     if _REALS.match(text):
@@ -221,18 +227,6 @@ def _normal(segments: tuple[Segment, ...]) -> tuple[Segment, ...] | None:
                 continue
         merged.append(s)
     return tuple(merged)
-
-
-def _remove(segments: tuple[Segment, ...], holes: list[Expr]) -> tuple[Segment, ...]:
-    for hole in holes:
-        result: list[Segment] = []
-        for s in segments:
-            if _less(s.low, hole) and _less(hole, s.high):
-                result += [Segment(s.low, s.low_open, hole, True), Segment(hole, True, s.high, s.high_open)]
-            else:
-                result.append(s)
-        segments = tuple(result)
-    return segments
 
 
 def _complement(segments: tuple[Segment, ...]) -> tuple[Segment, ...] | None:

@@ -39,9 +39,9 @@ def _value_of_chain(gold: str, sides: list[str], signs: list[str]) -> Decision:
         return False  # 73 = 73 says nothing
     # what stands behind an approximation sign is a rounding, unless that is what the reference is
     exact = [n for n in stated if n == 0 or signs[n - 1] in ("=", "\\equiv")]
-    if exact and all(decide(gold, sides[n])[0] for n in exact):
-        return True
     rounded = [n for n in stated if n not in exact]
+    if exact and all(decide(gold, sides[n])[0] for n in exact):
+        return all(values.near(gold, sides[n]) for n in rounded)
     return bool(rounded) and "." in gold and any(decide(gold, sides[n])[0] for n in rounded)
 
 

@@ -10,6 +10,7 @@ from openrlhf_orz.reward.notation import split_top
 from openrlhf_orz.reward.quantity import Number, number, split_unit, units_agree
 
 
+_TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")
 _SELECTION = re.compile(r"\\(?:min|max|sup)(?![a-zA-Z])")  # of values the answer should choose from itself
 _VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-df-hj-z](?![a-zA-Z])")  # not e and i
 
@@ -21,7 +22,8 @@ def unfinished(gold: str, answer: str) -> Decision:
 
 def clock(gold: str, answer: str) -> Decision:
     """Times and ratios: `1:58 am` is not `1:58 pm`; 3:4 is 6:8 and 3/4."""
-    left, right = shapes.clock(gold), shapes.clock(answer)
+    left = shapes.clock(gold)
+    right = shapes.clock(answer if left is None else _TO.sub(":", answer))
     if left is None:
         return None if right is None or right[1] is None else False
     if right is None:
@@ -121,11 +123,16 @@ def words(gold: str, answer: str) -> Decision:
     """A reference in words is compared as words, letters in order: `abc` is not `acb`."""
     left = shapes.words(gold)
     if left is None:
-        return None
+        dated = re.fullmatch(r"\\text\{\s*([A-Za-z]{3,}[ .,]+\d[\w .,]*)\}", gold)  # May 5, 2020
+        return _tokens(dated.group(1)) == _tokens(answer) if dated else None
     right = shapes.words(answer)
     if right is None:
         right = re.sub(r"[^a-z ]", "", answer.casefold().replace("\\text", "")).strip()
     return left == right or (left.replace(" ", "") == right.replace(" ", "") and len(left) > 2)
+
+
+def _tokens(text: str) -> list[str]:
+    return re.findall(r"\d+|[^\W\d_]+", text.casefold().replace("\\text", " "))
 
 
 def unit(gold: str, answer: str) -> Decision:

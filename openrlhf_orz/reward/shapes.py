@@ -33,7 +33,7 @@ _FUNCTIONS = {
 _CLOCK = re.compile(
     r"(\d{1,4}) ?: ?(\d{1,4})(?: ?: ?(\d{1,4}))?\s*(?:\\text\{)?\s*([aApP])?(?:\s*\.?\s*[mM]\.?)?\s*\}?$|(\d{1,2})\s*(?:\\text\{)?\s*([aApP])\s*\.?\s*[mM]\.?\s*\}?$"
 )
-_BASE = re.compile(r"\(?\s*(-?[0-9A-Za-z.]+)\s*\)?\s*_\s*\{?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\s*\}?$")
+_BASE = re.compile(r"(?:\(|\\text\{)?\s*(-?[0-9A-Za-z.]+)\s*[)}]?\s*_\s*\{?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\s*\}?$")
 _NUMBER_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
     "twelve": 12, "sixteen": 16, "binary": 2, "octal": 8, "hex": 16,
@@ -123,7 +123,7 @@ def items(text: str) -> Items | None:
         whole = _TEXT.fullmatch(text)
         if whole and re.search(r",|;|\band\b", whole.group(1)):
             return Items(
-                tuple(f"\\text{{{part.strip()}}}" for part in re.split(r",\s*(?:and\b)?|;|\band\b", whole.group(1))),
+                tuple(_plain(part.strip()) for part in re.split(r",\s*(?:and\b)?|;|\band\b", whole.group(1))),
                 "",
             )
     groups = split_top(inside, _SEMICOLON)
@@ -138,6 +138,10 @@ def items(text: str) -> Items | None:
     if len(parts) < 2:
         return None
     return Items(tuple(parts), bracket)
+
+
+def _plain(part: str) -> str:
+    return part if re.fullmatch(r"-?[\d./]+", part) else f"\\text{{{part}}}"
 
 
 def encloses_set(text: str) -> bool:

@@ -15,7 +15,7 @@ import re
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
-from sympy import Basic, Expr, Float, I, MatrixBase, Rational, Symbol, nan, oo, zoo
+from sympy import Basic, Expr, Float, I, MatrixBase, Rational, Symbol, log, nan, oo, preorder_traversal, zoo
 from sympy.core.function import AppliedUndef
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -115,12 +115,24 @@ def evaluate_equal(left: Expr, right: Expr) -> bool | None:
             return False
         if True not in seen:
             return None
-        seen = [_equal_at(left, right, point(symbols, seed)) for seed in _NEGATIVE]
-        return None if False in seen else True
+        for seed in _NEGATIVE:
+            at = point(symbols, seed)
+            if _equal_at(left, right, at) is False and _defined(left, at) and _defined(right, at):
+                return None
+        return True
     except MemoryError:
         raise
     except Exception:
         return None
+
+
+def near(gold: str, answer: str) -> bool:
+    """Whether ``answer`` could be a rounding of ``gold``: within a fiftieth; True if that cannot be told."""
+    left, right = parse(gold), parse(answer)
+    if not isinstance(left, Expr) or not isinstance(right, Expr) or left.free_symbols | right.free_symbols:
+        return True
+    values = [number_at(exact(side), {}) for side in (left, right)]
+    return None in values or bool(abs(values[0] - values[1]) * 50 <= abs(values[0]))
 
 
 def same_progression(gold: str, answer: str, name: str) -> bool:
@@ -161,6 +173,19 @@ def _equal_at(left: Expr, right: Expr, point: dict[Symbol, Rational]) -> bool | 
         return None
     difference, size = abs(values[0] - values[1]), max(abs(values[0]), abs(values[1]))
     return bool(difference <= _CLOSE * size or size < _ZERO)
+
+
+def _defined(expression: Expr, point: dict[Symbol, Rational]) -> bool:
+    """Whether all roots and logarithms in ``expression`` are of positive numbers at ``point``.
+
+    Where they are not, log(ab) and log a + log b differ though both mean the same.
+    """
+    for node in preorder_traversal(expression):
+        if isinstance(node, log) or (node.is_Pow and not node.exp.is_integer):
+            value = number_at(node.args[0], point)
+            if value is not None and not value.is_positive:
+                return False
+    return True
 
 
 def number_at(expression: Expr, point: dict[Symbol, Rational]) -> Expr | None:
