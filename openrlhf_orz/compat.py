@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 UPSTREAM_VERSION = "0.11.2"
+PATCHES = 10  # in patches/series
 REMEDY = "run: bash tools/setup.sh"
 
 
@@ -12,9 +13,9 @@ def check_openrlhf() -> None:
         found = version("openrlhf")
     except PackageNotFoundError:
         raise RuntimeError(f"OpenRLHF is not installed; {REMEDY}") from None
-    base, _, local = found.partition("+")
-    if base != UPSTREAM_VERSION or not local.startswith("orz."):
-        raise RuntimeError(f"OpenRLHF {found} is installed, {UPSTREAM_VERSION}+orz.N is needed (patches/); {REMEDY}")
+    needed = f"{UPSTREAM_VERSION}+orz.{PATCHES}"
+    if found != needed:
+        raise RuntimeError(f"OpenRLHF {found} is installed, {needed} is needed (patches/); {REMEDY}")
 
 
 def build_parser():

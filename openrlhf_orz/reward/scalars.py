@@ -91,7 +91,7 @@ def percent(gold: str, answer: str) -> Decision:
 def base(gold: str, answer: str) -> Decision:
     """A base is part of a number: `1011_2` is not `1011_3`; without one the digits count."""
     left, right = shapes.based(gold), shapes.based(answer)
-    if left is None and right is None:
+    if left is None and right is None or "=" in answer:
         return None
     if left and right:
         return left == right
@@ -126,6 +126,8 @@ def words(gold: str, answer: str) -> Decision:
         dated = re.fullmatch(r"\\text\{\s*([A-Za-z]{3,}[ .,]+\d[\w .,]*)\}", gold)  # May 5, 2020
         return _tokens(dated.group(1)) == _tokens(answer) if dated else None
     right = shapes.words(answer)
+    if right is None and "=" in answer:
+        return None
     if right is None:
         right = re.sub(r"[^a-z ]", "", answer.casefold().replace("\\text", "")).strip()
     return left == right or (left.replace(" ", "") == right.replace(" ", "") and len(left) > 2)

@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,9 @@ def test_installed_build_is_ours():
 def test_other_builds_are_refused(monkeypatch):
     from openrlhf_orz import compat
 
-    for version in ("0.11.2", "0.11.3+orz.9"):
+    series = (Path(__file__).parents[2] / "patches" / "series").read_text().split()
+    assert compat.PATCHES == len(series)
+    for version in ("0.11.2", f"0.11.3+orz.{len(series)}", f"0.11.2+orz.{len(series) - 1}"):
         monkeypatch.setattr(compat, "version", lambda name: version)
         with pytest.raises(RuntimeError, match="bash tools/setup.sh"):
             compat.check_openrlhf()

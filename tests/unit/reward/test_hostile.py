@@ -60,11 +60,11 @@ def test_guards_never_refuse_the_reference_itself():
 
 
 def test_guards_refuse_no_honest_answer():
-    above_a_limit = "3^{6567340}"  # a real reference, see below
+    above_a_limit = ("3^{6567340}", r"\frac{1}{2004!}")  # real references, see below
     refused = [
         case
         for case in read_cases()
-        if guards.refusal(case.gold, case.answer) or (case.gold != above_a_limit and guards.refusal("0", case.gold))
+        if guards.refusal(case.gold, case.answer) or (case.gold not in above_a_limit and guards.refusal("0", case.gold))
     ]
     assert refused == []
 
