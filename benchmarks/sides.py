@@ -1,0 +1,231 @@
+"""The two sides of a comparison, stock OpenRLHF and ours: model actors with a stopwatch, and the trainer that drives
+them from this process on recorded rollouts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import common
+import torch
+from openrlhf.trainer.ppo_trainer import PPOTrainer
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
+from openrlhf.trainer.ray.ppo_critic import CriticModelActor
+
+from openrlhf_orz.trainer.actor import OrzPolicyModelActor
+from openrlhf_orz.trainer.critic import OrzCriticModelActor
+from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
+
+GROUP = 4  # samples of a prompt
+
+
+class Timed:
+    """Mixed into a model actor: seconds by phase, peak memory, and for stock its threads in each phase."""
+
+    threads = None
+
+    def set_threads(self, forward, fit):
+        self.threads = {"forward": forward, "fit": fit}
+
+    def timed(self, phase, call, *args, **kwargs):
+        if self.threads:
+            torch.set_num_threads(self.threads[phase])
+        start = time.perf_counter()
+        result = call(*args, **kwargs)
+        self.seconds[phase] += time.perf_counter() - start
+        return result
+
+    def forward(self, *args, **kwargs):
+        return self.timed("forward", super().forward, *args, **kwargs)
+
+    def fit(self, *args, **kwargs):
+        return self.timed("fit", super().fit, *args, **kwargs)
+
+    def start(self):
+        self.seconds = {"forward": 0.0, "fit": 0.0}
+
+    def reset_memory(self):
+        common.reset_peak()
+
+    def report(self):
+        """Seconds since ``start``, and the largest resident memory so far."""
+        return {**self.seconds, "memory_mib": common.peak_rss_mib()}
+
+
+class StockPolicy(Timed, PolicyModelActor):
+    pass
+
+
+class StockCritic(Timed, CriticModelActor):
+    pass
+
+
+class OurPolicy(Timed, OrzPolicyModelActor):
+    pass
+
+
+class OurCritic(Timed, OrzCriticModelActor):
+    pass
+
+
+def prompts_of(strategy, tokenizer):
+    """A list in place of OpenRLHF's data loader; the trainers ask for prompts only to generate."""
+    args = strategy.args
+    rows = [(["bench"], [args.bench_prompt], ["1"], [None])] * args.rollout.batch_size
+    return rows, None, 1000
+
+
+class StockTrainer(PPOTrainer):
+    prepare_datasets = staticmethod(prompts_of)
+
+
+class OurTrainer(OrzPPOTrainer):
+    prepare_datasets = staticmethod(prompts_of)
+
+
+CLASSES = {
+    "stock": (StockTrainer, StockPolicy, StockCritic),
+    "ours": (OurTrainer, OurPolicy, OurCritic),
+}
+
+
+def common_flags(model: Path, samples: int, dtype: str, ranks: int = 1) -> list[str]:
+    """The same work for both sides: the paper's settings with as many samples."""
+    return [
+        "--actor.model_name_or_path", str(model), "--data.prompt_dataset", "none", "--ds.param_dtype", dtype,
+        "--rollout.batch_size", str(samples // GROUP), "--rollout.n_samples_per_prompt", str(GROUP),
+        "--actor.num_gpus_per_node", str(ranks), "--critic.num_gpus_per_node", str(ranks),
+        "--vllm.num_engines", str(ranks), "--train.colocate_all", "--data.max_len", "4096",
+    ]  # fmt: skip
+
+
+def our_args(flags: list[str], run_dir: Path, prompt: str = "1+1="):
+    from openrlhf_orz.cli.flags import parse
+
+    args, _ = parse([*flags, "--orz.device", "cpu", "--ckpt.output_dir", str(run_dir), "--orz.warmup_steps", "0"])
+    args.bench_prompt, args.logger.tensorboard_dir = prompt, None
+    return args
+
+
+def stock_flags(how: str) -> list[str]:
+    """``padded:N``: micro-batches of N samples; ``packed:N``: OpenRLHF's dynamic batches of N tokens, packed, by SDPA."""
+    kind, _, number = how.partition(":")
+    if kind == "padded":
+        return ["--train.micro_batch_size", number, "--rollout.micro_batch_size", number]
+    return ["--train.dynamic_batch_enable", "--ds.packing_samples", "--train.max_tokens_per_gpu", number]
+
+
+def stock_args(flags: list[str], how: str, samples: int, prompt: str = "1+1="):
+    """Stock's own parser and checks; what the paper sets, stock gets too."""
+    from openrlhf.cli.train_ppo_ray import build_parser, check_args
+
+    paper = [
+        "--train.batch_size", str(samples), "--algo.kl.init_coef", "0", "--algo.advantage.gamma", "1",
+        "--algo.advantage.lambd", "1", "--actor.adam.lr", "1e-6", "--critic.adam.lr", "5e-6",
+        "--actor.adam.betas", "0.9", "0.95", "--critic.adam.betas", "0.9", "0.95", "--actor.lr_scheduler", "constant",
+        "--critic.lr_scheduler", "constant", "--ds.attn_implementation", "sdpa", "--reward.remote_url", "none",
+        "--vllm.enforce_eager",
+    ]  # fmt: skip
+    args = check_args(build_parser().parse_args([*flags, *paper, *stock_flags(how)]))
+    args.bench_prompt = prompt
+    return args
+
+
+def recorded_rollouts(pairs: list[tuple[int, int]], vocabulary: int, seed: int = 0) -> list[Experience]:
+    """Single-sample experiences as OpenRLHF's SamplesGenerator makes them: random tokens, rewards 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for prompt, response in pairs:
+        total = prompt + response
+        mask = torch.zeros(1, total - 1, dtype=torch.long)
+        mask[:, prompt - 1 :] = 1
+        reward = torch.randint(0, 2, (1,), generator=generator).float()
+        samples.append(
+            Experience(
+                sequences=torch.randint(1, min(vocabulary, 257), (1, total), generator=generator),
+                attention_mask=torch.ones(1, total, dtype=torch.long), action_mask=mask, prompts=["p"], labels=["1"],
+                images=[None], mm_train_inputs=[None], rewards=reward, scores=reward.clone(),
+                response_length=torch.tensor([response]), truncated=torch.tensor([False]),
+                total_length=torch.tensor([float(total)]),
+                info={"response_clip_ratio": torch.tensor([False]), "reward": reward.clone(), "score": reward.clone()},
+            )
+        )  # fmt: skip
+    return samples
+
+
+class Side:
+    """A policy and a critic in processes of their own, and their trainer in this one."""
+
+    def __init__(self, kind: str, args, pg, scratch: str, engines=None):
+        import ray
+        from openrlhf.trainer.ray.launcher import RayActorGroup
+        from openrlhf.utils import get_strategy
+
+        self.kind, self.args, self.ray = kind, args, ray
+        if kind == "ours":
+            args.orz.own_ray, args.orz.scratch = True, scratch
+        trainer_cls, policy_cls, critic_cls = CLASSES[kind]
+        strategy, model = get_strategy(args), args.actor.model_name_or_path
+        self.groups = [
+            RayActorGroup(1, role.num_gpus_per_node, cls, pg=pg, num_gpus_per_actor=0.1)
+            for role, cls in ((args.actor, policy_cls), (args.critic, critic_cls))
+        ]
+        policy, critic = self.groups
+        self.trainer = trainer_cls(
+            model, strategy, policy, critic, None, None, engines, do_sample=True, max_len=args.data.max_len,
+            max_new_tokens=args.rollout.max_new_tokens, min_new_tokens=args.rollout.max_new_tokens or 1,
+            temperature=1.0, top_p=1.0,
+        )  # fmt: skip
+        ray.get(policy.async_init_model_from_pretrained(strategy, model, self.trainer.max_steps, engines))
+        ray.get(critic.async_init_model_from_pretrained(strategy, model, self.trainer.max_steps))
+        self.steps = 0
+
+    def call(self, method, *args):
+        """On every process; first the policy's, then the critic's."""
+        return [self.ray.get(group.async_run_method(method, *args)) for group in self.groups]
+
+    def step(self, pairs, vocabulary, threads=None) -> dict:
+        """One training step on fresh copies of the recorded rollouts; seconds of each phase."""
+        samples = recorded_rollouts(pairs, vocabulary)
+        if threads:
+            self.call("set_threads", *threads)
+            torch.set_num_threads(threads[0])
+        self.call("start")
+        start = time.perf_counter()
+        status, _ = self.trainer.train_step(samples, self.steps + 1)
+        whole = time.perf_counter() - start
+        self.steps += 1
+        policy, critic = (reports[0] for reports in self.call("report"))
+        return {
+            "training": whole - status["timing/broadcast"],
+            "make_experience": status["timing/make_experience"],
+            "train": status["timing/ppo_train"],
+            "sync": status["timing/broadcast"],
+            "policy_forward": policy["forward"], "critic_forward": critic["forward"],
+            "policy_train": policy["fit"], "critic_train": critic["fit"],
+            "policy_memory_mib": policy["memory_mib"], "critic_memory_mib": critic["memory_mib"],
+        }  # fmt: skip
+
+    def close(self):
+        for group in self.groups:
+            for actor in group._actor_handlers:
+                self.ray.kill(actor)
+
+
+@contextmanager
+def session(args, ranks: int = 1):
+    """Ray on loopback, as our command starts it, and one placement group. Yields (placement group, scratch prefix)."""
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from openrlhf_orz.cli.ray_session import ray_session
+
+    with ray_session(args) as ray:
+        from ray.util.placement_group import placement_group
+
+        pg = placement_group([{"GPU": 1, "CPU": 1}] * ranks, strategy="PACK")
+        ray.get(pg.ready())
+        yield pg, args.orz.scratch

@@ -1,0 +1,174 @@
+"""A training step of ours against a peer's, on the same recorded rollouts and the same random model.
+
+    python benchmarks/step_time.py --peer openrlhf [--size smollm2-135m] [--lengths heavy] [--rollouts 32] [--repeats 3]
+    python benchmarks/step_time.py --peer trl
+
+Peer openrlhf: the stock trainer classes of the patched build. Its flags are the best of a trial of padded and packed
+micro-batches on a part of the rollouts. Both sides' processes live side by side and take turns; medians of repeats.
+Ratios are ours over the peer's. Nothing else should run on the machine; its load stands in the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import common  # noqa: E402
+
+TRIALS = {
+    "tiny": ("padded:4", "padded:8", "padded:16", "packed:2048", "packed:8192"),
+    "smollm2-135m": ("padded:1", "padded:4", "packed:512", "packed:2048"),
+    "wide-vocab": ("padded:1", "padded:4", "packed:512", "packed:2048"),
+}
+ROLLOUTS = {"tiny": 128, "smollm2-135m": 32, "wide-vocab": 32}
+CRITIC_UPDATES = 12
+NOTE = (
+    "Both train critic and policy once on every rollout token. Ours takes 12 critic steps and 1 policy step; stock "
+    "takes 1 of each, all that it can with --train.batch_size equal to the rollout. The weight sync counted for stock "
+    "is ours: its own routes need NCCL or CUDA IPC."
+)
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", choices=("openrlhf", "trl"), default="openrlhf")
+    parser.add_argument("--size", choices=tuple(TRIALS), default="tiny")
+    parser.add_argument("--lengths", choices=("short", "long", "heavy"), default="heavy")
+    parser.add_argument("--rollouts", type=int, help="samples in a step; a multiple of 4")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--stock", default="auto", help="padded:N samples, packed:N tokens, or auto: the best by trial")
+    parser.add_argument("--max-tokens", type=int, help="our --train.max_tokens_per_gpu (default: our default)")
+    parser.add_argument("--dtype", choices=tuple(common.DTYPES), default=common.cpu_dtype())
+    parser.add_argument("--with-generation", action="store_true", help="vLLM engines too: the whole step")
+    args = parser.parse_args(argv)
+    args.rollouts = args.rollouts or ROLLOUTS[args.size]
+    return args
+
+
+def modes(cores: int) -> dict:
+    """Stock's threads in (forward, training): both models train at the same time."""
+    return {"same_cores": (cores, max(1, cores // 2)), "same_cores_each": (cores, cores), "as_shipped": (1, 1)}
+
+
+def choose_stock(options, model, pairs, pg, scratch, cores) -> tuple[str, dict]:
+    """Stock's fastest flags for these rollouts, by one step of each after one of warm-up, on a quarter of them."""
+    import sides
+
+    if options.stock != "auto":
+        return options.stock, {}
+    count = max(sides.GROUP * 2, len(pairs) // 4 // sides.GROUP * sides.GROUP)
+    order = sorted(pairs, key=sum)
+    part = [order[(2 * i + 1) * len(order) // (2 * count)] for i in range(count)]  # the same spread of lengths
+    part = [part[(i * 7) % count] for i in range(count)] if count % 7 else part  # in no order of length
+    vocabulary, seconds = common.SHAPES[options.size][6], {}
+    for how in TRIALS[options.size]:
+        args = sides.stock_args(sides.common_flags(model, count, options.dtype), how, count)
+        side = sides.Side("stock", args, pg, scratch)
+        side.step(part[: sides.GROUP] * (count // sides.GROUP), vocabulary, modes(cores)["same_cores"])
+        seconds[how] = side.step(part, vocabulary, modes(cores)["same_cores"])["training"]
+        side.close()
+        print(f"stock {how}: {seconds[how]:.2f} s for {sum(map(sum, part))} tokens", flush=True)
+    return min(seconds, key=seconds.get), seconds
+
+
+def against_openrlhf(options) -> dict:
+    import sides
+
+    cores = len(os.sched_getaffinity(0))
+    pairs = common.draw_lengths(options.lengths, options.rollouts)
+    lengths, responses = [p + r for p, r in pairs], [r for _, r in pairs]
+    vocabulary = common.SHAPES[options.size][6]
+    rates = common.matmul_rates(options.dtype, cores)
+    rows = {"ours": [], **{name: [] for name in modes(cores)}}
+    generation = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch_dir:
+        model = common.write_model(Path(scratch_dir) / "model", options.size)
+        flags = sides.common_flags(model, options.rollouts, options.dtype)
+        ours_only = ["--train.max_tokens_per_gpu", str(options.max_tokens)] if options.max_tokens else []
+        if options.with_generation:
+            flags += ["--rollout.max_new_tokens", str(round(sum(responses) / len(responses)))]
+        args = sides.our_args([*flags, *ours_only], Path(scratch_dir) / "run", prompt="1" * pairs[0][0])
+        with sides.session(args) as (pg, scratch):
+            how, trial = choose_stock(options, model, pairs, pg, scratch, cores)
+            engines = None
+            if options.with_generation:
+                engines, generation = generate(args, sides.stock_args(flags, how, options.rollouts, args.bench_prompt), pg)
+            ours = sides.Side("ours", args, pg, scratch, engines)
+            stock = sides.Side("stock", sides.stock_args(flags, how, options.rollouts), pg, scratch)
+            both = {"ours": ours, "stock": stock}
+            for i in range(options.repeats + 1):  # the first warms up
+                for name in rows:
+                    if i == 0 and name in ("same_cores_each", "as_shipped"):
+                        continue
+                    side = both["ours" if name == "ours" else "stock"]
+                    row = side.step(pairs, vocabulary, None if name == "ours" else modes(cores)[name])
+                    print(f"{i} {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in row.items()), flush=True)
+                    if i:
+                        rows[name].append(row)
+                if i == 0:
+                    for side in both.values():
+                        side.call("reset_memory")
+            for side in both.values():
+                side.close()
+    rates_after = common.matmul_rates(options.dtype, cores)
+    phases = {name: common.medians(found) for name, found in rows.items()}
+    return summary(options, phases, rates, rates_after, pairs, lengths, responses, how, trial, generation)
+
+
+def summary(options, phases, rates, rates_after, pairs, lengths, responses, how, trial, generation) -> dict:
+    ours = phases["ours"]
+    same = min(("same_cores", "same_cores_each"), key=lambda name: phases[name]["training"])
+    useful = common.training_flops(options.size, lengths, responses)
+    rate = f"{options.dtype}_2048"
+    machine = max(rates[rate], rates_after[rate]) * 1e12
+    memory = {name: phases[name]["policy_memory_mib"] + phases[name]["critic_memory_mib"] for name in ("ours", same)}
+    result = {
+        "ratio_training_same_cores": ours["training"] / phases[same]["training"],
+        "ratio_training_as_shipped": ours["training"] / phases["as_shipped"]["training"],
+        "ratio_step_same_cores": None,
+        "ratio_peak_memory": memory["ours"] / memory[same],
+        "mfu": useful / ours["training"] / machine,
+        "mfu_stock_same_cores": useful / phases[same]["training"] / machine,
+        "mfu_stock_as_shipped": useful / phases["as_shipped"]["training"] / machine,
+        "useful_tflop": useful / 1e12,
+        "matmul_tflops": {"before": rates, "after": rates_after},
+        "tokens_per_s": {name: sum(lengths) / row["training"] for name, row in phases.items()},
+        "peak_memory_mib": {"ours": memory["ours"], "stock": memory[same]},
+        "seconds_by_phase": phases,
+        "stock_flags": how,
+        "stock_trial_seconds": trial,
+        "stock_same_cores_is": same,
+        "lengths": {"kind": options.lengths, **common.describe_lengths(pairs)},
+        "size": options.size,
+        "repeats": options.repeats,
+        "our_max_tokens": options.max_tokens or "default",
+        "critic_updates": CRITIC_UPDATES,
+        "note": NOTE,
+    }
+    if generation:
+        whole = {name: generation[side] + phases[name]["training"] + ours["sync"] for name, side in
+                 (("ours", "ours"), (same, "stock"))}  # fmt: skip
+        result.update(ratio_step_same_cores=whole["ours"] / whole[same], seconds_generation=generation,
+                      seconds_sync=ours["sync"], seconds_step=whole)  # fmt: skip
+    return result
+
+
+def main(argv=None) -> dict:
+    options = parse(argv)
+    logging.disable(logging.INFO)
+    if options.peer == "trl":
+        from trl_peer import against_trl as run
+    else:
+        run = against_openrlhf
+    name = f"step_time_{options.peer}_{options.size}_{options.lengths}"
+    result = common.Result(name, options.dtype)
+    return result.finish(**run(options))
+
+
+if __name__ == "__main__":
+    main()
