@@ -77,6 +77,10 @@ def interval(gold: str, answer: str) -> Decision:
 def listing(gold: str, answer: str) -> Decision:
     """Lists have the reference's elements and order: (1,2) is not {1,2}; `3 or 4` is not 3."""
     left, right = shapes.items(gold), shapes.items(answer)
+    if left and right is None and left.bracket == "(" and shapes.column(answer):
+        right = shapes.column(answer)
+    if right and left is None and right.bracket == "(" and shapes.column(gold):
+        left = shapes.column(gold)
     if left and right is None and left.bracket == "(" and shapes.point(answer):
         right = shapes.items(shapes.point(answer))
     if right and left is None and right.bracket == "(" and shapes.point(gold):

@@ -88,7 +88,7 @@ _ATOM = re.compile(r"\\[a-zA-Z]+|[0-9a-zA-Z]")
 _SINGLE_TEXT = re.compile(r"\\text\{\s*([a-zA-Z])\s*\}(?=\s*\^|\s*_|\s*\()|(?<=[\^_])\\text\{\s*([a-zA-Z0-9])\s*\}")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])|(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d,])")
 _PREFIX = re.compile(
-    r"^\s*(?:\\text\{)?\s*(?:therefore,?\s*)?(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*[:=]?|[:=])\s*(?:\}\s*[:=]?\s*)?(?=\S)",
+    r"^\s*(?:\\text\{)?\s*(?:therefore,?\s*)?(?:(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*[:=]?|[:=])|there\s+(?:is|are))\s*(?:\}\s*[:=]?\s*)?(?=\S)",
     re.IGNORECASE,
 )
 _DOUBLED = re.compile(r"\\{2,}(?=[a-zA-Z(){}\[\],!%$])")  # escaped once too often

@@ -104,12 +104,10 @@ _GENERIC = {
     "area",
     "length",
     "each",
-    "about",
-    "approximately",
     "exactly",
 }
 _STOP = {
-    "or", "and", "not", "is", "are", "was", "but", "no", "maybe", "perhaps", "either", "to", "than", "if", "when", "where", "for",
+    "about", "approximately", "approx", "roughly", "nearly", "almost", "around", "ish", "something", "or", "and", "not", "is", "are", "was", "but", "no", "maybe", "perhaps", "either", "to", "than", "if", "when", "where", "for",
     "any", "every", "some", "never", "wrong", "false", "true", "yes", "answer", "plus", "minus", "times", "point", "hundred",
     "thousand", "million", "billion", "dozen", "half", "percent", "mod", "modulo", "base", "by", "over", "because", "with", "am", "pm",
     "except", "unless", "other", "between", "more", "less", "at", "least", "most", "up", "squared", "cubed", "trillion", "remainder",

@@ -10,6 +10,7 @@ from openrlhf_orz.reward.notation import split_top
 from openrlhf_orz.reward.quantity import Number, number, split_unit, units_agree
 
 
+_GLUED = re.compile(r"[\d})]\\text\{[a-zA-Z]")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")
 _SELECTION = re.compile(r"\\(?:min|max|sup)(?![a-zA-Z])")  # of values the answer should choose from itself
 _VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-df-hj-z](?![a-zA-Z])")  # not e and i
@@ -153,6 +154,8 @@ def unit(gold: str, answer: str) -> Decision:
         if g_body != gold or a_body != answer:
             return decide(g_body, a_body)[0]
         return None
+    if g_unit is None and a_unit and a_unit.dimension.startswith("word:") and _GLUED.search(answer):
+        return False  # 73\\text{abc}
     if (g_unit is None and _symbols_text(g_body)) or (a_unit is None and _symbols_text(a_body)):
         return None
     factor = units_agree(g_unit, a_unit)

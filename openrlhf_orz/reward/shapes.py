@@ -144,6 +144,17 @@ def _plain(part: str) -> str:
     return part if re.fullmatch(r"-?[\d./]+", part) else f"\\text{{{part}}}"
 
 
+_COLUMN = re.compile(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}$")
+
+
+def column(text: str) -> Items | None:
+    """A column vector as the tuple of its elements."""
+    match = _COLUMN.match(text)
+    parts = [part.strip() for part in match.group(1).split("\\\\")] if match else []
+    parts = parts[:-1] if parts and not parts[-1] else parts
+    return Items(tuple(parts), "(") if len(parts) > 1 and all(parts) else None
+
+
 def encloses_set(text: str) -> bool:
     """Whether the ``\\{`` at the start is closed by the ``\\}`` at the end."""
     depth, position = 0, 0

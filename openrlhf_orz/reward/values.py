@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import zlib
 
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from math_verify import verify
@@ -24,6 +25,7 @@ logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 # Units, percent and boxes are handled before; Math-Verify would drop a trailing letter as a unit.
 _CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\\circ")
+_DIVISOR = re.compile(r"\\(gcd|lcm)\s*\(((?:[^()]*[^\\a-zA-Z(])?[a-zA-Z](?![a-zA-Z])[^()]*)\)")
 DIGITS = 50
 _CLOSE = Rational(1, 10**35)
 _HUGE = 10**30
@@ -32,11 +34,18 @@ POSITIVE = [(137, 61, 29), (89, 211, 17), (1009, 311, 53)]
 _NEGATIVE = [(-73, 59, 31), (-227, 97, 19)]
 
 
+def _divisor(match: re.Match) -> str:
+    """A symbol for ``\\gcd(n,k)``, of which SymPy makes 1, the divisor of two polynomials."""
+    arguments = sorted(argument.strip() for argument in match[2].split(","))
+    return f"D_{{{zlib.crc32(repr((match[1], arguments)).encode())}}}"
+
+
 @functools.lru_cache(maxsize=2048)
 def parse(text: str) -> Basic | MatrixBase | None:
     """``text`` (tidied LaTeX) as a SymPy object, None if it is none. References stay in this cache."""
     try:
-        latex = normalize_latex(_DEGREES.sub(r"(\\frac{\1\\pi}{180})", text), _CONFIG)
+        latex = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", _DIVISOR.sub(_divisor, text))
+        latex = normalize_latex(latex, _CONFIG)
         parsed = latex2sympy(
             latex, is_real=not should_treat_as_complex(latex), convert_degrees=False, normalization_config=None
         )
