@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 sys.path.insert(0, str(ROOT))
 
 from openrlhf_orz.config import cpu_dtype  # noqa: E402
@@ -93,7 +93,7 @@ class Result:
             "seconds": round(time.time() - self.start, 1),
             "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        RESULTS.mkdir(exist_ok=True)
+        RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n")
         print(json.dumps(record), flush=True)
         return record
