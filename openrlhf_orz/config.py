@@ -69,6 +69,12 @@ FLAGS = (
         "take each value in the critic's training forward, before the update that uses it: saves the values' forward",
         None,
     ),
+    Flag(
+        "share_prefixes",
+        "auto",
+        "auto: train on what sequences of a pack have in common (a prompt) once, where that is exact; never",
+        choices=("auto", "never"),
+    ),
     Flag("prompt_template", "paper", "paper (Table 1), released, none, or a text that contains {{prompt}}"),
     Flag("stop", STOP_STRINGS, "stop strings, kept in the response", nargs="*"),
     Flag("max_prompt_len", 2048, "longest prompt in tokens; longer ones are left out and reported", int),
@@ -76,7 +82,13 @@ FLAGS = (
     Flag("grader_workers", None, "grading processes on each machine (default: one a core, at most 8)", int),
     Flag("rollout_dump_every", 1, "write rollouts/step_N.jsonl every N steps; 0: never", int),
     Flag("rollout_dump_max", None, "at most so many responses in each file (default: all)", int),
-    Flag("check_sync", False, "after each weight sync compare log-probs of vLLM and trainer on fixed sequences", None),
+    Flag(
+        "check_sync",
+        False,
+        "after each weight sync compare vLLM with the trainer: its weights, by checksums, and log-probs",
+        None,
+    ),
+    Flag("sync_bucket_mib", 512, "weights are gathered and sent to vLLM in buckets of so many MiB", int),
     Flag("device", "auto", "auto: cuda where a GPU is found, else cpu", choices=("auto", "cpu", "cuda")),
     Flag("cpu_kvcache_mib", 512, "KV cache of each vLLM engine on CPU, in MiB", int),
     Flag("trust_remote_code", False, "let model repositories run their own code", None),
@@ -137,7 +149,7 @@ POSITIVE = (
     "train.num_episodes", "train.max_epochs", "train.max_tokens_per_gpu", "data.max_len", "data.max_samples",
     "actor.num_nodes", "actor.num_gpus_per_node", "critic.num_nodes", "critic.num_gpus_per_node",
     "vllm.num_engines", "vllm.tensor_parallel_size", "orz.policy_updates", "orz.critic_updates",
-    "orz.max_prompt_len", "orz.cpu_kvcache_mib", "orz.grader_workers",
+    "orz.max_prompt_len", "orz.sync_bucket_mib", "orz.cpu_kvcache_mib", "orz.grader_workers",
 )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
-"""Cutting a rollout into optimizer steps and micro-batches (Sec. 3.1), pure Python on lengths in tokens."""
+"""Cutting a rollout into optimizer steps and micro-batches (Sec. 3.1), on lengths in tokens."""
 
 import random
+
+import torch
 
 
 def cut_mini_batches(num_samples: int, num_updates: int, rng: random.Random | None = None) -> list[list[int]]:
@@ -22,8 +24,13 @@ def cut_mini_batches(num_samples: int, num_updates: int, rng: random.Random | No
     return parts
 
 
+def sharing_key(tokens_T: torch.Tensor, response_length: int, look: int = 32) -> bytes:
+    """Sorts samples so that those with one prompt, and among them equal beginnings of ``look`` tokens, are neighbours."""
+    return tokens_T[: len(tokens_T) - response_length + look].numpy(force=True).tobytes()
+
+
 def _greedy(lengths: list[int], budget: int, padded: bool) -> list[int]:
-    """Sizes of consecutive runs of ``lengths`` (sorted, longest first) that each keep within ``budget`` tokens."""
+    """Sizes of consecutive runs of ``lengths`` that each keep within ``budget`` tokens; if padded, longest first."""
     sizes, longest, tokens = [], 0, 0
     for length in lengths:
         cost = longest * (sizes[-1] + 1) if padded and sizes else tokens + length
@@ -36,32 +43,37 @@ def _greedy(lengths: list[int], budget: int, padded: bool) -> list[int]:
     return sizes
 
 
-def count_micro_batches(lengths: list[int], budget: int, padded: bool) -> int:
+def order_samples(lengths: list[int], keys: list[bytes] | None) -> list[int]:
+    """Indices of the samples in the order in which micro-batches are cut: by ``keys``, else longest first."""
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i] if keys is None else keys[i], i))
+
+
+def count_micro_batches(lengths: list[int], budget: int, keys: list[bytes] | None = None) -> int:
     """How many micro-batches of at most ``budget`` tokens the samples need; a longer sample gets one of its own.
 
-    ``padded`` counts padding too: the longest length times the number of samples.
+    With ``keys`` (packs) padding costs nothing; without, the longest length counts for each sample.
     """
-    return len(_greedy(sorted(lengths, reverse=True), budget, padded))
+    return len(_greedy([lengths[i] for i in order_samples(lengths, keys)], budget, keys is None))
 
 
-def cut_micro_batches(lengths: list[int], count: int, padded: bool) -> list[list[int]]:
-    """The samples in exactly ``count`` non-empty micro-batches of neighbouring lengths, as equal in tokens
-    (padding included if ``padded``) as a cut of the sorted lengths allows.
+def cut_micro_batches(lengths: list[int], count: int, keys: list[bytes] | None = None) -> list[list[int]]:
+    """The samples in exactly ``count`` non-empty micro-batches of neighbours, as equal in tokens as a cut allows.
 
+    Neighbours by ``keys`` (packs, see ``sharing_key``); without, of similar length, and padding counts, too.
     Returns lists of indices into ``lengths``. Raises ValueError if there are fewer samples than ``count``.
     """
     if not 1 <= count <= len(lengths):
         raise ValueError(f"cannot cut {len(lengths)} samples into {count} non-empty micro-batches")
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    order = order_samples(lengths, keys)
     ordered = [lengths[i] for i in order]
     low, high = 1, max(ordered[0] * len(ordered), sum(ordered))
     while low < high:
         middle = (low + high) // 2
-        if len(_greedy(ordered, middle, padded)) <= count:
+        if len(_greedy(ordered, middle, keys is None)) <= count:
             high = middle
         else:
             low = middle + 1
-    sizes = _greedy(ordered, low, padded)
+    sizes = _greedy(ordered, low, keys is None)
     while len(sizes) < count:
         widest = max(range(len(sizes)), key=lambda i: sizes[i])
         sizes[widest : widest + 1] = [sizes[widest] - sizes[widest] // 2, sizes[widest] // 2]

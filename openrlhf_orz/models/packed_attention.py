@@ -1,8 +1,9 @@
 """Causal attention over a pack of sequences without flash-attn, exact and without a mask over the pack.
 
 Registered with transformers as ``orz_packed`` (``--ds.attn_implementation``). A pack is (1, T): sequences one after
-the other, their boundaries where ``position_ids`` is 0. On CUDA, in half precision, it is PyTorch's own varlen
-attention; elsewhere sequences of similar length are attended to together, each to itself.
+the other. Where ``position_ids`` jump to p, a sequence begins whose first p tokens are those of the one before it
+(p = 0: it shares none; see shared_prefixes). On CUDA, in half precision, it is PyTorch's own varlen attention;
+elsewhere sequences of similar length are attended to together, each to itself.
 Notation: T tokens of a pack, H heads, D head size, N sequences of a group, L its longest.
 """
 
@@ -19,13 +20,40 @@ NAME = "orz_packed"
 
 
 @dataclass(frozen=True)
+class Path:
+    """A sequence of a pack: ``rows`` are its tokens in the pack, ``shared`` of them those of the one before it."""
+
+    rows: torch.Tensor
+    shared: int
+
+
+@dataclass(frozen=True)
 class Group:
-    """N sequences padded to L: ``rows`` are their tokens in the pack, ``slots`` the same tokens in (N * L)."""
+    """N sequences padded to L: ``rows`` are their tokens in the pack, ``slots`` the same tokens in (N * L).
+
+    ``own_rows`` and ``own_slots`` leave out what a sequence shares with the one before it.
+    """
 
     count: int
     longest: int
     rows: torch.Tensor
     slots: torch.Tensor
+    own_rows: torch.Tensor
+    own_slots: torch.Tensor
+
+
+def paths(positions_T: torch.Tensor) -> list[Path]:
+    """The sequences of a pack from its positions, (T,) long on CPU. Raises ValueError if they are no pack's."""
+    jumps = (positions_T[1:] != positions_T[:-1] + 1).nonzero()[:, 0] + 1
+    starts = [0, *jumps.tolist()]
+    found, before = [], positions_T[:0]
+    for start, end in zip(starts, [*starts[1:], len(positions_T)]):
+        shared = int(positions_T[start])
+        if shared > len(before):
+            raise ValueError("the positions of a pack must begin with 0, and later sequences where others have been")
+        before = torch.cat([before[:shared], torch.arange(start, end)])
+        found.append(Path(before, shared))
+    return found
 
 
 def group_by_length(lengths: list[int], slack: float = 1.25, free: int = 32) -> list[list[int]]:
@@ -43,33 +71,43 @@ def group_by_length(lengths: list[int], slack: float = 1.25, free: int = 32) -> 
     return groups
 
 
-def make_groups(starts: list[int], total: int, device) -> list[Group]:
-    """The groups of a pack of ``total`` tokens whose sequences begin at ``starts``."""
-    lengths = [end - start for start, end in zip(starts, [*starts[1:], total])]
+def make_groups(sequences: list[Path], device) -> list[Group]:
+    """The groups of a pack."""
     groups = []
-    for members in group_by_length(lengths):
-        longest = lengths[members[0]]
-        rows = torch.cat([torch.arange(starts[i], starts[i] + lengths[i]) for i in members])
-        slots = torch.cat([torch.arange(n * longest, n * longest + lengths[i]) for n, i in enumerate(members)])
-        groups.append(Group(len(members), longest, rows.to(device), slots.to(device)))
+    for members in group_by_length([len(path.rows) for path in sequences]):
+        chosen = [sequences[i] for i in members]
+        longest = len(chosen[0].rows)
+        slots = [torch.arange(n * longest, n * longest + len(path.rows)) for n, path in enumerate(chosen)]
+        indices = (
+            [path.rows for path in chosen], slots,
+            [path.rows[path.shared :] for path in chosen], [s[path.shared :] for s, path in zip(slots, chosen)],
+        )  # fmt: skip
+        groups.append(Group(len(chosen), longest, *(torch.cat(index).to(device) for index in indices)))
     return groups
 
 
 class _ToGroups(torch.autograd.Function):
-    """(T, H, D) to one (N, L, H, D) for each group; the inverse of _FromGroups on tokens, 0 on padding."""
+    """(T, H, D) to one (N, L, H, D) for each group, 0 on padding; gradients of shared tokens add up."""
 
     @staticmethod
     def forward(ctx, x_THD, groups):
         ctx.groups, ctx.shape = groups, x_THD.shape
-        return tuple(_scatter(x_THD.index_select(0, g.rows), g.slots, g.count * g.longest, g) for g in groups)
+        return tuple(_pad(x_THD, g.rows, g.slots, g) for g in groups)
 
     @staticmethod
     def backward(ctx, *grads):
-        return _collect(grads, ctx.groups, ctx.shape), None
+        rows = sum(len(g.rows) for g in ctx.groups)
+        if rows == ctx.shape[0]:
+            return _collect(grads, ctx.groups, ctx.shape), None
+        flat = grads[0].new_zeros(ctx.shape[0], ctx.shape[1:].numel())
+        for grad, g in zip(grads, ctx.groups):
+            tokens = grad.flatten(0, 1).flatten(1).index_select(0, g.slots)
+            flat.scatter_add_(0, g.rows[:, None].expand_as(tokens), tokens)
+        return flat.view(ctx.shape), None
 
 
 class _FromGroups(torch.autograd.Function):
-    """One (N, L, H, D) for each group to (T, H, D)."""
+    """One (N, L, H, D) for each group to (T, H, D), each token from the sequence whose own it is."""
 
     @staticmethod
     def forward(ctx, groups, total, *xs):
@@ -78,20 +116,18 @@ class _FromGroups(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return None, None, *(
-            _scatter(grad.index_select(0, g.rows), g.slots, g.count * g.longest, g) for g in ctx.groups
-        )
+        return None, None, *(_pad(grad, g.own_rows, g.own_slots, g) for g in ctx.groups)
 
 
-def _scatter(tokens, slots, size, group):
-    padded = tokens.new_zeros(size, *tokens.shape[1:]).index_copy_(0, slots, tokens)
-    return padded.view(group.count, group.longest, *tokens.shape[1:])
+def _pad(x, rows, slots, group):
+    padded = x.new_zeros(group.count * group.longest, *x.shape[1:]).index_copy_(0, slots, x.index_select(0, rows))
+    return padded.view(group.count, group.longest, *x.shape[1:])
 
 
 def _collect(xs, groups, shape):
     out = xs[0].new_empty(shape)
     for x, g in zip(xs, groups):
-        out.index_copy_(0, g.rows, x.flatten(0, 1).index_select(0, g.slots))
+        out.index_copy_(0, g.own_rows, x.flatten(0, 1).index_select(0, g.own_slots))
     return out
 
 
@@ -112,36 +148,41 @@ def grouped_attention(q_THD, k_TKD, v_TKD, groups, scale, dropout=0.0, window=No
     return _FromGroups.apply(groups, q_THD.shape[0], *outs)
 
 
-def varlen_attention(q_THD, k_TKD, v_TKD, starts, scale, window=None) -> torch.Tensor:
+def varlen_attention(q_THD, k_TKD, v_TKD, sequences, scale, window=None) -> torch.Tensor:
     """The same by PyTorch's varlen attention: CUDA, float16 or bfloat16, no dropout."""
     from torch.nn.attention.varlen import varlen_attn
 
-    ends = [*starts[1:], q_THD.shape[0]]
-    bounds = torch.tensor([*starts, q_THD.shape[0]], dtype=torch.int32, device=q_THD.device)
-    longest = max(end - start for start, end in zip(starts, ends))
-    return varlen_attn(
-        q_THD, k_TKD, v_TKD, bounds, bounds, longest, longest, scale=scale,
+    lengths = [len(path.rows) for path in sequences]
+    shared = any(path.shared for path in sequences)
+    if shared:
+        rows = torch.cat([path.rows for path in sequences]).to(q_THD.device)
+        q_THD, k_TKD, v_TKD = (x.index_select(0, rows) for x in (q_THD, k_TKD, v_TKD))
+    bounds = torch.tensor([0, *lengths], device=q_THD.device).cumsum(0, dtype=torch.int32)
+    out = varlen_attn(
+        q_THD, k_TKD, v_TKD, bounds, bounds, max(lengths), max(lengths), scale=scale,
         window_size=(-1 if window is None else window - 1, 0), enable_gqa=q_THD.shape[1] != k_TKD.shape[1],
     )  # fmt: skip
+    if shared:  # own tokens, in the order of the pack
+        own = torch.cat([torch.arange(len(path.rows)) >= path.shared for path in sequences])
+        out = out.index_select(0, own.nonzero()[:, 0].to(out.device))
+    return out
 
 
-class _Boundaries:
-    """Where the sequences of the pack at hand begin, found once for all layers of a forward and its backward."""
+class _Sequences:
+    """The sequences of the pack at hand, found once for all layers of a forward and its backward."""
 
     def __init__(self):
         self.of = None
 
-    def find(self, position_ids: torch.Tensor) -> tuple[list[int], list[Group]]:
+    def find(self, position_ids: torch.Tensor) -> tuple[list[Path], list[Group]]:
         if self.of is None or self.of() is not position_ids:
-            self.starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
-            if not self.starts or self.starts[0] != 0:
-                raise ValueError("the positions of a pack must begin with 0")
-            self.groups = make_groups(self.starts, position_ids.shape[1], position_ids.device)
+            self.paths = paths(position_ids[0].cpu())
+            self.groups = make_groups(self.paths, position_ids.device)
             self.of = weakref.ref(position_ids)
-        return self.starts, self.groups
+        return self.paths, self.groups
 
 
-_boundaries = _Boundaries()
+_sequences = _Sequences()
 
 
 def packed_attention(
@@ -152,10 +193,10 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    starts, groups = _boundaries.find(position_ids)
+    sequences, groups = _sequences.find(position_ids)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if q.is_cuda and q.dtype != torch.float32 and not dropout:
-        out = varlen_attention(q, k, v, starts, scaling, sliding_window)
+        out = varlen_attention(q, k, v, sequences, scaling, sliding_window)
     else:
         out = grouped_attention(q, k, v, groups, scaling, dropout, sliding_window)
     return out[None], None

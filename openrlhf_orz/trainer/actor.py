@@ -1,6 +1,7 @@
 """The policy: strict on-policy loss, exact step metrics, warm-up in steps, weight sync without CUDA."""
 
 import time
+from functools import partial
 
 import torch
 from openrlhf.models import PolicyLoss
@@ -8,7 +9,7 @@ from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 
 from openrlhf_orz.algo.cross_fit import cross_fit_advantages
 from openrlhf_orz.data.prompts import chat_template
-from openrlhf_orz.rollout.weight_sync import sync_through_file
+from openrlhf_orz.rollout.weight_sync import sync_to_engines
 from openrlhf_orz.skip_plan import needs_old_log_probs
 from openrlhf_orz.trainer.policy_model import OrzActor
 from openrlhf_orz.trainer.process import RendezvousByFile, models_in_training, peak_memory_mib, share_cores
@@ -71,19 +72,16 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         return result
 
     def broadcast_to_vllm(self):
-        if self.args.orz.device == "cpu":
-            sync_through_file(self.actor.model.module, self.vllm_engines, self.args)
-        else:
-            super().broadcast_to_vllm()
+        self.sync_report = sync_to_engines(self, broadcast=super().broadcast_to_vllm)
 
 
 class OrzPolicyModelActor(RendezvousByFile, PolicyModelActor):
-    model_cls = OrzActor
     trainer_cls = OrzActorPPOTrainer
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
         args = strategy.args
         share_cores(args)
+        self.model_cls = partial(OrzActor, share=args.orz.share_prefixes == "auto")
         if args.orz.actor_warmup_steps is not None:
             args.actor.lr_warmup_ratio = warmup_ratio(args.orz.actor_warmup_steps, max_steps)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)
@@ -94,6 +92,10 @@ class OrzPolicyModelActor(RendezvousByFile, PolicyModelActor):
     def forward(self, *args, **kwargs):
         share_cores(self.strategy.args)
         return super().forward(*args, **kwargs)
+
+    def sync_report(self):
+        """Metrics of the last weight sync."""
+        return self.trainer.sync_report
 
     def fit(self, kl_ctl=0):
         share_cores(self.strategy.args, models_in_training(self.strategy.args))

@@ -9,7 +9,7 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from openrlhf.utils.logging_utils import init_logger
 from transformers.utils import cached_file
 
-import openrlhf_orz.models.packed_attention  # noqa: F401  (registers --ds.attn_implementation orz_packed)
+from openrlhf_orz.models import shared_prefixes
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.trainer.actor import warmup_ratio
 from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
@@ -81,6 +81,8 @@ class OrzCriticModelActor(RendezvousByFile, CriticModelActor):
 
     def build_model(self, strategy, pretrain):
         critic = super().build_model(strategy, pretrain)
+        if strategy.args.orz.share_prefixes == "auto":
+            shared_prefixes.install(critic)
         prefix = critic.value_head_prefix
         if has_weight(pretrain, f"{prefix}.weight"):
             logger.info(f"value head: from {pretrain}")

@@ -1,16 +1,17 @@
-"""The policy's model: log-probs of action tokens only, without the logits of any others, and in chunks."""
+"""The policy's model: common beginnings once, log-probs of action tokens only, in chunks."""
 
 from openrlhf.models import Actor
 
-import openrlhf_orz.models.packed_attention  # noqa: F401  (registers --ds.attn_implementation orz_packed)
-from openrlhf_orz.models.log_prob_head import install
+from openrlhf_orz.models import log_prob_head, shared_prefixes
 
 
 class OrzActor(Actor):
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, share=True, **kwargs):
         super().__init__(*args, **kwargs)
         # in a list: a second name for the head's parameters would be saved and synced twice
-        self._head = [install(self.model)]
+        self._head = [log_prob_head.install(self.model)]
+        if share:
+            shared_prefixes.install(self.model)
 
     def forward_tokens(
         self, sequences, attention_mask, position_ids, labels=None, needed=None, return_entropy=False, **mm_inputs

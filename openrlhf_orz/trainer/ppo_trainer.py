@@ -127,6 +127,7 @@ class OrzTrainer:
 
     def broadcast_to_vllm(self):
         super().broadcast_to_vllm()
+        self.ours.update(ray.get(self.actor_model_group._actor_handlers[0].sync_report.remote()))
         if self.fixed_sequences is not None:
             self.ours.update(self.sync_gap())
 

@@ -8,7 +8,7 @@ from openrlhf.trainer.ppo_utils.replay_buffer import NaiveReplayBuffer
 from openrlhf.utils.logging_utils import init_logger
 from torch import distributed as dist
 
-from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches
+from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
 
 logger = init_logger(__name__)
 
@@ -44,13 +44,17 @@ class OrzReplayBuffer(NaiveReplayBuffer):
         lengths = [int(item.total_length) for item in self.items]
         mini_batches = cut_mini_batches(len(lengths), updates, rng if updates > 1 else None)
 
-        padded = not args.ds.packing_samples
+        keys = [sharing_key(x.sequences, int(x.response_length)) for x in self.items] if args.ds.packing_samples else None
         budget = args.train.max_tokens_per_gpu * args.ds.ring_attn_size * args.ds.tensor_parallel_size
+
+        def of(indices):
+            return [lengths[i] for i in indices], keys and [keys[i] for i in indices]
 
         def count(indices):
             if args.orz.fixed_micro_batches:
                 return -(-len(indices) // args.train.micro_batch_size)
-            return count_micro_batches([lengths[i] for i in indices], budget, padded)
+            chosen, by = of(indices)
+            return count_micro_batches(chosen, budget, by)
 
         # every rank must run as many micro-batches, and none of them empty
         needed = agree([count(indices) for indices in mini_batches], dist.ReduceOp.MAX)
@@ -60,7 +64,8 @@ class OrzReplayBuffer(NaiveReplayBuffer):
             if args.orz.fixed_micro_batches:
                 cut = cut_mini_batches(len(indices), micro_batches)
             else:
-                cut = cut_micro_batches([lengths[i] for i in indices], micro_batches, padded)
+                chosen, by = of(indices)
+                cut = cut_micro_batches(chosen, micro_batches, by)
             partitions.append([[indices[i] for i in part] for part in cut])
         return partitions
 

@@ -67,9 +67,10 @@ def make_actor(strategy, args, lr=1e-2, packed=False):
 
 
 def make_batch(size=8, length=12, seed=1):
-    """Sequences of different lengths, padded on the right; two prompt tokens each."""
+    """Sequences of different lengths, padded on the right; two prompt tokens each, two responses to a prompt."""
     generator = torch.Generator().manual_seed(seed)
     sequences = torch.randint(1, 64, (size, length), generator=generator)
+    sequences[1::2, :2] = sequences[::2, :2]
     lengths = torch.tensor([length - i % 5 for i in range(size)])
     attention = (torch.arange(length) < lengths[:, None]).long()
     action = attention[:, 1:].clone()

@@ -19,16 +19,18 @@ def mesh(tmp_path_factory):
     dist.destroy_process_group()
 
 
-def partitions(mesh, cls, lengths, rollouts=1, fixed=False, **orz):
+def partitions(mesh, cls, lengths, rollouts=1, fixed=False, tokens=None, **orz):
     """The partitions of ``rollouts`` equal rollouts of samples with these lengths."""
     args = SimpleNamespace(
         train=SimpleNamespace(seed=1, max_tokens_per_gpu=100, micro_batch_size=3),
-        ds=SimpleNamespace(packing_samples=False, ring_attn_size=1, tensor_parallel_size=1),
+        ds=SimpleNamespace(packing_samples=tokens is not None, ring_attn_size=1, tensor_parallel_size=1),
         orz=SimpleNamespace(policy_updates=1, critic_updates=4, fixed_micro_batches=fixed),
     )
     vars(args.orz).update(orz)
     buffer = cls(1, dynamic_batch=True)
     buffer.items = [SimpleNamespace(total_length=torch.tensor(length)) for length in lengths]
+    for item, sequence in zip(buffer.items, tokens or []):
+        item.sequences, item.response_length = torch.tensor(sequence), torch.tensor(5)
     strategy = SimpleNamespace(args=args, ds_device_mesh=mesh)
     return [buffer.partition_micro_batches(strategy) for _ in range(rollouts)]
 
@@ -72,3 +74,13 @@ def test_fewer_samples_than_steps(mesh):
 
     (steps,) = partitions(mesh, OrzCriticReplayBuffer, [10, 20], critic_updates=12)
     assert sorted(flat(steps)) == [[0], [1]]
+
+
+def test_packs_hold_responses_to_one_prompt(mesh):
+    """Ten responses each to two prompts of 15 tokens, interleaved: the packs of 100 tokens are by prompt."""
+    from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
+
+    tokens = [[i % 2] * 15 + [i] * 5 for i in range(20)]
+    (steps,) = partitions(mesh, OrzReplayBuffer, [20] * 20, tokens=tokens)
+    assert sorted(flat(steps)[0]) == list(range(20)) and len(steps[0]) == 4
+    assert all(len({i % 2 for i in micro}) == 1 and len(micro) == 5 for micro in steps[0])

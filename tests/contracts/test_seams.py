@@ -91,6 +91,9 @@ def test_model_actors():
     assert PolicyModelActor.model_cls is Actor and PolicyModelActor.trainer_cls is ActorPPOTrainer
     assert ActorPPOTrainer.policy_loss_cls is PolicyLoss and ActorPPOTrainer.replay_buffer_cls is NaiveReplayBuffer
     assert CriticModelActor.trainer_cls is CriticPPOTrainer
+    assert parameters(Actor.forward_tokens) == [
+        "self", "sequences", "attention_mask", "position_ids", "labels", "needed", "return_entropy", "mm_inputs"
+    ]  # fmt: skip
     assert CriticPPOTrainer.replay_buffer_cls is NaiveReplayBuffer
     assert parameters(CriticModelActor.build_model) == ["self", "strategy", "pretrain"]
     assert parameters(NaiveReplayBuffer.partition_micro_batches) == ["self", "strategy"]

@@ -1,8 +1,9 @@
 import random
 
 import pytest
+import torch
 
-from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches
+from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
 
 
 def test_sizes_by_hand():
@@ -35,26 +36,39 @@ def test_no_empty_mini_batch(samples, updates):
 
 
 def test_count_by_hand():
-    # sorted 5 4 3 2 1; packed in 6 tokens: [5] [4] [3 2 1]; padded: [5] [4] [3 2] [1]
-    assert count_micro_batches([1, 2, 3, 4, 5], 6, padded=False) == 3
-    assert count_micro_batches([1, 2, 3, 4, 5], 6, padded=True) == 4
-    assert count_micro_batches([50], 6, padded=True) == 1  # longer than the budget: one of its own
+    # padded, sorted 5 4 3 2 1, in 6 tokens: [5] [4] [3 2] [1]; packed in the order of the keys: [1 2 3] [4] [5]
+    assert count_micro_batches([1, 2, 3, 4, 5], 6) == 4
+    assert count_micro_batches([1, 2, 3, 4, 5], 6, [b"a", b"b", b"c", b"d", b"e"]) == 3
+    assert count_micro_batches([50], 6) == 1  # longer than the budget: one of its own
 
 
-@pytest.mark.parametrize("padded", [True, False])
-def test_cut_within_budget_and_complete(padded):
+@pytest.mark.parametrize("packed", [False, True])
+def test_cut_within_budget_and_complete(packed):
     rng = random.Random(1)
     for _ in range(200):
         lengths = [rng.randint(1, 100) for _ in range(rng.randint(1, 40))]
-        needed = count_micro_batches(lengths, 150, padded)
+        keys = [rng.randbytes(1) for _ in lengths] if packed else None
+        needed = count_micro_batches(lengths, 150, keys)
         for count in {needed, min(len(lengths), needed + 3)}:
-            parts = cut_micro_batches(lengths, count, padded)
+            parts = cut_micro_batches(lengths, count, keys)
             assert len(parts) == count and sorted(sum(parts, [])) == list(range(len(lengths)))
             for part in parts:
                 tokens = [lengths[i] for i in part]
-                assert (max(tokens) * len(tokens) if padded else sum(tokens)) <= 150
+                assert (sum(tokens) if packed else max(tokens) * len(tokens)) <= 150
+            if packed:
+                assert [keys[i] for part in parts for i in part] == sorted(keys)
 
 
 def test_more_micro_batches_than_samples():
     with pytest.raises(ValueError, match="2 samples into 3"):
-        cut_micro_batches([1, 2], 3, True)
+        cut_micro_batches([1, 2], 3)
+
+
+def test_samples_of_one_prompt_are_neighbours():
+    """Prompts 0..3 of different lengths, four responses each, in any order: a cut into four is by prompt."""
+    rng = random.Random(0)
+    samples = [(p, [50 + p] * (10 + p), [rng.randrange(50) for _ in range(20)]) for p in range(4) for _ in range(4)]
+    rng.shuffle(samples)
+    keys = [sharing_key(torch.tensor(prompt + response), len(response)) for _, prompt, response in samples]
+    parts = cut_micro_batches([len(p) + len(r) for _, p, r in samples], 4, keys)
+    assert sorted(sorted({samples[i][0] for i in part}) for part in parts) == [[0], [1], [2], [3]]

@@ -126,3 +126,5 @@ def test_positions_that_do_not_begin_with_0_are_refused():
     ours, _ = models()
     with pytest.raises(ValueError, match="begin with 0"):
         ours(torch.ones(1, 4, dtype=torch.long), position_ids=torch.tensor([[3, 4, 5, 0]]))
+    with pytest.raises(ValueError, match="where others have been"):
+        ours(torch.ones(1, 4, dtype=torch.long), position_ids=torch.tensor([[0, 1, 3, 4]]))
