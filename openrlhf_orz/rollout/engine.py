@@ -1,4 +1,4 @@
-"""The vLLM engine actor: stop strings and grading by our executor, weights by file, log-probs of given sequences."""
+"""The vLLM engine actor: stop strings and grading by our executor, weights in buckets, log-probs of given sequences."""
 
 import os
 
@@ -18,10 +18,17 @@ class OrzRolloutActor(RolloutRayActor):
         super()._configure_vllm_env(*args, **kwargs)
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-    async def load_weights(self, path: str):
-        """Load all weights from a safetensors file on this machine and forget what was computed with the old ones."""
-        await self.llm.collective_rpc("load_weights_file", args=(path,))
-        await self.llm.reset_prefix_cache()
+    async def load_weights(self, source: tuple, slots: list, last: bool, check: bool = False):
+        """Load the tensors in ``slots`` of the trainer's buffer ``source``; after the ``last`` ones forget what was
+        computed with the old weights. ``check``: keep their checksums for ``weight_report``.
+        """
+        await self.llm.collective_rpc("load_synced_weights", args=(source, slots, check))
+        if last:
+            await self.llm.reset_prefix_cache()
+
+    async def weight_report(self, names: list[str], dtype: str) -> list[tuple]:
+        """The EngineReport of each worker for the trainer's parameters ``names``, sent as ``dtype``."""
+        return await self.llm.collective_rpc("weight_report", args=(names, dtype))
 
     async def sequence_log_probs(self, sequences: list[list[int]]) -> list[list[float]]:
         """The engine's log-prob of each token but the first, for each sequence of token ids."""
