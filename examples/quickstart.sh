@@ -30,7 +30,6 @@ rollout=(
    --rollout.batch_size $PROMPTS
    --rollout.n_samples_per_prompt 8
    --rollout.max_new_tokens 48
-   --vllm.enable_prefix_caching
 )
 # A network this small learns at rates far above the paper's, and without a warm-up of 50 steps.
 optimizer=(

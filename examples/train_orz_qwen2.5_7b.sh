@@ -53,7 +53,6 @@ placement=(
    --vllm.num_engines $((NODES * GPUS))
    --vllm.tensor_parallel_size 1
    --vllm.gpu_memory_utilization 0.5
-   --vllm.enable_prefix_caching
    --vllm.enable_sleep
    --ds.enable_sleep
    --ds.zero_stage 3

@@ -88,7 +88,6 @@ rollout=(
    --rollout.batch_size $PROMPTS
    --rollout.n_samples_per_prompt 8
    --rollout.max_new_tokens 160
-   --vllm.enable_prefix_caching
 )
 # A few steps only: rates above the paper's, and no warm-up of 50 steps.
 optimizer=(

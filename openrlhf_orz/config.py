@@ -37,6 +37,7 @@ PAPER_DEFAULTS = {
     "algo.kl.init_coef": 0.0,  # no reference model at all
     "data.input_key": "question",
     "data.label_key": "answer",
+    "vllm.enable_prefix_caching": True,  # a prompt is prefilled once for its responses
     "ckpt.output_dir": None,  # derived: runs/orz-TIME
     "ckpt.path": None,  # derived: OUTPUT_DIR/checkpoints
 }

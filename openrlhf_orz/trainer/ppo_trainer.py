@@ -7,9 +7,12 @@ import ray
 import torch
 from openrlhf.trainer.ppo_trainer import PPOTrainer, prepare_datasets
 from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor, PPOTrainerAsync, TrainingActor
+from openrlhf.trainer.ppo_utils.experience import make_experience_batch, split_experience_batch
 from openrlhf.utils.logging_utils import init_logger
+from transformers import AutoConfig
 
 from openrlhf_orz.algo.masked import explained_variance, masked_mean
+from openrlhf_orz.algo.minibatch import balance_ranks
 from openrlhf_orz.reward.extract import extract_answer
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
@@ -48,6 +51,17 @@ class OrzTrainer:
         self.run_dir = RunDir(self.args.orz.run_dir)
         self.fixed_sequences = self.last_log_probs = None
         self.ours: dict = {}
+        config = AutoConfig.from_pretrained(
+            self.args.actor.model_name_or_path, trust_remote_code=self.args.orz.trust_remote_code
+        )
+        self.hidden_size = config.get_text_config().hidden_size
+
+    def balance_experiences(self, experiences, args):
+        """One experience for each data-parallel rank, by work instead of by count."""
+        items = [item for experience in experiences for item in split_experience_batch(experience)]
+        ranks = len(self.actor_model_group._actor_handlers) // self.actor_model_group.duplicate_actors
+        shares = balance_ranks([int(item.total_length) for item in items], ranks, self.hidden_size)
+        return [make_experience_batch([items[i] for i in share]) for share in shares]
 
     def train_step(self, rollout_samples, global_step):
         if self.args.orz.check_sync and self.fixed_sequences is None:

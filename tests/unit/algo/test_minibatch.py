@@ -3,7 +3,13 @@ import random
 import pytest
 import torch
 
-from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
+from openrlhf_orz.algo.minibatch import (
+    balance_ranks,
+    count_micro_batches,
+    cut_micro_batches,
+    cut_mini_batches,
+    sharing_key,
+)
 
 
 def test_sizes_by_hand():
@@ -72,3 +78,28 @@ def test_samples_of_one_prompt_are_neighbours():
     keys = [sharing_key(torch.tensor(prompt + response), len(response)) for _, prompt, response in samples]
     parts = cut_micro_batches([len(p) + len(r) for _, p, r in samples], 4, keys)
     assert sorted(sorted({samples[i][0] for i in part}) for part in parts) == [[0], [1], [2], [3]]
+
+
+def test_balance_by_hand():
+    # work with hidden size 1: L + L^2 / 12, so 24 -> 72, 12 -> 24, 6 -> 9: the long one against all others
+    assert balance_ranks([24, 12, 6, 12], 2, hidden_size=1) == [[0, 2], [1, 3]]
+    assert balance_ranks([5, 5, 5], 2, hidden_size=64) == [[0, 2], [1]]
+    with pytest.raises(ValueError, match="2 samples among 3"):
+        balance_ranks([1, 2], 3, 64)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_balance_on_heavy_tails(ranks):
+    """Nearly equal work, where an interleaving by length leaves one rank the tail; every sample once."""
+    rng = random.Random(0)
+    lengths = [min(32000, int(rng.lognormvariate(7, 1.2))) for _ in range(ranks * 40 + 1)]
+
+    def spread(shares):
+        work = [sum(lengths[i] + lengths[i] ** 2 / (12 * 896) for i in share) for share in shares]
+        return max(work) / (sum(work) / ranks)
+
+    shares = balance_ranks(lengths, ranks, 896)
+    assert sorted(sum(shares, [])) == list(range(len(lengths)))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    dealt = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    assert spread(shares) < 1.02 and spread(shares) <= spread([dealt[r::ranks] for r in range(ranks)])
