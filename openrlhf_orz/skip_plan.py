@@ -61,7 +61,9 @@ def skip_plan(args) -> list[Forward]:
         values = Forward("values", False, f"--algo.advantage.estimator {args.algo.advantage.estimator} has no critic")
     elif args.orz.cross_fit_values:
         values = Forward(
-            "values", False, "--orz.cross_fit_values takes each in the critic's own training forward, before its update"
+            "values",
+            False,
+            "--orz.cross_fit_values takes each in the critic's own training forward, before its update",
         )
     else:
         values = Forward("values", True, "advantages use the critic as it was before this step's updates")

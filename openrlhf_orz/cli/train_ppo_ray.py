@@ -11,8 +11,9 @@ from pathlib import Path
 
 from openrlhf_orz.cli import ray_session
 from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.config import ConfigError, Secret, prompt_budget, save_config
+from openrlhf_orz.config import ConfigError, Secret, prompt_budget
 from openrlhf_orz.skip_plan import describe
+from openrlhf_orz.trainer.run_dir import save_config
 
 
 def prepare_data(args) -> int:

@@ -138,7 +138,9 @@ def install(model: nn.Module) -> LogProbHead | None:
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
-    rescaled = any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+    rescaled = any(
+        getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    )
     if type(head) is not nn.Linear or rescaled:
         return None
     head.__class__ = LogProbHead

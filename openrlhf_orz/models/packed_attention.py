@@ -186,7 +186,16 @@ _sequences = _Sequences()
 
 
 def packed_attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, position_ids=None, **kwargs
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    sliding_window=None,
+    position_ids=None,
+    **kwargs,
 ):
     """transformers' attention interface: (1, H, T, D) in, (1, T, H, D) out. Anything but a pack goes to SDPA."""
     if attention_mask is not None or query.shape[0] != 1 or query.shape[2] != key.shape[2] or position_ids is None:

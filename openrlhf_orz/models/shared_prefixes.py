@@ -55,7 +55,9 @@ class PrefixSharing:
         ids = args[0] if args else kwargs.get("input_ids")
         positions = kwargs.get("position_ids")
         self.source = None
-        packed = ids is not None and positions is not None and ids.shape[0] == 1 and kwargs.get("attention_mask") is None
+        packed = (
+            ids is not None and positions is not None and ids.shape[0] == 1 and kwargs.get("attention_mask") is None
+        )
         if not packed or decoder.config._attn_implementation != NAME:
             return None
         kept, source = share_prefixes(ids[0].cpu(), positions[0].cpu())

@@ -9,6 +9,7 @@ from openrlhf_orz.algo.advantages import discounted_sum, gae
 from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, sharing_key
 from openrlhf_orz.skip_plan import needs_old_log_probs
 
+
 class OrzExperienceMaker(RemoteExperienceMaker):
     def split_rollout_samples(self, rollout_samples):
         """Batches for the forwards: packs of neighbours by prompt, or of --rollout.micro_batch_size samples."""

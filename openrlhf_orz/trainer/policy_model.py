@@ -21,7 +21,9 @@ class OrzActor(Actor):
             return super().forward_tokens(
                 sequences, attention_mask, position_ids, labels, needed, return_entropy, **mm_inputs
             )
-        columns = needed.any(0).nonzero()[:, 0]  # in a pack: just those needed; in a padded batch: those that any row needs
+        columns = needed.any(0).nonzero()[
+            :, 0
+        ]  # in a pack: just those needed; in a padded batch: those that any row needs
         if not len(columns):  # the head takes part all the same: under ZeRO-3 all ranks gather it
             columns = columns.new_zeros(1)
         head.labels, head.temperature, head.with_entropy = labels[:, columns], self.temperature, return_entropy

@@ -44,7 +44,9 @@ class OrzReplayBuffer(NaiveReplayBuffer):
         lengths = [int(item.total_length) for item in self.items]
         mini_batches = cut_mini_batches(len(lengths), updates, rng if updates > 1 else None)
 
-        keys = [sharing_key(x.sequences, int(x.response_length)) for x in self.items] if args.ds.packing_samples else None
+        keys = (
+            [sharing_key(x.sequences, int(x.response_length)) for x in self.items] if args.ds.packing_samples else None
+        )
         budget = args.train.max_tokens_per_gpu * args.ds.ring_attn_size * args.ds.tensor_parallel_size
 
         def of(indices):

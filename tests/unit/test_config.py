@@ -8,8 +8,9 @@ import time
 import pytest
 
 from openrlhf_orz.cli.flags import build_parser, explicit_flags, parse
-from openrlhf_orz.config import FLAGS, prompt_budget, save_config
+from openrlhf_orz.config import FLAGS, prompt_budget
 from openrlhf_orz.skip_plan import needs_old_log_probs
+from openrlhf_orz.trainer.run_dir import save_config
 
 BASE = ["--actor.model_name_or_path", "Qwen/Qwen2.5-7B", "--data.prompt_dataset", "rows.jsonl", "--orz.device", "cpu"]
 SMALL = [*BASE, "--rollout.batch_size", "4", "--rollout.n_samples_per_prompt", "4", "--orz.critic_updates", "3"]

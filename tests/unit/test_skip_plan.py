@@ -58,4 +58,6 @@ def test_every_forward_says_why():
     args, _ = parse(BASE)
     lines = describe(args).splitlines()
     assert len(lines) == 4 and all("(" in line for line in lines[:3])
-    assert "skipped (no KL: the model is not even loaded)" in lines[0] and lines[-1].startswith("[orz] a step costs 7 ")
+    assert "skipped (no KL: the model is not even loaded)" in lines[0] and lines[-1].startswith(
+        "[orz] a step costs 7 "
+    )

@@ -23,7 +23,9 @@ def batch(samples=6, length=9):
     generator = torch.Generator().manual_seed(0)
     mask = (torch.arange(length) < torch.randint(1, length + 1, (samples, 1), generator=generator)).float()
     rewards = torch.zeros(samples, length)
-    rewards[torch.arange(samples), mask.sum(-1).long() - 1] = torch.randint(0, 2, (samples,), generator=generator).float()
+    rewards[torch.arange(samples), mask.sum(-1).long() - 1] = torch.randint(
+        0, 2, (samples,), generator=generator
+    ).float()
     return torch.randn(samples, length, generator=generator), rewards, mask
 
 
@@ -43,7 +45,9 @@ def test_sharding_changes_nothing():
     sums = []  # what each rank contributes, recorded in a first pass
     for part in parts:
         recorded = []
-        cross_fit_advantages(list(returns[part]), list(values[part]), list(mask[part]), total=lambda x: recorded.append(x) or x)
+        cross_fit_advantages(
+            list(returns[part]), list(values[part]), list(mask[part]), total=lambda x: recorded.append(x) or x
+        )
         sums.append(recorded)
     first = sums[0][0] + sums[1][0]
     mean, return_mean = (first[1:] / first[0]).tolist()

@@ -46,7 +46,9 @@ def test_equals_full_logits(rows, temperature, bias):
     weights = torch.randn(2, N, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for first, second in ((1, 0), (0, 1), (1, 1)):
         gradients = [
-            torch.autograd.grad((first * weights[0] * x[0] + second * weights[1] * x[1]).sum(), leaves, retain_graph=True)
+            torch.autograd.grad(
+                (first * weights[0] * x[0] + second * weights[1] * x[1]).sum(), leaves, retain_graph=True
+            )
             for x in (got, expected)
         ]
         for a, b in zip(*gradients):
@@ -56,7 +58,9 @@ def test_equals_full_logits(rows, temperature, bias):
 
 def test_gradcheck():
     hidden, weight, labels, bias = inputs()
-    assert torch.autograd.gradcheck(lambda h, w, b: log_probs_and_entropy(h, w, labels, b, 0.9, 10), (hidden, weight, bias))
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: log_probs_and_entropy(h, w, labels, b, 0.9, 10), (hidden, weight, bias)
+    )
 
 
 def test_bfloat16_sums_its_weight_gradient_in_float32():
