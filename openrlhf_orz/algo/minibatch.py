@@ -47,7 +47,7 @@ def balance_ranks(lengths: list[int], ranks: int, hidden_size: int) -> list[list
 
 
 def sharing_key(tokens_T: torch.Tensor, response_length: int, look: int = 32) -> bytes:
-    """Sorts samples so that those with one prompt, and among them equal beginnings of ``look`` tokens, are neighbours."""
+    """Sorts samples so that those of one prompt, and among them equal beginnings of ``look`` tokens, are neighbours."""
     return tokens_T[: len(tokens_T) - response_length + look].numpy(force=True).tobytes()
 
 

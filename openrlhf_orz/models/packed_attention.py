@@ -132,7 +132,7 @@ def _collect(xs, groups, shape):
 
 
 def grouped_attention(q_THD, k_TKD, v_TKD, groups, scale, dropout=0.0, window=None) -> torch.Tensor:
-    """Attention (T, H, D) of each sequence to itself; K key heads, H a multiple of K. ``window`` tokens back if set."""
+    """Attention (T, H, D) of each sequence to itself; K key heads, H a multiple of K; ``window`` tokens back."""
     qs, ks, vs = (_ToGroups.apply(x, groups) for x in (q_THD, k_TKD, v_TKD))
     outs = []
     for q, k, v, g in zip(qs, ks, vs, groups):

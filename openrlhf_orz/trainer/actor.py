@@ -12,7 +12,7 @@ from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.rollout.weight_sync import sync_to_engines
 from openrlhf_orz.skip_plan import needs_old_log_probs
 from openrlhf_orz.trainer.policy_model import OrzActor
-from openrlhf_orz.trainer.process import RendezvousByFile, models_in_training, peak_memory_mib, share_cores
+from openrlhf_orz.trainer.process import RendezvousByFile, at_work, peak_memory_mib, share_cores
 from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
 
 
@@ -66,6 +66,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         return status
 
     def training_step(self, experience, kl_ctl, step, loss_batch_info=None):
+        share_cores(self.args)
         result = super().training_step(experience, kl_ctl, step, loss_batch_info)
         self.loss_sum += result["metrics"]["policy_loss"].item()
         self.steps += self.replay_buffer.dynamic_optimizer_step[step]
@@ -80,7 +81,6 @@ class OrzPolicyModelActor(RendezvousByFile, PolicyModelActor):
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
         args = strategy.args
-        share_cores(args)
         self.model_cls = partial(OrzActor, share=args.orz.share_prefixes == "auto")
         if args.orz.actor_warmup_steps is not None:
             args.actor.lr_warmup_ratio = warmup_ratio(args.orz.actor_warmup_steps, max_steps)
@@ -90,17 +90,17 @@ class OrzPolicyModelActor(RendezvousByFile, PolicyModelActor):
             self.tokenizer.chat_template = chat_template(args.orz.prompt_template)
 
     def forward(self, *args, **kwargs):
-        share_cores(self.strategy.args)
-        return super().forward(*args, **kwargs)
+        with at_work(self.strategy.args):
+            return super().forward(*args, **kwargs)
 
     def sync_report(self):
         """Metrics of the last weight sync."""
         return self.trainer.sync_report
 
     def fit(self, kl_ctl=0):
-        share_cores(self.strategy.args, models_in_training(self.strategy.args))
         start = time.monotonic()
-        status = super().fit(kl_ctl)
+        with at_work(self.strategy.args):
+            status = super().fit(kl_ctl)
         return {**status, "seconds_actor": time.monotonic() - start, "actor_memory_mib": peak_memory_mib()}
 
     def set_values(self, values):

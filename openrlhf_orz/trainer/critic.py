@@ -12,8 +12,8 @@ from transformers.utils import cached_file
 from openrlhf_orz.models import shared_prefixes
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.trainer.actor import warmup_ratio
+from openrlhf_orz.trainer.process import RendezvousByFile, at_work, peak_memory_mib, share_cores
 from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
-from openrlhf_orz.trainer.process import RendezvousByFile, models_in_training, peak_memory_mib, share_cores
 
 logger = init_logger(__name__)
 
@@ -67,6 +67,7 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
         return status
 
     def training_step(self, experience, step, loss_batch_info=None):
+        share_cores(self.args)
         status = super().training_step(experience, step, loss_batch_info)
         if self.args.orz.cross_fit_values:
             for row, index in zip(self.critic_loss_fn.values.cpu(), self.replay_buffer.dynamic_indices[step]):
@@ -97,15 +98,14 @@ class OrzCriticModelActor(RendezvousByFile, CriticModelActor):
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps):
         args = strategy.args
-        share_cores(args)
         max_steps = max_steps // args.orz.policy_updates * args.orz.critic_updates  # in the critic's own steps
         if args.orz.critic_warmup_steps is not None:
             args.critic.lr_warmup_ratio = warmup_ratio(args.orz.critic_warmup_steps, max_steps)
         super().init_model_from_pretrained(strategy, pretrain, max_steps)
 
     def forward(self, *args, **kwargs):
-        share_cores(self.strategy.args)
-        return super().forward(*args, **kwargs)
+        with at_work(self.strategy.args):
+            return super().forward(*args, **kwargs)
 
     def take_values(self):
         """The values of the rollout just trained on, (A,) of each sample in the buffer's order; they are let go."""
@@ -113,7 +113,7 @@ class OrzCriticModelActor(RendezvousByFile, CriticModelActor):
         return values
 
     def fit(self):
-        share_cores(self.strategy.args, models_in_training(self.strategy.args))
         start = time.monotonic()
-        status = super().fit()
+        with at_work(self.strategy.args):
+            status = super().fit()
         return {**status, "seconds_critic": time.monotonic() - start, "critic_memory_mib": peak_memory_mib()}

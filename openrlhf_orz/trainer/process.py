@@ -1,7 +1,10 @@
 """What a rank's process uses: its process group, cores for the phase that runs, and memory."""
 
+import glob
 import os
 import resource
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -30,19 +33,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def share_cores(args, models_at_work: int = 1) -> None:
-    """On CPU, give this rank its share of the cores while ``models_at_work`` models compute at the same time.
+def share_cores(args) -> None:
+    """On CPU, give this process its share of the cores among the ranks that are at work on this machine right now.
 
-    Ray gives each actor one thread, which would leave cores idle.
+    Ray gives each actor one thread, which would leave cores idle; and of a critic and a policy that train side by
+    side one is done first. Called again for each micro-batch, which makes it follow.
     """
     if args.orz.device == "cpu":
-        torch.set_num_threads(max(1, cores() // (args.actor.num_gpus_per_node * models_at_work)))
+        working = len(glob.glob(glob.escape(args.orz.scratch) + "at-work-*"))
+        torch.set_num_threads(max(1, cores() // max(1, working)))
 
 
-def models_in_training(args) -> int:
-    """How many models train at the same time: critic and policy side by side, unless they sleep or take turns."""
-    in_turn = args.ds.enable_sleep or args.orz.cross_fit_values
-    return 2 if args.critic.model_name_or_path and not in_turn else 1
+@contextmanager
+def at_work(args):
+    """Counts this process among those that ``share_cores`` shares the cores with."""
+    if args.orz.device != "cpu":
+        yield
+        return
+    mark = Path(f"{args.orz.scratch}at-work-{os.getpid()}")
+    mark.touch()
+    try:
+        share_cores(args)
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def peak_memory_mib() -> float:

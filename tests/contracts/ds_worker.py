@@ -23,8 +23,10 @@ FLAGS = (
 def make_args(*extra):
     from openrlhf_orz.cli.flags import parse
 
-    return parse([*FLAGS, "--actor.num_gpus_per_node", os.environ["WORLD_SIZE"],
-                  "--critic.num_gpus_per_node", os.environ["WORLD_SIZE"], *extra])[0]  # fmt: skip
+    args, _ = parse([*FLAGS, "--actor.num_gpus_per_node", os.environ["WORLD_SIZE"],
+                     "--critic.num_gpus_per_node", os.environ["WORLD_SIZE"], *extra])  # fmt: skip
+    args.orz.scratch = f"/tmp/orz-ds-worker-{os.getpid()}-"
+    return args
 
 
 def make_strategy(args):

@@ -1,0 +1,44 @@
+"""Cores go to the processes that compute, and follow them."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from openrlhf_orz.trainer.process import at_work, cores, share_cores  # noqa: E402
+
+
+@pytest.fixture
+def args(tmp_path):
+    before = torch.get_num_threads()
+    yield SimpleNamespace(orz=SimpleNamespace(device="cpu", scratch=f"{tmp_path}/run-[1]-"))
+    torch.set_num_threads(before)
+
+
+def test_cores_follow_who_is_at_work(args, tmp_path):
+    with at_work(args):
+        assert torch.get_num_threads() == cores()
+        other = tmp_path / "run-[1]-at-work-0"  # another rank begins
+        other.touch()
+        share_cores(args)
+        assert torch.get_num_threads() == max(1, cores() // 2)
+        other.unlink()  # and ends
+        share_cores(args)
+        assert torch.get_num_threads() == cores()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_no_mark(args, tmp_path):
+    with pytest.raises(RuntimeError), at_work(args):
+        assert [path.name for path in tmp_path.iterdir()] == [f"run-[1]-at-work-{os.getpid()}"]
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_cuda_nothing_changes(args, tmp_path):
+    args.orz.device = "cuda"
+    torch.set_num_threads(1)
+    with at_work(args):
+        share_cores(args)
+        assert torch.get_num_threads() == 1 and not list(tmp_path.iterdir())
