@@ -1,0 +1,114 @@
+"""Checksums find a weight that is stale, skipped or altered, also inside a fused or sharded parameter."""
+
+import pytest
+import torch
+
+from openrlhf_orz.rollout.checksums import CHUNK, Checksum, EngineReport, checksum, compare, find_sources
+
+FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"], "o_proj": ["o_proj"]}
+TRAINER = {
+    "model.embed.weight": (10, 4), "l.0.attn.q_proj.weight": (4, 4), "l.0.attn.k_proj.weight": (2, 4),
+    "l.0.attn.v_proj.weight": (2, 4), "l.0.attn.o_proj.weight": (4, 4), "l.0.mlp.gate_proj.weight": (6, 4),
+    "l.0.mlp.up_proj.weight": (6, 4), "l.0.norm.weight": (4,),
+}  # fmt: skip
+
+
+def weights():
+    torch.manual_seed(0)
+    return {name: torch.randn(shape).to(torch.bfloat16) for name, shape in TRAINER.items()}
+
+
+def fuse(w):
+    """The engine's parameters made of the trainer's ``w``; the vocabulary is padded."""
+    return {
+        "model.embed.weight": torch.cat([w["model.embed.weight"], torch.zeros(6, 4, dtype=torch.bfloat16)]),
+        "l.0.attn.qkv_proj.weight": torch.cat([w[f"l.0.attn.{part}.weight"] for part in FUSED["qkv_proj"]]),
+        "l.0.attn.o_proj.weight": w["l.0.attn.o_proj.weight"],
+        "l.0.mlp.gate_up_proj.weight": torch.cat([w[f"l.0.mlp.{part}.weight"] for part in FUSED["gate_up_proj"]]),
+        "l.0.norm.weight": w["l.0.norm.weight"],
+    }
+
+
+def report(held, names=TRAINER, handed=None, stale=()):
+    sources, absent = find_sources(names, held, lambda name: name, FUSED)
+    sums = [{name: checksum(value) for name, value in each.items()} for each in (handed or {}, held)]
+    return EngineReport.read([*sums, sources, absent, list(stale)])
+
+
+def check(*workers):
+    return compare({name: checksum(value) for name, value in weights().items()}, list(workers))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_checksum_is_exact_and_adds_up(dtype):
+    a, b = torch.randn(7, 3).to(dtype), torch.randn(5, 3).to(dtype)
+    whole = checksum(torch.cat([a, b]))
+    assert whole.total == checksum(a).total + checksum(b).total and whole.count == 36
+    assert checksum(a.t()) == checksum(a) and checksum(a.new_zeros(9)) == (0, 9) and checksum(a[:0]) == (0, 0)
+    changed = a.clone()
+    changed[3, 1] = torch.nextafter(a[3, 1].float(), torch.tensor(9.0)) if dtype == torch.float32 else -a[3, 1]
+    assert checksum(changed) != checksum(a)
+
+
+def test_checksum_of_more_than_a_chunk():
+    large = torch.full((CHUNK + 5,), -1, dtype=torch.int16).view(torch.bfloat16)
+    assert checksum(large) == (-(CHUNK + 5), CHUNK + 5)
+
+
+def test_equal_weights_pass():
+    w = weights()
+    assert check(report(fuse(w), handed=w)) == ([], set(TRAINER))
+
+
+@pytest.mark.parametrize("name", TRAINER)
+def test_a_stale_weight_is_named(name):
+    old = weights()
+    old[name] = old[name] + 1
+    problems, _ = check(report(fuse(old)))
+    assert len(problems) == 1 and name in problems[0]
+    problems, _ = check(report(fuse(weights()), handed=old))
+    assert len(problems) == 1 and name in problems[0] and "other values" in problems[0]
+    skipped = {other: value for other, value in weights().items() if other != name}
+    assert check(report(fuse(weights()), handed=skipped))[0] == [f"{name}: the engine did not get it"]
+
+
+def test_packed_weights_rest_on_what_was_handed_over():
+    held = fuse(weights())
+    held["l.0.attn.qkv_proj.weight"] = torch.empty(0, dtype=torch.bfloat16)
+    problems, found = check(report(held))
+    assert not problems and found == {name for name in TRAINER if name.split(".")[-2][0] not in "qkv"}
+    assert check(report(held, stale=["l.0.attn.qkv_proj"]))[0] == [
+        "l.0.attn.qkv_proj: still computes with weights packed before the sync"
+    ]
+    fewer = [name for name in TRAINER if "v_proj" not in name]
+    assert check(report(held, names=fewer))[0] == ["l.0.attn.qkv_proj.weight: the trainer has no v_proj for it"]
+
+
+def test_a_parameter_that_the_trainer_lacks():
+    held = {**fuse(weights()), "lm_head.weight": torch.ones(4, 4)}  # an engine that untied the head
+    assert check(report(held))[0] == ["lm_head.weight: the trainer has no such weight"]
+
+
+def test_tensor_parallel_workers():
+    whole = fuse(weights())
+    dims = {"model.embed.weight": 0, "l.0.attn.qkv_proj.weight": 0, "l.0.attn.o_proj.weight": 1,
+            "l.0.mlp.gate_up_proj.weight": 0}  # fmt: skip
+
+    def shard(rank):
+        return {name: value.chunk(2, dims[name])[rank] if name in dims else value for name, value in whole.items()}
+
+    assert check(report(shard(0)), report(shard(1))) == ([], set(TRAINER))
+    for name in whole:
+        stale = shard(1)
+        stale[name] = stale[name] + 1
+        problems, _ = check(report(shard(0)), report(stale))
+        assert len(problems) == 1 and problems[0].startswith(name), name
+    copied = shard(1)  # key-value heads on more workers than there are: not comparable, not an error
+    copied["l.0.attn.qkv_proj.weight"] = whole["l.0.attn.qkv_proj.weight"][:5]
+    problems, found = check(report(shard(0)), report(copied))
+    assert not problems and "l.0.attn.k_proj.weight" not in found
+
+
+def test_report_survives_a_call_that_makes_lists():
+    plain = [{"a": [1, 2]}, {"b": [3, 4]}, {"b": ["a"]}, {}, []]
+    assert EngineReport.read(plain) == ({"a": Checksum(1, 2)}, {"b": Checksum(3, 4)}, {"b": ["a"]}, {}, [])

@@ -1,0 +1,117 @@
+"""Both transports between real processes: two ranks of a trainer and an engine, which opens the buffers itself."""
+
+import multiprocessing
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from openrlhf_orz.rollout.buckets import views
+from openrlhf_orz.rollout.checksums import EngineReport, SyncError, checksum
+from openrlhf_orz.rollout.transport import FileTransport, IpcTransport, open_source, read_slots
+from openrlhf_orz.rollout.weight_sync import Weights, verify
+
+LIMIT = 2000  # bytes: the model below takes several buckets
+CPU = torch.device("cpu")
+
+
+def model():
+    torch.manual_seed(1)
+    net = torch.nn.Sequential(torch.nn.Embedding(50, 16), torch.nn.Linear(16, 40), torch.nn.Linear(40, 50, bias=False))
+    net[2].weight.data = net[2].weight.data.t().contiguous().t()  # not contiguous
+    net.head = torch.nn.Linear(16, 50, bias=False)
+    net.head.weight = net[0].weight  # tied: sent once
+    return net
+
+
+def engine(pipe):
+    """Loads what it is told to, and returns checksums, so that nothing of the buffer is left when it has answered."""
+    while (message := pipe.recv()) is not None:
+        source, slots, last = message
+        held = views(open_source(source, CPU), read_slots(slots))
+        answer = [(name, checksum(tensor), tensor.dtype, tuple(tensor.shape)) for name, tensor in held], last
+        del held
+        pipe.send(answer)
+
+
+def rank_of_trainer(rank, kind, directory):
+    dist.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2)
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    answers = []
+    if rank == 0:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=engine, args=(theirs,))
+        process.start()
+
+    def call(source, slots, last):
+        assert rank == 0
+        ours.send((source, list(map(list, slots)), last))
+        answers.append(ours.recv())
+
+    weights = Weights(model(), torch.bfloat16, LIMIT)
+    path = f"{directory}/weights"
+    transport = FileTransport(path, torch.bfloat16, call) if kind == "file" else IpcTransport(CPU, torch.bfloat16, call)
+    nbytes = weights.send(transport)
+    assert not os.path.exists(path)
+    if rank == 0:
+        ours.send(None)
+        process.join(60)
+        expected = [(name, checksum(p.detach().bfloat16()), torch.bfloat16, tuple(p.shape)) for name, p in weights.params]
+        assert [each for answer, _ in answers for each in answer] == expected
+        buckets = len(weights.buckets())
+        assert buckets > 2 and [last for _, last in answers] == [False] * (len(answers) - 1) + [True]
+        assert len(answers) == (1 if kind == "file" else buckets)
+        assert nbytes == 2 * sum(p.numel() for p in model().parameters())
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["file", "ipc"])
+def test_weights_cross_processes(kind, tmp_path):
+    torch.multiprocessing.spawn(rank_of_trainer, (kind, str(tmp_path)), nprocs=2)
+
+
+@pytest.fixture
+def alone(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_file_is_gone_after_a_failure(alone, tmp_path):
+    def call(source, slots, last):
+        assert os.path.getsize(source[1]) > 0 and os.stat(source[1]).st_mode & 0o077 == 0
+        raise RuntimeError("the engine died")
+
+    with pytest.raises(RuntimeError, match="died"):
+        Weights(model(), torch.float32, LIMIT).send(FileTransport(f"{tmp_path}/weights", torch.float32, call))
+    assert not os.path.exists(f"{tmp_path}/weights")
+
+
+def test_verify_names_what_is_skipped_or_stale(alone):
+    weights = Weights(model(), torch.bfloat16, LIMIT)
+    sums = weights.checksums()
+    assert len(sums) == 4
+
+    def engines(names, dtype, change=None, drop=None):
+        assert names == list(sums) and dtype == "bfloat16"
+        handed = {name: value for name, value in sums.items() if name != drop}
+        held = {name: value._replace(total=value.total + (name == change)) for name, value in sums.items()}
+        return [[tuple(EngineReport(handed, held, {name: [name] for name in names}, {}, []))]]
+
+    assert verify(weights, engines) == 1.0
+    with pytest.raises(SyncError, match="engine 0: 1.bias: the engine did not get it"):
+        verify(weights, lambda *args: engines(*args, drop="1.bias"))
+    with pytest.raises(SyncError, match="engine 0: 0.weight: the model holds"):
+        verify(weights, lambda *args: engines(*args, change="0.weight"))
+    weights.params[1][1].data += 1  # the trainer moved on without a sync
+    with pytest.raises(SyncError, match=r"1.weight: the engine got other values"):
+        verify(weights, engines)
+
+
+def test_what_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="must share one"):
+        open_source(("file", f"{tmp_path}/none"), CPU)
+    with pytest.raises(KeyError, match="device cpu"):
+        open_source(("ipc", {"GPU-1": b""}), CPU)
