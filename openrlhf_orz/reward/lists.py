@@ -152,9 +152,12 @@ def _same_items(left: shapes.Items, right: shapes.Items) -> Decision:
         if one_name:
             return other.bracket in ("", "{") and _match(g_parts, a_parts, agree)
         return other.bracket != "{" and len(g_parts) == len(a_parts) and all(map(agree, g_parts, a_parts))
-    ordered, unordered = {"(", "["}, {"", "{"}
-    if left.bracket in ordered and right.bracket in ordered:
-        same_bracket = left.bracket == right.bracket or len(left.parts) > 2
+    unordered = {"", "{"}
+    if left.bracket not in unordered and right.bracket not in unordered:
+        usual = {"(", "["}
+        same_bracket = left.bracket == right.bracket or (
+            len(left.parts) > 2 and {left.bracket, right.bracket} == usual
+        )
         return same_bracket and len(left.parts) == len(right.parts) and all(map(agree, left.parts, right.parts))
     if left.bracket in unordered and right.bracket in unordered:
         g_parts, a_parts = left.parts, right.parts

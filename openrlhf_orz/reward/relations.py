@@ -6,6 +6,11 @@ import re
 
 from openrlhf_orz.reward import ranges, shapes, values
 from openrlhf_orz.reward.compare import Decision, agree, decide
+from openrlhf_orz.reward.quantity import number, split_unit
+
+
+_LONE = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?$")
+_SUM = re.compile(r"[-+*/^]|\\(?:frac|cdot|times|sqrt)(?![a-zA-Z])")
 
 
 def relation(gold: str, answer: str) -> Decision:
@@ -16,6 +21,9 @@ def relation(gold: str, answer: str) -> Decision:
         return None
     if not g_signs:
         return _value_of_chain(gold, a_sides, a_signs)
+    if set(g_signs) <= {"=", "\\approx"} and all(map(_is_number, g_sides)):  # 0.56 = 56\%
+        stated = [side for side in a_sides if not shapes.is_label(side)]
+        return bool(stated) and all(any(agree(side, given) for side in g_sides) for given in stated)
     if set(g_signs) <= {"=", "\\approx"}:
         return _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs)
     if g_signs == ["\\in"] and not a_signs:
@@ -42,7 +50,11 @@ def _value_of_chain(gold: str, sides: list[str], signs: list[str]) -> Decision:
     rounded = [n for n in stated if n not in exact]
     if exact and all(decide(gold, sides[n])[0] for n in exact):
         return all(values.near(gold, sides[n]) for n in rounded)
-    return bool(rounded) and "." in gold and any(decide(gold, sides[n])[0] for n in rounded)
+    return bool(rounded) and re.search(r"\d\.\d|(?<!\d)\.\d", gold) is not None and any(decide(gold, sides[n])[0] for n in rounded)
+
+
+def _is_number(side: str) -> bool:
+    return number(split_unit(side.removesuffix("\\%"))[0]) is not None
 
 
 def _is_value(gold: str, side: str) -> bool:
@@ -57,6 +69,12 @@ def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decis
     named = shapes.is_label(g_sides[0], strict=True)
     labelled = named and not _has_free_symbols_only_left(g_sides)
     value = g_sides[-1] if g_signs[-1] == "=" else g_sides[-2]
+    if a_signs and a_signs[0] == "\\approx" and not a_sides[0] and "\\approx" not in g_signs:
+        return False
+    if len(g_sides) > 2 and len(a_sides) > 2:  # x = y = z = 3
+        labels = [{shapes.label_key(side) for side in sides[:-1] if _LONE.match(side)} for sides in (g_sides, a_sides)]
+        if labels[0] != labels[1]:
+            return False
     if not a_signs:
         return agree(value, answer) if named else False
     if set(a_signs) - {"=", "\\approx"}:
@@ -73,7 +91,10 @@ def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decis
                 return False
             if names[0] != names[1] and not any(letters) and values.same(g_sides[0], a_sides[0]) is False:
                 return False
-            if decide(value, a_sides[-1] if a_signs[-1] == "=" else a_sides[-2])[0]:
+            solved = names[0] == names[1] or not any(letters) or not _SUM.search(names[0] + names[1])
+            if names[1] == "-" + names[0]:
+                return False
+            if solved and decide(value, a_sides[-1] if a_signs[-1] == "=" else a_sides[-2])[0]:
                 return True
         if constant:
             return False  # an unsolved equation restates the question

@@ -10,6 +10,10 @@ from openrlhf_orz.reward.notation import split_top
 from openrlhf_orz.reward.quantity import Number, number, split_unit, units_agree
 
 
+# (B) 45, not (B)+1 or (B) D
+_CHOICE_AND_CONTENT = re.compile(
+    r"(?:\\text\{)?\s*\(\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*\)(?:\s*\}\s*|\s+\}?|\s*:\s*)(?:\\text\{\s*)?(?:[-$]?\d|\\frac|\\sqrt|\\\$|[A-Za-z]{4})"
+)
 _GLUED = re.compile(r"[\d})]\\text\{[a-zA-Z]")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")
 _SELECTION = re.compile(r"\\(?:min|max|sup)(?![a-zA-Z])")  # of values the answer should choose from itself
@@ -70,7 +74,7 @@ def _percent(text: str) -> str | None:
 def percent(gold: str, answer: str) -> Decision:
     """`5%` is 5 where percent was asked for, and 0.05; 500% is not 5."""
     left, right = _percent(gold), _percent(answer)
-    if left is None and right is None:
+    if left is None and right is None or "=" in gold + answer:
         return None
     if left is not None and right is not None:
         return decide(left, right)[0]
@@ -111,7 +115,7 @@ def choice(gold: str, answer: str) -> Decision:
     right = shapes.choice(answer)
     if right:
         return left[0] == right[0]
-    with_content = re.match(r"(?:\\text\{)?\s*\(\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*\)\s*\}?\s*\S", answer)
+    with_content = _CHOICE_AND_CONTENT.match(answer)
     if with_content:
         return with_content.group(1) == left[0]
     lower = re.fullmatch(r"(?:\\text\{)?\s*\(?([a-z])\)?\s*\}?", answer)
@@ -129,6 +133,8 @@ def words(gold: str, answer: str) -> Decision:
     right = shapes.words(answer)
     if right is None and "=" in answer:
         return None
+    if right is None and re.search(r"^\W*[-+<>]|[\d^*<>]", answer):
+        return False
     if right is None:
         right = re.sub(r"[^a-z ]", "", answer.casefold().replace("\\text", "")).strip()
     return left == right or (left.replace(" ", "") == right.replace(" ", "") and len(left) > 2)
@@ -180,7 +186,9 @@ def expression(gold: str, answer: str) -> Decision:
         for text in (gold, answer):
             if len(split_top(text, ",;")) > 1 or shapes.relations(text)[1]:
                 return None
-    if number(gold) is not None and re.search(r"\\text|[a-zA-Z]{4,}", re.sub(r"\\[a-zA-Z]+", "", answer)):
+    if "\\text" in answer and "\\text" not in gold:
+        return False
+    if number(gold) is not None and re.search(r"[a-zA-Z]{4,}", re.sub(r"\\[a-zA-Z]+", "", answer)):
         return False
     if _SELECTION.search(answer) and not _SELECTION.search(gold):
         return False

@@ -129,9 +129,11 @@ def items(text: str) -> Items | None:
     groups = split_top(inside, _SEMICOLON)
     parts = groups if len(groups) > 1 else split_top(inside, _SEPARATOR)
     parts = [strip_group(part.strip()) for part in parts]
-    if len(parts) > 1 and any(not part for part in parts):
+    if len(parts) > 1 and bracket not in ("(", "["):
         parts = [part for part in parts if part]
-    if bracket != "(" and bracket != "[":
+    if bracket in ("(", "[") and text[0] + text[-1] not in ("()", "[]") and len(parts) > 2:
+        bracket = text[0] + text[-1]  # no interval, and no usual tuple
+    if bracket in ("", "{"):
         parts = [signed for part in parts for signed in both_signs(part)]
     if bracket == "{":
         return Items(tuple(part for part in parts if part), bracket)

@@ -25,7 +25,7 @@ logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 # Units, percent and boxes are handled before; Math-Verify would drop a trailing letter as a unit.
 _CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\\circ")
-_DIVISOR = re.compile(r"\\(gcd|lcm)\s*\(((?:[^()]*[^\\a-zA-Z(])?[a-zA-Z](?![a-zA-Z])[^()]*)\)")
+_DIVISOR = re.compile(r"\\(gcd|lcm|min|max)\s*\(([^()]*[a-zA-Z][^()]*)\)")
 DIGITS = 50
 _CLOSE = Rational(1, 10**35)
 _HUGE = 10**30
@@ -35,7 +35,7 @@ _NEGATIVE = [(-73, 59, 31), (-227, 97, 19)]
 
 
 def _divisor(match: re.Match) -> str:
-    """A symbol for ``\\gcd(n,k)``, of which SymPy makes 1, the divisor of two polynomials."""
+    """A symbol for ``\\gcd(n,k)``: SymPy makes 1 of it, as of any two polynomials."""
     arguments = sorted(argument.strip() for argument in match[2].split(","))
     return f"D_{{{zlib.crc32(repr((match[1], arguments)).encode())}}}"
 
@@ -181,6 +181,9 @@ def _equal_at(left: Expr, right: Expr, point: dict[Symbol, Rational]) -> bool | 
     if values[0] is None or values[1] is None:
         return None
     difference, size = abs(values[0] - values[1]), max(abs(values[0]), abs(values[1]))
+    if point and size > _HUGE and difference <= _CLOSE * size:  # 2^{4950} hides what is added to it
+        rest = (left - right).subs(point)
+        return bool(rest == 0) if rest.is_Rational else None
     return bool(difference <= _CLOSE * size or size < _ZERO)
 
 
