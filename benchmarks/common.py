@@ -26,7 +26,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 # hidden, layers, heads, key-value heads, intermediate, vocabulary, tied
 SHAPES = {
-    "tiny": ("llama", 64, 2, 4, 2, 128, 512, True),
+    "tiny": ("llama", 128, 4, 4, 2, 384, 512, True),
     "smollm2-135m": ("llama", 576, 30, 9, 3, 1536, 49152, True),
     "wide-vocab": ("qwen2", 896, 2, 14, 2, 4864, 151936, True),
     "qwen2.5-0.5b": ("qwen2", 896, 24, 14, 2, 4864, 151936, True),
@@ -212,22 +212,34 @@ def flops(size: str, lengths: list[int], responses: list[int]) -> dict:
     return {"body": body, "head": 2 * hidden * vocabulary * sum(responses)}
 
 
-def training_flops(size: str, lengths: list[int], responses: list[int]) -> int:
-    """Values (a forward), the critic's training and the policy's (forward and twice that backward); nothing twice."""
-    one = flops(size, lengths, responses)
+def training_flops(size: str, pairs: list[tuple[int, int]], shared: bool) -> int:
+    """Values (a forward), the critic's training and the policy's (forward and twice that backward); nothing twice.
+    ``shared``: each group's prompt counts once, not once for each response.
+    """
+    one = flops(size, [p + r for p, r in pairs], [r for _, r in pairs])
+    if shared:
+        again = [prompt for i, (prompt, _) in enumerate(pairs) if i % GROUP]
+        one["body"] -= flops(size, again, [])["body"]
     return one["body"] * (1 + 3 + 3) + one["head"] * 3
 
 
+GROUP = 8  # responses to a prompt
+
+
 def draw_lengths(kind: str, count: int, seed: int = 0, scale: float = 1.0) -> list[tuple[int, int]]:
-    """(prompt, response) lengths in tokens. ``heavy``: lognormal responses, as reasoning's lengths are."""
+    """(prompt, response) lengths in tokens; GROUP neighbours answer one prompt. ``heavy``: lognormal responses, as
+    reasoning's lengths are.
+    """
     rng = random.Random(f"{kind}-{seed}")
     pairs = []
-    for _ in range(count):
+    for i in range(count):
+        if i % GROUP == 0:
+            prompt = max(4, round(scale * rng.uniform(40, 120)))
         if kind == "heavy":
             response = min(max(rng.lognormvariate(math.log(120), 1.0), 8), 1500)
         else:
             response = rng.uniform(*{"short": (64, 192), "long": (512, 1024)}[kind])
-        pairs.append((max(4, round(scale * rng.uniform(40, 120))), max(4, round(scale * response))))
+        pairs.append((prompt, max(4, round(scale * response))))
     return pairs
 
 

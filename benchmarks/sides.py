@@ -20,8 +20,6 @@ from openrlhf_orz.trainer.actor import OrzPolicyModelActor
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
 from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
 
-GROUP = 4  # samples of a prompt
-
 
 class Timed:
     """Mixed into a model actor: seconds by phase, peak memory, and for stock its threads in each phase."""
@@ -75,7 +73,7 @@ class OurCritic(Timed, OrzCriticModelActor):
 def prompts_of(strategy, tokenizer):
     """A list in place of OpenRLHF's data loader; the trainers ask for prompts only to generate."""
     args = strategy.args
-    rows = [(["bench"], [args.bench_prompt], ["1"], [None])] * args.rollout.batch_size
+    rows = [(["bench"], [f"{i}{args.bench_prompt}"], ["1"], [None]) for i in range(args.rollout.batch_size)]
     return rows, None, 1000
 
 
@@ -97,7 +95,7 @@ def common_flags(model: Path, samples: int, dtype: str, ranks: int = 1) -> list[
     """The same work for both sides: the paper's settings with as many samples."""
     return [
         "--actor.model_name_or_path", str(model), "--data.prompt_dataset", "none", "--ds.param_dtype", dtype,
-        "--rollout.batch_size", str(samples // GROUP), "--rollout.n_samples_per_prompt", str(GROUP),
+        "--rollout.batch_size", str(samples // common.GROUP), "--rollout.n_samples_per_prompt", str(common.GROUP),
         "--actor.num_gpus_per_node", str(ranks), "--critic.num_gpus_per_node", str(ranks),
         "--vllm.num_engines", str(ranks), "--train.colocate_all", "--data.max_len", "4096",
     ]  # fmt: skip
@@ -139,14 +137,17 @@ def recorded_rollouts(pairs: list[tuple[int, int]], vocabulary: int, seed: int =
     """Single-sample experiences as OpenRLHF's SamplesGenerator makes them: random tokens, rewards 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     samples = []
-    for prompt, response in pairs:
+    for i, (prompt, response) in enumerate(pairs):
         total = prompt + response
+        if i % common.GROUP == 0:
+            question = torch.randint(1, min(vocabulary, 257), (1, prompt), generator=generator)
+        answer = torch.randint(1, min(vocabulary, 257), (1, response), generator=generator)
         mask = torch.zeros(1, total - 1, dtype=torch.long)
         mask[:, prompt - 1 :] = 1
         reward = torch.randint(0, 2, (1,), generator=generator).float()
         samples.append(
             Experience(
-                sequences=torch.randint(1, min(vocabulary, 257), (1, total), generator=generator),
+                sequences=torch.cat([question, answer], 1),
                 attention_mask=torch.ones(1, total, dtype=torch.long), action_mask=mask, prompts=["p"], labels=["1"],
                 images=[None], mm_train_inputs=[None], rewards=reward, scores=reward.clone(),
                 response_length=torch.tensor([response]), truncated=torch.tensor([False]),
@@ -214,6 +215,36 @@ class Side:
         for group in self.groups:
             for actor in group._actor_handlers:
                 self.ray.kill(actor)
+
+
+def start_engine(kind: str, args, pg, extra: dict):
+    """A vLLM engine as the side starts it. Stock's grades nothing: its graders are the user's own."""
+    from openrlhf.trainer.ray import create_vllm_engines
+    from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+
+    from openrlhf_orz.rollout.engine import OrzRolloutActor
+
+    return create_vllm_engines(
+        1, 1, args.actor.model_name_or_path, args.train.seed, False, args.vllm.enable_prefix_caching, True,
+        args.data.max_len, pg, args.vllm.gpu_memory_utilization,
+        engine_cls=OrzRolloutActor if kind == "ours" else RolloutRayActor, extra_engine_args=extra,
+    )  # fmt: skip
+
+
+def generate(args, engines) -> float:
+    """Seconds of generating one rollout, all responses of the same length."""
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+    from openrlhf.utils import get_strategy
+
+    strategy, tokens = get_strategy(args), args.rollout.max_new_tokens
+    generator = SamplesGenerator(strategy, prompts_of(strategy, None)[0], None, common.byte_tokenizer(), engines)
+    start = time.perf_counter()
+    samples, *_ = generator.generate_samples(
+        max_len=args.data.max_len, max_new_tokens=tokens, min_new_tokens=tokens, temperature=1.0, top_p=1.0
+    )
+    seconds = time.perf_counter() - start
+    assert sum(int(s.response_length) for s in samples) == tokens * args.train.batch_size
+    return seconds
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def parse(argv=None):
     parser.add_argument("--peer", choices=("openrlhf", "trl"), default="openrlhf")
     parser.add_argument("--size", choices=tuple(TRIALS), default="tiny")
     parser.add_argument("--lengths", choices=("short", "long", "heavy"), default="heavy")
-    parser.add_argument("--rollouts", type=int, help="samples in a step; a multiple of 4")
+    parser.add_argument("--rollouts", type=int, help="samples in a step; a multiple of 8")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--stock", default="auto", help="padded:N samples, packed:N tokens, or auto: the best by trial")
     parser.add_argument("--max-tokens", type=int, help="our --train.max_tokens_per_gpu (default: our default)")
@@ -61,19 +61,41 @@ def choose_stock(options, model, pairs, pg, scratch, cores) -> tuple[str, dict]:
 
     if options.stock != "auto":
         return options.stock, {}
-    count = max(sides.GROUP * 2, len(pairs) // 4 // sides.GROUP * sides.GROUP)
-    order = sorted(pairs, key=sum)
-    part = [order[(2 * i + 1) * len(order) // (2 * count)] for i in range(count)]  # the same spread of lengths
-    part = [part[(i * 7) % count] for i in range(count)] if count % 7 else part  # in no order of length
+    count = max(common.GROUP * 2, len(pairs) // 4 // common.GROUP * common.GROUP)
+    step = len(pairs) // common.GROUP / (count // common.GROUP)
+    part = [pairs[int(i * step) * common.GROUP + j] for i in range(count // common.GROUP) for j in range(common.GROUP)]
     vocabulary, seconds = common.SHAPES[options.size][6], {}
     for how in TRIALS[options.size]:
         args = sides.stock_args(sides.common_flags(model, count, options.dtype), how, count)
         side = sides.Side("stock", args, pg, scratch)
-        side.step(part[: sides.GROUP] * (count // sides.GROUP), vocabulary, modes(cores)["same_cores"])
+        side.step(part, vocabulary, modes(cores)["same_cores"])
         seconds[how] = side.step(part, vocabulary, modes(cores)["same_cores"])["training"]
         side.close()
         print(f"stock {how}: {seconds[how]:.2f} s for {sum(map(sum, part))} tokens", flush=True)
     return min(seconds, key=seconds.get), seconds
+
+
+def time_generation(options, args, stock_args, pg):
+    """Seconds of generating a rollout by each side's engine, and our engine, which stays for the weight sync."""
+    import ray
+
+    import sides
+    from openrlhf_orz.cli.train_ppo_ray import engine_args
+
+    extra = engine_args(args)
+    shared = {key: extra[key] for key in ("dtype", "kv_cache_memory_bytes")}
+    both = {"stock": (stock_args, sides.start_engine("stock", stock_args, pg, shared)),
+            "ours": (args, sides.start_engine("ours", args, pg, extra))}  # fmt: skip
+    times = {name: [] for name in both}
+    for i in range(options.repeats + 1):
+        for name, (side_args, engines) in both.items():
+            seconds = sides.generate(side_args, engines)
+            if i:
+                times[name].append(seconds)
+    ray.kill(both["stock"][1][0])
+    engines, seconds = both["ours"][1], {name: common.median(found) for name, found in times.items()}
+    print(f"generation: {seconds}", flush=True)
+    return engines, seconds
 
 
 def against_openrlhf(options) -> dict:
@@ -97,7 +119,8 @@ def against_openrlhf(options) -> dict:
             how, trial = choose_stock(options, model, pairs, pg, scratch, cores)
             engines = None
             if options.with_generation:
-                engines, generation = generate(args, sides.stock_args(flags, how, options.rollouts, args.bench_prompt), pg)
+                stock_args = sides.stock_args(flags, how, options.rollouts, args.bench_prompt)
+                engines, generation = time_generation(options, args, stock_args, pg)
             ours = sides.Side("ours", args, pg, scratch, engines)
             stock = sides.Side("stock", sides.stock_args(flags, how, options.rollouts), pg, scratch)
             both = {"ours": ours, "stock": stock}
@@ -115,6 +138,10 @@ def against_openrlhf(options) -> dict:
                         side.call("reset_memory")
             for side in both.values():
                 side.close()
+            if engines:
+                import ray
+
+                ray.get(engines[0].shutdown.remote())
     rates_after = common.matmul_rates(options.dtype, cores)
     phases = {name: common.medians(found) for name, found in rows.items()}
     return summary(options, phases, rates, rates_after, pairs, lengths, responses, how, trial, generation)
@@ -123,7 +150,8 @@ def against_openrlhf(options) -> dict:
 def summary(options, phases, rates, rates_after, pairs, lengths, responses, how, trial, generation) -> dict:
     ours = phases["ours"]
     same = min(("same_cores", "same_cores_each"), key=lambda name: phases[name]["training"])
-    useful = common.training_flops(options.size, lengths, responses)
+    useful = common.training_flops(options.size, pairs, shared=True)
+    of_sequences = common.training_flops(options.size, pairs, shared=False)
     rate = f"{options.dtype}_2048"
     machine = max(rates[rate], rates_after[rate]) * 1e12
     memory = {name: phases[name]["policy_memory_mib"] + phases[name]["critic_memory_mib"] for name in ("ours", same)}
@@ -133,9 +161,10 @@ def summary(options, phases, rates, rates_after, pairs, lengths, responses, how,
         "ratio_step_same_cores": None,
         "ratio_peak_memory": memory["ours"] / memory[same],
         "mfu": useful / ours["training"] / machine,
-        "mfu_stock_same_cores": useful / phases[same]["training"] / machine,
-        "mfu_stock_as_shipped": useful / phases["as_shipped"]["training"] / machine,
-        "useful_tflop": useful / 1e12,
+        "mfu_whole_sequences": {
+            name: of_sequences / phases[name]["training"] / machine for name in ("ours", same, "as_shipped")
+        },
+        "useful_tflop": {"prompts_once": useful / 1e12, "whole_sequences": of_sequences / 1e12},
         "matmul_tflops": {"before": rates, "after": rates_after},
         "tokens_per_s": {name: sum(lengths) / row["training"] for name, row in phases.items()},
         "peak_memory_mib": {"ours": memory["ours"], "stock": memory[same]},

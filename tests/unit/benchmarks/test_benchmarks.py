@@ -1,0 +1,88 @@
+"""The benchmarks' own arithmetic, and the GPU benchmark's code on a tiny model on CPU."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    """Imports a benchmark by name; its results go to ``tmp_path``."""
+    monkeypatch.setenv("BENCHMARK_RESULTS", str(tmp_path))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.delitem(sys.modules, "common", raising=False)
+    yield importlib.import_module
+    sys.modules.pop("common", None)
+
+
+def test_flops_by_hand(load):
+    common = load("common")
+    common.SHAPES = {"one": ("llama", 4, 1, 2, 1, 8, 10, True)}
+    # attention 2 x 4 x 4 (q, o) + 2 x 4 x 2 (k, v) = 48, MLP 3 x 4 x 8 = 96: 144 weights, 2 FLOPs each for a token;
+    # scores and their product with the values: 2 x 2 x 4 x 3^2, half of it by the causal mask
+    assert common.flops("one", [3], [2]) == {"body": 2 * 144 * 3 + 2 * 4 * 9, "head": 2 * 4 * 10 * 2}
+
+
+def test_shared_prompts_count_once(load):
+    common = load("common")
+    pairs = [(5, 3)] * common.GROUP
+    whole = common.training_flops("tiny", pairs, shared=False)
+    prompt = common.flops("tiny", [5], [])["body"]
+    assert whole - common.training_flops("tiny", pairs, shared=True) == 7 * prompt * (common.GROUP - 1)
+
+
+def test_slope_is_the_exponent(load):
+    assert load("common").slope([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("kind", ["short", "long", "heavy"])
+def test_lengths_are_recorded(load, kind):
+    common = load("common")
+    pairs = common.draw_lengths(kind, 64)
+    assert pairs == common.draw_lengths(kind, 64) and pairs[:16] == common.draw_lengths(kind, 16)
+    assert all(pairs[i][0] == pairs[i // common.GROUP * common.GROUP][0] for i in range(64))
+    if kind == "heavy":
+        described = common.describe_lengths(pairs)
+        assert described["longest"] > 4 * described["response_median"]
+
+
+def test_gpu_train_step_on_cpu(load, tmp_path, capsys):
+    """Both paths train the same numbers: the first losses agree; the last line printed is the result."""
+    result = load("gpu_train_step").main(["--device", "cpu", "--tiny", "--dtype", "fp32", "--repeats", "1"])
+    for role in ("actor", "critic"):
+        found = result["sizes"]["tiny"][role]
+        assert found["ours"]["first_loss"] == pytest.approx(found["naive"]["first_loss"], abs=1e-5)
+        assert found["ours"]["tokens_per_s"] > 0 and 0 < found["ours"]["mfu"]
+    written = json.loads((tmp_path / "gpu_train_step_cpu.json").read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == written
+    assert {"hardware", "versions", "dtype", "load_average"} <= set(written)
+
+
+def test_gpu_train_step_needs_no_openrlhf():
+    """Its imports end at torch and transformers."""
+    import subprocess
+
+    code = (
+        "import sys; sys.modules.update(openrlhf=None, ray=None, deepspeed=None, vllm=None, peft=None);"
+        f"sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu_train_step as g;"
+        "o = g.parse(['--device', 'cpu', '--tiny', '--dtype', 'fp32', '--repeats', '1']);"
+        "print(g.measure('actor', 'ours', 'tiny', o, 1e9)['first_loss'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_advantages_benchmark(load):
+    result = load("advantages").main(["--batch", "2", "--lengths", "64", "--repeats", "1"])
+    assert max(case["largest_difference"] for case in result["cases"]) < 1e-4
+
+
+def test_packing_benchmark(load):
+    result = load("packing").main(["--samples", "3", "--scale", "0.1", "--layers", "1", "--hidden", "32",
+                                   "--lengths", "heavy", "--repeats", "1", "--dtype", "fp32"])  # fmt: skip
+    assert result["cases"][0]["largest_loss_difference"] < 1e-3
