@@ -42,8 +42,7 @@ class SyncError(RuntimeError):
 def checksum(tensor: torch.Tensor) -> Checksum:
     """The sum of all elements' bits, as signed integers of the element's width, and the number of elements."""
     bits = tensor.detach().reshape(-1).view(INTEGERS[tensor.element_size()])
-    total = sum((chunk.sum(dtype=torch.int64) for chunk in bits.split(CHUNK)), start=torch.zeros((), dtype=torch.int64))
-    return Checksum(int(total), bits.numel())
+    return Checksum(sum(int(chunk.sum(dtype=torch.int64)) for chunk in bits.split(CHUNK)), bits.numel())
 
 
 def find_sources(
@@ -111,7 +110,7 @@ def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[
                 problems.append(f"{_of(param, names)}: the model holds {total}, the trainer {expected}")
             found |= set(names)
         elif len(workers) == 1 and total.count:
-            problems.append(f"{_of(param, names)}: {total.count} elements in the model, {expected.count} in the trainer")
+            problems.append(f"{_of(param, names)}: the model has {total.count} elements, the trainer {expected.count}")
     return list(dict.fromkeys(problems)), found
 
 

@@ -1,4 +1,4 @@
-"""The vLLM engine actor: stop strings and grading by our executor, weights in buckets, log-probs of given sequences."""
+"""The vLLM engine actor: stop strings and grading by our executor, weights in buckets, given sequences' log-probs."""
 
 import os
 

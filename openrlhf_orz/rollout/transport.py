@@ -1,4 +1,4 @@
-"""Two ways for weights to reach the engines of this machine, bucket by bucket: a file in memory, and GPU memory itself.
+"""Two ways for weights to reach the engines of this machine, bucket by bucket: a file in memory, and GPU memory.
 
 A transport is used alike by all ranks: ``put`` while a bucket's parameters are whole, ``send`` for each bucket after
 that, ``finish`` at the end. ``call(source, slots, last)`` is run by rank 0 alone; it hands the buffer ``source`` to

@@ -1,4 +1,4 @@
-"""The extension of vLLM's worker (``worker_extension_cls``): OpenRLHF's weight sync, ours in buckets, and its proof."""
+"""The extension of vLLM's worker (``worker_extension_cls``): OpenRLHF's weight sync, ours in buckets, its proof."""
 
 import weakref
 from typing import Callable
@@ -21,7 +21,7 @@ def tied_heads(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def packed_copies(model: torch.nn.Module) -> dict[str, Callable]:
-    """By module name, the functions that hold weights as vLLM's CPU build has packed them; a repack makes a new one."""
+    """By module, the functions that hold weights as vLLM's CPU build has packed them; each repack makes a new one."""
     return {
         name: module.cpu_linear
         for name, module in model.named_modules()

@@ -74,8 +74,10 @@ def test_buckets_into_a_model_in_use(tmp_path, monkeypatch):
             return (ours[torch.arange(39), torch.tensor(tokens[1:])] - torch.tensor(theirs)).abs().max().item()
 
         def send():
-            weights.send(IpcTransport(torch.device("cpu"), torch.float32, lambda source, slots, last: llm.collective_rpc(
-                "load_synced_weights", args=(source, slots, True))))  # fmt: skip
+            def load(source, slots, last):
+                llm.collective_rpc("load_synced_weights", args=(source, slots, True))
+
+            weights.send(IpcTransport(torch.device("cpu"), torch.float32, load))
             llm.reset_prefix_cache()
 
         def check():

@@ -52,13 +52,13 @@ def rank_of_trainer(rank, kind, directory):
 
     weights = Weights(model(), torch.bfloat16, LIMIT)
     path = f"{directory}/weights"
-    transport = FileTransport(path, torch.bfloat16, call) if kind == "file" else IpcTransport(CPU, torch.bfloat16, call)
-    nbytes = weights.send(transport)
+    ways = {"file": FileTransport(path, torch.bfloat16, call), "ipc": IpcTransport(CPU, torch.bfloat16, call)}
+    nbytes = weights.send(ways[kind])
     assert not os.path.exists(path)
     if rank == 0:
         ours.send(None)
         process.join(60)
-        expected = [(name, checksum(p.detach().bfloat16()), torch.bfloat16, tuple(p.shape)) for name, p in weights.params]
+        expected = [(n, checksum(p.detach().bfloat16()), torch.bfloat16, tuple(p.shape)) for n, p in weights.params]
         assert [each for answer, _ in answers for each in answer] == expected
         buckets = len(weights.buckets())
         assert buckets > 2 and [last for _, last in answers] == [False] * (len(answers) - 1) + [True]
