@@ -149,10 +149,15 @@ def test_cross_fitted_values_on_two_ranks(tmp_path):
 
 def test_with_a_reference_model(tmp_path):
     """A KL penalty brings the reference model and the forward for old log-probs back by itself."""
-    metrics = succeed(
-        tmp_path / "run", BASE, write_sums(tmp_path / "rows.jsonl", 4), *TINY, "--algo.kl.init_coef", "0.01"
-    )
-    assert len(metrics) == 1 and metrics[0]["actor_grad_norm"] > 0 and metrics[0]["ppo_kl"] != 0
+    result = train(
+        tmp_path / "run", BASE, write_sums(tmp_path / "rows.jsonl", 8), *TINY, "--algo.kl.init_coef", "0.01",
+        "--actor.adam.lr", "1e-3",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    for name in ("reference model", "old log-probs"):
+        assert f"[orz] forward for {name}: runs (--algo.kl.init_coef" in result.stdout
+    first, second = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert "kl" not in first and second["kl"] != 0  # the policy has left the reference model
 
 
 def test_all_rows_bad_is_an_error_before_ray(tmp_path):
