@@ -64,7 +64,7 @@ def test_guards_refuse_no_honest_answer():
     refused = [
         case
         for case in read_cases()
-        if guards.refusal(case.gold, case.answer) or (case.gold not in above_a_limit and guards.refusal("0", case.gold))
+        if (case.right and guards.refusal(case.gold, case.answer)) or (case.gold not in above_a_limit and guards.refusal("0", case.gold))
     ]
     assert refused == []
 

@@ -184,7 +184,7 @@ def test_an_answer_whose_worker_dies_twice_is_crashed():
 
 def test_a_frozen_worker_is_replaced_after_the_wall_limit():
     keeper = Keeper(512, 1.5)
-    slot = Slot(keeper, 1.0)
+    slot = Slot(keeper, 1.0 + crowd())  # the next worker must answer within it
     try:
         slot.ask(wire.JUDGE, "1", "2")
         for pid in children(keeper.pid):
@@ -197,7 +197,7 @@ def test_a_frozen_worker_is_replaced_after_the_wall_limit():
 
 def test_a_frozen_keeper_is_replaced_too():
     keeper = Keeper(512, 1.5)
-    slot = Slot(keeper, 1.0)
+    slot = Slot(keeper, 1.0 + crowd())  # the next worker must answer within it
     try:
         slot.ask(wire.JUDGE, "1", "2")
         for pid in (keeper.pid, *children(keeper.pid)):
