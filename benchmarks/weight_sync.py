@@ -107,6 +107,8 @@ def main(argv=None) -> dict:
         model_dir = Path(scratch_dir) / "model"
         if options.engine:
             common.write_model(model_dir, options.size)
+        else:
+            common.model_config(options.size).save_pretrained(model_dir)
         args = sides.our_args(sides.common_flags(model_dir, 16, options.dtype), Path(scratch_dir) / "run")
         with sides.session(args) as (pg, scratch):
             import ray
