@@ -77,9 +77,7 @@ class Step:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.head = install(self.model) if role == "actor" and path == "ours" else None
         parameters = [*self.model.parameters(), *(self.value.parameters() if self.value else ())]
-        self.optimizer = torch.optim.AdamW(
-            parameters, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=options.device == "cuda" or None
-        )
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
     def batches(self, rows):
         """Ours: one pack. Naive: padded batches of a few sequences. Yields what the forward takes."""

@@ -25,6 +25,7 @@ class Timed:
     """Mixed into a model actor: seconds by phase, peak memory, and for stock its threads in each phase."""
 
     threads = None
+    profiling, table = False, None
 
     def set_threads(self, forward, fit):
         self.threads = {"forward": forward, "fit": fit}
@@ -33,7 +34,13 @@ class Timed:
         if self.threads:
             torch.set_num_threads(self.threads[phase])
         start = time.perf_counter()
-        result = call(*args, **kwargs)
+        if self.profiling and phase == "fit":
+            with torch.profiler.profile() as recorded:
+                result = call(*args, **kwargs)
+            averages = recorded.key_averages()
+            self.table = averages.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=48)
+        else:
+            result = call(*args, **kwargs)
         self.seconds[phase] += time.perf_counter() - start
         return result
 
@@ -45,6 +52,13 @@ class Timed:
 
     def start(self):
         self.seconds = {"forward": 0.0, "fit": 0.0}
+
+    def profile(self, on):
+        self.profiling = on
+
+    def profiled(self):
+        """The operations of the last training that was profiled, by their own time."""
+        return self.table
 
     def reset_memory(self):
         common.reset_peak()
@@ -252,6 +266,8 @@ def session(args, ranks: int = 1):
     """Ray on loopback, as our command starts it, and one placement group. Yields (placement group, scratch prefix)."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # as this process: the matrix product that MFU is held against runs here
+    os.environ.setdefault("RAY_worker_niceness", "0")
     from openrlhf_orz.cli.ray_session import ray_session
 
     with ray_session(args) as ray:

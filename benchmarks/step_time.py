@@ -45,6 +45,7 @@ def parse(argv=None):
     parser.add_argument("--max-tokens", type=int, help="our --train.max_tokens_per_gpu (default: our default)")
     parser.add_argument("--dtype", choices=tuple(common.DTYPES), default=common.cpu_dtype())
     parser.add_argument("--with-generation", action="store_true", help="vLLM engines too: the whole step")
+    parser.add_argument("--profile", action="store_true", help="one more step: where our training spends its time")
     args = parser.parse_args(argv)
     args.rollouts = args.rollouts or ROLLOUTS[args.size]
     return args
@@ -136,6 +137,11 @@ def against_openrlhf(options) -> dict:
                 if i == 0:
                     for side in both.values():
                         side.call("reset_memory")
+            if options.profile:
+                ours.call("profile", True)
+                ours.step(pairs, vocabulary)
+                for role, tables in zip(("policy", "critic"), ours.call("profiled")):
+                    print(f"{role}'s training:\n{tables[0]}", flush=True)
             for side in both.values():
                 side.close()
             if engines:
