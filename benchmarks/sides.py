@@ -238,10 +238,15 @@ def start_engine(kind: str, args, pg, extra: dict):
 
     from openrlhf_orz.rollout.engine import OrzRolloutActor
 
+    class StockEngine(RolloutRayActor):
+        async def shutdown(self):
+            """Killed with Ray, its processes would leave their shared memory behind."""
+            self.llm.shutdown()
+
     return create_vllm_engines(
         1, 1, args.actor.model_name_or_path, args.train.seed, False, args.vllm.enable_prefix_caching, True,
         args.data.max_len, pg, args.vllm.gpu_memory_utilization,
-        engine_cls=OrzRolloutActor if kind == "ours" else RolloutRayActor, extra_engine_args=extra,
+        engine_cls=OrzRolloutActor if kind == "ours" else StockEngine, extra_engine_args=extra,
     )  # fmt: skip
 
 

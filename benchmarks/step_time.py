@@ -93,7 +93,7 @@ def time_generation(options, args, stock_args, pg):
             seconds = sides.generate(side_args, engines)
             if i:
                 times[name].append(seconds)
-    ray.kill(both["stock"][1][0])
+    ray.get(both["stock"][1][0].shutdown.remote())
     engines, seconds = both["ours"][1], {name: common.median(found) for name, found in times.items()}
     print(f"generation: {seconds}", flush=True)
     return engines, seconds
