@@ -21,6 +21,7 @@ PROMPTS=16
 model=(
    --actor.model_name_or_path examples/tiny_base
    --data.max_len 128
+   --train.max_tokens_per_gpu 8192
 )
 data=(
    --data.prompt_dataset "$DATA"

@@ -77,7 +77,6 @@ model=(
    --actor.model_name_or_path "$WARM"
    --data.max_len 512
    --ds.param_dtype "$DTYPE"
-   --train.max_tokens_per_gpu 2048        # memory: activations take about 1.2 MB a token in float32
 )
 data=(
    --data.prompt_dataset "$RUN_DIR/data/rl.jsonl"

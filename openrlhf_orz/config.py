@@ -203,7 +203,7 @@ def derive(args, explicit: set[str]) -> None:
     fixed = {"train.micro_batch_size", "rollout.micro_batch_size"} & explicit
     values["orz.fixed_micro_batches"] = bool(fixed) and "train.dynamic_batch_enable" not in explicit
     if values["orz.device"] == "cpu":
-        default("train.max_tokens_per_gpu", 8192)
+        default("train.max_tokens_per_gpu", 2048)  # a 135M model's activations: 1.2 MB a token
 
     for role in ("actor", "critic"):
         values[f"orz.{role}_warmup_steps"] = (

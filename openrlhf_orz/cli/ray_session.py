@@ -110,6 +110,8 @@ def ray_session(args):
         # Ray's switch, read when it is imported, for taking 127.0.0.1 as the node's address: all its servers then
         # listen on loopback alone
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Ray would run its workers, here all that computes, behind everything else on the machine (nice 15)
+        os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     common = dict(

@@ -29,9 +29,11 @@ class Path:
 
 @dataclass(frozen=True)
 class Group:
-    """N sequences padded to L: ``rows`` are their tokens in the pack, ``slots`` the same tokens in (N * L).
+    """N sequences padded to L, in indices into the pack (T) and into the padded group (N * L).
 
-    ``own_rows`` and ``own_slots`` leave out what a sequence shares with the one before it.
+    ``rows`` has the token of each slot; in padding that is any, as causal attention keeps it from all real tokens.
+    ``own_rows`` and ``own_slots`` are tokens and slots of what a sequence does not share with the one before it,
+    ``slots`` those of all real tokens.
     """
 
     count: int
@@ -77,32 +79,36 @@ def make_groups(sequences: list[Path], device) -> list[Group]:
     for members in group_by_length([len(path.rows) for path in sequences]):
         chosen = [sequences[i] for i in members]
         longest = len(chosen[0].rows)
+        rows = torch.zeros(len(chosen), longest, dtype=torch.long)
+        for row, path in zip(rows, chosen):
+            row[: len(path.rows)] = path.rows
         slots = [torch.arange(n * longest, n * longest + len(path.rows)) for n, path in enumerate(chosen)]
-        indices = (
-            [path.rows for path in chosen], slots,
-            [path.rows[path.shared :] for path in chosen], [s[path.shared :] for s, path in zip(slots, chosen)],
-        )  # fmt: skip
-        groups.append(Group(len(chosen), longest, *(torch.cat(index).to(device) for index in indices)))
+        own_rows = torch.cat([path.rows[path.shared :] for path in chosen])
+        own_slots = torch.cat([s[path.shared :] for s, path in zip(slots, chosen)])
+        if len(members) == len(sequences):  # one group: in the order of the pack, it comes back by one selection
+            own_rows, order = own_rows.sort()
+            own_slots = own_slots[order]
+        indices = (rows.flatten(), torch.cat(slots), own_rows, own_slots)
+        groups.append(Group(len(chosen), longest, *(index.to(device) for index in indices)))
     return groups
 
 
 class _ToGroups(torch.autograd.Function):
-    """(T, H, D) to one (N, L, H, D) for each group, 0 on padding; gradients of shared tokens add up."""
+    """(T, H, D) to one (N, L, H, D) for each group; gradients of shared tokens add up, those of padding are 0."""
 
     @staticmethod
     def forward(ctx, x_THD, groups):
         ctx.groups, ctx.shape = groups, x_THD.shape
-        return tuple(_pad(x_THD, g.rows, g.slots, g) for g in groups)
+        return tuple(x_THD.index_select(0, g.rows).view(g.count, g.longest, *x_THD.shape[1:]) for g in groups)
 
     @staticmethod
     def backward(ctx, *grads):
-        rows = sum(len(g.rows) for g in ctx.groups)
-        if rows == ctx.shape[0]:
+        if sum(len(g.slots) for g in ctx.groups) == ctx.shape[0]:
             return _collect(grads, ctx.groups, ctx.shape), None
         flat = grads[0].new_zeros(ctx.shape[0], ctx.shape[1:].numel())
         for grad, g in zip(grads, ctx.groups):
             tokens = grad.flatten(0, 1).flatten(1).index_select(0, g.slots)
-            flat.scatter_add_(0, g.rows[:, None].expand_as(tokens), tokens)
+            flat.scatter_add_(0, g.rows[g.slots][:, None].expand_as(tokens), tokens)
         return flat.view(ctx.shape), None
 
 
@@ -116,15 +122,17 @@ class _FromGroups(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return None, None, *(_pad(grad, g.own_rows, g.own_slots, g) for g in ctx.groups)
-
-
-def _pad(x, rows, slots, group):
-    padded = x.new_zeros(group.count * group.longest, *x.shape[1:]).index_copy_(0, slots, x.index_select(0, rows))
-    return padded.view(group.count, group.longest, *x.shape[1:])
+        padded = []
+        for g in ctx.groups:
+            tokens = grad.index_select(0, g.own_rows)
+            flat = grad.new_zeros(g.count * g.longest, *grad.shape[1:]).index_copy_(0, g.own_slots, tokens)
+            padded.append(flat.view(g.count, g.longest, *grad.shape[1:]))
+        return None, None, *padded
 
 
 def _collect(xs, groups, shape):
+    if len(groups) == 1:
+        return xs[0].flatten(0, 1).index_select(0, groups[0].own_slots)
     out = xs[0].new_empty(shape)
     for x, g in zip(xs, groups):
         out.index_copy_(0, g.own_rows, x.flatten(0, 1).index_select(0, g.own_slots))

@@ -1,6 +1,8 @@
 """A run that is stopped or fails ends with a message, and leaves no process and no shared memory behind."""
 
+import glob
 import ipaddress
+import os
 import signal
 import subprocess
 import sys
@@ -15,8 +17,18 @@ from tiny_models import write_model
 pytestmark = pytest.mark.e2e
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
+def shared_memory(processes: list[psutil.Process]) -> set[str]:
+    """Files in shared memory that these processes have mapped or open; others on the machine have theirs."""
+    found = set()
+    for process in processes:
+        try:
+            text = Path(f"/proc/{process.pid}/maps").read_text()
+            found |= {word for word in text.split() if word.startswith("/dev/shm/")}
+            links = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+            found |= {link for link in links if link.startswith("/dev/shm/")}
+        except OSError:  # it ended meanwhile
+            continue
+    return found
 
 
 def wait_for(condition, timeout: float) -> bool:
@@ -44,7 +56,6 @@ def is_loopback(address: str) -> bool:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_stopped_by_a_signal(tmp_path, signum):
-    before = shared_memory()
     model, data, run = write_model(tmp_path / "model"), write_sums(tmp_path / "rows.jsonl", 100), tmp_path / "run"
     command = [
         sys.executable, "-m", "openrlhf_orz.cli.train_ppo_ray", "--actor.model_name_or_path", model,
@@ -61,6 +72,8 @@ def test_stopped_by_a_signal(tmp_path, signum):
         assert len(family) > 5
         open_to_all = [line for process in family for line in listening(process) if not is_loopback(line[0])]
         assert not open_to_all, "nothing may listen beyond loopback"
+        memory = shared_memory(family)
+        assert memory
         process.send_signal(signum)
         output, _ = process.communicate(timeout=60)
     finally:
@@ -68,7 +81,8 @@ def test_stopped_by_a_signal(tmp_path, signum):
     assert process.returncode == 128 + signum, output
     assert wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in family), 30), [
         child for child in family if child.is_running()]  # fmt: skip
-    assert wait_for(lambda: not shared_memory() - before, 30), shared_memory() - before
+    own = f"/dev/shm/orz-{process.pid}-*"
+    assert wait_for(lambda: not any(map(os.path.exists, memory)) and not glob.glob(own), 30), memory
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path):
