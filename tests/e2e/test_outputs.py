@@ -132,21 +132,6 @@ def test_grpo_off_policy_in_float32(tmp_path):
     assert metrics[1]["sync_logprob_moved_mean"] > 1e-3
 
 
-def test_cross_fitted_values_on_two_ranks(tmp_path):
-    """No forward for values; the policy still trains on advantages, and what the critic explains is reported."""
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in generate(8, (3, 3), seed=3)))
-    result = train(
-        tmp_path / "run", BASE, data, *TINY, "--orz.cross_fit_values", "--critic.adam.lr", "1e-3",
-        "--actor.num_gpus_per_node", "2", "--critic.num_gpus_per_node", "2",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert "[orz] forward for values: skipped (--orz.cross_fit_values" in result.stdout
-    metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    assert [m["critic_updates"] for m in metrics] == [3, 3] and [m["policy_updates"] for m in metrics] == [1, 1]
-    assert all(m["explained_variance"] is not None and m["actor_grad_norm"] > 0 for m in metrics)
-
-
 def test_with_a_reference_model(tmp_path):
     """A KL penalty brings the reference model and the forward for old log-probs back by itself."""
     result = train(

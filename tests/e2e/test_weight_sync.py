@@ -19,15 +19,17 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize(
-    "ranks, stage, tied", [(1, 2, True), (1, 3, False), (2, 2, False), (2, 3, True)], ids=lambda value: str(value)
+    "ranks, stage, tied, flags",
+    [(1, 2, True, ()), (1, 3, False, ()), (2, 2, False, ("--orz.cross_fit_values",)), (2, 3, True, ())],
+    ids=["1-2-tied", "1-3-untied", "2-2-untied-cross_fit", "2-3-tied"],
 )
-def test_engines_follow_the_trainer(tmp_path, ranks, stage, tied):
+def test_engines_follow_the_trainer(tmp_path, ranks, stage, tied, flags):
     model = write_model(tmp_path / "model", tied=tied)
     run = tmp_path / "run"
     metrics = succeed(
         run, model, write_sums(tmp_path / "data.jsonl", 8),
         "--actor.num_gpus_per_node", ranks, "--critic.num_gpus_per_node", ranks, "--ds.zero_stage", stage,
-        "--orz.check_sync", "--actor.adam.lr", "3e-3", "--vllm.enable_prefix_caching",
+        "--orz.check_sync", "--actor.adam.lr", "3e-3", *flags,
     )  # fmt: skip
     assert [m["step"] for m in metrics] == [1, 2]
     elements = sum(p.numel() for p in Qwen2ForCausalLM.from_pretrained(model).parameters())
@@ -39,7 +41,9 @@ def test_engines_follow_the_trainer(tmp_path, ranks, stage, tied):
         assert m["sync_bytes"] == nbytes and 0.1 < m["sync_verified"] <= 1, m
         assert m["policy_updates"] == 1 and m["critic_updates"] == 3
         assert m["ppo_kl"] == 0 and m["ppo_clip_ratio"] == 0  # strictly on-policy
+        # cross-fitted, the advantages are 0 until the critic's training has given the values
         assert m["samples"] == 16 and m["actor_grad_norm"] > 0 and m["critic_grad_norm"] > 0
+        assert "explained_variance" in m
     # a missed sync would have shown: the weights moved the log-probs by far more than the gap
     assert metrics[1]["sync_logprob_moved_mean"] > 5 * metrics[1]["sync_logprob_gap_mean"]
     rows = read_jsonl(run / "rollouts" / "step_2.jsonl")
