@@ -30,9 +30,13 @@ _PLAIN = {**dict(zip(_SUPER, "0123456789-+n")), **dict(zip(_SUB, "0123456789-+n"
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|sf)(?![a-zA-Z])", " "),
+        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|sf|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![a-zA-Z])", " "),
         (r"\\m?(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?", ""),
         (r"(\d)(?:\{,\}|,\s*\\!|\\!,|,\\,|\\,|\\;|\\ |~|\\thinspace )\s*(?=\d{3}(?!\d))", r"\1"),
+        (r"(?<=\d)\{([.:])\}(?=\d)", r"\1"),
+        (r"(?<=[\d.])\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?(?!\d)", r"\\overline{\1\2\3}"),
+        (r"(?<=[\d.])\\dot\s*(?:\{(\d)\}|(\d))(?!\d)", r"\\overline{\1\2}"),
+        (r"\\mathrm\s*\{\s*i\s*\}", " i "),
         (r"\\(?:phantom|hphantom|vphantom)\s*(?:\{[^{}]*\}|[^{\s])", ""),
         (r"\\(?:color|textcolor)\s*\{[^{}]*\}", ""),
         (r"\\(?:underline|underbar|mathstrut)(?![a-zA-Z])", ""),
@@ -86,6 +90,7 @@ _ROOT = re.compile(r"\\sqrt\s*(\\[a-zA-Z]+|[0-9a-zA-Z])")
 _FRACTION = re.compile(r"\\frac(?![a-zA-Z])\s*")
 _ATOM = re.compile(r"\\[a-zA-Z]+|[0-9a-zA-Z]")
 _SINGLE_TEXT = re.compile(r"\\text\{\s*([a-zA-Z])\s*\}(?=\s*\^|\s*_|\s*\()|(?<=[\^_])\\text\{\s*([a-zA-Z0-9])\s*\}")
+_POWER_AT_END = re.compile(r"\s*\^\s*\{?\s*[23]\s*\}?$")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])|(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d,])")
 _PREFIX = re.compile(
     r"^\s*(?:\\text\{)?\s*(?:therefore,?\s*)?(?:(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*[:=]?|[:=])|there\s+(?:is|are))\s*(?:\}\s*[:=]?\s*)?(?=\S)",
@@ -93,6 +98,13 @@ _PREFIX = re.compile(
 )
 _DOUBLED = re.compile(r"\\{2,}(?=[a-zA-Z(){}\[\],!%$])")  # escaped once too often
 _SPACES = re.compile(r"\s+")
+
+
+def _single(match: re.Match) -> str:
+    """The letter alone, but for the metres of ``45\\text{ m}^2``."""
+    if match.group(1) == "m" and match.string[: match.start()].rstrip(" \\")[-1:] in tuple("0123456789})"):
+        return match.group() if _POWER_AT_END.match(match.string, match.end()) else "m"
+    return match.group(1) or match.group(2)
 
 
 def _script(match: re.Match) -> str:
@@ -175,7 +187,7 @@ def _tidy_once(span: str, thousands: bool) -> str:
     text = _CHARACTER.sub(lambda m: _CHARACTERS[m.group()], text)
     text = unicodedata.normalize("NFKC", text)
     text = _one_pass(text)
-    text = _SINGLE_TEXT.sub(lambda m: m.group(1) or m.group(2), text)
+    text = _SINGLE_TEXT.sub(_single, text)
     text = _PREFIX.sub("", text)
     text = _SPACES.sub(" ", text).strip()
     if thousands and not re.search(r"[(\[{]\s*-?[\d.]+,", text):  # (12,102) is a pair
@@ -220,6 +232,34 @@ def encloses(text: str) -> bool:
             if depth == 0:
                 return position == len(text) - 1
     return False
+
+
+_PAIR = re.compile(r"[()\[\],;]")
+_TEXT = re.compile(r"\\text\{[^{}]*\}")
+
+
+def balanced(text: str) -> bool:
+    """Whether round and square brackets close each other, one of each kind only around a comma.
+
+    Brackets in words do not count, and ``]`` may open as in ``]1,2[``.
+    """
+    opened: list[list] = []
+    for match in _PAIR.finditer(_TEXT.sub(" ", text)):
+        char = match.group()
+        if char in "([" and not (char == "[" and opened and opened[-1][0] == "]"):
+            opened.append([char, False])
+        elif char in ",;":
+            if opened:
+                opened[-1][1] = True
+        elif char == "]" and not opened:
+            opened.append([char, False])
+        elif not opened:
+            return False
+        else:
+            opener, comma = opened.pop()
+            if opener + char not in ("()", "[]") and not comma:
+                return False
+    return not opened
 
 
 def split_top(text: str, separators: str | re.Pattern) -> list[str]:

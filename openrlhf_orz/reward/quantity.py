@@ -117,6 +117,7 @@ _CURRENCY = re.compile(
 )
 _TAIL = re.compile(r"\s*\\text\{(?P<words>[^{}]*)\}\s*(?:\^\s*\{?\s*(?P<power>-?[123])\s*\}?)?$")
 _SLASH_TAIL = re.compile(r"\s*\\text\{([^{}]*)\}\s*/\s*\\text\{([^{}]*)\}$")
+_FRACTION_TAIL = re.compile(r"\s*\\frac\{\s*\\text\{([^{}]*)\}\s*\}\{\s*\\text\{([^{}]*)\}\s*\}$")
 _WORDS = re.compile(
     r"(?P<gap>\s*)(?P<words>[a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?(?: [a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?){0,3})(?:\s*\^\s*\{?(?P<power>[23])\}?)?$"
 )
@@ -152,7 +153,7 @@ def unit_of(words: str, power: int = 1) -> Unit | None:
             power = exponent
     meaningful = [token for token in tokens if token not in _GENERIC or (token == "in" and len(tokens) == 1)]
     if not meaningful:
-        return Unit("") if tokens else None
+        return Unit("unit" if "unit" in tokens else "") if tokens else None
     if power < 0 and len(meaningful) > 1:  # m s^{-2}
         meaningful.insert(-1, "/")
     sides, power = " ".join(meaningful).split("/"), abs(power)
@@ -191,7 +192,7 @@ def split_unit(text: str) -> tuple[str, Unit | None, bool]:
     if match and match.start() and not _TRIGONOMETRIC.search(text):
         scale = {"C": "celsius", "F": "fahrenheit"}.get(match["scale"], "angle")
         return text[: match.start()].strip(), Unit(scale), True
-    match = _SLASH_TAIL.search(text)
+    match = _SLASH_TAIL.search(text) or _FRACTION_TAIL.search(text)
     if match and match.start():
         unit = unit_of(f"{match[1]} / {match[2]}")
         if unit:
@@ -228,8 +229,10 @@ def units_agree(gold: Unit | None, answer: Unit | None) -> Fraction | None:
 
     A missing unit agrees with any: the question fixed it.
     """
-    if gold is None or answer is None or not gold.dimension or not answer.dimension:
+    if gold is None or answer is None or not gold.dimension or answer.dimension in ("", "unit"):
         return Fraction(1)
+    if gold.dimension == "unit":  # no measure at all, or the lengths of a drawing
+        return Fraction(1) if answer.dimension.startswith(("word:", "length", "volume", "area")) else None
     if gold.dimension == answer.dimension:
         return answer.size / gold.size
     nouns = [set(unit.dimension[5:].split()) for unit in (gold, answer) if unit.dimension.startswith("word:")]

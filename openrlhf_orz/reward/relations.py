@@ -10,6 +10,7 @@ from openrlhf_orz.reward.quantity import number, split_unit
 
 
 _LONE = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?$")
+_FUNCTION = re.compile(r"([a-zA-Z]'*)\s*\(\s*([a-df-hj-z])\s*\)$")
 _SUM = re.compile(r"[-+*/^]|\\(?:frac|cdot|times|sqrt)(?![a-zA-Z])")
 
 
@@ -19,6 +20,8 @@ def relation(gold: str, answer: str) -> Decision:
     a_sides, a_signs = shapes.relations(answer)
     if not g_signs and not a_signs:
         return None
+    if g_signs == a_signs == ["="]:
+        a_sides = _same_argument(g_sides, a_sides)
     if not g_signs:
         return _value_of_chain(gold, a_sides, a_signs)
     if set(g_signs) <= {"=", "\\approx"} and all(map(_is_number, g_sides)):  # 0.56 = 56\%
@@ -51,6 +54,17 @@ def _value_of_chain(gold: str, sides: list[str], signs: list[str]) -> Decision:
     if exact and all(decide(gold, sides[n])[0] for n in exact):
         return all(values.near(gold, sides[n]) for n in rounded)
     return bool(rounded) and re.search(r"\d\.\d|(?<!\d)\.\d", gold) is not None and any(decide(gold, sides[n])[0] for n in rounded)
+
+
+def _same_argument(gold: list[str], answer: list[str]) -> list[str]:
+    """The answer's `f(t) = 2t+5` in the letter of `f(x) = 2x+5`."""
+    calls = [_FUNCTION.match(sides[0]) for sides in (gold, answer)]
+    if not all(calls) or calls[0][1] != calls[1][1]:
+        return answer
+    (there, here) = (re.compile(rf"(?<![\\a-zA-Z]){call[2]}(?![a-zA-Z])") for call in calls)
+    if not there.search(gold[1]) or there.search(answer[1]):
+        return answer
+    return [gold[0], here.sub(f" {calls[0][2]} ", answer[1])]
 
 
 def _is_number(side: str) -> bool:

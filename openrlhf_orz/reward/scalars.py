@@ -17,6 +17,7 @@ _CHOICE_AND_CONTENT = re.compile(
 _GLUED = re.compile(r"[\d})]\\text\{[a-zA-Z]")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")
 _SELECTION = re.compile(r"\\(?:min|max|sup)(?![a-zA-Z])")  # of values the answer should choose from itself
+_CHOOSE = re.compile(r"(?<![a-zA-Z\\])C\s*\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)")
 _VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-df-hj-z](?![a-zA-Z])")  # not e and i
 
 
@@ -164,6 +165,9 @@ def unit(gold: str, answer: str) -> Decision:
         return False  # 73\\text{abc}
     if (g_unit is None and _symbols_text(g_body)) or (a_unit is None and _symbols_text(a_body)):
         return None
+    if g_unit and a_unit and {g_unit.dimension, a_unit.dimension} == {"angle", "radian"}:
+        in_degrees, in_radians = (g_body, a_body) if g_unit.dimension == "angle" else (a_body, g_body)
+        return bool(values.same(f"({in_degrees})\\cdot \\frac{{\\pi}}{{180}}", in_radians))
     factor = units_agree(g_unit, a_unit)
     if factor is None:
         return False
@@ -194,4 +198,6 @@ def expression(gold: str, answer: str) -> Decision:
         return False
     if number(gold) is not None and _VARIABLE.search(answer):
         return False
-    return values.same(gold, answer)
+    if re.search(r"[\^!]", answer):
+        return values.same(gold, answer)
+    return values.same(gold, _CHOOSE.sub(r"\\binom{\1}{\2}", answer))

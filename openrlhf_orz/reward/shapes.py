@@ -172,6 +172,8 @@ def encloses_set(text: str) -> bool:
 
 def both_signs(part: str) -> list[str]:
     """The values of an element with ``\\pm``: all choices of its signs (``\\mp`` follows the first)."""
+    if "\\pm" not in part:
+        part = part.replace("\\mp", "\\pm")
     count = len(_PLUS_MINUS.findall(part))
     if not 0 < count <= 3:
         return [part]
