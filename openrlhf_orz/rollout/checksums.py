@@ -14,8 +14,14 @@ CHUNK = 2**22  # elements: on CPU a sum in int64 first copies its input as int64
 
 
 class Checksum(NamedTuple):
-    total: int
+    total: int  # modulo 2^64, as 64-bit integers add
     count: int  # elements; 0 where the weights are not there in a form that could be summed
+
+    def __add__(self, other: "Checksum") -> "Checksum":
+        return Checksum((self.total + other.total) % 2**64, self.count + other.count)
+
+
+NOTHING = Checksum(0, 0)
 
 
 class EngineReport(NamedTuple):
@@ -40,7 +46,7 @@ class SyncError(RuntimeError):
 
 @torch.no_grad()
 def checksum(tensor: torch.Tensor) -> Checksum:
-    """The sum of all elements' bits, as signed integers of the element's width, and the number of elements."""
+    """The sum of all elements' bits, as integers of the element's width, and the number of elements."""
     bits = tensor.detach().reshape(-1).view(INTEGERS[tensor.element_size()])
     return Checksum(sum(int(chunk.sum(dtype=torch.int64)) for chunk in bits.split(CHUNK)), bits.numel())
 
@@ -97,8 +103,8 @@ def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[
                 problems.append(f"{param}: the trainer has no such weight")
             continue
         held = [worker.held[param] for worker in workers]
-        expected = Checksum(sum(trainer[n].total for n in names), sum(trainer[n].count for n in names))
-        total = Checksum(sum(h.total for h in held), sum(h.count for h in held))
+        expected = sum((trainer[name] for name in names), start=NOTHING)
+        total = sum(held, start=NOTHING)
         if param in first.absent:
             problems.append(f"{param}: the trainer has no {', '.join(first.absent[param])} for it")
         elif all(h.count == expected.count for h in held):
