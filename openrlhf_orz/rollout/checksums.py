@@ -48,7 +48,8 @@ class SyncError(RuntimeError):
 def checksum(tensor: torch.Tensor) -> Checksum:
     """The sum of all elements' bits, as integers of the element's width, and the number of elements."""
     bits = tensor.detach().reshape(-1).view(INTEGERS[tensor.element_size()])
-    return Checksum(sum(int(chunk.sum(dtype=torch.int64)) for chunk in bits.split(CHUNK)), bits.numel())
+    total = sum(int(chunk.sum(dtype=torch.int64)) for chunk in bits.split(CHUNK))
+    return Checksum(total % 2**64, bits.numel())
 
 
 def find_sources(
