@@ -87,6 +87,8 @@ _REWRITES = [
     ]
 ]  # fmt: skip
 _ROOT = re.compile(r"\\sqrt\s*(\\[a-zA-Z]+|[0-9a-zA-Z])")
+_INDEXED_ROOT = re.compile(r"(\\sqrt\s*\[[^\[\]{}]{1,9}\])\s*(\\(?!frac|sqrt|left)[a-zA-Z]+|[0-9a-zA-Z])")
+_NEGATIVE_POWER = re.compile(r"\^\s*-\s*(\d+(?!\d|\.\d)|[a-zA-Z](?![a-zA-Z]))")
 _FRACTION = re.compile(r"\\frac(?![a-zA-Z])\s*")
 _ATOM = re.compile(r"\\[a-zA-Z]+|[0-9a-zA-Z]")
 _SINGLE_TEXT = re.compile(r"\\text\{\s*([a-zA-Z])\s*\}(?=\s*\^|\s*_|\s*\()|(?<=[\^_])\\text\{\s*([a-zA-Z0-9])\s*\}")
@@ -162,7 +164,8 @@ def _one_pass(text: str) -> str:
         text = pattern.sub(replacement, text)
     if "\\frac" in text:
         text = _brace_denominators(_brace_fractions(text))
-    return _ROOT.sub(lambda m: "\\sqrt{" + m.group(1) + "}", text)
+    text = _NEGATIVE_POWER.sub(r"^{-\1}", text)
+    return _INDEXED_ROOT.sub(r"\1{\2}", _ROOT.sub(r"\\sqrt{\1}", text))
 
 
 MAX_PASSES = 100  # each takes off a layer, such as one of several prefixes

@@ -148,6 +148,14 @@ def _relation(text: str) -> Range | None:
         else:
             segments = (Segment(-oo, True, -bound, is_open), Segment(bound, is_open, oo, True))
         return Range(segments, distance.group(1), True)
+    between = re.fullmatch(r"\|\s*(\\?[a-zA-Z])\s*\|", sides[1])
+    if between and len(signs) == 2 and all(sign in ("<", "\\leq") for sign in signs):
+        low, high = _bound(sides[0]), _bound(sides[2])
+        if low is None or high is None or oo in (low, high) or not _less(-low, low) or not _less(low, high):
+            return None
+        ends = signs[0] == "<", signs[1] == "<"
+        outer = Segment(-high, ends[1], -low, ends[0]), Segment(low, ends[0], high, ends[1])
+        return Range(outer, between.group(1), True)
     middles = [n for n, side in enumerate(sides) if _VARIABLE.match(side)]
     if len(signs) == 2 and middles == [1] and not sides[1].startswith("-") and signs[0] in _FLIP and signs[1] in _FLIP:
         if (signs[0] in (">", "\\geq")) != (signs[1] in (">", "\\geq")):

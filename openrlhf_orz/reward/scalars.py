@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from openrlhf_orz.reward import shapes, values
 from openrlhf_orz.reward.compare import Decision, decide
@@ -14,8 +15,12 @@ from openrlhf_orz.reward.quantity import Number, number, split_unit, units_agree
 _CHOICE_AND_CONTENT = re.compile(
     r"(?:\\text\{)?\s*\(\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*\)(?:\s*\}\s*|\s+\}?|\s*:\s*)(?:\\text\{\s*)?(?:[-$]?\d|\\frac|\\sqrt|\\\$|[A-Za-z]{4})"
 )
+_CHOICE_DOT_CONTENT = re.compile(  # C. x = 4, not C. D
+    r"(?:\\text\{\s*)?([A-Z])\s*[.:)]\s+(?:\\text\{\s*)?(?=[-$]?\d|[a-z]\s*=|\\frac|\\sqrt|\\\$|[A-Za-z]{3})(?!.*(?<![a-zA-Z\\])[A-Z](?![a-zA-Z]))"
+)
 _GLUED = re.compile(r"[\d})]\\text\{[a-zA-Z]")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")
+_DECIMAL = re.compile(r"-?(\d*)\.(\d+)(?:\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)\s*\{?\s*([+-]?\d{1,4})\s*\}?)?")
 _SELECTION = re.compile(r"\\(?:min|max|sup)(?![a-zA-Z])")  # of values the answer should choose from itself
 _CHOOSE = re.compile(r"(?<![a-zA-Z\\])C\s*\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)")
 _VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-df-hj-z](?![a-zA-Z])")  # not e and i
@@ -45,6 +50,8 @@ def clock(gold: str, answer: str) -> Decision:
         return hours[0] == hours[1]
     if left[0] == right[0]:
         return True
+    if {len(left[0]), len(right[0])} == {2, 3} and left[0][:2] == right[0][:2]:
+        return (gold if len(left[0]) == 3 else answer).endswith(":00")
     looks_like_time = any(part < 10 and f"0{part}" in gold + answer for part in left[0] + right[0])
     if looks_like_time or len(left[0]) != len(right[0]) or 0 in left[0] + right[0]:
         return False
@@ -61,11 +68,16 @@ def exact_number(gold: str, answer: str) -> Decision:
 
 def _rounds_to(gold: Number, answer: Number, text: str) -> bool:
     """A reference given as a long decimal is a rounding; an exact answer that rounds to it is right."""
-    digits = re.sub(r"[^\d]", "", text).lstrip("0")
-    if not gold.decimal or answer.decimal or len(digits) < 6 or not re.fullmatch(r"-?\d*\.\d+", text):
-        return False
-    places = len(text.split(".")[1])
-    return abs(gold.value - answer.value) * 10**places * 2 <= 1
+    half = None if answer.decimal else _half_place(text)
+    return half is not None and abs(gold.value - answer.value) <= half
+
+
+def _half_place(text: str) -> Fraction | None:
+    """Half of the last place of a decimal with six or more digits, None for other numbers."""
+    match = _DECIMAL.fullmatch(text)
+    if not match or len((match[1] + match[2]).lstrip("0")) < 6:
+        return None
+    return Fraction(10) ** (int(match[3] or 0) - len(match[2])) / 2
 
 
 def _percent(text: str) -> str | None:
@@ -116,7 +128,7 @@ def choice(gold: str, answer: str) -> Decision:
     right = shapes.choice(answer)
     if right:
         return left[0] == right[0]
-    with_content = _CHOICE_AND_CONTENT.match(answer)
+    with_content = _CHOICE_AND_CONTENT.match(answer) or _CHOICE_DOT_CONTENT.match(answer)
     if with_content:
         return with_content.group(1) == left[0]
     lower = re.fullmatch(r"(?:\\text\{)?\s*\(?([a-z])\)?\s*\}?", answer)
@@ -198,6 +210,10 @@ def expression(gold: str, answer: str) -> Decision:
         return False
     if number(gold) is not None and _VARIABLE.search(answer):
         return False
-    if re.search(r"[\^!]", answer):
-        return values.same(gold, answer)
-    return values.same(gold, _CHOOSE.sub(r"\\binom{\1}{\2}", answer))
+    if not re.search(r"[\^!]", answer):
+        answer = _CHOOSE.sub(r"\\binom{\1}{\2}", answer)
+    rounded = number(gold)
+    half = _half_place(gold) if rounded and "." not in answer else None
+    if half is not None:  # 0.866025 is \frac{\sqrt{3}}{2}
+        return values.within(answer, rounded.value, half)
+    return values.same(gold, answer)

@@ -12,11 +12,13 @@ import functools
 import logging
 import re
 import zlib
+from fractions import Fraction
 
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
 from sympy import Basic, Expr, Float, I, MatrixBase, Rational, Symbol, log, nan, oo, preorder_traversal, zoo
+from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.function import AppliedUndef
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -99,12 +101,19 @@ def exact(expression: Expr) -> Expr:
     return expression.xreplace(swaps) if swaps else expression
 
 
+def _sorted(expression: Expr) -> Expr:
+    """With the factors and terms in SymPy's order; the parser leaves them as they were written."""
+    return expression.replace(lambda node: node.is_Mul or node.is_Add, lambda node: node.func(*node.args))
+
+
 def evaluate_equal(left: Expr, right: Expr) -> bool | None:
     """Equality by evaluation; None when the points do not settle it."""
     try:
         left, right = exact(left), exact(right)
         if left.is_Rational and right.is_Rational:
             return bool(left == right)
+        if left.has(ExprWithLimits) and right.has(ExprWithLimits) and _sorted(left) == _sorted(right):
+            return True  # a sum up to n takes seconds at a point
         if left in (oo, -oo) or right in (oo, -oo):
             return bool(left == right)
         symbols = left.free_symbols | right.free_symbols
@@ -146,6 +155,19 @@ def near(gold: str, answer: str) -> bool:
             return False
     values = [number_at(exact(side), {}) for side in (left, right)]
     return None in values or bool(abs(values[0] - values[1]) * 50 <= abs(values[0]))
+
+
+def within(text: str, value: Fraction, distance: Fraction) -> bool | None:
+    """Whether the constant ``text`` is that close to ``value``, None if it is no constant."""
+    parsed = parse(text)
+    if not isinstance(parsed, Expr):
+        return None
+    constant = exact(parsed)
+    number = None if constant.free_symbols else number_at(constant, {})
+    if number is None or not number.is_real:
+        return False
+    target, most = (Rational(x.numerator, x.denominator) for x in (value, distance))
+    return bool(abs(number - target) <= most)
 
 
 def same_progression(gold: str, answer: str, name: str) -> bool:
