@@ -53,7 +53,11 @@ def _value_of_chain(gold: str, sides: list[str], signs: list[str]) -> Decision:
     rounded = [n for n in stated if n not in exact]
     if exact and all(decide(gold, sides[n])[0] for n in exact):
         return all(values.near(gold, sides[n]) for n in rounded)
-    return bool(rounded) and re.search(r"\d\.\d|(?<!\d)\.\d", gold) is not None and any(decide(gold, sides[n])[0] for n in rounded)
+    return (
+        bool(rounded)
+        and re.search(r"\d\.\d|(?<!\d)\.\d", gold) is not None
+        and any(decide(gold, sides[n])[0] for n in rounded)
+    )
 
 
 def _same_argument(gold: list[str], answer: list[str]) -> list[str]:

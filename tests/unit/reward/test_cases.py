@@ -1,5 +1,6 @@
 """The table of judgements (cases.txt), through the real workers; and the table of mends."""
 
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -60,7 +61,7 @@ def test_symmetric_kinds_are_symmetric(grader):
     But for one rule: a reference written as a long decimal is taken for a rounding.
     """
     kinds = {"fractions", "scientific", "roots and constants", "algebra", "matrices"}
-    cases = [case for case in CASES if case.kind in kinds and case.answer != "0.333333"]
+    cases = [case for case in CASES if case.kind in kinds and not re.fullmatch(r"\d\.\d{5,}", case.answer)]
     with ThreadPoolExecutor(4) as threads:
         grades = list(threads.map(lambda case: grader.grade(response(case.gold), case.answer), cases))
     assert [(c.gold, c.answer) for c, g in zip(cases, grades) if bool(g.reward) != c.right] == []

@@ -64,7 +64,9 @@ def test_guards_refuse_no_honest_answer():
     refused = [
         case
         for case in read_cases()
-        if (case.right and guards.refusal(case.gold, case.answer)) or (case.gold not in above_a_limit and guards.refusal("0", case.gold))
+        if (case.right and guards.refusal(case.gold, case.answer))
+        # a sum that stands in the reference may stand in the answer
+        or (case.gold not in above_a_limit and guards.refusal("0", case.gold) not in (None, "unevaluated"))
     ]
     assert refused == []
 
