@@ -16,7 +16,7 @@ def cross_fit_advantages(
     scale: bool = True,
     total: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
     eps: float = 1e-8,
-) -> tuple[list[torch.Tensor], dict[str, float | None]]:
+) -> tuple[list[torch.Tensor], dict[str, float]]:
     """A = R - V of each sample, normalised by mean and biased standard deviation over all action tokens of all ranks.
 
     Args:
@@ -25,7 +25,7 @@ def cross_fit_advantages(
         total: sums a float64 vector over ranks.
 
     Returns:
-        advantages (A_i,) of each sample, and explained_variance (None if the returns do not vary) of all ranks.
+        advantages (A_i,) of each sample, and explained_variance (nan if the returns do not vary) of all ranks.
     """
     keep = [mask.bool() for mask in masks]
     returns_N = torch.cat([r[k] for r, k in zip(returns, keep)]).double()
@@ -37,4 +37,4 @@ def cross_fit_advantages(
     variance, return_variance = (x / count for x in total(squares).tolist())
     rstd = max(variance, eps) ** -0.5 if scale else 1.0
     advantages = [((r.float() - v.float()) - mean) * rstd * k for r, v, k in zip(returns, values, keep)]
-    return advantages, {"explained_variance": 1 - variance / return_variance if return_variance else None}
+    return advantages, {"explained_variance": 1 - variance / return_variance if return_variance else float("nan")}
