@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 UPSTREAM_VERSION = "0.11.2"
-PATCHES = 10  # in patches/series
+PATCHES = 11  # in patches/series
 REMEDY = "run: bash tools/setup.sh"
 
 

@@ -1,4 +1,4 @@
-"""A line for each step on the console, read from the run's own metrics.jsonl."""
+"""A line for each step on the console, read from the run's own metrics.jsonl, and its warnings."""
 
 import json
 import os
@@ -17,13 +17,31 @@ def progress_line(record: dict, steps: int) -> str:
     return line
 
 
-class Progress:
-    """Prints the steps that are added to ``path`` while the context is open, to the stdout of now even if that is redirected."""
+class Followed:
+    """The lines that are added to a file from now on."""
 
-    def __init__(self, path: Path, steps: int, every_s: float = 0.5):
-        self.path, self.steps, self.every_s = path, steps, every_s
-        self.console = os.fdopen(os.dup(1), "w")
+    def __init__(self, path: Path):
+        self.path = path
         self.position = path.stat().st_size if path.exists() else 0
+
+    def new_lines(self) -> list[str]:
+        """Whole lines since the last call."""
+        if not self.path.exists():
+            return []
+        with open(self.path, "rb") as f:
+            f.seek(self.position)
+            lines = [line for line in f if line.endswith(b"\n")]
+        self.position += sum(map(len, lines))
+        return [line.decode(errors="replace") for line in lines]
+
+
+class Progress:
+    """Prints the steps and warnings of a run while the context is open, to the stdout of now even if that is redirected."""
+
+    def __init__(self, run_dir: Path, steps: int, every_s: float = 0.5):
+        self.steps, self.every_s = steps, every_s
+        self.console = os.fdopen(os.dup(1), "w")
+        self.metrics, self.warnings = Followed(run_dir / "metrics.jsonl"), Followed(run_dir / "warnings.log")
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -32,15 +50,10 @@ class Progress:
             self._print_new()
 
     def _print_new(self):
-        if not self.path.exists():
-            return
-        with open(self.path, "rb") as f:
-            f.seek(self.position)
-            for line in f:
-                if not line.endswith(b"\n"):
-                    return
-                self.position += len(line)
-                print(progress_line(json.loads(line), self.steps), file=self.console, flush=True)
+        for line in self.metrics.new_lines():
+            print(progress_line(json.loads(line), self.steps), file=self.console, flush=True)
+        for line in self.warnings.new_lines():
+            print("warning:", line, end="", file=self.console, flush=True)
 
     def __enter__(self):
         self.thread.start()

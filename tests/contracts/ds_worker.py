@@ -3,6 +3,7 @@
 ``zero``: one optimizer step from several micro-batches, against torch's own AdamW on the whole batch.
 ``single_step``: the policy gradient of ORZ's single step, skipped or not, packed or not, against stock OpenRLHF's.
 ``cross_fit``: the values that the critic's training takes, against those before it.
+``nonfinite``: a NaN in one sample of one rank, by ZeRO stage.
 """
 
 import json
@@ -212,8 +213,62 @@ def cross_fit():
     return result
 
 
+def nonfinite(folder, *stages):
+    return {stage: nonfinite_case(folder, stage) for stage in stages}
+
+
+def nonfinite_case(folder, stage):
+    """Optimizer steps: good, one with a NaN in rank 0's first sample, good, then NaNs until the run gives up."""
+    from deepspeed.utils import safe_get_full_fp32_param
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    from openrlhf_orz.trainer.actor import OrzActorPPOTrainer
+
+    args = make_args("--ds.zero_stage", stage, "--ckpt.output_dir", f"{folder}/{stage}")
+    strategy = make_strategy(args)
+    actor, optim, scheduler = make_actor(strategy, args)
+    trainer = OrzActorPPOTrainer(strategy, actor, None, optim, scheduler, micro_train_batch_size=1)
+    sequences, attention, action = make_batch(size=4, seed=dist.get_rank())
+
+    def weights():
+        params = actor.model.module.parameters()
+        return torch.cat([(w if (w := safe_get_full_fp32_param(p)) is not None else p.data).flatten() for p in params])
+
+    def step(bad):
+        advantages = torch.randn(action.shape, generator=torch.Generator().manual_seed(2)) * action
+        if bad and dist.get_rank() == 0:
+            advantages[0, 4] = float("nan")
+        trainer.replay_buffer.append(
+            Experience(
+                sequences=sequences.clone(), attention_mask=attention.clone(), action_mask=action.clone(),
+                action_log_probs=torch.zeros(action.shape), advantages=advantages, total_length=attention.sum(-1),
+                response_length=action.sum(-1), info={"reward": torch.zeros(4)},
+            )
+        )  # fmt: skip
+        before = weights().clone()
+        try:
+            status = trainer.ppo_train(0.0)
+        finally:
+            trainer.replay_buffer.clear()
+        return (weights() - before).abs().max().item(), status
+
+    result = {"steps": [], "ended": None}
+    for bad in (False, True, False):
+        moved, status = step(bad)
+        result["steps"].append([moved, status["policy_updates"], status["policy_steps_skipped"]])
+    for number in range(1, 6):
+        try:
+            step(True)
+        except FloatingPointError as error:
+            result["ended"] = [number, str(error)]
+            break
+    result["finite"] = bool(weights().isfinite().all())
+    return result
+
+
 if __name__ == "__main__":
-    result = {"zero": zero, "single_step": single_step, "cross_fit": cross_fit}[sys.argv[1]](*sys.argv[2:])
+    cases = {"zero": zero, "single_step": single_step, "cross_fit": cross_fit, "nonfinite": nonfinite}
+    result = cases[sys.argv[1]](*sys.argv[2:])
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(result))
     dist.barrier()

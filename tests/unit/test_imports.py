@@ -9,9 +9,11 @@ PACKAGE = Path(__file__).parents[2] / "openrlhf_orz"
 ALONE = {"algo", "models", "reward", "data", "report"}  # no OpenRLHF, no compat, only each other
 MAY_IMPORT = {
     "rollout": ALONE | {"config", "compat", "rollout"},
-    "trainer": ALONE | {"config", "skip_plan", "compat", "rollout", "trainer"},
+    "trainer": ALONE | {"config", "skip_plan", "checkpoints", "resume", "compat", "rollout", "trainer"},
     "config": {"config", "skip_plan"},
     "skip_plan": set(),
+    "checkpoints": set(),
+    "resume": {"checkpoints", "config"},
     "compat": {"compat"},
     **{name: {name} for name in ALONE},
     "data": {"data", "reward"},
