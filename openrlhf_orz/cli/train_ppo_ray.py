@@ -3,15 +3,16 @@
 import contextlib
 import math
 import os
-import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from openrlhf_orz.cli import ray_session
 from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.config import ConfigError, Secret, prompt_budget
+from openrlhf_orz.config import ConfigError, check_rollouts, prompt_budget
+from openrlhf_orz.redact import copy_redacted, hide, redact
 from openrlhf_orz.skip_plan import describe
 from openrlhf_orz.trainer.run_dir import save_config
 
@@ -21,14 +22,11 @@ def prepare_data(args) -> int:
 
     Raises DataError, naming flag, file and line, if there is nothing to train on.
     """
-    from transformers import AutoTokenizer
-
     from openrlhf_orz.data.prepare import prepare_prompts
+    from openrlhf_orz.model_check import check_models
     from openrlhf_orz.reward.grader import Grader
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        args.actor.model_name_or_path, trust_remote_code=args.orz.trust_remote_code
-    )
+    tokenizer = check_models(args)
     template = args.orz.prompt_template if args.data.input_template is None else args.data.input_template
     data_dir = Path(args.orz.run_dir) / "data"
     with Grader(plain=args.orz.plain_math_verify) as grader:
@@ -54,7 +52,18 @@ def prepare_data(args) -> int:
             held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", split=args.eval.split, **common)
             args.eval.dataset, args.eval.split = ",".join(map(str, held_out.paths)), "train"
     args.data.input_key, args.data.label_key, args.data.input_template = "prompt", "label", None
-    return min(train.n_rows, args.data.max_samples)
+    prompts = min(train.n_rows, args.data.max_samples)
+    check_rollouts(args, prompts)
+    return prompts
+
+
+def make_run_dir(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir):  # what permissions alone do not tell: a full or read-only disk
+            pass
+    except OSError as error:
+        raise ConfigError(f"--ckpt.output_dir: {run_dir} cannot be written: {error}. Choose another folder") from None
 
 
 def engine_args(args) -> dict:
@@ -82,7 +91,7 @@ def train(args, explicit: set[str]) -> None:
 
     check_openrlhf()
     run_dir = Path(args.orz.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_dir(run_dir)
     prompts = prepare_data(args)
     save_config(args, explicit, run_dir / "config.json")
     steps = math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
@@ -140,7 +149,7 @@ def keep_logs(source: Path, target: Path, job_id: str) -> None:
     target.mkdir(exist_ok=True)
     for log in source.glob(f"worker-*-{job_id}-*"):
         if log.stat().st_size:
-            shutil.copy(log, target)
+            copy_redacted(log, target)
 
 
 def summary(args) -> str:
@@ -164,16 +173,16 @@ def summary(args) -> str:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args, explicit = parse(argv)
-    if args.logger.wandb.key:
-        args.logger.wandb.key = Secret(args.logger.wandb.key)
+    hide(args)
     signal.signal(signal.SIGTERM, ray_session.terminate)
     start = time.time()
+    from openrlhf_orz.compat import WrongBuild
     from openrlhf_orz.data.rows import DataError
 
     try:
         train(args, explicit)
-    except (ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ConfigError, DataError, WrongBuild, OSError) as error:
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; what was written so far is in", args.orz.run_dir, file=sys.stderr)
@@ -184,7 +193,10 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(error, RayError):
             raise
         cause = "\n".join(str(error).splitlines()[-12:])
-        print(f"{cause}\nerror: training failed; all logs: {os.path.join(args.orz.run_dir, 'logs')}", file=sys.stderr)
+        print(
+            f"{redact(cause)}\nerror: training failed; all logs: {os.path.join(args.orz.run_dir, 'logs')}",
+            file=sys.stderr,
+        )
         return 1
     print(summary(args))
     print(f"[orz] {time.time() - start:.0f} s in all", flush=True)

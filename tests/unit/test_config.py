@@ -79,7 +79,7 @@ def test_off_policy_by_name():
         (["--actor.num_gpus_per_node", "2"], ["--train.colocate_all", "--critic.num_gpus_per_node"]),
         (["--vllm.num_engines", "3"], ["--vllm.num_engines"]),
         (["--actor.model_name_or_path", "./nowhere/model"], ["--actor.model_name_or_path", "config.json"]),
-        (["--algo.advantage.lambd", "1.5"], ["--algo.advantage.lambd 1.5"]),
+        (["--algo.advantage.lambd", "1.5"], ["--algo.advantage.lambd is 1.5"]),
         (["--rollout.batch_size", "0"], ["--rollout.batch_size is 0"]),
         (["--orz.value_head_init", "zeros"], ["--orz.value_head_init", "released"]),
         (["--no.such.flag", "1"], ["--no.such.flag"]),
