@@ -63,7 +63,7 @@ def parse(argv: list[str]):
         args = check_args(flat)
         validate(args)
     except (ConfigError, AssertionError) as error:
-        print(f"{parser.prog}: error:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
+        print(f"{parser.prog}: error:", *redact(str(error)).splitlines(), sep="\n  ", file=sys.stderr)
         raise SystemExit(2) from None
     args.orz.own_agent = args.train.agent_func_path is None and args.reward.remote_url == ["orz"]
     # OpenRLHF's dynamic mode alone lets us choose the optimizer steps; fixed micro-batches run in it, too.
