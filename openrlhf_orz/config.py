@@ -221,6 +221,8 @@ def validate(args) -> None:
     check(args.actor.model_name_or_path, "--actor.model_name_or_path is missing: name a model or a directory")
     for role in ("actor", "critic"):
         path = getattr(args, role).model_name_or_path
+        if role == "critic" and path == args.actor.model_name_or_path:
+            continue
         if path and not re.fullmatch(HUB_NAME, path):  # else a name on the hub, if there is no such directory
             check(os.path.exists(path), f"--{role}.model_name_or_path: there is no directory {path}: check the path")
         if path and os.path.exists(path):

@@ -59,11 +59,12 @@ def _load_config(flag: str, name: str, trust: bool):
     except Exception as error:  # whatever transformers, the hub and a broken file raise
         if "trust_remote_code" in str(error):
             raise ConfigError(f"{flag}: {name} wants to run code of its own: {REMOTE_CODE}") from None
-        raise ConfigError(f"{flag}: the configuration of {name} did not load: {_first(error)}") from None
+        raise ConfigError(f"{flag}: the configuration of {name} did not load: {_short(error)}") from None
 
 
-def _first(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 300 else text[:300] + ' ...'}"
 
 
 def _read_json(flag: str, path: Path) -> dict:
@@ -102,7 +103,7 @@ def _load_tokenizer(flag: str, name: str, trust: bool):
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ConfigError(f"{flag}: the tokenizer of {name} wants to run code of its own: {REMOTE_CODE}") from None
-        raise ConfigError(f"{flag}: the tokenizer of {name} did not load: {_first(error)}: {remedy}") from None
+        raise ConfigError(f"{flag}: the tokenizer of {name} did not load: {_short(error)}: {remedy}") from None
     if len(tokenizer) < 2 or not tokenizer("1 + 1")["input_ids"]:
         raise ConfigError(f"{flag}: {name} holds no tokenizer: {remedy}")
     if tokenizer.eos_token_id is None:

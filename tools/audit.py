@@ -1,9 +1,9 @@
 """Known vulnerabilities of the pinned requirements: ``python tools/audit.py [REQUIREMENTS ...]``.
 
-Asks pip-audit (https://pypi.org/project/pip-audit/; ``pip install pip-audit``, in any environment whose Python runs
-this file) about every package that the files pin, and prints a line for each advisory; docs/security.md says why those
-that stand do. Exit status: 0 no advisory but those accepted there, 1 some, 2 a file that cannot be read or does not pin,
-3 the advisory database was not reached, 4 pip-audit is not installed. 3 and 4 mean that nothing was checked.
+Asks pip-audit (``pip install pip-audit``, in any environment whose Python runs this file) about every package that the
+files pin, and prints a line for each advisory; docs/security.md says why those that stand do. Exit status: 0 no advisory
+but those accepted there; 1 some; 2 a file that cannot be read or does not pin; 3 the advisory database was not reached;
+4 pip-audit is not installed. 3 and 4 mean that nothing was checked.
 """
 
 import argparse
@@ -63,10 +63,8 @@ def audit(packages: dict[str, str], command: list[str] | None = None) -> tuple[i
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("".join(f"{name}=={version}\n" for name, version in sorted(packages.items())))
         file.flush()
-        result = subprocess.run(
-            [*command, "--requirement", file.name, "--no-deps", "--disable-pip", "--format", "json", "--progress-spinner",
-             "off", "--timeout", "30"], capture_output=True, text=True,
-        )  # fmt: skip
+        options = ["--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off", "--timeout", "30"]
+        result = subprocess.run([*command, "--requirement", file.name, *options], capture_output=True, text=True)
     try:
         report = json.loads(result.stdout)["dependencies"]
     except (ValueError, KeyError, TypeError):
@@ -89,7 +87,8 @@ def audit(packages: dict[str, str], command: list[str] | None = None) -> tuple[i
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", type=Path, default=[ROOT / "requirements-cpu.txt", ROOT / "requirements.txt"])
+    ours = [ROOT / "requirements-cpu.txt", ROOT / "requirements.txt"]
+    parser.add_argument("files", nargs="*", type=Path, default=ours, help="default: the two of this project")
     files = parser.parse_args(argv).files
     try:
         packages = [(path, pinned(path)) for path in files]

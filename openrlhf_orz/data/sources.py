@@ -109,7 +109,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
         for number, line in enumerate(lines, 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():  # an empty line is the end of the file, not a row
-                yield str(path), number, _decode_line(line)
+                yield str(path), number, _decode_line(line.rstrip(b"\r\n"))
 
 
 def _decode_line(line: bytes) -> Any:

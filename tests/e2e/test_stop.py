@@ -4,6 +4,7 @@ import glob
 import ipaddress
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,10 +44,24 @@ def wait_for(condition, timeout: float) -> bool:
 def listening(process: psutil.Process) -> list[tuple]:
     """(address, port, command) of each socket on which the process listens."""
     try:
-        return [(*c.laddr, " ".join(process.cmdline())[:60]) for c in process.net_connections("tcp")
-                if c.status == psutil.CONN_LISTEN]  # fmt: skip
-    except psutil.NoSuchProcess:
+        # an UDP socket without a peer takes from everybody
+        return [(*c.laddr, " ".join(process.cmdline())[:200]) for c in process.net_connections("inet")
+                if c.status == psutil.CONN_LISTEN or (c.type == socket.SOCK_DGRAM and not c.raddr)]  # fmt: skip
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []
+
+
+def of_run(mark: str, session: int) -> set[psutil.Process]:
+    """The processes of a session, and all with ``mark`` (NAME=VALUE) in their environment."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if mark.encode() in environment or os.getsid(process.pid) == session:
+                found.add(process)
+        except OSError:  # it ended meanwhile, or is somebody else's
+            continue
+    return found
 
 
 def is_loopback(address: str) -> bool:
@@ -63,15 +78,20 @@ def test_stopped_by_a_signal(tmp_path, signum):
         "--rollout.max_new_tokens", "16", "--rollout.batch_size", "2", "--rollout.n_samples_per_prompt", "4",
         "--orz.critic_updates", "2", "--train.num_episodes", "1000",
     ]  # fmt: skip
-    process = subprocess.Popen(list(map(str, command)), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    mark = f"ORZ_TEST_RUN={tmp_path}"
+    env = ENV | dict([mark.split("=", 1)])
+    process = subprocess.Popen(list(map(str, command)), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, start_new_session=True)  # fmt: skip
     try:
         metrics = run / "metrics.jsonl"
         assert wait_for(lambda: metrics.exists() or process.poll() is not None, 300) and metrics.exists()
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) > 5
-        open_to_all = [line for process in family for line in listening(process) if not is_loopback(line[0])]
-        assert not open_to_all, "nothing may listen beyond loopback"
+        everyone = {*family, *of_run(mark, process.pid)}  # also whoever has left the family
+        sockets = [line for member in everyone for line in listening(member)]
+        assert sockets, "the sockets of Ray, at least, are seen"
+        assert not [line for line in sockets if not is_loopback(line[0])], "nothing may listen beyond loopback"
+        assert not [line for line in sockets if "tensorboard" in line[2] or "dashboard.py" in line[2]]
         memory = shared_memory(family)
         assert memory
         process.send_signal(signum)

@@ -78,7 +78,7 @@ def test_off_policy_by_name():
         (["--rollout.max_new_tokens", "2048"], ["--rollout.max_new_tokens 2048", "--data.max_len 2048"]),
         (["--actor.num_gpus_per_node", "2"], ["--train.colocate_all", "--critic.num_gpus_per_node"]),
         (["--vllm.num_engines", "3"], ["--vllm.num_engines"]),
-        (["--actor.model_name_or_path", "./nowhere/model"], ["--actor.model_name_or_path", "config.json"]),
+        (["--actor.model_name_or_path", "./nowhere/model"], ["--actor.model_name_or_path", "no directory ./nowhere"]),
         (["--algo.advantage.lambd", "1.5"], ["--algo.advantage.lambd is 1.5"]),
         (["--rollout.batch_size", "0"], ["--rollout.batch_size is 0"]),
         (["--orz.value_head_init", "zeros"], ["--orz.value_head_init", "released"]),
