@@ -1,9 +1,13 @@
 """Known vulnerabilities of the pinned requirements: ``python tools/audit.py [REQUIREMENTS ...]``.
 
 Asks pip-audit (``pip install pip-audit``, in any environment whose Python runs this file) about every package that the
-files pin, and prints a line for each advisory; docs/security.md says why those that stand do. Exit status: 0 no advisory
-but those accepted there; 1 some; 2 a file that cannot be read or does not pin; 3 the advisory database was not reached;
-4 pip-audit is not installed. 3 and 4 mean that nothing was checked.
+files pin, and prints a line for each advisory; docs/security.md says why those that stand do. Exit status:
+
+0  no advisory but those accepted there
+1  some
+2  a file that cannot be read or does not pin
+3  the advisory database was not reached: nothing was checked
+4  pip-audit is not installed: nothing was checked
 """
 
 import argparse
@@ -68,7 +72,7 @@ def audit(packages: dict[str, str], command: list[str] | None = None) -> tuple[i
     try:
         report = json.loads(result.stdout)["dependencies"]
     except (ValueError, KeyError, TypeError):
-        return UNREACHED, ["the advisory database was not reached; pip-audit said:", *result.stderr.splitlines()[-3:]]
+        return UNREACHED, ["pip-audit said:", *result.stderr.splitlines()[-3:]]
     lines, stands = [], accepted()
     for package in report:
         if "skip_reason" in package:
@@ -81,7 +85,7 @@ def audit(packages: dict[str, str], command: list[str] | None = None) -> tuple[i
     checked = sum("skip_reason" not in package for package in report)
     lines.append(f"{checked} of {len(packages)} packages checked")
     if not checked:
-        return UNREACHED, [*lines, "nothing was checked"]
+        return UNREACHED, lines
     return (FOUND if any(line.startswith("FOUND") for line in lines) else 0), lines
 
 
@@ -98,7 +102,11 @@ def main(argv: list[str] | None = None) -> int:
     if not find_spec("pip_audit"):
         print("error: pip-audit is not installed, nothing was checked: pip install pip-audit", file=sys.stderr)
         return NOT_INSTALLED
-    worst = 0
+    worst, probe = 0, dict(list(packages[0][1].items())[:1])
+    status, lines = audit(probe)  # one question tells whether there is anybody to ask
+    if status == UNREACHED:
+        print("error: the advisory database was not reached, nothing was checked", *lines, sep="\n  ", file=sys.stderr)
+        return UNREACHED
     for path, wanted in packages:
         status, lines = audit(wanted)
         print(f"{path}:", *lines, sep="\n  ")

@@ -164,8 +164,8 @@ def test_schedulers_are_those_of_transformers():
 def test_last_rollout_smaller_than_the_ranks(run, tmp_path):
     """Nine prompts, four a rollout, one response each: two ranks, and the last rollout has one sample."""
     (tmp_path / "rows.jsonl").write_text(GOOD * 9)
-    flags = ("--rollout.n_samples_per_prompt", "1", "--actor.num_gpus_per_node", "2", "--critic.num_gpus_per_node", "2",
-             "--orz.critic_updates", "1")  # fmt: skip
+    two = ("--actor.num_gpus_per_node", "2", "--critic.num_gpus_per_node", "2")
+    flags = ("--rollout.n_samples_per_prompt", "1", "--orz.critic_updates", "1", *two)
     named = ["--rollout.batch_size 4", "of 9 prompts the last rollout has 1", "the 2 ranks", "--data.max_samples"]
     check(run(*flags), 2, named)
     check(run(*flags, "--data.max_samples", "8"), "starts", ["8 prompts, 2 steps"])
