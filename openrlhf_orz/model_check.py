@@ -31,15 +31,16 @@ def check_models(args) -> Any:
     Raises ConfigError, naming flag, file and remedy.
     """
     flag, name, trust = "--actor.model_name_or_path", args.actor.model_name_or_path, args.orz.trust_remote_code
-    config = _load_config(flag, name, trust)
-    _check_architecture(flag, name, config, trust)
+    whole = _load_config(flag, name, trust)
+    _check_architecture(flag, name, whole, trust)
+    config = whole.get_text_config()
     tokenizer = _load_tokenizer(flag, name, trust)
     _check_fit(flag, config, tokenizer, args)
     check_weights(flag, name, config)
     critic = args.critic.model_name_or_path
     if critic and critic != name:
         flag = "--critic.model_name_or_path"
-        config = _load_config(flag, critic, trust)
+        config = _load_config(flag, critic, trust).get_text_config()
         _check_vocabulary(flag, config, tokenizer)
         check_weights(flag, critic, config)
     if critic and Path(critic).is_dir():
@@ -54,8 +55,7 @@ def _load_config(flag: str, name: str, trust: bool):
     if path.exists():
         _read_json(flag, path)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
-        return config.get_text_config()
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust)
     except Exception as error:  # whatever transformers, the hub and a broken file raise
         if "trust_remote_code" in str(error):
             raise ConfigError(f"{flag}: {name} wants to run code of its own: {REMOTE_CODE}") from None
@@ -80,7 +80,7 @@ def _read_json(flag: str, path: Path) -> dict:
 def _check_architecture(flag: str, name: str, config, trust: bool) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
 
-    if config.model_type not in known and not trust:
+    if not {config.model_type, config.get_text_config().model_type} & set(known) and not trust:
         raise ConfigError(f"{flag}: {name} ({config.model_type}) does not generate text: name a causal language model")
     remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     architectures = config.architectures or []
