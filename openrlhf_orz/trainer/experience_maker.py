@@ -4,10 +4,13 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.algo.advantages import discounted_sum, gae
 from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
 from openrlhf_orz.skip_plan import needs_old_log_probs
+
+logger = init_logger(__name__)
 
 
 class OrzExperienceMaker(RemoteExperienceMaker):
@@ -86,6 +89,18 @@ class OrzExperienceMaker(RemoteExperienceMaker):
 
     def get_cumulative_returns(self, rewards, action_mask, gamma):
         return discounted_sum(rewards * action_mask, gamma)
+
+
+def with_tokens(items: list[Experience]) -> list[Experience]:
+    """The samples that have a token to train on; how many have none is logged.
+
+    Their rewards have counted in the group; but a micro-batch or a mini-batch of them alone is a mean over no tokens,
+    which upstream makes an error of, or a loss that is no number.
+    """
+    kept = [item for item in items if item.action_mask.any()]
+    if len(kept) < len(items):
+        logger.warning(f"{len(items) - len(kept)} of {len(items)} responses are empty: nothing to train on in them")
+    return kept
 
 
 def response_lengths(experiences: list[Experience]) -> torch.Tensor:

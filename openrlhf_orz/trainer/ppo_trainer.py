@@ -15,7 +15,7 @@ from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
 from openrlhf_orz.reward.extract import extract_answer
 from openrlhf_orz.reward.verdict import Verdict
-from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
 from openrlhf_orz.trainer.metrics import rollout_metrics, step_record
 from openrlhf_orz.trainer.run_dir import RunDir
 
@@ -58,7 +58,7 @@ class OrzTrainer:
 
     def balance_experiences(self, experiences, args):
         """One experience for each data-parallel rank, by work instead of by count."""
-        items = [item for experience in experiences for item in split_experience_batch(experience)]
+        items = with_tokens([item for experience in experiences for item in split_experience_batch(experience)])
         ranks = len(self.actor_model_group._actor_handlers) // self.actor_model_group.duplicate_actors
         shares = balance_ranks([int(item.total_length) for item in items], ranks, self.hidden_size)
         return [make_experience_batch([items[i] for i in share]) for share in shares]

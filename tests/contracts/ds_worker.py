@@ -231,17 +231,14 @@ def degenerate():
     args.train.max_tokens_per_gpu = 30
     strategy = make_strategy(args)
     world, rank, result = dist.get_world_size(), dist.get_rank(), {}
-    for kind, size in {"equal": 7, "single": world, "one_token": 7, "empty": 2 * world, "usual": 7}.items():
+    for kind, size in {"equal": 7, "single": world, "one_token": 7, "usual": 7}.items():
         sequences, attention, action = (x[:size] for x in make_batch())
         if kind == "one_token":
             action = action * (action.cumsum(-1) == 1)
-        if kind == "empty":  # half of the responses, and on the last rank all
-            action[: size // 2] = 0
-            action[rank_rows(size, world, world - 1)] = 0
         advantages = torch.randn(action.shape, generator=torch.Generator().manual_seed(2)) * action
         if kind == "equal":
             advantages = torch.zeros_like(advantages)
-        rows = rank_rows(size, world, rank)
+        rows = list(range(rank, size, world))
         result[kind] = {}
         for name in ("policy", "critic"):
             if name == "policy":
@@ -275,10 +272,6 @@ def degenerate():
                 "finite": all(a.isfinite().all().item() for a in after),
             }  # fmt: skip
     return result
-
-
-def rank_rows(size, world, rank):
-    return list(range(rank, size, world))
 
 
 if __name__ == "__main__":

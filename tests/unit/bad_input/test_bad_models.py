@@ -111,6 +111,10 @@ MODELS = {
     ),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), [MODEL, "tokenizer", "save_pretrained"]),
     "broken tokenizer": (write("tokenizer.json", b'{"version": '), [MODEL, "tokenizer.json cannot be read"]),
+    "byte order mark": (
+        write("tokenizer_config.json", b"\xef\xbb\xbf{}"),
+        [MODEL, "tokenizer_config.json cannot be read", "BOM"],
+    ),
     "tokenizer of nothing": (write("tokenizer.json", b"{}"), [MODEL, "tokenizer", "save_pretrained"]),
     "no eos": (without_eos, [MODEL, "no eos token", "tokenizer_config.json (eos_token)"]),
     "small vocabulary": (edit("config.json", vocab_size=300), [MODEL, "the model only 300 (vocab_size)"]),
