@@ -9,6 +9,7 @@ from pathlib import Path
 
 from openrlhf_orz import checkpoints
 from openrlhf_orz.config import ConfigError
+from openrlhf_orz.redact import redact
 
 # Flags that may differ between a run and its resumption: where things are written and shown, how long to wait, how
 # the work is laid out in memory. All others say what is computed.
@@ -43,7 +44,7 @@ def flat(args) -> dict:
             if hasattr(value, "__dict__"):
                 walk(f"{prefix}{key}.", value)
             elif f"{prefix}{key}" != "logger.wandb.key":
-                found[f"{prefix}{key}"] = json.loads(json.dumps(value, default=str))
+                found[f"{prefix}{key}"] = json.loads(redact(json.dumps(value, default=str)))
 
     walk("", args)
     return found

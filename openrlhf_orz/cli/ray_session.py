@@ -36,7 +36,7 @@ def worker_env(args, local: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
         "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
         "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
-        "OPENRLHF_TRUST_REMOTE_CODE": os.environ.get("OPENRLHF_TRUST_REMOTE_CODE", "1"),
+        "OPENRLHF_TRUST_REMOTE_CODE": "1" if args.orz.trust_remote_code else "0",
         # vLLM leaves its sockets where it makes them
         "VLLM_RPC_BASE_PATH": f"{args.orz.scratch}ipc",
     }

@@ -3,8 +3,8 @@
 import contextlib
 import math
 import os
-import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from openrlhf_orz.cli import console, ray_session
 from openrlhf_orz.cli.flags import parse
 from openrlhf_orz.cli.stopping import Stopping
 from openrlhf_orz.cli.supervise import RESTARTS, is_child, supervise
-from openrlhf_orz.config import ConfigError, Secret, prompt_budget
+from openrlhf_orz.config import ConfigError, check_rollouts, prompt_budget
+from openrlhf_orz.redact import copy_redacted, hide, redact
 from openrlhf_orz.skip_plan import describe
 from openrlhf_orz.trainer.run_dir import save_config
 from openrlhf_orz.trainer.stop import Stopped
@@ -24,14 +25,11 @@ def prepare_data(args) -> int:
 
     Raises DataError, naming flag, file and line, if there is nothing to train on.
     """
-    from transformers import AutoTokenizer
-
     from openrlhf_orz.data.prepare import prepare_prompts
+    from openrlhf_orz.model_check import check_models
     from openrlhf_orz.reward.grader import Grader
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        args.actor.model_name_or_path, trust_remote_code=args.orz.trust_remote_code
-    )
+    tokenizer = check_models(args)
     template = args.orz.prompt_template if args.data.input_template is None else args.data.input_template
     data_dir = Path(args.orz.run_dir) / "data"
     with Grader(plain=args.orz.plain_math_verify) as grader:
@@ -57,7 +55,18 @@ def prepare_data(args) -> int:
             held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", split=args.eval.split, **common)
             args.eval.dataset, args.eval.split = ",".join(map(str, held_out.paths)), "train"
     args.data.input_key, args.data.label_key, args.data.input_template = "prompt", "label", None
-    return min(train.n_rows, args.data.max_samples)
+    prompts = min(train.n_rows, args.data.max_samples)
+    check_rollouts(args, prompts)
+    return prompts
+
+
+def make_run_dir(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir):  # what permissions alone do not tell: a full or read-only disk
+            pass
+    except OSError as error:
+        raise ConfigError(f"--ckpt.output_dir: {run_dir} cannot be written: {error}. Choose another folder") from None
 
 
 def begin(args) -> int:
@@ -106,7 +115,7 @@ def train(args, explicit: set[str], stopping: Stopping) -> None:
 
     check_openrlhf()
     run_dir = Path(args.orz.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_dir(run_dir)
     stopping.clear()
     prompts = prepare_data(args)
     step = begin(args)
@@ -167,7 +176,7 @@ def keep_logs(source: Path, target: Path, job_id: str) -> None:
     target.mkdir(exist_ok=True)
     for log in source.glob(f"worker-*-{job_id}-*"):
         if log.stat().st_size:
-            shutil.copy(log, target)
+            copy_redacted(log, target)
 
 
 def summary(args) -> str:
@@ -190,15 +199,17 @@ def summary(args) -> str:
 
 def failed(error: Exception, args) -> int:
     """Tell what ended the run; the exit status: 2 for what the user can mend, else 1. Raises what nobody foresaw."""
+    from openrlhf_orz.compat import WrongBuild
     from openrlhf_orz.data.rows import DataError
 
     # what a worker raised is of the class of its cause, too: an OSError there is no fault of the flags
     if type(error).__module__.partition(".")[0] == "ray":
         cause = "\n".join(str(error).splitlines()[-12:])
-        print(f"{cause}\nerror: training failed; all logs: {os.path.join(args.orz.run_dir, 'logs')}", file=sys.stderr)
+        where = os.path.join(args.orz.run_dir, "logs")
+        print(f"{redact(cause)}\nerror: training failed; all logs: {where}", file=sys.stderr)
         return 1
-    if isinstance(error, (ConfigError, DataError, OSError)):
-        print(f"error: {error}", file=sys.stderr)
+    if isinstance(error, (ConfigError, DataError, WrongBuild, OSError)):
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     raise error
 
@@ -206,8 +217,7 @@ def failed(error: Exception, args) -> int:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args, explicit = parse(argv)
-    if args.logger.wandb.key:
-        args.logger.wandb.key = Secret(args.logger.wandb.key)
+    hide(args)
     console.keep()
     if args.orz.max_restarts > 0 and not is_child():
         return supervise(argv, args.orz.run_dir, args.orz.max_restarts)

@@ -35,8 +35,8 @@ class Row:
 class BadRow:
     """One row that can't be trained on.
 
-    `reason` is one of broken_json, not_utf8, not_an_object, bad_dialogue, no_question, no_answer (missing, null or
-    empty), question_not_text, answer_not_text; `prepare` adds prompt_too_long and reference_unparsable.
+    `reason` is one of broken_json, duplicate_key, not_utf8, not_an_object, bad_dialogue, no_question, no_answer
+    (missing, null or empty), question_not_text, answer_not_text; `prepare` adds prompt_too_long and reference_unparsable.
     """
 
     file: str
@@ -154,6 +154,8 @@ def _text(value: Any, where: str, what: str) -> str:
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, (float, decimal.Decimal)) and not math.isfinite(value):
+        return f"{value}, not a finite number"
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")
 

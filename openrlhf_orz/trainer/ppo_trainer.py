@@ -17,7 +17,7 @@ from openrlhf_orz.data.prompt_loader import PromptLoader
 from openrlhf_orz.reward.extract import extract_answer
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.trainer.checkpointing import Checkpointing
-from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
 from openrlhf_orz.trainer.metrics import rollout_metrics, step_record
 from openrlhf_orz.trainer.run_dir import RunDir, Tolerant
 from openrlhf_orz.trainer.samples import OrzSamplesGenerator
@@ -66,7 +66,7 @@ class OrzTrainer(Checkpointing):
 
     def balance_experiences(self, experiences, args):
         """One experience for each data-parallel rank, by work instead of by count."""
-        items = [item for experience in experiences for item in split_experience_batch(experience)]
+        items = with_tokens([item for experience in experiences for item in split_experience_batch(experience)])
         ranks = len(self.actor_model_group._actor_handlers) // self.actor_model_group.duplicate_actors
         shares = balance_ranks([int(item.total_length) for item in items], ranks, self.hidden_size)
         return [make_experience_batch([items[i] for i in share]) for share in shares]

@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Callable, Iterable
 
+from openrlhf_orz.redact import redact
+
 
 class RunDir:
     """Writes into ``path``; rollouts in the background, so that training does not wait for the disk."""
@@ -107,4 +109,4 @@ def save_config(args, explicit: set[str], path: Path) -> None:
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
     content = {"flags": flags, "explicit": sorted(explicit), "versions": versions, "git_commit": commit or None}
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    path.write_text(redact(json.dumps(content, indent=2, default=str)) + "\n")

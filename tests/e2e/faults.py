@@ -4,6 +4,7 @@ import glob
 import ipaddress
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,10 +41,24 @@ def shared_memory(processes: list[psutil.Process]) -> set[str]:
 def listening(process: psutil.Process) -> list[tuple]:
     """(address, port, command) of each socket on which the process listens."""
     try:
-        return [(*c.laddr, " ".join(process.cmdline())[:60]) for c in process.net_connections("tcp")
-                if c.status == psutil.CONN_LISTEN]  # fmt: skip
-    except psutil.NoSuchProcess:
+        # an UDP socket without a peer takes from everybody
+        return [(*c.laddr, " ".join(process.cmdline())[:200]) for c in process.net_connections("inet")
+                if c.status == psutil.CONN_LISTEN or (c.type == socket.SOCK_DGRAM and not c.raddr)]  # fmt: skip
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []
+
+
+def of_run(mark: str, session: int) -> set[psutil.Process]:
+    """The processes of a session, and all with ``mark`` (NAME=VALUE) in their environment."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if mark.encode() in environment or os.getsid(process.pid) == session:
+                found.add(process)
+        except OSError:  # it ended meanwhile, or is somebody else's
+            continue
+    return found
 
 
 def is_loopback(address: str) -> bool:
@@ -58,6 +73,8 @@ class Run:
         self.run_dir = Path(run_dir)
         self.run_dir.parent.mkdir(parents=True, exist_ok=True)
         self.log = self.run_dir.with_name(f"{self.run_dir.name}-{time.monotonic_ns()}.log")
+        self.mark = f"ORZ_TEST_RUN={run_dir}"
+        env |= dict([self.mark.split("=", 1)])
         command = [sys.executable, "-m", "openrlhf_orz.cli.train_ppo_ray", "--ckpt.output_dir", run_dir, *flags]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
