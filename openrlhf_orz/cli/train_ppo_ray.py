@@ -69,7 +69,9 @@ def engine_args(args) -> dict:
             "stop": tuple(args.orz.stop),
             "workers": args.orz.grader_workers,
             "plain": args.orz.plain_math_verify,
+            "gap_every": args.orz.logprob_gap_every,
         }
+        extra["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from, as the trainer's
     if args.orz.device == "cpu":
         extra["kv_cache_memory_bytes"] = args.orz.cpu_kvcache_mib * 2**20
     return extra

@@ -9,10 +9,11 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from openrlhf.utils.logging_utils import init_logger
 from transformers.utils import cached_file
 
+from openrlhf_orz.algo.masked import explained_variances, fit_sums
 from openrlhf_orz.models import shared_prefixes
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.trainer.actor import warmup_ratio
-from openrlhf_orz.trainer.process import RendezvousByFile, at_work, peak_memory_mib, share_cores
+from openrlhf_orz.trainer.process import RendezvousByFile, at_work, memory_metrics, share_cores
 from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
 
 logger = init_logger(__name__)
@@ -36,11 +37,12 @@ def has_weight(pretrain: str, name: str) -> bool:
 
 
 class RecordingValueLoss(ValueLoss):
-    """Eq. 2, and keeps the values that it was given last."""
+    """Eq. 2; keeps the values that it was given last, and sums how well they fit the returns."""
 
-    def forward(self, values, *args, **kwargs):
+    def forward(self, values, old_values, returns, action_mask=None, **kwargs):
         self.values = values.detach()
-        return super().forward(values, *args, **kwargs)
+        self.sums = fit_sums(self.values, returns, action_mask)
+        return super().forward(values, old_values, returns, action_mask=action_mask, **kwargs)
 
 
 class OrzCriticPPOTrainer(CriticPPOTrainer):
@@ -49,11 +51,10 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
     def __init__(self, strategy, *args, **kwargs):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
-        if self.args.orz.cross_fit_values:
-            self.critic_loss_fn = RecordingValueLoss(self.critic_loss_fn.clip_eps)
+        self.critic_loss_fn = RecordingValueLoss(self.critic_loss_fn.clip_eps)
 
     def ppo_train(self):
-        self.at_steps = []
+        self.at_steps, self.fits = [], [0]  # of each mini-batch: its last status, the fit of its values
         self.values = [None] * len(self.replay_buffer.items)
         status = super().ppo_train()
         micro_batches = len(self.replay_buffer) * self.max_epochs
@@ -64,16 +65,20 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
         status["critic_grad_norm"] = sum(s["critic_grad_norm"] for s in self.at_steps) / len(self.at_steps)
         status["critic_lr"] = self.at_steps[-1]["critic_lr"]
         status["critic_updates"] = len(self.at_steps)
+        fits = explained_variances(self.strategy.all_reduce(torch.stack(self.fits[: len(self.at_steps)]), op="sum"))
+        status.update({f"explained_variance_minibatch_{i:02}": fit for i, fit in enumerate(fits, 1)})
         return status
 
     def training_step(self, experience, step, loss_batch_info=None):
         share_cores(self.args)
         status = super().training_step(experience, step, loss_batch_info)
+        self.fits[-1] = self.fits[-1] + self.critic_loss_fn.sums
         if self.args.orz.cross_fit_values:
             for row, index in zip(self.critic_loss_fn.values.cpu(), self.replay_buffer.dynamic_indices[step]):
                 self.values[index] = row[: len(self.replay_buffer.items[index].action_mask)].clone()
         if self.replay_buffer.dynamic_optimizer_step[step]:
             self.at_steps.append(dict(status))
+            self.fits.append(0)
         return status
 
 
@@ -116,4 +121,4 @@ class OrzCriticModelActor(RendezvousByFile, CriticModelActor):
         start = time.monotonic()
         with at_work(self.strategy.args):
             status = super().fit()
-        return {**status, "seconds_critic": time.monotonic() - start, "critic_memory_mib": peak_memory_mib()}
+        return {**status, "seconds_critic": time.monotonic() - start, **memory_metrics("critic")}

@@ -14,9 +14,13 @@ from transformers import AutoConfig
 from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
 from openrlhf_orz.reward.extract import extract_answer
+from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
+from openrlhf_orz.text_stats import reflects
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
 from openrlhf_orz.trainer.metrics import rollout_metrics, step_record
+from openrlhf_orz.trainer.process import memory_metrics
+from openrlhf_orz.trainer.rollout_stats import RolloutStats, length_metrics
 from openrlhf_orz.trainer.run_dir import RunDir
 
 logger = init_logger(__name__)
@@ -50,6 +54,7 @@ class OrzTrainer:
         super().__init__(*args, **kwargs)
         self.run_dir = RunDir(self.args.orz.run_dir)
         self.fixed_sequences = self.last_log_probs = None
+        self.rollout_stats = RolloutStats(self.tokenizer)
         self.ours: dict = {}
         config = AutoConfig.from_pretrained(
             self.args.actor.model_name_or_path, trust_remote_code=self.args.orz.trust_remote_code
@@ -66,18 +71,22 @@ class OrzTrainer:
     def train_step(self, rollout_samples, global_step):
         if self.args.orz.check_sync and self.fixed_sequences is None:
             self.fixed_sequences = rollout_samples[:: max(1, len(rollout_samples) // SYNC_SEQUENCES)][:SYNC_SEQUENCES]
+        self.rollout_stats.start(rollout_samples)
         lengths = torch.tensor([int(sample.action_mask.sum()) for sample in rollout_samples])
+        rewards = torch.tensor([float(sample.rewards) for sample in rollout_samples])
         self.ours = rollout_metrics(
-            torch.tensor([float(sample.rewards) for sample in rollout_samples]),
+            rewards,
             lengths,
             torch.tensor([float(sample.truncated) for sample in rollout_samples]),
             info(rollout_samples, "verdict"),
             info(rollout_samples, "format"),
             self.args.rollout.n_samples_per_prompt,
         )
+        self.ours.update(length_metrics(lengths, rewards > 0))
         self.ours["response_tokens"] = float(lengths.sum())
         self.ours["tokens"] = float(sum(int(sample.total_length) for sample in rollout_samples))
         status, step = super().train_step(rollout_samples, global_step)
+        self.ours.update(self.rollout_stats.result())
         broken = [k for k in ("policy_loss", "entropy", "critic_loss") if not math.isfinite(status.get(k, 0.0))]
         if broken:
             raise FloatingPointError(f"step {step}: {', '.join(broken)} not finite: the weights can no longer be used")
@@ -97,11 +106,13 @@ class OrzTrainer:
             "reference": sample.labels[0],
             "reward": float(sample.rewards),
             "tokens": int(sample.action_mask.sum()),
+            "reflection": reflects(response),
         }
         if "verdict" in sample.info:
             from openrlhf_orz.rollout.agent import stop_reason
 
             row["verdict"] = Verdict(int(sample.info["verdict"])).label
+            row["rule"] = RULES[int(sample.info["rule"])] if "rule" in sample.info else ""
             row["stop_reason"] = stop_reason(int(sample.info["ended"]), list(self.args.orz.stop))
         return row
 
@@ -142,6 +153,8 @@ class OrzTrainer:
     def broadcast_to_vllm(self):
         super().broadcast_to_vllm()
         self.ours.update(ray.get(self.actor_model_group._actor_handlers[0].sync_report.remote()))
+        memory = ray.get([engine.memory_mib.remote() for engine in self.vllm_engines])
+        self.ours.update(memory_metrics("driver"), engine_memory_mib=max(memory))
         if self.fixed_sequences is not None:
             self.ours.update(self.sync_gap())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "openrlhf_orz"
-ALONE = {"algo", "models", "reward", "data", "report"}  # no OpenRLHF, no compat, only each other
+ALONE = {"algo", "models", "reward", "data", "report", "text_stats"}  # no OpenRLHF, no compat, only each other
 MAY_IMPORT = {
     "rollout": ALONE | {"config", "compat", "rollout"},
     "trainer": ALONE | {"config", "skip_plan", "compat", "rollout", "trainer"},
@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "compat": {"compat"},
     **{name: {name} for name in ALONE},
     "data": {"data", "reward"},
+    "report": {"report", "text_stats"},
 }
 
 
