@@ -18,10 +18,12 @@ def progress_line(record: dict, steps: int) -> str:
 
 
 class Progress:
-    """Prints the steps that are added to ``path`` while the context is open, to the stdout of now even if that is redirected."""
+    """Prints the steps that are added to ``path`` while the context is open, to the stdout of now even if that is
+    redirected, and calls ``on_step`` with the number of each.
+    """
 
-    def __init__(self, path: Path, steps: int, every_s: float = 0.5):
-        self.path, self.steps, self.every_s = path, steps, every_s
+    def __init__(self, path: Path, steps: int, on_step=lambda number: None, every_s: float = 0.5):
+        self.path, self.steps, self.on_step, self.every_s = path, steps, on_step, every_s
         self.console = os.fdopen(os.dup(1), "w")
         self.position = path.stat().st_size if path.exists() else 0
         self.done = threading.Event()
@@ -40,7 +42,9 @@ class Progress:
                 if not line.endswith(b"\n"):
                     return
                 self.position += len(line)
-                print(progress_line(json.loads(line), self.steps), file=self.console, flush=True)
+                record = json.loads(line)
+                print(progress_line(record, self.steps), file=self.console, flush=True)
+                self.on_step(record["step"])
 
     def __enter__(self):
         self.thread.start()

@@ -23,7 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="default: report.html in the first run's directory")
     parser.add_argument("--png", type=Path, metavar="DIR", help="also write pictures for papers there")
     parser.add_argument("--smoothing", type=int, default=1, help="of the pictures: mean over so many steps")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="write it again and again while the run goes on")
+    parser.add_argument(
+        "--watch", type=float, metavar="SECONDS", help="write it again and again while the run goes on"
+    )
     parser.add_argument("--live", action="store_true", help="let the page load itself anew: the run goes on")
     return parser
 

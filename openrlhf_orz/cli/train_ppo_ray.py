@@ -80,6 +80,7 @@ def engine_args(args) -> dict:
 def train(args, explicit: set[str]) -> None:
     """One run, from checked arguments to the saved model. Raises what failed."""
     from openrlhf_orz.cli.progress import Progress
+    from openrlhf_orz.cli.run_report import LiveReport
     from openrlhf_orz.compat import check_openrlhf, launch
 
     check_openrlhf()
@@ -90,7 +91,9 @@ def train(args, explicit: set[str]) -> None:
     steps = math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
     print(describe(args))
     print(f"[orz] {prompts} prompts, {steps} steps, into {run_dir}", flush=True)
-    with Progress(run_dir / "metrics.jsonl", steps), driver_output(args), ray_session.ray_session(args) as ray:
+    report = LiveReport(run_dir, args.orz.report_every)
+    progress = Progress(run_dir / "metrics.jsonl", steps, report.step)
+    with progress, driver_output(args), ray_session.ray_session(args) as ray:
         from openrlhf_orz.rollout.engine import OrzRolloutActor
         from openrlhf_orz.trainer.actor import OrzPolicyModelActor
         from openrlhf_orz.trainer.critic import OrzCriticModelActor
@@ -113,6 +116,7 @@ def train(args, explicit: set[str]) -> None:
         finally:
             engines.shutdown()
             keep_logs(logs, run_dir / "logs", ray.get_runtime_context().get_job_id())
+    report.finish()
 
 
 @contextlib.contextmanager
@@ -150,6 +154,7 @@ def summary(args) -> str:
     run_dir = Path(args.orz.run_dir)
     names = {
         "hf": "the policy, tokenizer and chat template, for transformers and vllm",
+        "report.html": "all of it to look at: open it in a browser",
         "metrics.jsonl": "one line a step",
         "rollouts": "prompts, responses and verdicts",
         "tensorboard": "the same curves: tensorboard --logdir",

@@ -83,9 +83,7 @@ def build_page(runs: list[Run], refresh_s: int = 0) -> str:
     for run in runs:
         run.notes[:] = dict.fromkeys(run.notes)
     about = {"written": time.time(), "refresh": refresh_s}
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in code
-    )
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in code)
     title = ", ".join(run.name for run in runs)
     values = {
         # no request can leave the page, and no script runs but these, even if a text escaped its element

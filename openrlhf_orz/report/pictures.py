@@ -91,7 +91,13 @@ def write_pictures(runs: list[Run], folder: str | Path, span: int = 1) -> list[P
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
+    style = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+    }
     for name, panels in PICTURES.items():
         found = [(title, list(lines(runs)), limits) for title, lines, limits in panels]
         found = [panel for panel in found if panel[1]]

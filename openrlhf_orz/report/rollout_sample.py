@@ -1,4 +1,4 @@
-"""A bounded sample of a run's rollouts for the page: steps spread over the run, kinds of responses spread over each step."""
+"""A bounded sample of a run's rollouts for the page: steps and kinds of responses spread over the run."""
 
 import json
 import random
@@ -37,7 +37,9 @@ def tidy(row: dict, step: int, place: int) -> dict:
     cut = len(response) - MAX_CHARS
     if cut > 0:
         half = MAX_CHARS // 2
-        texts["response"] = f"{response[:half]}\n[... {cut} characters are left out of this page ...]\n{response[-half:]}"
+        texts["response"] = (
+            f"{response[:half]}\n[... {cut} characters are left out of this page ...]\n{response[-half:]}"
+        )
     reward, tokens = row.get("reward"), row.get("tokens")
     reflection = row.get("reflection")
     return {

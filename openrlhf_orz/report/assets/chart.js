@@ -104,8 +104,11 @@
       }
       const { columns, series } = (this.spec.stack ? stacked : plain)(data);
       const low = this.spec.stack ? 0 : this.spec.low, high = this.spec.high;
+      const cap = this.spec.stack ? this.outlier(columns[1]) : null;
       const range = (u, min, max) => {
         if (min === null) return [0, 1];
+        if (min === 0 && max === 0) return [0, high ?? 1];
+        if (cap !== null) max = Math.min(max, cap);
         const pad = Math.max((max - min) * 0.06, Math.abs(max) * 1e-3, 1e-9);
         return [low === undefined ? min - pad : Math.min(low, min), high === undefined ? max + pad : Math.max(high, max)];
       };
@@ -113,19 +116,30 @@
       const options = {
         width: Math.max(240, this.plot.clientWidth), height: this.spec.height || 210,
         scales: { x: { time: false, range: (u, min, max) => (single ? [xs[0] - 1, xs[0] + 1] : [min, max]) }, y: { range } },
-        axes: axes(this.spec), series, legend: { live: true },
+        axes: axes(this.spec), series, legend: { live: true, markers: { width: 0, fill: (u, i) => (i ? u.series[i].stroke(u, i) : "transparent") } },
+        hooks: { setCursor: [(u) => { if (u.cursor.idx === null || u.cursor.left < 0) u.setLegend({ idx: xs.length - 1 }, false); }] },
         cursor: { sync: { key: `orz-${state.axis}` }, focus: { prox: 24 }, points: { size: 6 } }, focus: { alpha: 0.35 },
       };
       this.u = new uPlot(options, columns, this.plot);
       this.u.root.querySelectorAll(".u-series").forEach((row, i) => {
         if (series[i].faint || i === 0) row.style.display = i === 0 ? "" : "none";
       });
+      this.u.setLegend({ idx: xs.length - 1 }, false); // without a cursor: the last values
       this.drawn = true;
       const last = data.lines.map((line) => {
         const values = line.smooth.filter((v) => v !== null);
         return `${line.label} from ${format(values[0])} to ${format(values[values.length - 1])}`;
       });
       this.plot.setAttribute("aria-label", `${this.spec.title}: ${last.join("; ")}. Arrow keys read values.`);
+    }
+
+    /** Where the axis ends if single steps (the engine's warm-up) stand far above the rest; null if none does. */
+    outlier(sums) {
+      const sorted = [...sums].sort((a, b) => a - b), usual = sorted[Math.floor(sorted.length * 0.75)];
+      const far = sums.filter((sum) => sum > 4 * usual).length;
+      const hint = this.figure.querySelector(".hint");
+      hint.textContent = (this.spec.hint || "") + (far ? `; ${far === 1 ? "one step goes" : `${far} steps go`} beyond the top, to ${format(sorted[sorted.length - 1])}` : "");
+      return far ? 1.6 * usual : null;
     }
 
     /** Arrow keys move the cursor by a step, with shift by ten; Home and End go to the ends. */

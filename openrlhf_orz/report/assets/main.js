@@ -19,12 +19,13 @@
     const ends = (values) => {
       const kept = (values || []).filter((value) => value !== null), few = Math.max(1, Math.min(5, Math.floor(kept.length / 4)));
       const mean = (part) => part.reduce((a, b) => a + b, 0) / part.length;
-      return kept.length ? `${format(mean(kept.slice(0, few)))} → ${format(mean(kept.slice(-few)))}` : "–";
+      return kept.length ? `${short(mean(kept.slice(0, few)))} → ${short(mean(kept.slice(-few)))}` : "–";
     };
+    const short = (value) => (Math.abs(value) < 10 ? value.toFixed(2) : Math.abs(value) < 100 ? value.toFixed(1) : format(Math.round(value)));
     const sum = (values) => (values || []).reduce((a, b) => a + (b || 0), 0);
     for (const run of Report.runs.slice(0, 4)) {
       const m = run.metrics, name = Report.runs.length > 1 ? `, ${run.name}` : "";
-      const best = Object.entries(run.evals).filter(([key]) => /^eval_.*_pass1$/.test(key)).map(([key, values]) => [key.slice(5, -6), Math.max(...values.filter((value) => value !== null))]);
+      const best = Object.entries(run.evals).filter(([key]) => /^eval_.*_pass1$/.test(key)).map(([key, values]) => [key.slice(5, -6), values.reduce((a, b) => Math.max(a, b ?? a), 0)]);
       $("tiles").append(
         tile(ends(m.reward), "reward, first → last steps" + name), tile(ends(m.response_length), "response length, tokens" + name),
         tile(format(run.steps), "steps" + name), tile(Report.seconds(sum(m.seconds_step)), "in steps" + name), tile(format(sum(m.tokens)), "tokens" + name),
