@@ -1,6 +1,7 @@
 """Headless Chromium by its DevTools protocol: enough to open a page, ask it, press keys and take its picture."""
 
 import base64
+import contextlib
 import json
 import re
 import shutil
@@ -32,7 +33,8 @@ class Page:
         self.log = open(profile.parent / "chromium.log", "w+")
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log, start_new_session=True)
         port = self._wait_for_port(profile)
-        self.socket = connect(f"ws://127.0.0.1:{port}", max_size=None, proxy=None)
+        self.stack = contextlib.ExitStack()
+        self.socket = self.stack.enter_context(connect(f"ws://127.0.0.1:{port}", max_size=None, proxy=None))
         self.number, self.session = 0, None
         self.console: list[str] = []
         self.requests: list[str] = []
@@ -96,7 +98,7 @@ class Page:
         self.console.clear(), self.requests.clear()
         self.send("Page.navigate", url=path.resolve().as_uri())
         self.wait(f"location.href.startsWith({json.dumps(path.resolve().as_uri())})"
-                  " && document.documentElement.dataset.ready === 'yes'", timeout)  # fmt: skip
+                  " && document.documentElement?.dataset.ready === 'yes'", timeout)  # fmt: skip
 
     def wait(self, expression: str, timeout: float = 10) -> None:
         """Until ``expression`` is true; AssertionError with what the console says if it does not become so."""
@@ -127,6 +129,7 @@ class Page:
         try:
             self.session = None
             self.send("Browser.close")
+            self.stack.close()
             self.process.wait(10)
         except Exception:
             self.process.kill()

@@ -9,13 +9,14 @@ PACKAGE = Path(__file__).parents[2] / "openrlhf_orz"
 ALONE = {"algo", "models", "reward", "data", "report", "text_stats"}  # no OpenRLHF, no compat, only each other
 MAY_IMPORT = {
     "rollout": ALONE | {"config", "compat", "rollout"},
-    "trainer": ALONE | {"config", "skip_plan", "compat", "rollout", "trainer"},
+    "trainer": ALONE | {"config", "skip_plan", "compat", "rollout", "evaluate", "trainer"},
     "config": {"config", "skip_plan"},
     "skip_plan": set(),
     "compat": {"compat"},
     **{name: {name} for name in ALONE},
     "data": {"data", "reward"},
     "report": {"report", "text_stats"},
+    "evaluate": ALONE | {"config", "evaluate"},
 }
 
 
