@@ -84,7 +84,7 @@ def generate(engine, settings: EngineSettings, requests, hand_over) -> None:
 
 
 def main(number: int, settings: EngineSettings, requests: list[Request], queue) -> None:
-    """The process: puts (number, "row", dict) for each response, then (number, "done", None) or (number, "failed", text)."""
+    """The process: puts (number, "row", dict) for each response, at the end "done", or "failed" with the error."""
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["OMP_NUM_THREADS"] = str(settings.cores)
     if settings.device == "cpu":

@@ -1,4 +1,4 @@
-"""The questions of an evaluation: from files or the hub, each with an id, a prompt and a reference; nothing dropped silently."""
+"""The questions of an evaluation, from files or the hub: each with an id, a text and a reference; none is dropped."""
 
 from __future__ import annotations
 

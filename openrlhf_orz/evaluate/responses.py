@@ -55,8 +55,8 @@ def check_settings(folder: Path, settings: dict) -> None:
         for key in sorted({*before, *settings}):
             if before.get(key) != settings.get(key):
                 raise EvaluationError(
-                    f"{folder} holds responses made with {key} = {before.get(key)!r}, now it is {settings.get(key)!r}: "
-                    "use the same, or choose another --out"
+                    f"{folder} holds responses made with {key} = {before.get(key)!r}, now it is {settings.get(key)!r}:"
+                    " use the same, or choose another --out"
                 )
     else:
         path.write_text(json.dumps(settings, indent=2) + "\n")

@@ -192,15 +192,14 @@ def table(results: dict[str, dict]) -> str:
         return "-" if value is None else f"{100 * value:.1f}" if percent else f"{value:,.0f}"
 
     lines = [
-        "| benchmark | questions | n | avg@n % | 95 % interval | pass@n % | maj@n % | tokens | truncated % | format % |",
+        "| benchmark | questions | n | avg@n % | 95 % interval | pass@n % | maj@n % | tokens | cut % | format % |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for bench, result in results.items():
         n = result.get("n")
         interval = f"{cell(result, 'low')} to {cell(result, 'high')}" if result.get("low") is not None else "-"
-        lines.append(
-            f"| {bench} | {result.get('questions') or '-'} | {n or '-'} | {cell(result, 'avg_at_n')} | {interval} |"
-            f" {cell(result, f'pass_at_{n}')} | {cell(result, 'maj_at_n')} | {cell(result, 'response_length', False)} |"
-            f" {cell(result, 'truncated')} | {cell(result, 'format')} |"
-        )
+        shares = [cell(result, key) for key in (f"pass_at_{n}", "maj_at_n")]
+        rest = [cell(result, "response_length", percent=False), cell(result, "truncated"), cell(result, "format")]
+        counts = [str(result.get("questions") or "-"), str(n or "-")]
+        lines.append("| " + " | ".join([bench, *counts, cell(result, "avg_at_n"), interval, *shares, *rest]) + " |")
     return "\n".join(lines)

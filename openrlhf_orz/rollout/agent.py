@@ -43,7 +43,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
         stop: strings at which generation ends; they stay in the response.
         workers: grading processes, shared by all engines of this machine; None for the number of cores, at most 8.
         plain: grade by Math-Verify alone.
-        gap_every: ask vLLM for the log-probs of one response in so many, for the trainer's to be compared with; 0: never.
+        gap_every: ask vLLM for the log-probs of one response in so many, to compare the trainer's with; 0: never.
     """
 
     def __init__(self, stop=STOP_STRINGS, workers: int | None = None, plain: bool = False, gap_every: int = 0):

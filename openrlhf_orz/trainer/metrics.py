@@ -59,9 +59,9 @@ RENAMED = {
 }
 # per-sample numbers that OpenRLHF averages on the way; ours above say the same, exactly
 DROPPED = {
-    "generated_samples", "verdict", "rule", "ended", "format", "reward", "score", "return", "response_length", "total_length",
-    "truncated", "response_clip_ratio", "rollout/reward_mean", "rollout/reward_std", "rollout/response_length_mean",
-    "rollout/truncated_rate", "rollout/num_samples",
+    "generated_samples", "verdict", "rule", "ended", "format", "reward", "score", "return", "response_length",
+    "total_length", "truncated", "response_clip_ratio", "rollout/reward_mean", "rollout/reward_std",
+    "rollout/response_length_mean", "rollout/truncated_rate", "rollout/num_samples",
 }  # fmt: skip
 PHASE_TOKENS = {"generation": "response_tokens", "experience": "tokens", "training": "tokens"}  # what each works on
 OF_A_REFERENCE = {"kl", "logprobs_diff"}  # zeros where there is none

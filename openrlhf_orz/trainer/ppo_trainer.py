@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 
 import ray
 import torch
@@ -17,6 +18,7 @@ from openrlhf_orz.reward.extract import extract_answer
 from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.text_stats import reflects
+from openrlhf_orz.trainer.evaluation import evaluate_samples
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
 from openrlhf_orz.trainer.metrics import rollout_metrics, step_record
 from openrlhf_orz.trainer.process import memory_metrics
@@ -208,14 +210,44 @@ class OrzTrainer:
 class OrzPPOTrainer(OrzTrainer, PPOTrainer):
     prepare_datasets = staticmethod(load_prompts)
 
+    @torch.no_grad()
     def evaluate(self, global_step, **generate_kwargs):
-        logs = super().evaluate(global_step, **generate_kwargs)
+        start = time.time()
+        samples = self.samples_generator.generate_eval_samples(**generate_kwargs)
+        n = generate_kwargs["n_samples_per_prompt"]
+        logs = evaluate_samples(self.eval_dataloader, samples, n, self.tokenizer, self.args)
+        logs["eval_seconds"] = time.time() - start
+        for tracker in filter(None, (self.wandb_logger, self.tensorboard_logger)):
+            tracker.log_eval(global_step, logs)
         self.run_dir.append("eval.jsonl", {"step": global_step, **logs})
         return logs
+
+    def evaluate_start(self):
+        """Before the first step; what the base model reaches is what a best checkpoint has to beat."""
+        own = vars(self.args.eval)
+        kwargs = {key: own[key] for key in ("temperature", "n_samples_per_prompt")}
+        logs = self.evaluate(0, **{**self.generate_kwargs, **kwargs})
+        key = self._detect_eval_metric_key(logs)
+        if key:
+            self.best_eval_metric_value = logs[key]
+
+    def fit(self, *args, **kwargs):
+        resumes = self.args.ckpt.load_enable and (Path(self.args.ckpt.path) / "_actor").exists()
+        if self.eval_dataloader and self.args.eval.steps != float("inf") and not resumes:
+            self.evaluate_start()
+        super().fit(*args, **kwargs)
 
 
 class OrzGenerateSamplesActor(GenerateSamplesActor):
     prepare_datasets = staticmethod(load_prompts)
+
+    def _run_eval(self):
+        n = self.args.eval.n_samples_per_prompt
+        kwargs = {"temperature": self.args.eval.temperature, "n_samples_per_prompt": n}
+        samples = self.samples_generator.generate_eval_samples(**{**self.generate_kwargs, **kwargs})
+        logs = evaluate_samples(self.eval_dataloader, samples, n, self.samples_generator.tokenizer, self.args)
+        RunDir(self.args.orz.run_dir).append("eval.jsonl", {"step": self._last_eval_step, **logs})
+        return logs
 
 
 class OrzTrainingActor(OrzTrainer, TrainingActor):

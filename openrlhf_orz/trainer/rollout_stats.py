@@ -1,4 +1,4 @@
-"""The paper's metrics that need a rollout's texts and tokens, off the critical path; docs/metrics.md defines each key."""
+"""The paper's metrics that need texts and tokens, off the critical path; docs/metrics.md defines each key."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
