@@ -98,7 +98,7 @@ def sample_rollouts(run: Run, budget: int, seed: int = 0) -> Sample:
     for row in order(rows, seed):
         prompt = row["prompt"]
         text = json.dumps(row | {"prompt": prompt if prompt not in prompts else 0})
-        size += len(packer.compress(text.encode()))
+        size += len(packer.compress(text.encode())) + len(packer.flush(zlib.Z_SYNC_FLUSH))
         if size > budget:
             break
         kept.append(row | {"prompt": prompts.setdefault(prompt, len(prompts))})

@@ -72,7 +72,7 @@
       const line = data.lines[l];
       columns.push(layers[l]);
       series.push({
-        label: line.label, stroke: () => Report.series(line.colour), fill: () => Report.series(line.colour) + "b0", width: 1,
+        label: line.label, stroke: () => Report.series(line.colour), fill: () => Report.series(line.colour), width: 0,
         points: { show: false }, value: (u, v, s, i) => (i === null ? "–" : format(line.smooth[i])),
       });
     }

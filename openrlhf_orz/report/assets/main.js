@@ -26,8 +26,9 @@
     for (const run of Report.runs.slice(0, 4)) {
       const m = run.metrics, name = Report.runs.length > 1 ? `, ${run.name}` : "";
       const best = Object.entries(run.evals).filter(([key]) => /^eval_.*_pass1$/.test(key)).map(([key, values]) => [key.slice(5, -6), values.reduce((a, b) => Math.max(a, b ?? a), 0)]);
+      $("tiles").append(tile(ends(m.reward), "reward, first → last steps" + name), tile(ends(m.response_length), "response length, tokens" + name));
+      if (name) continue;
       $("tiles").append(
-        tile(ends(m.reward), "reward, first → last steps" + name), tile(ends(m.response_length), "response length, tokens" + name),
         tile(format(run.steps), "steps" + name), tile(Report.seconds(sum(m.seconds_step)), "in steps" + name), tile(format(sum(m.tokens)), "tokens" + name),
         ...best.slice(0, 4).map(([bench, value]) => tile(format(value), `best accuracy on ${bench}${name}`)));
     }
