@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import threading
 import traceback
 from dataclasses import dataclass, field
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,22 @@ def generate(engine, settings: EngineSettings, requests, hand_over) -> None:
                 })  # fmt: skip
 
 
+def end_with_parent() -> None:
+    """A thread that ends this process and all it has started as soon as the command is gone, even if by SIGKILL."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(number: int, settings: EngineSettings, requests: list[Request], queue) -> None:
     """The process: puts (number, "row", dict) for each response, at the end "done", or "failed" with the error."""
+    end_with_parent()
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["OMP_NUM_THREADS"] = str(settings.cores)
     if settings.device == "cpu":

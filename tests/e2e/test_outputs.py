@@ -124,6 +124,24 @@ def test_plain_transformers_loads_the_policy(run):
     assert (run[0] / "hf_critic" / "config.json").exists()
 
 
+def test_the_critic_judges_responses(run):
+    """Values of the saved critic at a response's first and last token, and their fit."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from openrlhf_orz.evaluate.critic import judge, load_critic
+
+    tokenizer = AutoTokenizer.from_pretrained(run[0] / "hf_critic")
+
+    def encode(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    rows = [row | {"token_ids": encode(row["response"])} for row in read_jsonl(run[0] / "rollouts" / "step_1.jsonl")]
+    numbers = judge(load_critic(str(run[0] / "hf_critic"), "cpu", torch.float32), rows, encode, "cpu")
+    assert all(abs(row["value_first"]) < 10 and row["value_first"] != row["value_last"] for row in rows)
+    assert numbers["explained_variance"] is None or numbers["explained_variance"] <= 1
+
+
 def test_plain_vllm_loads_the_policy(run):
     env = ENV | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     result = subprocess.run([sys.executable, "-c", LOAD_IN_VLLM, run[0] / "hf"], env=env, capture_output=True,
