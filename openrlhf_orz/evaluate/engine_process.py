@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
+import time
 import traceback
 from dataclasses import dataclass, field
 
@@ -76,15 +77,16 @@ def generate(engine, settings: EngineSettings, requests, hand_over) -> None:
                 stop=list(settings.stop), include_stop_str_in_output=True, skip_special_tokens=False,
             )  # fmt: skip
             name = "|".join(map(str, request.key))
-            running[name] = request
+            running[name] = request, time.monotonic()
             engine.add_request(name, TokensPrompt(prompt_token_ids=request.prompt), params)
         for output in engine.step():
             if output.finished:
-                completion, request = output.outputs[0], running.pop(output.request_id)
+                completion, (request, began) = output.outputs[0], running.pop(output.request_id)
                 reason = completion.stop_reason if isinstance(completion.stop_reason, str) else "eos"
                 hand_over({
                     "key": request.key, "response": completion.text, "token_ids": list(completion.token_ids),
                     "stop_reason": reason if completion.finish_reason == "stop" else "length",
+                    "seconds": round(time.monotonic() - began, 3),
                 })  # fmt: skip
 
 

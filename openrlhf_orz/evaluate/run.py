@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from openrlhf_orz.evaluate import engine_process
 from openrlhf_orz.evaluate.engine_process import EngineSettings, Request
 from openrlhf_orz.evaluate.questions import EvaluationError, Question, sample_seed
@@ -83,6 +85,7 @@ def graded(row: dict, question: Question, prompt: str, seed: int, graders: Grade
         "token_ids": row["token_ids"],
         "format": has_format(text),
         "reflection": reflects(text),
+        "seconds": row["seconds"],
     }
 
 
@@ -175,6 +178,8 @@ def numbers(questions: list[Question], responses: Responses, n: int, seed: int, 
         own = [question for question in questions if question.bench == bench]
         rows = [responses.done[bench, question.id, sample] for question in own for sample in range(n)]
         results[bench] = summarise(rows, graders.same(own[0].verifier), seed)
+        seconds = [row["seconds"] for row in rows if row.get("seconds") is not None]
+        results[bench]["seconds"] = float(np.mean(seconds)) if seconds else None  # of a response, in its batch
     return results
 
 
@@ -192,14 +197,16 @@ def table(results: dict[str, dict]) -> str:
         return "-" if value is None else f"{100 * value:.1f}" if percent else f"{value:,.0f}"
 
     lines = [
-        "| benchmark | questions | n | avg@n % | 95 % interval | pass@n % | maj@n % | tokens | cut % | format % |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| benchmark | questions | n | avg@n % | 95 % interval | pass@n % | maj@n % | tokens | cut % | format % | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for bench, result in results.items():
         n = result.get("n")
         interval = f"{cell(result, 'low')} to {cell(result, 'high')}" if result.get("low") is not None else "-"
         shares = [cell(result, key) for key in (f"pass_at_{n}", "maj_at_n")]
         rest = [cell(result, "response_length", percent=False), cell(result, "truncated"), cell(result, "format")]
+        seconds = result.get("seconds")
+        rest.append("-" if seconds is None else f"{seconds:.1f}")
         counts = [str(result.get("questions") or "-"), str(n or "-")]
         lines.append("| " + " | ".join([bench, *counts, cell(result, "avg_at_n"), interval, *shares, *rest]) + " |")
     return "\n".join(lines)

@@ -52,7 +52,7 @@ def test_kill_and_go_on(tmp_path):
     assert rows[: len(kept)] == kept and len({(row["id"], row["sample"]) for row in rows}) == len(rows) == 48
     by_key = {(row["id"], row["sample"]): row for row in rows}
     for row in again:  # generated twice, in batches of 3 and of 32
-        assert by_key[row["id"], row["sample"]] == row
+        assert by_key[row["id"], row["sample"]] | {"seconds": 0} == row | {"seconds": 0}
 
     content = json.loads((out / "results.json").read_text())
     (numbers,) = content["results"].values()
