@@ -107,6 +107,8 @@ def main(number: int, settings: EngineSettings, requests: list[Request], queue) 
     """The process: puts (number, "row", dict) for each response, at the end "done", or "failed" with the error."""
     end_with_parent()
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    # the engine in this process, not in a further one, which would not notice that this one was killed
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["OMP_NUM_THREADS"] = str(settings.cores)
     if settings.device == "cpu":
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
