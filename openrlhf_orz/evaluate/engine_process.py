@@ -112,6 +112,7 @@ def main(number: int, settings: EngineSettings, requests: list[Request], queue) 
     os.environ["OMP_NUM_THREADS"] = str(settings.cores)
     if settings.device == "cpu":
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait must not spin
         os.environ["VLLM_HOST_IP"] = "127.0.0.1"
     else:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
