@@ -55,9 +55,12 @@ def test_every_chart_is_drawn(browser, pages, size, dark):
     assert browser.ask("document.documentElement.dataset.theme") == ("dark" if dark else "light")
     assert undrawn(browser) == []
     # with something on each canvas, not just a canvas
-    blank = """Report.charts.filter(({u}) => { const c = u.ctx.canvas, d = u.ctx.getImageData(0, 0, c.width, c.height).data;
-               const seen = new Set(); for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200) seen.add(`${d[i]},${d[i + 1]},${d[i + 2]}`);
-               return seen.size < 2; }).map((chart) => chart.spec.id)"""
+    blank = """Report.charts.filter(({u}) => {
+        const canvas = u.ctx.canvas, seen = new Set();
+        const data = u.ctx.getImageData(0, 0, canvas.width, canvas.height).data;
+        for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 200) seen.add(data.slice(i, i + 3).join());
+        return seen.size < 2;
+    }).map((chart) => chart.spec.id)"""
     assert browser.ask(blank) == []
     assert browser.ask("document.documentElement.scrollWidth") <= size[0]
     quiet(browser, pages / "long.html")
