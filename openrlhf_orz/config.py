@@ -84,6 +84,8 @@ FLAGS = (
     Flag("grader_workers", None, "grading processes on each machine (default: one a core, at most 8)", int),
     Flag("rollout_dump_every", 1, "write rollouts/step_N.jsonl every N steps; 0: never", int),
     Flag("rollout_dump_max", None, "at most so many responses in each file (default: all)", int),
+    Flag("report_every", 0, "write report.html every N steps, too, not only at the end; -1: never", int),
+    Flag("logprob_gap_every", 16, "compare vLLM's log-probs with the trainer's on one response in N; 0: never", int),
     Flag(
         "check_sync",
         False,

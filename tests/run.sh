@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
 PYTHON=${ORZ_VENV:-.venv}/bin/python
 
-suites=(tests/unit tests/contracts tests/recipes tests/e2e)
+suites=(tests/unit tests/report tests/contracts tests/recipes tests/e2e)
 for arg in "$@"; do
     # A path may carry ::test_name. The default suites would run beside it.
     [ ! -e "${arg%%::*}" ] || suites=()

@@ -36,10 +36,12 @@ class Followed:
 
 
 class Progress:
-    """Prints the steps and warnings of a run while the context is open, to the stdout of now even if that is redirected."""
+    """Prints the steps and warnings of a run while the context is open, to the stdout of now even if that is
+    redirected, and calls ``on_step`` with the number of each step.
+    """
 
-    def __init__(self, run_dir: Path, steps: int, every_s: float = 0.5):
-        self.steps, self.every_s = steps, every_s
+    def __init__(self, run_dir: Path, steps: int, on_step=lambda number: None, every_s: float = 0.5):
+        self.steps, self.on_step, self.every_s = steps, on_step, every_s
         self.console = os.fdopen(os.dup(1), "w")
         self.metrics, self.warnings = Followed(run_dir / "metrics.jsonl"), Followed(run_dir / "warnings.log")
         self.done = threading.Event()
@@ -51,7 +53,9 @@ class Progress:
 
     def _print_new(self):
         for line in self.metrics.new_lines():
-            print(progress_line(json.loads(line), self.steps), file=self.console, flush=True)
+            record = json.loads(line)
+            print(progress_line(record, self.steps), file=self.console, flush=True)
+            self.on_step(record["step"])
         for line in self.warnings.new_lines():
             print("warning:", line, end="", file=self.console, flush=True)
 

@@ -102,7 +102,9 @@ def engine_args(args) -> dict:
             "stop": tuple(args.orz.stop),
             "workers": args.orz.grader_workers,
             "plain": args.orz.plain_math_verify,
+            "gap_every": args.orz.logprob_gap_every,
         }
+        extra["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from, as the trainer's
     if args.orz.device == "cpu":
         extra["kv_cache_memory_bytes"] = args.orz.cpu_kvcache_mib * 2**20
     return extra
@@ -111,6 +113,7 @@ def engine_args(args) -> dict:
 def train(args, explicit: set[str], stopping: Stopping) -> None:
     """One run, from checked arguments to the saved model. Raises what failed."""
     from openrlhf_orz.cli.progress import Progress
+    from openrlhf_orz.cli.run_report import LiveReport
     from openrlhf_orz.compat import check_openrlhf, launch
 
     check_openrlhf()
@@ -123,7 +126,9 @@ def train(args, explicit: set[str], stopping: Stopping) -> None:
     steps = math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
     print(describe(args))
     print(f"[orz] {prompts} prompts, {steps} steps, into {run_dir}", flush=True)
-    with Progress(run_dir, steps), driver_output(args), ray_session.ray_session(args, stopping) as ray:
+    report = LiveReport(run_dir, args.orz.report_every)
+    progress = Progress(run_dir, steps, report.step)
+    with progress, driver_output(args), ray_session.ray_session(args, stopping) as ray:
         from openrlhf_orz.rollout.engine import OrzRolloutActor
         from openrlhf_orz.trainer.actor import OrzPolicyModelActor
         from openrlhf_orz.trainer.critic import OrzCriticModelActor
@@ -147,6 +152,7 @@ def train(args, explicit: set[str], stopping: Stopping) -> None:
             engines.shutdown()
             stopping.clear()
             keep_logs(logs, run_dir / "logs", ray.get_runtime_context().get_job_id())
+    report.finish()
 
 
 @contextlib.contextmanager
@@ -184,6 +190,7 @@ def summary(args) -> str:
     run_dir = Path(args.orz.run_dir)
     names = {
         "hf": "the policy, tokenizer and chat template, for transformers and vllm",
+        "report.html": "all of it to look at: open it in a browser",
         "metrics.jsonl": "one line a step",
         "rollouts": "prompts, responses and verdicts",
         "tensorboard": "the same curves: tensorboard --logdir",

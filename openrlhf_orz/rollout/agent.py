@@ -4,6 +4,7 @@ OpenRLHF can also load this file by path (``--train.agent_func_path``); it then 
 """
 
 import asyncio
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -13,6 +14,7 @@ from openrlhf.utils.agent import SingleTurnAgentExecutor
 from openrlhf_orz.config import STOP_STRINGS
 from openrlhf_orz.reward.extract import has_format
 from openrlhf_orz.reward.grader import Grader
+from openrlhf_orz.reward.rules import rule_number
 
 # how a response ended, as numbers for OpenRLHF's extra_logs
 STOPPED_AT_EOS, CUT_BY_LENGTH = -1, -2  # else the index of the stop string
@@ -41,11 +43,13 @@ class AgentExecutor(SingleTurnAgentExecutor):
         stop: strings at which generation ends; they stay in the response.
         workers: grading processes, shared by all engines of this machine; None for the number of cores, at most 8.
         plain: grade by Math-Verify alone.
+        gap_every: ask vLLM for the log-probs of one response in so many, to compare the trainer's with; 0: never.
     """
 
-    def __init__(self, stop=STOP_STRINGS, workers: int | None = None, plain: bool = False):
+    def __init__(self, stop=STOP_STRINGS, workers: int | None = None, plain: bool = False, gap_every: int = 0):
         super().__init__(remote_rm_url=None)
         self.stop = list(stop)
+        self.gap_every, self.responses = gap_every, 0
         workers = workers or min(8, len(os.sched_getaffinity(0)))
         self.grader = Grader(workers=workers, plain=plain, shared=True)
         # threads of our own only wait: asyncio's shared ones are few, and a slow answer must not hold up the rest
@@ -55,8 +59,14 @@ class AgentExecutor(SingleTurnAgentExecutor):
         params = deepcopy(sampling_params)
         if self.stop:
             params.stop, params.include_stop_str_in_output = self.stop, True
+        asked = params.logprobs is None and self.gap_every > 0
+        if asked and self.responses % self.gap_every == 0:
+            params.logprobs = 0  # of the sampled tokens alone
+        self.responses += 1
         recorder = _Recorder(llm_engine)
         output = await super().execute(prompt, label, params, max_length, hf_tokenizer, recorder, images)
+        if asked and output["rollout_log_probs"] is None:
+            output["rollout_log_probs"] = [math.nan] * len(output["observation_tokens"])
         completion = recorder.output.outputs[0]
         stopped = completion.finish_reason == "stop"
         grade = await asyncio.get_running_loop().run_in_executor(
@@ -73,6 +83,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
             scores=grade.reward,
             extra_logs={
                 "verdict": float(grade.verdict),
+                "rule": float(rule_number(grade.rule)),
                 "format": float(has_format(completion.text)),
                 "ended": float(ended),
                 "grade_ms": float(grade.ms),

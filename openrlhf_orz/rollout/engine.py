@@ -1,11 +1,13 @@
 """The vLLM engine actor: stop strings and grading by our executor, weights in buckets, given sequences' log-probs."""
 
 import asyncio
+import contextlib
 import getpass
 import os
 import tempfile
 import uuid
 
+import psutil
 import ray
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 from vllm import SamplingParams
@@ -70,6 +72,15 @@ class OrzRolloutActor(RolloutRayActor):
             output = await self.generate(token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=1.0))
             result.append([step[token].logprob for token, step in zip(token_ids[1:], output.prompt_logprobs[1:])])
         return result
+
+    def memory_mib(self) -> float:
+        """Resident memory of the engine and the processes it has started (graders among them), in MiB."""
+        process = psutil.Process()
+        total = 0
+        for member in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # ended in the meantime
+                total += member.memory_info().rss
+        return total / 2**20
 
     async def shutdown(self):
         """End the engine's processes and the graders."""

@@ -8,12 +8,13 @@ from openrlhf.models import PolicyLoss
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 
 from openrlhf_orz.algo.cross_fit import cross_fit_advantages
+from openrlhf_orz.algo.log_prob_gap import LogProbGap
 from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.rollout.weight_sync import sync_to_engines
 from openrlhf_orz.skip_plan import needs_old_log_probs
 from openrlhf_orz.trainer.nonfinite import StepGuard
 from openrlhf_orz.trainer.policy_model import OrzActor
-from openrlhf_orz.trainer.process import RendezvousByFile, at_work, peak_memory_mib, share_cores
+from openrlhf_orz.trainer.process import RendezvousByFile, at_work, memory_metrics, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
 
@@ -26,7 +27,8 @@ def warmup_ratio(steps: int, max_steps: int) -> float:
 class OrzPolicyLoss(PolicyLoss):
     """Eq. 1. With ``on_policy`` the old policy is the policy itself: ratio 1, gradient of the log-probs.
 
-    ``tally`` sums, on the way, the negated log-probs of the sampled tokens: an estimate of the entropy.
+    ``tally`` sums, on the way, the negated log-probs of the sampled tokens: an estimate of the entropy. ``gap`` takes
+    the difference to the log-probs that vLLM sampled the tokens with, where it gave them (nan where it did not).
     """
 
     on_policy = False
@@ -34,12 +36,15 @@ class OrzPolicyLoss(PolicyLoss):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.tally = torch.zeros(2, dtype=torch.float64)  # sum of -log p, tokens
+        self.gap = LogProbGap()
 
     def forward(self, log_probs, old_log_probs, advantages, action_mask=None, **kwargs):
         with torch.no_grad():
             self.tally += torch.stack([-(log_probs * action_mask).double().sum(), action_mask.double().sum()]).cpu()
         if self.on_policy:
             old_log_probs = log_probs.detach()
+        if kwargs.get("rollout_log_probs") is not None:
+            self.gap.add(kwargs["rollout_log_probs"], old_log_probs, action_mask)
         return super().forward(log_probs, old_log_probs, advantages, action_mask=action_mask, **kwargs)
 
 
@@ -60,6 +65,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
     def ppo_train(self, kl_ctl):
         self.loss_sum, self.steps, skipped = 0.0, 0, self.guard.total
         self.actor_loss_fn.tally.zero_()
+        self.actor_loss_fn.gap = LogProbGap()
         status = super().ppo_train(kl_ctl)
         # A micro-batch's loss is its share of the step's mean: they add up, where upstream averages them.
         sums = self.strategy.all_reduce(self.actor_loss_fn.tally.float(), op="sum")
@@ -67,6 +73,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         status["entropy"] = (sums[0] / sums[1].clamp(min=1)).item()
         status["policy_updates"] = self.steps
         status["policy_steps_skipped"] = self.guard.total - skipped
+        status.update(self.actor_loss_fn.gap.metrics(self.strategy.all_reduce))
         return status
 
     def training_step(self, experience, kl_ctl, step, loss_batch_info=None):
@@ -118,7 +125,7 @@ class OrzPolicyModelActor(RankState, RendezvousByFile, PolicyModelActor):
         start = time.monotonic()
         with at_work(self.strategy.args):
             status = super().fit(kl_ctl)
-        return {**status, "seconds_actor": time.monotonic() - start, "actor_memory_mib": peak_memory_mib()}
+        return {**status, "seconds_actor": time.monotonic() - start, **memory_metrics("actor")}
 
     def set_values(self, values):
         """Advantages of the buffered rollout from values that the critic's training has just taken.

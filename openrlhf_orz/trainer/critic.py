@@ -9,11 +9,12 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from openrlhf.utils.logging_utils import init_logger
 from transformers.utils import cached_file
 
+from openrlhf_orz.algo.masked import explained_variances, fit_sums
 from openrlhf_orz.models import shared_prefixes
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.trainer.actor import warmup_ratio
 from openrlhf_orz.trainer.nonfinite import StepGuard
-from openrlhf_orz.trainer.process import RendezvousByFile, at_work, peak_memory_mib, share_cores
+from openrlhf_orz.trainer.process import RendezvousByFile, at_work, memory_metrics, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
 
@@ -38,11 +39,12 @@ def has_weight(pretrain: str, name: str) -> bool:
 
 
 class RecordingValueLoss(ValueLoss):
-    """Eq. 2, and keeps the values that it was given last."""
+    """Eq. 2; keeps the values that it was given last, and sums how well they fit the returns."""
 
-    def forward(self, values, *args, **kwargs):
+    def forward(self, values, old_values, returns, action_mask=None, **kwargs):
         self.values = values.detach()
-        return super().forward(values, *args, **kwargs)
+        self.sums = fit_sums(self.values, returns, action_mask)
+        return super().forward(values, old_values, returns, action_mask=action_mask, **kwargs)
 
 
 class OrzCriticPPOTrainer(CriticPPOTrainer):
@@ -51,12 +53,12 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
     def __init__(self, strategy, *args, **kwargs):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
-        if self.args.orz.cross_fit_values:
-            self.critic_loss_fn = RecordingValueLoss(self.critic_loss_fn.clip_eps)
+        self.critic_loss_fn = RecordingValueLoss(self.critic_loss_fn.clip_eps)
         self.guard = StepGuard.of(self, self.critic, "critic")
 
     def ppo_train(self):
-        self.at_steps, skipped = [], self.guard.total
+        self.at_steps, self.fits = [], [0]  # of each mini-batch: its last status, the fit of its values
+        skipped = self.guard.total
         self.values = [None] * len(self.replay_buffer.items)
         status = super().ppo_train()
         status["critic_steps_skipped"] = self.guard.total - skipped
@@ -68,16 +70,23 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
         status["critic_grad_norm"] = sum(s["critic_grad_norm"] for s in self.at_steps) / len(self.at_steps)
         status["critic_lr"] = self.at_steps[-1]["critic_lr"]
         status["critic_updates"] = len(self.at_steps)
+        fits = explained_variances(self.strategy.all_reduce(torch.stack(self.fits[: len(self.at_steps)]), op="sum"))
+        status.update({f"explained_variance_minibatch_{i:02}": fit for i, fit in enumerate(fits, 1)})
         return status
 
     def training_step(self, experience, step, loss_batch_info=None):
         share_cores(self.args)
         status = super().training_step(experience, step, loss_batch_info)
+        self.fits[-1] = self.fits[-1] + self.critic_loss_fn.sums
         if self.args.orz.cross_fit_values:
             for row, index in zip(self.critic_loss_fn.values.cpu(), self.replay_buffer.dynamic_indices[step]):
                 self.values[index] = row[: len(self.replay_buffer.items[index].action_mask)].clone()
-        if self.replay_buffer.dynamic_optimizer_step[step] and self.guard.after_step(self.replay_buffer, step):
-            self.at_steps.append(dict(status))
+        if self.replay_buffer.dynamic_optimizer_step[step]:
+            if self.guard.after_step(self.replay_buffer, step):
+                self.at_steps.append(dict(status))
+                self.fits.append(0)
+            else:
+                self.fits[-1] = 0
         return status
 
 
@@ -124,4 +133,4 @@ class OrzCriticModelActor(RankState, RendezvousByFile, CriticModelActor):
         start = time.monotonic()
         with at_work(self.strategy.args):
             status = super().fit()
-        return {**status, "seconds_critic": time.monotonic() - start, "critic_memory_mib": peak_memory_mib()}
+        return {**status, "seconds_critic": time.monotonic() - start, **memory_metrics("critic")}

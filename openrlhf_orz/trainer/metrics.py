@@ -61,10 +61,11 @@ RENAMED = {
 }
 # per-sample numbers that OpenRLHF averages on the way; ours above say the same, exactly
 DROPPED = {
-    "generated_samples", "verdict", "ended", "format", "reward", "score", "return", "response_length", "total_length",
-    "truncated", "response_clip_ratio", "rollout/reward_mean", "rollout/reward_std", "rollout/response_length_mean",
-    "rollout/truncated_rate", "rollout/num_samples",
+    "generated_samples", "verdict", "rule", "ended", "format", "reward", "score", "return", "response_length",
+    "total_length", "truncated", "response_clip_ratio", "rollout/reward_mean", "rollout/reward_std",
+    "rollout/response_length_mean", "rollout/truncated_rate", "rollout/num_samples",
 }  # fmt: skip
+PHASE_TOKENS = {"generation": "response_tokens", "experience": "tokens", "training": "tokens"}  # what each works on
 OF_A_REFERENCE = {"kl", "logprobs_diff"}  # zeros where there is none
 
 
@@ -78,4 +79,7 @@ def step_record(step: int, status: dict, ours: dict) -> dict[str, float | None]:
     seconds = record.get("seconds_step")
     if seconds:
         record["tokens_per_second"] = record["tokens"] / seconds
+    for phase, tokens in PHASE_TOKENS.items():
+        if record.get(f"seconds_{phase}") and tokens in record:
+            record[f"tokens_per_second_{phase}"] = record[tokens] / record[f"seconds_{phase}"]
     return {key: value if isinstance(value, int) or math.isfinite(value) else None for key, value in record.items()}

@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 
 import ray
 import torch
@@ -15,10 +16,15 @@ from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
 from openrlhf_orz.data.prompt_loader import PromptLoader
 from openrlhf_orz.reward.extract import extract_answer
+from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
+from openrlhf_orz.text_stats import reflects
 from openrlhf_orz.trainer.checkpointing import Checkpointing
+from openrlhf_orz.trainer.evaluation import evaluate_samples
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
 from openrlhf_orz.trainer.metrics import rollout_metrics, step_record
+from openrlhf_orz.trainer.process import memory_metrics
+from openrlhf_orz.trainer.rollout_stats import RolloutStats, length_metrics
 from openrlhf_orz.trainer.run_dir import RunDir, Tolerant
 from openrlhf_orz.trainer.samples import OrzSamplesGenerator
 from openrlhf_orz.trainer.watchdog import within
@@ -58,6 +64,7 @@ class OrzTrainer(Checkpointing):
             if getattr(self, name):
                 setattr(self, name, Tolerant(getattr(self, name), self.run_dir))
         self.fixed_sequences = self.last_log_probs = None
+        self.rollout_stats = RolloutStats(self.tokenizer)
         self.ours: dict = {}
         config = AutoConfig.from_pretrained(
             self.args.actor.model_name_or_path, trust_remote_code=self.args.orz.trust_remote_code
@@ -74,18 +81,22 @@ class OrzTrainer(Checkpointing):
     def train_step(self, rollout_samples, global_step):
         if self.args.orz.check_sync and self.fixed_sequences is None:
             self.fixed_sequences = rollout_samples[:: max(1, len(rollout_samples) // SYNC_SEQUENCES)][:SYNC_SEQUENCES]
+        self.rollout_stats.start(rollout_samples)
         lengths = torch.tensor([int(sample.action_mask.sum()) for sample in rollout_samples])
+        rewards = torch.tensor([float(sample.rewards) for sample in rollout_samples])
         self.ours = rollout_metrics(
-            torch.tensor([float(sample.rewards) for sample in rollout_samples]),
+            rewards,
             lengths,
             torch.tensor([float(sample.truncated) for sample in rollout_samples]),
             info(rollout_samples, "verdict"),
             info(rollout_samples, "format"),
             self.args.rollout.n_samples_per_prompt,
         )
+        self.ours.update(length_metrics(lengths, rewards > 0))
         self.ours["response_tokens"] = float(lengths.sum())
         self.ours["tokens"] = float(sum(int(sample.total_length) for sample in rollout_samples))
         status, step = super().train_step(rollout_samples, global_step)
+        self.ours.update(self.rollout_stats.result())
         if self.args.orz.rollout_dump_every and step % self.args.orz.rollout_dump_every == 0:
             chosen = rollout_samples[: self.args.orz.rollout_dump_max]
             self.run_dir.dump_rollouts(step, lambda: map(self.rollout_row, chosen))
@@ -102,11 +113,13 @@ class OrzTrainer(Checkpointing):
             "reference": sample.labels[0],
             "reward": float(sample.rewards),
             "tokens": int(sample.action_mask.sum()),
+            "reflection": reflects(response),
         }
         if "verdict" in sample.info:
             from openrlhf_orz.rollout.agent import stop_reason
 
             row["verdict"] = Verdict(int(sample.info["verdict"])).label
+            row["rule"] = RULES[int(sample.info["rule"])] if "rule" in sample.info else ""
             row["stop_reason"] = stop_reason(int(sample.info["ended"]), list(self.args.orz.stop))
         return row
 
@@ -152,8 +165,16 @@ class OrzTrainer(Checkpointing):
         with within(self.args.orz.sync_timeout_s, "weight-sync", "sync_timeout_s", self.logs):
             self.sync_weights(super().broadcast_to_vllm)
         self.ours.update(ray.get(self.actor_model_group._actor_handlers[0].sync_report.remote()))
+        self.ours.update(memory_metrics("driver"), engine_memory_mib=self.engine_memory())
         if self.fixed_sequences is not None:
             self.ours.update(self.sync_gap())
+
+    def engine_memory(self) -> float:
+        """Largest resident memory of an engine, MiB; nan if one has died meanwhile, which is not a reason to end."""
+        try:
+            return max(ray.get([engine.memory_mib.remote() for engine in self.vllm_engines]))
+        except ray.exceptions.RayError:
+            return float("nan")
 
     def sync_weights(self, sync) -> None:
         """``sync``, once more if an engine has died: the weights of the trainer are whole, whatever became of those."""
@@ -227,15 +248,45 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
         """Give an engine that was started anew the current weights."""
         ray.get(self.actor_model_group.async_run_method(method_name="sync_engine", index=index))
 
+    @torch.no_grad()
     def evaluate(self, global_step, **generate_kwargs):
-        logs = super().evaluate(global_step, **generate_kwargs)
+        start = time.time()
+        samples = self.samples_generator.generate_eval_samples(**generate_kwargs)
+        n = generate_kwargs["n_samples_per_prompt"]
+        logs = evaluate_samples(self.eval_dataloader, samples, n, self.tokenizer, self.args)
+        logs["eval_seconds"] = time.time() - start
+        for tracker in filter(None, (self.wandb_logger, self.tensorboard_logger)):
+            tracker.log_eval(global_step, logs)
         self.run_dir.append("eval.jsonl", {"step": global_step, **logs})
         return logs
+
+    def evaluate_start(self):
+        """Before the first step; what the base model reaches is what a best checkpoint has to beat."""
+        own = vars(self.args.eval)
+        kwargs = {key: own[key] for key in ("temperature", "n_samples_per_prompt")}
+        logs = self.evaluate(0, **{**self.generate_kwargs, **kwargs})
+        key = self._detect_eval_metric_key(logs)
+        if key:
+            self.best_eval_metric_value = logs[key]
+
+    def fit(self, *args, **kwargs):
+        resumes = self.args.ckpt.load_enable and (Path(self.args.ckpt.path) / "_actor").exists()
+        if self.eval_dataloader and self.args.eval.steps != float("inf") and not resumes:
+            self.evaluate_start()
+        super().fit(*args, **kwargs)
 
 
 class OrzGenerateSamplesActor(GenerateSamplesActor):
     prepare_datasets = staticmethod(load_prompts)
     samples_generator_cls = OrzSamplesGenerator
+
+    def _run_eval(self):
+        n = self.args.eval.n_samples_per_prompt
+        kwargs = {"temperature": self.args.eval.temperature, "n_samples_per_prompt": n}
+        samples = self.samples_generator.generate_eval_samples(**{**self.generate_kwargs, **kwargs})
+        logs = evaluate_samples(self.eval_dataloader, samples, n, self.samples_generator.tokenizer, self.args)
+        RunDir(self.args.orz.run_dir).append("eval.jsonl", {"step": self._last_eval_step, **logs})
+        return logs
 
 
 class OrzTrainingActor(OrzTrainer, TrainingActor):

@@ -61,6 +61,9 @@ def at_work(args):
         mark.unlink(missing_ok=True)
 
 
-def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory_metrics(role: str) -> dict[str, float]:
+    """Largest resident memory of this process so far, and on a GPU what torch has allocated at most, in MiB."""
+    result = {f"{role}_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    if torch.cuda.is_initialized():
+        result[f"{role}_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return result

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     metrics = succeed(
         folder / "run", BASE, folder / "rows.jsonl", *TINY, "--ds.zero_stage", "0", "--ds.packing_samples",
         "--train.max_tokens_per_gpu", "512", "--eval.dataset", folder / "rows.jsonl", "--eval.steps", "3",
-        "--critic.save_value_network", "--orz.rollout_dump_max", "5",
+        "--critic.save_value_network", "--orz.rollout_dump_max", "5", "--orz.report_every", "2",
     )  # fmt: skip
     return folder / "run", metrics
 
@@ -53,6 +53,12 @@ def test_metrics(run):
         assert m["format"] > 0.9 and m["seconds_step"] > 0 and m["tokens_per_second"] > 0
         assert m["tokens"] > m["response_tokens"] == pytest.approx(m["response_length"] * m["samples"])
     assert any(0 < m["reward"] < 1 for m in metrics)
+    for m in metrics:
+        assert m["response_length_p10"] <= m["response_length_p50"] <= m["response_length_p90"]
+        assert 0 <= m["repetition"] < 1 and m["reflection"] == 0 and m["reflection_length_right"] is None
+        assert m["logprob_gap_tokens"] > 0 and m["logprob_gap_mean"] < 0.05 and m["engine_memory_mib"] > 100
+        fits = [m[f"explained_variance_minibatch_{i:02}"] for i in range(1, 4)]
+        assert all(fit is None or fit <= 1 for fit in fits) and any(fit is not None for fit in fits)
     # the tiny base's critic learns what the reward depends on
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
     suffixes = [name for name in documented if name.startswith("_")]
@@ -77,6 +83,12 @@ def test_rollouts(run):
         assert (row["extracted"] == row["reference"]) == (row["verdict"] == "right")
 
 
+def test_report(run):
+    """Written at the end, with the rollouts in it."""
+    page = (run[0] / "report.html").read_text()
+    assert 50_000 < len(page) < 5_000_000 and "<title>run</title>" in page
+
+
 def test_config(run):
     config = json.loads((run[0] / "config.json").read_text())
     assert config["flags"]["orz"]["critic_updates"] == 3 and config["flags"]["actor"]["adam"]["lr"] == 1e-6
@@ -85,8 +97,12 @@ def test_config(run):
 
 
 def test_evaluation_and_tensorboard(run):
-    (line,) = read_jsonl(run[0] / "eval.jsonl")
-    assert line["step"] == 3 and 0 <= line["eval_rows_pass1"] <= 1  # the data set's name is the file's
+    lines = read_jsonl(run[0] / "eval.jsonl")
+    assert [line["step"] for line in lines] == [0, 3]
+    for line in lines:  # the data set's name is the file's
+        assert 0 <= line["eval_rows_low"] <= line["eval_rows_pass1"] <= line["eval_rows_high"] <= 1
+        assert line["eval_rows_pass1"] <= line["eval_rows_pass4"] and 0 <= line["eval_rows_maj4"] <= 1
+        assert line["eval_num_samples"] == 40
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (events,) = (run[0] / "tensorboard").rglob("events.*")
@@ -106,6 +122,24 @@ def test_plain_transformers_loads_the_policy(run):
     output = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=60, do_sample=False)
     assert "</answer>" in tokenizer.decode(output[0])[len(text) :]
     assert (run[0] / "hf_critic" / "config.json").exists()
+
+
+def test_the_critic_judges_responses(run):
+    """Values of the saved critic at a response's first and last token, and their fit."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from openrlhf_orz.evaluate.critic import judge, load_critic
+
+    tokenizer = AutoTokenizer.from_pretrained(run[0] / "hf_critic")
+
+    def encode(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    rows = [row | {"token_ids": encode(row["response"])} for row in read_jsonl(run[0] / "rollouts" / "step_1.jsonl")]
+    numbers = judge(load_critic(str(run[0] / "hf_critic"), "cpu", torch.float32), rows, encode, "cpu")
+    assert all(abs(row["value_first"]) < 10 and row["value_first"] != row["value_last"] for row in rows)
+    assert numbers["explained_variance"] is None or numbers["explained_variance"] <= 1
 
 
 def test_plain_vllm_loads_the_policy(run):

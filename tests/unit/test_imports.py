@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "openrlhf_orz"
-ALONE = {"algo", "models", "reward", "data", "report"}  # no OpenRLHF, no compat, only each other
+ALONE = {"algo", "models", "reward", "data", "report", "text_stats"}  # no OpenRLHF, no compat, only each other
 MAY_IMPORT = {
     "rollout": ALONE | {"config", "compat", "rollout"},
     "trainer": ALONE
-    | {"config", "skip_plan", "checkpoints", "resume", "redact", "compat", "rollout", "trainer"},
+    | {"config", "skip_plan", "checkpoints", "resume", "redact", "compat", "rollout", "evaluate", "trainer"},
     "config": {"config", "flag_checks", "skip_plan"},
     "flag_checks": {"redact"},
     "model_check": {"config"},
@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "compat": {"compat"},
     **{name: {name} for name in ALONE},
     "data": {"data", "reward"},
+    "report": {"report", "text_stats"},
+    "evaluate": ALONE | {"config", "evaluate"},
 }
 
 

@@ -1,0 +1,172 @@
+"""The questions of an evaluation, from files or the hub: each with an id, a text and a reference; none is dropped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from openrlhf_orz.evaluate.benchmarks import BENCHMARKS, Benchmark
+
+QUESTION_KEYS = ("question", "prompt", "problem", "Question", "Problem")
+ANSWER_KEYS = ("answer", "label", "Answer", "Correct Answer")
+CHOICE_REQUEST = "Answer with the letter of the right option."
+
+
+class EvaluationError(ValueError):
+    """What an evaluation cannot start or go on with; the message names flag, file or row, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: ``text`` is what the template surrounds; ``verifier`` a name of reward.verifiers."""
+
+    bench: str
+    id: str
+    text: str
+    reference: str
+    verifier: str = "math"
+
+
+def sample_seed(seed: int, bench: str, question_id: str, sample: int) -> int:
+    """The sampling seed of one response: its own, whatever is generated beside it or before it."""
+    digest = hashlib.sha256(f"{seed}|{bench}|{question_id}|{sample}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def lettered(text: str, right: str, wrong: list[str], seed: int, name: str) -> tuple[str, str]:
+    """A multiple-choice question with its options in an order drawn by ``seed`` and ``name``; and the right letter."""
+    options = [right, *wrong]
+    random.Random(f"{seed}|{name}").shuffle(options)
+    lines = [f"{letter}. {option.strip()}" for letter, option in zip(string.ascii_uppercase, options)]
+    letter = string.ascii_uppercase[options.index(right)]
+    return "\n".join([text.strip(), "", *lines, "", CHOICE_REQUEST]), letter
+
+
+def read_file(path: Path) -> list[dict]:
+    """The rows of a JSON-lines, JSON or Parquet file. A line that is no JSON object is an error with its number."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    if path.suffix == ".json":
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        rows = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise EvaluationError(f"--data: {path}:{number} is no JSON ({error}): mend or remove it") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
+        raise EvaluationError(f"--data: {path} is not a list of objects with a question and an answer")
+    return rows
+
+
+def of_rows(rows: Iterable[dict], bench: str, seed: int, where: str, spec: Benchmark | None = None) -> list[Question]:
+    """Questions of raw rows. EvaluationError names the row that has no question or answer.
+
+    A row with ``choices`` (the options) and ``answer`` (a letter, a place from 0, or the option's text), or of a
+    benchmark with fields of wrong options, is multiple choice.
+    """
+    questions, taken = [], Counter()
+    for number, row in enumerate(rows, 1):
+
+        def field(keys, what, row=row, number=number):
+            value = next((row[key] for key in keys if row.get(key) not in (None, "")), None)
+            if value is None:
+                raise EvaluationError(f"{where}, row {number}: no {what} (looked for {', '.join(keys)})")
+            return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
+
+        text = field((spec.question,) if spec else QUESTION_KEYS, "question")
+        answer = field((spec.answer,) if spec else ANSWER_KEYS, "answer")
+        identity = str(row.get("id") or number)
+        taken[identity] += 1
+        if taken[identity] > 1:
+            identity += f"#{taken[identity]}"
+        verifier, choices = "math", row.get("choices")
+        if spec and spec.wrong:
+            wrong = [field((key,), "option") for key in spec.wrong]
+        elif isinstance(choices, list) and len(choices) > 1:
+            options = [str(choice) for choice in choices]
+            place = options.index(answer) if answer in options else _place(answer, len(options))
+            if place is None:
+                raise EvaluationError(f"{where}, row {number}: the answer {answer!r} is none of its choices")
+            answer, wrong = options[place], options[:place] + options[place + 1 :]
+        else:
+            wrong = None
+        if wrong is not None:
+            text, answer = lettered(text, answer, wrong, seed, f"{bench}|{identity}")
+            verifier = "letter"
+        questions.append(Question(bench, identity, text, answer, verifier))
+    return questions
+
+
+def _place(answer: str, options: int) -> int | None:
+    """The option that a letter or a number from 0 names."""
+    place = int(answer) if answer.isdigit() else string.ascii_uppercase.find(answer.strip("(). ").upper() or "?")
+    return place if 0 <= place < options else None
+
+
+def load_hub(spec: Benchmark) -> tuple[list[dict], str]:
+    """The rows of a named benchmark from the hub, and the fingerprint of what came."""
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(spec.hub, spec.config, split=spec.split, revision=spec.revision)
+    except Exception as error:  # the hub's library has no common class for network, access and format
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise EvaluationError(
+            f"--bench {spec.name}: {spec.hub} cannot be loaded from the hub ({reason}). "
+            f"Give its rows as a file: --data {spec.name}=FILE"
+        ) from None
+    return list(data), getattr(data, "_fingerprint", "")
+
+
+def load_questions(
+    data: list[str], benches: list[str], seed: int, limit: int | None, log: Callable[[str], None] = print
+) -> tuple[list[Question], dict[str, dict]]:
+    """All questions of ``--data FILE`` or ``--data NAME=FILE`` and ``--bench NAME``, and where each set comes from.
+
+    Row counts of named benchmarks are checked, also when they come from a file. ``limit`` takes the first rows of
+    each. Raises EvaluationError.
+    """
+    wanted: list[tuple[str, Path | None]] = []
+    for item in data:
+        name, _, file = item.rpartition("=") if not Path(item).exists() else ("", "", item)
+        wanted.append((name or Path(file).stem.removeprefix("eval_"), Path(file)))
+    for name in benches:
+        if name not in BENCHMARKS:
+            raise EvaluationError(f"--bench {name} is none of {', '.join(BENCHMARKS)}: give a file with --data")
+        wanted.append((name, None))
+    double = [name for name, count in Counter(name for name, _ in wanted).items() if count > 1]
+    if double:
+        raise EvaluationError(f"two sets are called {double[0]}: name them, --data {double[0]}_2=FILE")
+    questions, sources = [], {}
+    for name, path in wanted:
+        spec = BENCHMARKS.get(name)
+        if path is None:
+            rows, fingerprint = load_hub(spec)
+            found = of_rows(rows, name, seed, spec.hub, spec)
+            sources[name] = {"hub": spec.hub, "revision": spec.revision, "fingerprint": fingerprint}
+        else:
+            if not path.is_file():
+                raise EvaluationError(f"--data: there is no file {path}")
+            rows = read_file(path)
+            own = spec if spec and spec.question in rows[0] and spec.answer in rows[0] else None
+            found = of_rows(rows, name, seed, str(path), own)
+            sources[name] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        if spec and len(found) != spec.rows:
+            log(f"note: {name} has {len(found)} rows here, {spec.rows} are expected ({spec.hub}, {spec.split})")
+        repeated = sum(count - 1 for count in Counter(question.text for question in found).values())
+        if repeated:
+            log(f"note: {name} asks {repeated} of its {len(found)} questions more than once; all are kept")
+        sources[name] |= {"rows": len(found), "licence": spec.licence if spec else None}
+        questions += found[:limit]
+    return questions, sources

@@ -1,0 +1,116 @@
+"""A bounded sample of a run's rollouts for the page: steps and kinds of responses spread over the run."""
+
+import json
+import random
+import zlib
+from dataclasses import dataclass, field
+
+from openrlhf_orz.report.run_data import Run, read_rows
+from openrlhf_orz.text_stats import reflects
+
+MAX_STEPS = 40  # whose rollout files are read
+MAX_READ = 400  # responses taken from one file
+MAX_CHARS = 120_000  # of a response; more is cut in its middle
+TEXT_KEYS = ("prompt", "response", "extracted", "reference", "verdict", "rule", "stop_reason")
+
+
+@dataclass
+class Sample:
+    """What is shown of a run's rollouts, and what is not."""
+
+    rows: list[dict] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)  # each once; a row's "prompt" is its place here
+    left_out: str = ""  # in words, with counts
+
+
+def spread(values: list, count: int) -> list:
+    """``count`` of ``values`` with equal distances, the first and the last among them; all if there are no more."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)] if count > 1 else values[-1:]
+
+
+def tidy(row: dict, step: int, place: int) -> dict:
+    """A response with the keys that the page uses, whatever wrote it."""
+    texts = {key: "" if row.get(key) is None else str(row[key]) for key in TEXT_KEYS}
+    response = texts["response"]
+    cut = len(response) - MAX_CHARS
+    if cut > 0:
+        half = MAX_CHARS // 2
+        texts["response"] = (
+            f"{response[:half]}\n[... {cut} characters are left out of this page ...]\n{response[-half:]}"
+        )
+    reward, tokens = row.get("reward"), row.get("tokens")
+    reflection = row.get("reflection")
+    return {
+        **texts,
+        "step": step,
+        "place": place,
+        "reward": reward if isinstance(reward, (int, float)) else None,
+        "tokens": tokens if isinstance(tokens, (int, float)) else None,
+        "reflection": reflection if isinstance(reflection, bool) else reflects(response),
+    }
+
+
+def kind(row: dict) -> tuple:
+    """Responses of one kind are alike for a reader: step, outcome, cut or not, reflecting or not."""
+    return row["step"], row["reward"], row["verdict"], row["stop_reason"] == "length", row["reflection"]
+
+
+def order(rows: list[dict], seed: int) -> list[dict]:
+    """Rows so that any beginning of the list is spread over kinds, and prompts seen at several steps come first."""
+    rng = random.Random(seed)
+    rows = rows.copy()
+    rng.shuffle(rows)
+    steps_of: dict[str, set] = {}
+    for row in rows:
+        steps_of.setdefault(row["prompt"], set()).add(row["step"])
+    rows.sort(key=lambda row: -min(len(steps_of[row["prompt"]]), 2))  # stable: shuffled within
+    turns: dict[tuple, int] = {}
+    ranked = []
+    for row in rows:
+        turns[kind(row)] = turns.get(kind(row), 0) + 1
+        ranked.append((turns[kind(row)], row))
+    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def sample_rollouts(run: Run, budget: int, seed: int = 0) -> Sample:
+    """Choose responses that take at most about ``budget`` bytes compressed.
+
+    Damaged lines are noted in ``run.notes``.
+    """
+    files = run.rollout_files
+    chosen = spread(list(files), MAX_STEPS)
+    rows, found = [], 0
+    for step in chosen:
+        try:
+            lines = read_rows(files[step], run.notes)
+        except OSError as error:
+            run.notes.append(f"{files[step].name} cannot be read: {error.strerror}")
+            continue
+        found += len(lines)
+        places = range(len(lines))
+        if len(lines) > MAX_READ:
+            places = sorted(random.Random(f"{seed}-{step}").sample(places, MAX_READ))
+        rows += [tidy(lines[place], step, place) for place in places]
+    packer, size, kept = zlib.compressobj(6), 0, []
+    prompts: dict[str, int] = {}
+    for row in order(rows, seed):
+        prompt = row["prompt"]
+        text = json.dumps(row | {"prompt": prompt if prompt not in prompts else 0})
+        size += len(packer.compress(text.encode())) + len(packer.flush(zlib.Z_SYNC_FLUSH))
+        if size > budget:
+            break
+        kept.append(row | {"prompt": prompts.setdefault(prompt, len(prompts))})
+    kept.sort(key=lambda row: (row["step"], row["place"]))
+    sample = Sample(kept, list(prompts))
+    if not files:
+        sample.left_out = "This run has no rollout files."
+    else:
+        parts = [f"{len(kept):,} of {found:,} responses of {len(chosen)} steps are in this page"]
+        if len(files) > len(chosen):
+            parts.append(f"{len(files) - len(chosen):,} more steps have rollouts that were not read")
+        if len(kept) < found:
+            parts.append("chosen so that every kind of outcome of every step read is here, as far as the space goes")
+        sample.left_out = "; ".join(parts) + f". All of them: {run.name}/rollouts/."
+    return sample

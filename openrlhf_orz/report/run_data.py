@@ -1,0 +1,153 @@
+"""What a run directory holds, read as it stands: also while the run writes, from older versions, and damaged."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SHOWN_LINES = 5  # damaged lines that are named
+
+
+class RunError(ValueError):
+    """A run directory that holds nothing to report on; the message names it and the remedy."""
+
+
+@dataclass
+class Run:
+    """One run. ``metrics`` and ``evals`` are rows by step; ``notes`` say what is missing or could not be read."""
+
+    path: Path
+    name: str
+    metrics: list[dict]
+    evals: list[dict] = field(default_factory=list)
+    config: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rollout_files(self) -> dict[int, Path]:
+        """The rollout file of each step that has one, in the order of steps."""
+        files = {}
+        for file in (self.path / "rollouts").glob("step_*.jsonl"):
+            number = file.stem.removeprefix("step_")
+            if number.isdigit():
+                files[int(number)] = file
+        return dict(sorted(files.items()))
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is no JSON")
+
+
+def read_rows(path: Path, notes: list[str]) -> list[dict]:
+    """The JSON objects of a file of lines. Lines that are none are counted and named in ``notes``.
+
+    A last line without its end is one that is being written and is left for later.
+    """
+    rows, damaged = [], []
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, parse_constant=_refuse)
+                if not isinstance(row, dict):
+                    raise ValueError("no object")
+            except (ValueError, RecursionError):
+                if line.endswith(b"\n"):
+                    damaged.append(number)
+                continue
+            rows.append(row)
+    if damaged:
+        named = ", ".join(map(str, damaged[:SHOWN_LINES])) + (", ..." if len(damaged) > SHOWN_LINES else "")
+        word = "line is" if len(damaged) == 1 else "lines are"
+        notes.append(f"{path.name}: {len(damaged)} {word} damaged and left out (line {named})")
+    return rows
+
+
+def by_step(rows: list[dict], name: str, notes: list[str]) -> list[dict]:
+    """Rows in the order of steps, the last one written for each step; what is left out is noted."""
+    kept: dict[int, dict] = {}
+    without = repeated = 0
+    for row in rows:
+        step = row.get("step")
+        if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step):
+            without += 1
+            continue
+        repeated += step in kept
+        kept[int(step)] = row
+    if without:
+        notes.append(f"{name}: {without} rows without a step are left out")
+    if repeated:
+        notes.append(f"{name}: {repeated} steps were written more than once (a resumed run); the last line counts")
+    return [kept[step] for step in sorted(kept)]
+
+
+def load_run(path: str | Path, name: str | None = None) -> Run:
+    """Read a run directory. Raises RunError if it is none."""
+    path = Path(path)
+    if not path.is_dir():
+        raise RunError(f"{path} is no directory: give a run's own, the one that holds metrics.jsonl")
+    notes: list[str] = []
+    found = {}
+    for part in ("metrics.jsonl", "eval.jsonl"):
+        try:
+            found[part] = by_step(read_rows(path / part, notes), part, notes)
+        except FileNotFoundError:
+            found[part] = []
+    config = {}
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8", errors="replace"))
+        if not isinstance(config, dict):
+            raise ValueError("no object")
+    except FileNotFoundError:
+        notes.append("config.json is not there: no configuration is shown")
+    except (ValueError, RecursionError) as error:
+        config = {}
+        notes.append(f"config.json cannot be read ({error})")
+    if not (path / "metrics.jsonl").exists() and not config:
+        raise RunError(f"{path} holds neither metrics.jsonl nor config.json: give a run's own directory")
+    if not found["metrics.jsonl"]:
+        notes.append("no step is finished yet")
+    return Run(path, name or path.resolve().name, found["metrics.jsonl"], found["eval.jsonl"], config, notes)
+
+
+def load_runs(paths: list[str | Path]) -> list[Run]:
+    """Read several runs; runs whose directories have one name are told apart by a number."""
+    runs: list[Run] = []
+    taken: set[str] = set()
+    for path in paths:
+        run = load_run(path)
+        number = 2
+        while run.name in taken:
+            run.name = f"{Path(path).resolve().name} ({number})"
+            number += 1
+        taken.add(run.name)
+        runs.append(run)
+    return runs
+
+
+def number_or_none(value) -> float | None:
+    """A finite number to five significant digits, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    if isinstance(value, int) or value == int(value):
+        return int(value)
+    return float(f"{value:.5g}")
+
+
+def columns(rows: list[dict]) -> dict[str, list]:
+    """The numeric keys of ``rows`` as lists of one length, None where a row has no finite number."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    table = {key: [number_or_none(row.get(key)) for row in rows] for key in keys}
+    return {key: values for key, values in table.items() if any(value is not None for value in values)}
+
+
+def flatten(config: dict, prefix: str = "") -> dict[str, str]:
+    """Nested flags as {"actor.adam.lr": "1e-06"}; what runs do not share by nature is kept, too."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + str(key)] = value if isinstance(value, str) else json.dumps(value)
+    return flat

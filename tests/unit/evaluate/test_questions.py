@@ -1,0 +1,164 @@
+"""Questions from rows and files, seeds, multiple choice, going on after a kill, the harness's command and results."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from openrlhf_orz.cli.evaluate import main
+from openrlhf_orz.evaluate import harness
+from openrlhf_orz.evaluate.benchmarks import BENCHMARKS
+from openrlhf_orz.evaluate.questions import EvaluationError, lettered, load_questions, of_rows, sample_seed
+from openrlhf_orz.evaluate.responses import Responses, check_settings
+from openrlhf_orz.evaluate.run import Graders, plan, table
+
+
+def write(path: Path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_with_any_of_the_usual_keys_and_repeated_ids():
+    rows = [
+        {"prompt": "1+1?", "answer": 2},
+        {"problem": "2?", "answer": 3.0, "id": "x"},
+        {"question": "3?", "answer": "a", "id": "x"},
+    ]
+    found = of_rows(rows, "b", 0, "f")
+    assert [(q.id, q.text, q.reference) for q in found] == [("1", "1+1?", "2"), ("x", "2?", "3"), ("x#2", "3?", "a")]
+    with pytest.raises(EvaluationError, match="f, row 2: no answer"):
+        of_rows([rows[0], {"prompt": "?"}], "b", 0, "f")
+
+
+def test_seeds_are_each_samples_own():
+    seeds = {sample_seed(0, bench, question, sample) for bench in "ab" for question in "12" for sample in range(50)}
+    assert len(seeds) == 200 and all(0 <= seed < 2**31 for seed in seeds)
+    assert sample_seed(0, "a", "1", 3) == sample_seed(0, "a", "1", 3) != sample_seed(1, "a", "1", 3)
+
+
+def test_a_plan_does_not_depend_on_what_is_done_already():
+    questions = of_rows([{"prompt": str(i), "answer": "1"} for i in range(4)], "b", 0, "f")
+    everything = plan(questions, 3, 0, lambda question: [1], {})
+    assert len(everything) == 12
+    rest = plan(questions, 3, 0, lambda question: [1], {request.key for request in everything[::2]})
+    assert rest == everything[1::2]
+
+
+def test_options_are_shuffled_by_seed_and_graded_by_letter():
+    orders = set()
+    for name in map(str, range(60)):
+        text, letter = lettered("Which?", "right one", ["w1", "w2", "w3"], 0, name)
+        assert f"\n{letter}. right one\n" in text
+        assert (text, letter) == lettered("Which?", "right one", ["w1", "w2", "w3"], 0, name)
+        orders.add(text)
+    assert len(orders) > 15
+    assert any(
+        lettered("Which?", "r", ["a", "b", "c"], 1, n) != lettered("Which?", "r", ["a", "b", "c"], 0, n)
+        for n in "12345"
+    )
+    row = {"Question": "Which?", "Correct Answer": "r", **{f"Incorrect Answer {i}": f"w{i}" for i in (1, 2, 3)}}
+    (question,) = of_rows([row], "gpqa_diamond", 0, "f", BENCHMARKS["gpqa_diamond"])
+    graders = Graders({question.verifier}, 1, False)
+    others = set("ABCD") - {question.reference}
+    assert graders.grade(question, f"</think> <answer>\\boxed{{{question.reference}}}</answer>", True).reward == 1
+    assert graders.grade(question, f"</think> <answer>\\boxed{{{others.pop()}}}</answer>", True).reward == 0
+    assert graders.same("letter")("(B) x", "B") and not graders.same("letter")("B", "C")
+    graders.close()
+
+
+def test_choices_in_a_row():
+    rows = [{"question": "?", "choices": ["x", "y", "z"], "answer": answer} for answer in ("B", 1, "y")]
+    found = of_rows(rows, "b", 0, "f")
+    assert all(f"\n{q.reference}. y\n" in q.text and q.verifier == "letter" for q in found)
+    with pytest.raises(EvaluationError, match="none of its choices"):
+        of_rows([{"question": "?", "choices": ["x", "y"], "answer": "Q"}], "b", 0, "f")
+
+
+def test_files_names_and_sizes_are_checked(tmp_path):
+    rows = [{"prompt": "same?", "answer": "1"}] * 3
+    file = write(tmp_path / "eval_aime2024.jsonl", rows)
+    notes = []
+    questions, sources = load_questions([str(file)], [], 0, 2, notes.append)
+    assert [q.bench for q in questions] == ["aime2024"] * 2 and sources["aime2024"]["rows"] == 3
+    assert (
+        "aime2024 has 3 rows here, 30 are expected" in notes[0] and "2 of its 3 questions more than once" in notes[1]
+    )
+    questions, _ = load_questions([f"mine={file}"], [], 0, None, notes.append)
+    assert questions[0].bench == "mine" and len(questions) == 3
+    with pytest.raises(EvaluationError, match="two sets are called aime2024"):
+        load_questions([str(file), str(file)], [], 0, None)
+    with pytest.raises(EvaluationError, match="no file"):
+        load_questions([str(tmp_path / "none.jsonl")], [], 0, None)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "answer": "1"}\n{"prompt"\n')
+    with pytest.raises(EvaluationError, match="bad.jsonl:2"):
+        load_questions([str(tmp_path / "bad.jsonl")], [], 0, None)
+    with pytest.raises(EvaluationError, match="--bench nothing"):
+        load_questions([], ["nothing"], 0, None)
+
+
+def test_responses_go_on_after_a_kill(tmp_path):
+    file = Responses(tmp_path / "responses.jsonl")
+    for sample in range(3):
+        file.add({"bench": "b", "id": "1", "sample": sample, "response": "x\u2028y\r"})
+    file.close()
+    with open(tmp_path / "responses.jsonl", "ab") as cut:
+        cut.write(b'{"bench": "b", "id": "1", "sam')
+    again = Responses(tmp_path / "responses.jsonl")
+    assert sorted(again.done) == [("b", "1", 0), ("b", "1", 1), ("b", "1", 2)]
+    again.add({"bench": "b", "id": "1", "sample": 3, "response": ""})
+    again.close()
+    assert len(Responses(tmp_path / "responses.jsonl").done) == 4
+    with open(tmp_path / "responses.jsonl", "ab") as damaged:
+        damaged.write(b"noise\n")
+    with pytest.raises(EvaluationError, match="responses.jsonl:5"):
+        Responses(tmp_path / "responses.jsonl")
+
+
+def test_responses_of_other_settings_are_not_mixed(tmp_path):
+    check_settings(tmp_path, {"seed": 0, "stop": ("a",)})
+    check_settings(tmp_path, {"seed": 0, "stop": ("a",)})
+    with pytest.raises(EvaluationError, match="seed = 0, now it is 1"):
+        check_settings(tmp_path, {"seed": 1, "stop": ("a",)})
+
+
+def test_equal_answers_are_equal_for_the_majority():
+    graders = Graders({"math"}, 1, False)
+    same = graders.same("math")
+    assert same("\\frac{1}{2}", "0.5") and not same("1", "2")
+    graders.close()
+
+
+def test_errors_name_the_flag(tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main(["--model", "m", "--out", out]) == 2 and "--data" in capsys.readouterr().err
+    assert main(["--model", "m", "--out", out, "--data", "x", "--n", "0"]) == 2 and "--n" in capsys.readouterr().err
+    assert main(["--model", "m", "--out", out, "--bench", "livecodebench"]) == 2
+    assert "--allow_code_execution" in capsys.readouterr().err
+    assert main(["--model", "m", "--out", out, "--bench", "mmlu"]) == 2 and "lighteval" in capsys.readouterr().err
+
+
+def test_harness_command_and_results(tmp_path):
+    line = harness.command("py", "M", ["mmlu_pro", "livecodebench"], tmp_path, {"dtype": "bfloat16"}, 5)
+    assert line[:6] == [
+        "py",
+        "-m",
+        "lighteval",
+        "vllm",
+        "model_name=M,dtype=bfloat16",
+        "mmlu_pro|0,lcb:codegeneration_v6|0",
+    ]
+    assert line[-2:] == ["--max-samples", "5"]
+    folder = tmp_path / "results" / "M"
+    folder.mkdir(parents=True)
+    scores = {
+        "mmlu_pro|0": {"extractive_match": 0.4, "extractive_match_stderr": 0.1},
+        "mmlu:a|0": {"em": 0.2, "em_stderr": 0.1}, "mmlu:b|0": {"em": 0.6, "em_stderr": 0.1},
+        "mmlu:_average|0": {"em": 0.4}, "all": {"em": 0.4},
+    }  # fmt: skip
+    (folder / "results_2026.json").write_text(json.dumps({"results": scores}))
+    rows = harness.read_results(tmp_path, ["mmlu_pro", "mmlu"])
+    assert rows["mmlu_pro"]["avg_at_n"] == 0.4 and rows["mmlu_pro"]["low"] == pytest.approx(0.204)
+    assert rows["mmlu"] == {"avg_at_n": pytest.approx(0.4), "metric": "em", "harness": "lighteval", "tasks": 2}
+    assert "| mmlu_pro | - | - | 40.0 | 20.4 to 59.6 |" in table(rows)
+    with pytest.raises(EvaluationError, match="ifeval"):
+        harness.read_results(tmp_path, ["ifeval"])

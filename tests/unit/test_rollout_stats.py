@@ -1,0 +1,131 @@
+"""The paper's metrics by hand, and their cost."""
+
+import math
+import random
+import time
+
+import pytest
+import torch
+
+from openrlhf_orz.algo.log_prob_gap import LogProbGap
+from openrlhf_orz.algo.masked import explained_variance, explained_variances, fit_sums
+from openrlhf_orz.reward.guards import GUARDS
+from openrlhf_orz.reward.mends import MENDS
+from openrlhf_orz.reward.rules import RULES, rule_number
+from openrlhf_orz.text_stats import reflects, repetition
+from openrlhf_orz.trainer.metrics import step_record
+from openrlhf_orz.trainer.rollout_stats import length_metrics, reflection_metrics, text_metrics
+
+
+@pytest.mark.parametrize("text", ["Wait, no", "let me RECHECK it", "retrying", "Alternatively, 3", "so. However, x"])
+def test_reflection_patterns_in_any_case(text):
+    assert reflects(text)
+
+
+@pytest.mark.parametrize("text", ["", "wait for it", "however it is", "alternatively 3", "re-check"])
+def test_no_reflection(text):
+    assert not reflects(text)
+
+
+def test_repetition_by_hand():
+    assert repetition([1, 2, 3]) == 0 and repetition([]) == 0
+    assert repetition(list(range(100))) == 0
+    # 1 2 1 2 1 2 1: the 4-grams 1212 2121 1212 2121, two of them new
+    assert repetition([1, 2, 1, 2, 1, 2, 1]) == 0.5
+    assert repetition([7] * 103) == pytest.approx(0.99)
+    # the order of a 4-gram counts
+    assert repetition([1, 2, 3, 4, 9, 4, 3, 2, 1]) == 0
+
+
+def test_repetition_agrees_with_counting_tuples():
+    rng = random.Random(0)
+    for _ in range(50):
+        ids = [rng.choice((0, 1, 2**17)) for _ in range(rng.randrange(4, 80))]
+        grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
+        assert repetition(ids) == 1 - len(set(grams)) / len(grams)
+
+
+def test_a_thousand_responses_take_no_time():
+    """1,000 responses of 2,000 tokens; and twice the length costs about twice the time, not four times."""
+    rng = random.Random(0)
+    ids = [rng.randrange(150_000) for _ in range(2000)]
+    texts = ["thinking about it " * 400] * 1000
+
+    def seconds(token_ids):
+        begin = time.process_time()
+        text_metrics(texts, token_ids, torch.ones(1000, dtype=torch.bool))
+        return time.process_time() - begin
+
+    once = min(seconds([ids] * 1000) for _ in range(2))
+    assert once < 3  # the rollouts of the paper are some thirty times as large and train for minutes
+    assert min(seconds([ids * 2] * 1000) for _ in range(2)) < 3.2 * once
+
+
+def test_length_metrics_by_hand():
+    lengths, right = torch.tensor([10, 20, 30, 40, 50]), torch.tensor([True, True, True, False, False])
+    metrics = length_metrics(lengths, right)
+    assert metrics["response_length_p50"] == 30 and metrics["response_length_p10"] == pytest.approx(14)
+    assert metrics["response_length_p90"] == pytest.approx(46)
+    assert metrics["response_length_right_p50"] == 20 and metrics["response_length_wrong_p50"] == 45
+    assert metrics["response_length_std"] == pytest.approx(math.sqrt(200))
+    assert metrics["response_length_wrong_std"] == 5
+    assert math.isnan(length_metrics(lengths, right | True)["response_length_wrong_p50"])
+
+
+def test_reflection_by_hand():
+    """Average correct reflection length: responses that reflect and are right (2 and 8 tokens), not all (2, 8, 20)."""
+    reflecting = torch.tensor([True, True, True, False])
+    right = torch.tensor([True, True, False, True])
+    metrics = reflection_metrics(reflecting, torch.tensor([2, 8, 20, 100]), right)
+    assert metrics == {
+        "reflection": 0.75, "reflection_reward": pytest.approx(2 / 3), "reflection_length": 10,
+        "reflection_length_right": 5,
+    }  # fmt: skip
+    none = reflection_metrics(torch.zeros(2, dtype=torch.bool), torch.tensor([1, 2]), torch.tensor([True, False]))
+    assert none["reflection"] == 0 and math.isnan(none["reflection_length_right"])
+
+
+def test_explained_variance_of_mini_batches():
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for _ in range(3):
+        values, returns = torch.rand(4, 7, generator=generator), torch.rand(4, 7, generator=generator).round()
+        rows.append((values, returns, (torch.rand(4, 7, generator=generator) > 0.3).float()))
+    sums = torch.stack([fit_sums(*row) for row in rows])
+    assert explained_variances(sums) == pytest.approx([explained_variance(*row) for row in rows], abs=1e-5)
+    # sums over micro-batches or ranks are the sums of the whole
+    halves = sum(fit_sums(*(x[i : i + 2] for x in rows[0])) for i in (0, 2))
+    assert explained_variances(halves[None]) == pytest.approx([explained_variance(*rows[0])], abs=1e-5)
+    constant = fit_sums(torch.rand(2, 3), torch.ones(2, 3), torch.ones(2, 3))
+    assert math.isnan(explained_variances(constant[None])[0])
+
+
+def test_log_prob_gap_by_hand():
+    """Differences 0.5 and -0.25 on two measured tokens; the masked and the unmeasured one count nowhere."""
+    gap = LogProbGap()
+    gap.add(
+        torch.tensor([[-1.0, -2.0, math.nan, -9.0]]),
+        torch.tensor([[-1.5, -1.75, -1, -1]]),
+        torch.tensor([[1, 1, 1, 0]]),
+    )
+    assert gap.metrics(lambda tensor, op: tensor) == {
+        "logprob_gap_mean": 0.375, "logprob_gap_kl": 0.125, "logprob_gap_max": 0.5, "logprob_gap_tokens": 2,
+    }  # fmt: skip
+    assert LogProbGap().metrics(lambda tensor, op: tensor) == {}
+
+
+def test_rules_have_numbers():
+    assert all(RULES[rule_number(name)] == name for name in (*MENDS, *(guard[0] for guard in GUARDS), "identical"))
+    assert rule_number(None) == 0 and rule_number("something new") == 0
+
+
+def test_tokens_per_second_of_phases():
+    status = {
+        "timing/generation": 2.0,
+        "timing/ppo_train": 4.0,
+        "timing/make_experience": 0.0,
+        "timing/step_total": 6.0,
+    }
+    record = step_record(1, status, {"tokens": 60.0, "response_tokens": 40.0})
+    assert record["tokens_per_second_generation"] == 20 and record["tokens_per_second_training"] == 15
+    assert record["tokens_per_second"] == 10 and "tokens_per_second_experience" not in record
