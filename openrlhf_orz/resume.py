@@ -35,15 +35,22 @@ LAYOUT = (
 )  # fmt: skip
 
 
-def flat(args) -> dict:
-    """Nested arguments as {"group.name": value}, of JSON's types; secrets and what is no flag are left out."""
-    found = {}
+class Flags(dict):
+    """A dict that is not shown where its owner is printed: OpenRLHF prints all arguments at the start."""
+
+    def __repr__(self):
+        return "(all flags)"
+
+
+def flat(args) -> Flags:
+    """Nested arguments as {"group.name": value}, of JSON's types; secrets are left out."""
+    found = Flags()
 
     def walk(prefix, node):
         for key, value in vars(node).items():
             if hasattr(value, "__dict__"):
                 walk(f"{prefix}{key}.", value)
-            elif f"{prefix}{key}" != "logger.wandb.key":
+            elif f"{prefix}{key}" not in ("logger.wandb.key", "orz.flags"):
                 found[f"{prefix}{key}"] = json.loads(redact(json.dumps(value, default=str)))
 
     walk("", args)

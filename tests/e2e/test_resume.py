@@ -92,7 +92,8 @@ def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
     no_traces(run, family, memory)
     metrics = read_jsonl(run_dir / "metrics.jsonl")
     last = metrics[-1]["step"]
-    assert STEPS - 2 <= last < STEPS and metrics[-1]["engines_restarted"] == 1
+    assert STEPS - 2 <= last < STEPS
+    assert any(m["engines_restarted"] for m in [*metrics, *read_jsonl(run_dir / "lost-metrics.jsonl")])
     checkpoints.verify(run_dir / "checkpoints" / f"global_step{last}")
 
     assert rollouts(run_dir, last) == rollouts(undisturbed.run_dir, last)
