@@ -99,12 +99,19 @@ FLAGS = (
     Flag("max_restarts", 0, "after a failure resume from the newest checkpoint, at most so many times", int),
     Flag("max_skipped_steps", 3, "end after so many optimizer steps in a row with gradients that are not finite", int),
     Flag("allow_changed_flags", False, "resume although flags that change the meaning of the run differ", None),
-    Flag("start_timeout_s", 3600.0, "longest start of the engines and models, or of one engine again; 0: no limit", float),
+    Flag(
+        "start_timeout_s",
+        3600.0,
+        "longest start of the engines and models, or of one engine again; 0: no limit",
+        float,
+    ),
     Flag("generation_timeout_s", 3600.0, "restart an engine that has answered nothing for so long; 0: never", float),
     Flag("training_timeout_s", 7200.0, "longest training phase, then end with all stacks; 0: no limit", float),
     Flag("sync_timeout_s", 1800.0, "longest weight sync, likewise", float),
     Flag("checkpoint_timeout_s", 3600.0, "longest write of a checkpoint, likewise", float),
-    Flag("stop_timeout_s", 120.0, "after SIGTERM or Ctrl-C, longest wait for the step in hand and its checkpoint", float),
+    Flag(
+        "stop_timeout_s", 120.0, "after SIGTERM or Ctrl-C, longest wait for the step in hand and its checkpoint", float
+    ),
     Flag("worker_logs", False, "show the logs of all Ray workers on the console instead of progress lines only", None),
 )
 

@@ -18,17 +18,19 @@ RANGES = {
         "ds.tensor_parallel_size ds.ring_attn_size ds.ring_attn_head_stride ds.zpg ds.lora.alpha algo.kl.horizon "
         "actor.muon.ns_steps critic.muon.ns_steps eval.n_samples_per_prompt logger.logging_steps ckpt.max_num "
         "orz.policy_updates orz.critic_updates orz.max_prompt_len orz.grader_workers orz.rollout_dump_max "
-        "orz.sync_bucket_mib orz.cpu_kvcache_mib",
+        "orz.sync_bucket_mib orz.cpu_kvcache_mib orz.max_skipped_steps",
     ),
     "at least 1, or -1 for never": (lambda x: x == -1 or x >= 1, "eval.steps ckpt.save_steps"),
     "at least 0": (
         lambda x: x >= 0,
-        "orz.warmup_steps orz.rollout_dump_every data.dataloader_num_workers data.max_images_per_prompt ds.lora.rank "
+        "orz.warmup_steps orz.rollout_dump_every orz.max_restarts orz.start_timeout_s orz.generation_timeout_s "
+        "orz.training_timeout_s orz.sync_timeout_s orz.checkpoint_timeout_s orz.stop_timeout_s orz.logprob_gap_every "
+        "data.dataloader_num_workers data.max_images_per_prompt ds.lora.rank "
         "algo.kl.init_coef actor.adam.lr critic.adam.lr actor.muon.lr critic.muon.lr actor.adam.weight_decay "
         "critic.adam.weight_decay actor.max_norm critic.max_norm actor.aux_loss_coef eval.temperature "
         "reward.overlong_penalty_factor algo.advantage.is_correction_threshold actor.eps_clip actor.eps_clip_low_high",
     ),
-    "at least -1": (lambda x: x >= -1, "critic.freezing_steps local_rank"),
+    "at least -1": (lambda x: x >= -1, "critic.freezing_steps local_rank orz.report_every"),
     "above 0": (
         lambda x: x > 0,
         "rollout.temperature critic.value_clip actor.adam.eps critic.adam.eps algo.kl.target ckpt.max_mem "

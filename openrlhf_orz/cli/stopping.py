@@ -29,7 +29,9 @@ class Stopping:
         self.asked = True
         stop_mark(self.args).touch()
         seconds = self.args.orz.stop_timeout_s
-        say(f"stopping after the step in hand, within {seconds:g} s (--orz.stop_timeout_s); a second signal stops at once")
+        say(
+            f"stopping after the step in hand, within {seconds:g} s (--orz.stop_timeout_s); a second signal stops at once"
+        )
         timer = threading.Timer(seconds, os.kill, (os.getpid(), signum))
         timer.daemon = True
         timer.start()

@@ -41,7 +41,9 @@ def supervise(argv: list[str], run_dir: str, restarts: int) -> int:
     for attempt in range(restarts + 1):
         again = ["--ckpt.load_enable"] if attempt else []
         # a session of its own: Ctrl-C reaches it once, through us
-        child = subprocess.Popen([*command, *again], env={**os.environ, RESTARTS: str(attempt)}, start_new_session=True)
+        child = subprocess.Popen(
+            [*command, *again], env={**os.environ, RESTARTS: str(attempt)}, start_new_session=True
+        )
         status = child.wait()
         if status == 0 or status == 2 or stopped:  # done, refused, or as the user wished
             break

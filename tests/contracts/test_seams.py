@@ -88,7 +88,13 @@ def test_samples_generator():
     assert PPOTrainer.samples_generator_cls is generator
     assert parameters(generator._wait_for_responses) == ["self", "pending_refs"]
     assert parameters(generator._prompt_sampling_params) == ["self", "sampling_params"]
-    assert parameters(generator._dispatch_prompts_to_vllm) == ["self", "prompts", "labels", "images", "generate_kwargs"]
+    assert parameters(generator._dispatch_prompts_to_vllm) == [
+        "self",
+        "prompts",
+        "labels",
+        "images",
+        "generate_kwargs",
+    ]
 
 
 def test_checkpoints():

@@ -102,7 +102,9 @@ class Run:
 
     def wait_for_step(self, step: int, timeout: float = 300) -> None:
         """Until the trainer of this process is at work and ``step`` is in metrics.jsonl."""
-        reached = wait_for(lambda: (self.started() and self.steps() >= step) or self.process.poll() is not None, timeout)
+        reached = wait_for(
+            lambda: (self.started() and self.steps() >= step) or self.process.poll() is not None, timeout
+        )
         assert reached and self.process.poll() is None, self.output()
 
     def family(self) -> list[psutil.Process]:

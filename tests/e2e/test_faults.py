@@ -1,6 +1,6 @@
 """One fault each, on real processes. Minutes each, so not part of the default suites:
 
-    bash tests/run.sh -m slow tests/e2e/test_faults.py
+bash tests/run.sh -m slow tests/e2e/test_faults.py
 """
 
 import json

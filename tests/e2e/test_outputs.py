@@ -63,7 +63,9 @@ def test_metrics(run):
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
     suffixes = [name for name in documented if name.startswith("_")]
     for key in metrics[0]:
-        assert key in documented or any(key.endswith(suffix) for suffix in suffixes), f"{key} is not in docs/metrics.md"
+        assert key in documented or any(key.endswith(suffix) for suffix in suffixes), (
+            f"{key} is not in docs/metrics.md"
+        )
 
 
 def test_bad_rows_are_reported(run):

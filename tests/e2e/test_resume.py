@@ -17,7 +17,16 @@ pytestmark = pytest.mark.e2e
 BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
 STEPS = 6
 # what a machine's speed decides
-OF_TIME = ("seconds", "memory", "time", "tokens_per_second", "grade_ms", "engines_restarted", "prompts_redone", "restarts")
+OF_TIME = (
+    "seconds",
+    "memory",
+    "time",
+    "tokens_per_second",
+    "grade_ms",
+    "engines_restarted",
+    "prompts_redone",
+    "restarts",
+)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,10 @@ def test_the_same_flags_resume_and_free_ones_may_change(tmp_path, capsys):
     "flags, names",
     [
         (["--actor.adam.lr", "1e-3"], ["--actor.adam.lr was 1e-06, is 0.001"]),
-        (["--rollout.temperature", "0.5", "--orz.critic_updates", "2"], ["--rollout.temperature", "--orz.critic_updates"]),
+        (
+            ["--rollout.temperature", "0.5", "--orz.critic_updates", "2"],
+            ["--rollout.temperature", "--orz.critic_updates"],
+        ),
     ],
 )
 def test_another_meaning_is_refused_by_name_unless_allowed(tmp_path, capsys, flags, names):
@@ -61,7 +64,9 @@ def test_other_ranks_are_refused_whatever_is_allowed(tmp_path):
     checkpoint(tmp_path, **{"actor.num_gpus_per_node": 2, "ds.zero_stage": 3})
     with pytest.raises(ConfigError) as refusal:
         resume.find(args(tmp_path, "--orz.allow_changed_flags"), "same")
-    assert "--actor.num_gpus_per_node was 2, is 1" in str(refusal.value) and "--ds.zero_stage was 3" in str(refusal.value)
+    assert "--actor.num_gpus_per_node was 2, is 1" in str(refusal.value) and "--ds.zero_stage was 3" in str(
+        refusal.value
+    )
 
 
 def test_without_a_checkpoint_it_starts_anew_and_says_so(tmp_path, capsys):

@@ -15,7 +15,9 @@ def hang_in_a_function_with_a_name():
 
 def test_a_hang_becomes_an_error_with_stacks(tmp_path):
     begin = time.monotonic()
-    with pytest.raises(PhaseTimeout, match="training took more than 0.5 s .--orz.training_timeout_s.: stacks") as error:
+    with pytest.raises(
+        PhaseTimeout, match="training took more than 0.5 s .--orz.training_timeout_s.: stacks"
+    ) as error:
         with within(0.5, "training", "training_timeout_s", tmp_path):
             hang_in_a_function_with_a_name()
     assert time.monotonic() - begin < 50
