@@ -32,6 +32,8 @@ class RankState:
         raise NotImplementedError
 
     def init_model_from_pretrained(self, strategy, *args, **kwargs):
+        # full determinism would fill every new tensor, too, for code that reads what it has not written
+        torch.utils.deterministic.fill_uninitialized_memory = False
         resume = strategy.args.orz.resume_from
         if resume is None:
             strategy.args.ckpt.load_enable = False  # there is nothing, or nothing good, to load

@@ -46,7 +46,7 @@ def complete(run: Run, steps: int = 6) -> list[dict]:
 
 
 def test_engines_that_die_and_hang(tmp_path):
-    run = start(tmp_path, "--orz.generation_timeout_s", "15", steps=8)
+    run = start(tmp_path, "--orz.generation_timeout_s", "30", steps=8)
     run.wait_for_step(1)
     (actor,) = run.named("OrzRolloutActor")
     actor.kill()
@@ -67,7 +67,7 @@ def test_a_rank_that_dies(tmp_path):
 
 
 def test_a_rank_that_hangs(tmp_path):
-    run = start(tmp_path, "--orz.max_restarts", "1", "--orz.training_timeout_s", "20")
+    run = start(tmp_path, "--orz.max_restarts", "1", "--orz.training_timeout_s", "60")
     run.wait_for_step(2)
     run.named("OrzPolicyModelActor")[0].send_signal(signal.SIGSTOP)
     assert complete(run)[-1]["restarts"] == 1
