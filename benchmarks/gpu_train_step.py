@@ -153,7 +153,9 @@ def measure(role, path, size, options, rate) -> dict:
         step = Step(role, path, size, options)
         first = step.run(rows, targets)
         sync = torch.cuda.synchronize if cuda else lambda: None
-        taken = common.seconds(lambda: step.run(rows, targets), options.repeats, warm=1 if cuda else 0, synchronize=sync)
+        taken = common.seconds(
+            lambda: step.run(rows, targets), options.repeats, warm=1 if cuda else 0, synchronize=sync
+        )
         if options.profile and path == "ours":
             profile(step, rows, targets)
     except torch.OutOfMemoryError:

@@ -51,7 +51,9 @@ def main(argv=None) -> dict:
             longest = max(map(len, rows))
             ids = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in rows])
             mask = torch.stack([(torch.arange(longest) < len(row)).long() for row in rows])
-            return dict(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)), mask.bool()
+            return dict(
+                input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)
+            ), mask.bool()
         ids = torch.cat(rows)[None]
         positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
         return dict(input_ids=ids, attention_mask=None, position_ids=positions), torch.ones_like(ids, dtype=torch.bool)

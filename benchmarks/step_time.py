@@ -41,7 +41,9 @@ def parse(argv=None):
     parser.add_argument("--lengths", choices=("short", "long", "heavy"), default="heavy")
     parser.add_argument("--rollouts", type=int, help="samples in a step; a multiple of 8")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--stock", default="auto", help="padded:N samples, packed:N tokens, or auto: the best by trial")
+    parser.add_argument(
+        "--stock", default="auto", help="padded:N samples, packed:N tokens, or auto: the best by trial"
+    )
     parser.add_argument("--max-tokens", type=int, help="our --train.max_tokens_per_gpu (default: our default)")
     parser.add_argument("--dtype", choices=tuple(common.DTYPES), default=common.cpu_dtype())
     parser.add_argument("--with-generation", action="store_true", help="vLLM engines too: the whole step")

@@ -3,19 +3,23 @@
 from importlib.metadata import PackageNotFoundError, version
 
 UPSTREAM_VERSION = "0.11.2"
-PATCHES = 10  # in patches/series
+PATCHES = 11  # in patches/series
 REMEDY = "run: bash tools/setup.sh"
 
 
+class WrongBuild(RuntimeError):
+    """OpenRLHF is not installed, or not as the build with our seams; the message names the command that mends it."""
+
+
 def check_openrlhf() -> None:
-    """Raise RuntimeError, naming the one command that mends it, unless OpenRLHF is installed with our seams."""
+    """Raise WrongBuild, naming the one command that mends it, unless OpenRLHF is installed with our seams."""
     try:
         found = version("openrlhf")
     except PackageNotFoundError:
-        raise RuntimeError(f"OpenRLHF is not installed; {REMEDY}") from None
+        raise WrongBuild(f"OpenRLHF is not installed; {REMEDY}") from None
     needed = f"{UPSTREAM_VERSION}+orz.{PATCHES}"
     if found != needed:
-        raise RuntimeError(f"OpenRLHF {found} is installed, {needed} is needed (patches/); {REMEDY}")
+        raise WrongBuild(f"OpenRLHF {found} is installed, {needed} is needed (patches/); {REMEDY}")
 
 
 def build_parser():

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from openrlhf_orz.flag_checks import cannot_be_made, wrong_combinations, wrong_numbers
 from openrlhf_orz.skip_plan import cross_fit_problem
 
+HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
 STOP_STRINGS = ("User:", "Human:", "Assistant:", "</answer>")
 
 # Sec. 3.1; what the paper does not state is as in OpenRLHF. A flag given by the user wins over all of these.
@@ -94,6 +96,22 @@ FLAGS = (
     Flag("device", "auto", "auto: cuda where a GPU is found, else cpu", choices=("auto", "cpu", "cuda")),
     Flag("cpu_kvcache_mib", 512, "KV cache of each vLLM engine on CPU, in MiB", int),
     Flag("trust_remote_code", False, "let model repositories run their own code", None),
+    Flag("max_restarts", 0, "after a failure resume from the newest checkpoint, at most so many times", int),
+    Flag("max_skipped_steps", 3, "end after so many optimizer steps in a row with gradients that are not finite", int),
+    Flag("allow_changed_flags", False, "resume although flags that change the meaning of the run differ", None),
+    Flag(
+        "start_timeout_s",
+        3600.0,
+        "longest start of the engines and models, or of one engine again; 0: no limit",
+        float,
+    ),
+    Flag("generation_timeout_s", 3600.0, "restart an engine that has answered nothing for so long; 0: never", float),
+    Flag("training_timeout_s", 7200.0, "longest training phase, then end with all stacks; 0: no limit", float),
+    Flag("sync_timeout_s", 1800.0, "longest weight sync, likewise", float),
+    Flag("checkpoint_timeout_s", 3600.0, "longest write of a checkpoint, likewise", float),
+    Flag(
+        "stop_timeout_s", 120.0, "after SIGTERM or Ctrl-C, longest wait for the step in hand and its checkpoint", float
+    ),
     Flag("worker_logs", False, "show the logs of all Ray workers on the console instead of progress lines only", None),
 )
 
@@ -120,13 +138,6 @@ def add_flags(parser) -> None:
             )
 
 
-class Secret(str):
-    """A text that is not shown where its owner is printed: OpenRLHF prints all arguments at the start."""
-
-    def __repr__(self):
-        return "'(not shown)'"
-
-
 def detect_device() -> str:
     """ "cuda" if this machine shows an NVIDIA GPU that is not hidden, else "cpu"; imports nothing heavy."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
@@ -146,24 +157,15 @@ def cpu_dtype() -> str:
     return "bf16" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "fp32"
 
 
-POSITIVE = (
-    "rollout.batch_size", "rollout.n_samples_per_prompt", "rollout.micro_batch_size", "train.micro_batch_size",
-    "train.num_episodes", "train.max_epochs", "train.max_tokens_per_gpu", "data.max_len", "data.max_samples",
-    "actor.num_nodes", "actor.num_gpus_per_node", "critic.num_nodes", "critic.num_gpus_per_node",
-    "vllm.num_engines", "vllm.tensor_parallel_size", "orz.policy_updates", "orz.critic_updates",
-    "orz.max_prompt_len", "orz.sync_bucket_mib", "orz.cpu_kvcache_mib", "orz.grader_workers",
-)  # fmt: skip
-
-
 def derive(args, explicit: set[str]) -> None:
     """Fill in, on OpenRLHF's flat namespace, what follows from other flags; ``explicit`` ones are never changed.
 
-    Raises ConfigError if a number is not positive, or if the batch sizes contradict each other.
+    Raises ConfigError if a number makes no sense, if flags contradict each other, or name what is not there.
     """
     values = vars(args)
-    wrong = [name for name in POSITIVE if values[name] is not None and values[name] < 1]
+    wrong = wrong_numbers(values)
     if wrong:
-        raise ConfigError("\n".join(f"--{name} is {values[name]}: it must be at least 1" for name in wrong))
+        raise ConfigError("\n".join(wrong))
 
     def default(name, value):
         if name not in explicit:
@@ -186,6 +188,9 @@ def derive(args, explicit: set[str]) -> None:
         default("ds.attn_implementation", "orz_packed")
     if values["ds.attn_implementation"] == "orz_packed" or "flash_attention" in values["ds.attn_implementation"]:
         default("ds.packing_samples", True)
+    wrong = wrong_combinations(values, explicit)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     if values["vllm.num_engines"] is None:
         ranks = values["actor.num_nodes"] * values["actor.num_gpus_per_node"]
         values["vllm.num_engines"] = max(1, ranks // values["vllm.tensor_parallel_size"])
@@ -219,8 +224,7 @@ def derive(args, explicit: set[str]) -> None:
     if values["ckpt.path"] is None:
         values["ckpt.path"] = os.path.join(run_dir, "checkpoints")
     default("logger.tensorboard_dir", os.path.join(run_dir, "tensorboard"))
-    if not values["orz.trust_remote_code"]:
-        os.environ["OPENRLHF_TRUST_REMOTE_CODE"] = "0"
+    os.environ["OPENRLHF_TRUST_REMOTE_CODE"] = "1" if values["orz.trust_remote_code"] else "0"
 
 
 def validate(args) -> None:
@@ -232,14 +236,26 @@ def validate(args) -> None:
             problems.append(message)
 
     samples = args.rollout.batch_size * args.rollout.n_samples_per_prompt
-    check(args.orz.warmup_steps >= 0, f"--orz.warmup_steps is {args.orz.warmup_steps}: it must not be negative")
     check(args.actor.model_name_or_path, "--actor.model_name_or_path is missing: name a model or a directory")
+    for role in ("actor", "critic"):
+        path = getattr(args, role).model_name_or_path
+        if role == "critic" and path == args.actor.model_name_or_path:
+            continue
+        if path and not re.fullmatch(HUB_NAME, path):  # else a name on the hub, if there is no such directory
+            check(os.path.exists(path), f"--{role}.model_name_or_path: there is no directory {path}: check the path")
+        if path and os.path.exists(path):
+            check(
+                os.path.isfile(os.path.join(path, "config.json")),
+                f"--{role}.model_name_or_path: {path} holds no config.json: name the directory of a model as"
+                " transformers saves it",
+            )
     for name, path in (
-        ("--actor.model_name_or_path", args.actor.model_name_or_path),
-        ("--critic.model_name_or_path", args.critic.model_name_or_path),
+        ("--ckpt.output_dir", args.orz.run_dir),
+        ("--ckpt.path", args.ckpt.path),
+        ("--logger.tensorboard_dir", args.logger.tensorboard_dir),
     ):
-        if path and (os.path.sep in path or path.startswith(".")) and (path.count("/") > 1 or os.path.exists(path)):
-            check(os.path.isfile(os.path.join(path, "config.json")), f"{name}: {path} holds no config.json")
+        problem = path and cannot_be_made(path)
+        check(not problem, f"{name}: {problem}")
     check(args.data.prompt_dataset, "--data.prompt_dataset is missing: name a Hugging Face data set or a file")
     if problems:
         raise ConfigError("\n".join(problems))
@@ -264,8 +280,7 @@ def validate(args) -> None:
             f"--train.batch_size {args.train.batch_size} x --orz.policy_updates {updates} is not the rollout of"
             f" {samples} samples: leave --train.batch_size out",
         )
-    ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
-    dp_size = max(1, ranks // args.ds.ring_attn_size // args.ds.tensor_parallel_size)
+    ranks, dp_size = args.actor.num_nodes * args.actor.num_gpus_per_node, data_parallel_ranks(args)
     per_rank = samples // dp_size
     check(
         per_rank >= updates,
@@ -302,13 +317,32 @@ def validate(args) -> None:
         f"--rollout.max_new_tokens {new_tokens} leaves no room for a prompt in --data.max_len {args.data.max_len}:"
         " leave it out to give each response what its prompt leaves",
     )
-    check(0 <= args.algo.advantage.gamma <= 1, f"--algo.advantage.gamma {args.algo.advantage.gamma}: not in [0, 1]")
-    check(0 <= args.algo.advantage.lambd <= 1, f"--algo.advantage.lambd {args.algo.advantage.lambd}: not in [0, 1]")
     if args.orz.cross_fit_values:
         problem = cross_fit_problem(args)
         check(problem is None, f"--orz.cross_fit_values {problem}")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def data_parallel_ranks(args) -> int:
+    """Ranks of the policy that each train on samples of their own."""
+    ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
+    return max(1, ranks // args.ds.ring_attn_size // args.ds.tensor_parallel_size)
+
+
+def check_rollouts(args, prompts: int) -> None:
+    """Raise ConfigError if a rollout of these ``prompts``, the last one above all, leaves a rank without a sample."""
+    ranks, batch, each = data_parallel_ranks(args), args.rollout.batch_size, args.rollout.n_samples_per_prompt
+    # what the filter leaves is not known before: one prompt's responses must do
+    last = 1 if args.algo.dynamic_filtering_enable else prompts % batch or batch
+    if last * each < ranks:
+        which = "a filtered rollout may have" if args.algo.dynamic_filtering_enable else "the last rollout has"
+        raise ConfigError(
+            f"--rollout.batch_size {batch}: of {prompts} prompts {which} {last}, which with"
+            f" --rollout.n_samples_per_prompt {each} are {last * each} samples, fewer than the {ranks} ranks that"
+            " train (--actor.num_nodes x --actor.num_gpus_per_node): raise --rollout.n_samples_per_prompt, or choose a"
+            " --rollout.batch_size or --data.max_samples that leaves more"
+        )
 
 
 def prompt_budget(args) -> int:

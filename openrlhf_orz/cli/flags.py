@@ -1,18 +1,40 @@
 """The command line: every flag of OpenRLHF's train_ppo_ray plus ``--orz.*``, parsed and checked without Ray or vLLM."""
 
 import argparse
+import difflib
 import sys
 
 from openrlhf_orz.compat import build_parser as upstream_parser
 from openrlhf_orz.compat import check_args
 from openrlhf_orz.config import ConfigError, add_flags, derive, validate
+from openrlhf_orz.redact import redact
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = upstream_parser()
     parser.prog = "python -m openrlhf_orz.cli.train_ppo_ray"
+    parser.usage = f"{parser.prog} --actor.model_name_or_path M --data.prompt_dataset D [FLAGS]; --help lists them"
+    parser.allow_abbrev = False  # a flag cut short would be some other one
     add_flags(parser)
     return parser
+
+
+def unknown(parser: argparse.ArgumentParser, rest: list[str]) -> str:
+    """The message for the arguments ``rest`` that no flag takes, with the flags that may have been meant."""
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    lines = []
+    for given in rest:
+        name = given.split("=", 1)[0]
+        if not name.startswith("-"):
+            lines.append(f"{redact(given)!r} belongs to no flag: put a text with blanks in quotation marks")
+            continue
+        dotted = "--" + name.lstrip("-")
+        last = [option for option in known if option.rpartition(".")[2] == dotted.lstrip("-").rpartition(".")[2]]
+        near = difflib.get_close_matches(dotted, known, n=3, cutoff=0.7) or last[:3]
+        hint = f"do you mean {' or '.join(near)}?" if near else "--help lists all flags"
+        lines.append(f"{name} is not a flag: {hint}")
+    named = any(line for line in rest if line.startswith("-"))
+    return "\n".join(line for line in lines if not named or "is not a flag" in line)
 
 
 def explicit_flags(argv: list[str]) -> set[str]:
@@ -30,16 +52,18 @@ def parse(argv: list[str]):
     The namespace is OpenRLHF's after its own checks, with ``args.orz`` and all derived values filled in.
     """
     parser = build_parser()
-    flat = parser.parse_args(argv)
-    explicit = explicit_flags(argv)
+    flat, rest = parser.parse_known_args(argv)
     try:
+        if rest:
+            raise ConfigError(unknown(parser, rest))
+        explicit = explicit_flags(argv)
         derive(flat, explicit)
         if flat.__dict__["train.agent_func_path"] is None and flat.__dict__["reward.remote_url"] is None:
             flat.__dict__["reward.remote_url"] = "orz"  # graded by our agent: no reward model
         args = check_args(flat)
         validate(args)
     except (ConfigError, AssertionError) as error:
-        print(f"{parser.prog}: error:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
+        print(f"{parser.prog}: error:", *redact(str(error)).splitlines(), sep="\n  ", file=sys.stderr)
         raise SystemExit(2) from None
     args.orz.own_agent = args.train.agent_func_path is None and args.reward.remote_url == ["orz"]
     # OpenRLHF's dynamic mode alone lets us choose the optimizer steps; fixed micro-batches run in it, too.

@@ -2,14 +2,19 @@
 
 import glob
 import os
+import re
 import secrets
-import signal
+import shutil
 import socket
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from openrlhf_orz.config import ConfigError
+from openrlhf_orz.rollout.family import Family
 
 
 def resources_needed(args) -> int:
@@ -31,7 +36,9 @@ def worker_env(args, local: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
         "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
         "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
-        "OPENRLHF_TRUST_REMOTE_CODE": os.environ.get("OPENRLHF_TRUST_REMOTE_CODE", "1"),
+        "OPENRLHF_TRUST_REMOTE_CODE": "1" if args.orz.trust_remote_code else "0",
+        # vLLM leaves its sockets where it makes them
+        "VLLM_RPC_BASE_PATH": f"{args.orz.scratch}ipc",
     }
     if args.orz.device == "cpu":
         cores = len(os.sched_getaffinity(0))
@@ -47,33 +54,48 @@ def worker_env(args, local: bool) -> dict[str, str]:
     return env
 
 
-stopped_by = signal.SIGINT  # the signal behind a KeyboardInterrupt
+def clean_leftovers(folders: tuple[str, ...]) -> list[str]:
+    """Remove what runs that were killed have left in ``folders``, and end their engines' processes; returns it."""
+    removed = []
+    for path in (path for folder in folders for path in glob.glob(f"{folder}/orz-*")):
+        match = re.match(r"orz-(?:ray-)?(\d+)-[0-9a-f]{8}", os.path.basename(path))
+        if not match or psutil.pid_exists(int(match[1])) or os.lstat(path).st_uid != os.getuid():
+            continue
+        if "-engine-" in path:
+            Family(path.removesuffix(".json")).bury()
+        remove(path)
+        removed.append(path)
+    return removed
 
 
-def terminate(signum, frame):
-    """SIGTERM as if it were Ctrl-C: that one Ray lets through its C++ code, though not a class of our own."""
-    global stopped_by
-    stopped_by = signum
-    raise KeyboardInterrupt
+def remove(path: str) -> None:
+    """A file or a directory, if it is there."""
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        Path(path).unlink(missing_ok=True)
 
 
 class Engines:
     """Stands in for the engine's Ray class where OpenRLHF starts engines, and keeps their handles.
 
     Engines that shut down by themselves release shared memory and end their processes; killed with Ray they do not.
+    One that dies is started again by Ray, in its place. ``step``: a resumed run must not draw the numbers of its start.
     """
 
     SHUTDOWN_S = 15
 
-    def __init__(self, ray, engine_cls):
+    def __init__(self, ray, engine_cls, scratch, step=0):
         self.ray, self.remote_cls, self.handles = ray, ray.remote(engine_cls), []
+        self.scratch, self.step = scratch, step
 
     def options(self, **options):
-        self.with_options = self.remote_cls.options(**options)
+        self.with_options = self.remote_cls.options(**options, max_restarts=-1, max_task_retries=0)
         return self
 
-    def remote(self, *args, **kwargs):
-        self.handles.append(self.with_options.remote(*args, **kwargs))
+    def remote(self, *args, seed, **kwargs):
+        seed += 1_000_003 * self.step
+        self.handles.append(self.with_options.remote(*args, seed=seed, scratch=self.scratch, **kwargs))
         return self.handles[-1]
 
     def shutdown(self):
@@ -97,13 +119,28 @@ def running_ray() -> str | None:
     return address
 
 
+def gpus_within(ray, needed: int, seconds: float) -> float:
+    """GPUs that Ray has, at latest after ``seconds``: a run that is started again may wait for a lost node."""
+    end = time.monotonic() + seconds
+    while (available := ray.cluster_resources().get("GPU", 0)) < needed and time.monotonic() < end:
+        time.sleep(1)
+    return available
+
+
 @contextmanager
-def ray_session(args):
-    """Ray, initialised with what the run needs. Raises ConfigError if a running Ray cannot give it."""
+def ray_session(args, stopping):
+    """Ray, initialised with what the run needs. Raises ConfigError if a running Ray cannot give it.
+
+    ``stopping`` is installed as signal handler again where Ray puts its own.
+    """
     address, needed = running_ray(), resources_needed(args)
     # what the ranks of this run leave to each other, gone at the end also if they were killed
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
-    args.orz.scratch = f"{memory}/orz-{os.getpid()}-{secrets.token_hex(4)}-"
+    run = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    clean_leftovers((memory, temporary))
+    args.orz.scratch = f"{memory}/orz-{run}-"
+    own_temporary = f"{temporary}/orz-ray-{run}"
     args.orz.own_ray = address is None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
@@ -124,12 +161,14 @@ def ray_session(args):
             raise ConfigError(f"no Ray answers at {address} (RAY_ADDRESS): start it, or unset RAY_ADDRESS") from error
     else:
         local = dict(address="local", include_dashboard=False)
+        if len(own_temporary) < 40:  # the names of sockets lie below it, and may have 107 characters
+            local["_temp_dir"] = own_temporary
         if args.orz.device == "cpu":  # logical GPUs and CPUs: enough for OpenRLHF's placement
             local.update(num_gpus=needed, num_cpus=max(os.cpu_count(), needed + 4))
         ray.init(**local, **common)
-    signal.signal(signal.SIGTERM, terminate)  # Ray has put its own there
+    stopping.install()  # Ray has put its own there
     try:
-        available = ray.cluster_resources().get("GPU", 0)
+        available = gpus_within(ray, needed, args.orz.start_timeout_s if args.orz.restarts else 0)
         if available < needed:
             remedy = (
                 "start it with: ray start --num-gpus N (logical GPUs)"
@@ -140,5 +179,5 @@ def ray_session(args):
         yield ray
     finally:
         ray.shutdown()
-        for left in glob.glob(f"{args.orz.scratch}*"):
-            os.unlink(left)
+        for left in [*glob.glob(f"{args.orz.scratch}*"), own_temporary]:
+            remove(left)

@@ -3,17 +3,21 @@
 import contextlib
 import math
 import os
-import shutil
-import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from openrlhf_orz.cli import ray_session
+from openrlhf_orz import checkpoints, resume
+from openrlhf_orz.cli import console, ray_session
 from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.config import ConfigError, Secret, prompt_budget
+from openrlhf_orz.cli.stopping import Stopping
+from openrlhf_orz.cli.supervise import RESTARTS, is_child, supervise
+from openrlhf_orz.config import ConfigError, check_rollouts, prompt_budget
+from openrlhf_orz.redact import copy_redacted, hide, redact
 from openrlhf_orz.skip_plan import describe
 from openrlhf_orz.trainer.run_dir import save_config
+from openrlhf_orz.trainer.stop import Stopped
 
 
 def prepare_data(args) -> int:
@@ -21,14 +25,11 @@ def prepare_data(args) -> int:
 
     Raises DataError, naming flag, file and line, if there is nothing to train on.
     """
-    from transformers import AutoTokenizer
-
     from openrlhf_orz.data.prepare import prepare_prompts
+    from openrlhf_orz.model_check import check_models
     from openrlhf_orz.reward.grader import Grader
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        args.actor.model_name_or_path, trust_remote_code=args.orz.trust_remote_code
-    )
+    tokenizer = check_models(args)
     template = args.orz.prompt_template if args.data.input_template is None else args.data.input_template
     data_dir = Path(args.orz.run_dir) / "data"
     with Grader(plain=args.orz.plain_math_verify) as grader:
@@ -54,7 +55,39 @@ def prepare_data(args) -> int:
             held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", split=args.eval.split, **common)
             args.eval.dataset, args.eval.split = ",".join(map(str, held_out.paths)), "train"
     args.data.input_key, args.data.label_key, args.data.input_template = "prompt", "label", None
-    return min(train.n_rows, args.data.max_samples)
+    prompts = min(train.n_rows, args.data.max_samples)
+    check_rollouts(args, prompts)
+    return prompts
+
+
+def make_run_dir(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir):  # what permissions alone do not tell: a full or read-only disk
+            pass
+    except OSError as error:
+        raise ConfigError(f"--ckpt.output_dir: {run_dir} cannot be written: {error}. Choose another folder") from None
+
+
+def begin(args) -> int:
+    """Look where the run starts, and put its directory into that state; returns the step, 0 for a new run.
+
+    Raises ConfigError if it is another run's.
+    """
+    run_dir = Path(args.orz.run_dir)
+    args.orz.prompts_sha256 = resume.fingerprint(args.data.prompt_dataset.split(","))
+    args.orz.restarts = int(os.environ.get(RESTARTS, 0))
+    found = resume.find(args, args.orz.prompts_sha256)
+    checkpoints.clear_partial(args.ckpt.path)
+    args.orz.flags = resume.flat(args)
+    args.orz.resume_from = None if found is None else str(found)
+    step = 0 if found is None else checkpoints.step_of(found)
+    if args.ckpt.load_enable:
+        for name in ("metrics.jsonl", "eval.jsonl"):
+            lost = resume.rewind(run_dir / name, step)
+            if lost:
+                print(f"[orz] {lost} lines of {name} lie after step {step}: moved to lost-{name}", flush=True)
+    return step
 
 
 def engine_args(args) -> dict:
@@ -77,7 +110,7 @@ def engine_args(args) -> dict:
     return extra
 
 
-def train(args, explicit: set[str]) -> None:
+def train(args, explicit: set[str], stopping: Stopping) -> None:
     """One run, from checked arguments to the saved model. Raises what failed."""
     from openrlhf_orz.cli.progress import Progress
     from openrlhf_orz.cli.run_report import LiveReport
@@ -85,15 +118,17 @@ def train(args, explicit: set[str]) -> None:
 
     check_openrlhf()
     run_dir = Path(args.orz.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_dir(run_dir)
+    stopping.clear()
     prompts = prepare_data(args)
+    step = begin(args)
     save_config(args, explicit, run_dir / "config.json")
     steps = math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
     print(describe(args))
     print(f"[orz] {prompts} prompts, {steps} steps, into {run_dir}", flush=True)
     report = LiveReport(run_dir, args.orz.report_every)
-    progress = Progress(run_dir / "metrics.jsonl", steps, report.step)
-    with progress, driver_output(args), ray_session.ray_session(args) as ray:
+    progress = Progress(run_dir, steps, report.step)
+    with progress, driver_output(args), ray_session.ray_session(args, stopping) as ray:
         from openrlhf_orz.rollout.engine import OrzRolloutActor
         from openrlhf_orz.trainer.actor import OrzPolicyModelActor
         from openrlhf_orz.trainer.critic import OrzCriticModelActor
@@ -101,7 +136,7 @@ def train(args, explicit: set[str]) -> None:
         from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
 
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
-        engines = ray_session.Engines(ray, OrzRolloutActor)
+        engines = ray_session.Engines(ray, OrzRolloutActor, args.orz.scratch, step)
         try:
             launch(
                 args,
@@ -115,6 +150,7 @@ def train(args, explicit: set[str]) -> None:
             )
         finally:
             engines.shutdown()
+            stopping.clear()
             keep_logs(logs, run_dir / "logs", ray.get_runtime_context().get_job_id())
     report.finish()
 
@@ -146,7 +182,7 @@ def keep_logs(source: Path, target: Path, job_id: str) -> None:
     target.mkdir(exist_ok=True)
     for log in source.glob(f"worker-*-{job_id}-*"):
         if log.stat().st_size:
-            shutil.copy(log, target)
+            copy_redacted(log, target)
 
 
 def summary(args) -> str:
@@ -168,31 +204,43 @@ def summary(args) -> str:
     return "\n".join(["[orz] done:", *lines])
 
 
+def failed(error: Exception, args) -> int:
+    """Tell what ended the run; the exit status: 2 for what the user can mend, else 1. Raises what nobody foresaw."""
+    from openrlhf_orz.compat import WrongBuild
+    from openrlhf_orz.data.rows import DataError
+
+    # what a worker raised is of the class of its cause, too: an OSError there is no fault of the flags
+    if type(error).__module__.partition(".")[0] == "ray":
+        cause = "\n".join(str(error).splitlines()[-12:])
+        where = os.path.join(args.orz.run_dir, "logs")
+        print(f"{redact(cause)}\nerror: training failed; all logs: {where}", file=sys.stderr)
+        return 1
+    if isinstance(error, (ConfigError, DataError, WrongBuild, OSError)):
+        print(f"error: {redact(str(error))}", file=sys.stderr)
+        return 2
+    raise error
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args, explicit = parse(argv)
-    if args.logger.wandb.key:
-        args.logger.wandb.key = Secret(args.logger.wandb.key)
-    signal.signal(signal.SIGTERM, ray_session.terminate)
+    hide(args)
+    console.keep()
+    if args.orz.max_restarts > 0 and not is_child():
+        return supervise(argv, args.orz.run_dir, args.orz.max_restarts)
+    stopping = Stopping(args)
+    stopping.install()
     start = time.time()
-    from openrlhf_orz.data.rows import DataError
-
     try:
-        train(args, explicit)
-    except (ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        train(args, explicit, stopping)
     except KeyboardInterrupt:
         print("stopped; what was written so far is in", args.orz.run_dir, file=sys.stderr)
-        return 128 + ray_session.stopped_by
+        return 128 + stopping.signum
+    except Stopped as stopped:
+        print(getattr(stopped, "cause", stopped), file=sys.stderr)
+        return 128 + stopping.signum
     except Exception as error:
-        from ray.exceptions import RayError
-
-        if not isinstance(error, RayError):
-            raise
-        cause = "\n".join(str(error).splitlines()[-12:])
-        print(f"{cause}\nerror: training failed; all logs: {os.path.join(args.orz.run_dir, 'logs')}", file=sys.stderr)
-        return 1
+        return failed(error, args)
     print(summary(args))
     print(f"[orz] {time.time() - start:.0f} s in all", flush=True)
     return 0

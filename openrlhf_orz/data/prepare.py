@@ -19,6 +19,7 @@ from openrlhf_orz.data.rows import BadRow, DataError, Row, read_rows
 from openrlhf_orz.data.sources import Flags
 
 TOKENIZER_BATCH = 1024  # prompts
+HUGE_PROMPT = 200_000  # characters: tokens of a longer prompt are not counted if they must be too many
 BAD_ROWS_SHOWN = 5  # a dataset; the file has all
 
 
@@ -80,7 +81,7 @@ def prepare_prompts(
         good = []
         for index, (row, prompt) in enumerate(zip(rows, prompts)):
             if index in too_long:
-                detail = f"{too_long[index]} tokens > {max_prompt_len} (--orz.max_prompt_len)"
+                detail = f"{too_long[index]} tokens > {max_prompt_len} (--orz.max_prompt_len, --data.max_len)"
                 bad.append(_refuse(row, "prompt_too_long", detail))
             elif check_reference is not None and not _check_once(check_reference, row.answer, checked):
                 bad.append(_refuse(row, "reference_unparsable", f"reference {row.answer[:80]!r}"))
@@ -112,17 +113,34 @@ def prepare_prompts(
 def _chat_renderer(tokenizer: Any) -> Callable[[str], str]:
     if not getattr(tokenizer, "chat_template", None):
         raise DataError("--data.apply_chat_template: the tokenizer has no chat template. Leave the flag out.")
-    return lambda question: tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-    )
+
+    def rendered(question: str) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise DataError(
+                f"--data.apply_chat_template: the tokenizer's chat template fails: {error}. Mend it, or leave the flag"
+                " out."
+            ) from None
+
+    return rendered
 
 
-def _too_long(tokenizer: Any, prompts: list[str], limit: int) -> dict[int, int]:
+def _too_long(tokenizer: Any, prompts: list[str], limit: int) -> dict[int, int | str]:
     """Index and tokens of each prompt of more than `limit` tokens, as OpenRLHF's agent encodes: no special tokens."""
     # A token stands for at least one ASCII character (one more may be put in front), so most prompts need no
     # tokenizer; 57k of them take a minute on one core.
     doubtful = [i for i, prompt in enumerate(prompts) if len(prompt) + 1 > limit or not prompt.isascii()]
-    found = {}
+    found: dict[int, int | str] = {}
+    huge = {i for i in doubtful if len(prompts[i]) > HUGE_PROMPT}
+    if huge:  # no token stands for more characters than the longest has; to count them would take minutes
+        longest = max(map(len, tokenizer.get_vocab()))
+        found |= {i: f"over {len(prompts[i]) // longest}" for i in huge if len(prompts[i]) > limit * longest}
+        doubtful = [i for i in doubtful if i not in found]
     for start in range(0, len(doubtful), TOKENIZER_BATCH):
         batch = doubtful[start : start + TOKENIZER_BATCH]
         encoded = tokenizer([prompts[i] for i in batch], add_special_tokens=False, return_attention_mask=False)

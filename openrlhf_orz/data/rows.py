@@ -35,8 +35,8 @@ class Row:
 class BadRow:
     """One row that can't be trained on.
 
-    `reason` is one of broken_json, not_utf8, not_an_object, bad_dialogue, no_question, no_answer (missing, null or
-    empty), question_not_text, answer_not_text; `prepare` adds prompt_too_long and reference_unparsable.
+    `reason` is one of broken_json, duplicate_key, not_utf8, not_an_object, bad_dialogue, no_question, no_answer
+    (missing, null or empty), question_not_text, answer_not_text; `prepare` adds prompt_too_long and reference_unparsable.
     """
 
     file: str
@@ -45,8 +45,8 @@ class BadRow:
     detail: str
 
 
-class _Bad(Exception):
-    """Carries (reason, detail) of a bad row."""
+class BadValue(Exception):
+    """Carries (reason, detail) of a bad row, as in `BadRow`."""
 
 
 def read_rows(
@@ -74,19 +74,19 @@ def read_rows(
     keys: dict[str, None] = {}  # seen in rows that are objects; a dict for its order
     for file, number, record in itertools.islice(records(spec, split, columns, flags), max_rows):
         try:
-            dialogue = _as_dialogue(record)
+            dialogue = as_dialogue(record)
             if dialogue is not None:
-                question, answer = _from_dialogue(dialogue)
+                question, answer = from_dialogue(dialogue)
             elif isinstance(record, dict):
                 keys |= dict.fromkeys(record)
-                question = _question(record.get(input_key, _MISSING), f"key {input_key!r}")
-                answer = _answer(record.get(label_key, _MISSING), f"key {label_key!r}")
+                question = question_of(record.get(input_key, _MISSING), f"key {input_key!r}")
+                answer = answer_of(record.get(label_key, _MISSING), f"key {label_key!r}")
             elif isinstance(record, Broken):
-                raise _Bad(record.reason, record.detail)
+                raise BadValue(record.reason, record.detail)
             else:
-                raise _Bad("not_an_object", f"{_kind(record)}, not an object with question and answer")
+                raise BadValue("not_an_object", f"{_kind(record)}, not an object with question and answer")
             rows.append(Row(question, answer, _source(record, file), file, number))
-        except _Bad as found:
+        except BadValue as found:
             bad.append(BadRow(file, number, *found.args))
     if keys and not rows:
         _check_keys(keys, spec, input_key, label_key)
@@ -103,7 +103,7 @@ def _check_keys(keys: dict[str, None], spec: str, input_key: str, label_key: str
         raise DataError(f"{found} Keys seen in {spec}: {seen}. Name the one with the reference answers.")
 
 
-def _as_dialogue(record: Any) -> list | None:
+def as_dialogue(record: Any) -> list | None:
     """The turns of an ORZ dialogue; the hub makes each turn a column "0", "1" of a table."""
     if isinstance(record, dict) and "0" in record and "1" in record:
         record = [record["0"], record["1"]]
@@ -112,48 +112,53 @@ def _as_dialogue(record: Any) -> list | None:
     return None
 
 
-def _from_dialogue(turns: list) -> tuple[str, str]:
+def from_dialogue(turns: list) -> tuple[str, str]:
+    """Question and answer of a dialogue's turns; BadValue when they are not there."""
     if len(turns) != 2 or not isinstance(turns[1], dict):
-        raise _Bad("bad_dialogue", f"{len(turns)} turns, not a question and a ground truth")
+        raise BadValue("bad_dialogue", f"{len(turns)} turns, not a question and a ground truth")
     truth = turns[1].get("ground_truth")
     truth = truth if isinstance(truth, dict) else {}
-    return _question(turns[0].get("value", _MISSING), "value"), _answer(
+    return question_of(turns[0].get("value", _MISSING), "value"), answer_of(
         truth.get("value", _MISSING), "ground_truth.value"
     )
 
 
-def _question(value: Any, where: str) -> str:
+def question_of(value: Any, where: str) -> str:
+    """The question as it is; BadValue, saying `where` it stood, when it is no text."""
     return _text(value, where, "question")
 
 
-def _answer(value: Any, where: str) -> str:
+def answer_of(value: Any, where: str) -> str:
+    """The answer as text, also of a number; BadValue, saying `where` it stood, when it is neither."""
     if isinstance(value, (int, float, decimal.Decimal)) and not isinstance(value, bool) and math.isfinite(value):
         # Tables with gaps turn whole numbers into floats.
         whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
         try:
             value = str(int(value) if whole else value)
         except ValueError as error:  # an integer of thousands of digits
-            raise _Bad("answer_not_text", f"{where}: {error}") from None
+            raise BadValue("answer_not_text", f"{where}: {error}") from None
     return _text(value, where, "answer").strip()
 
 
 def _text(value: Any, where: str, what: str) -> str:
     if value is _MISSING:
-        raise _Bad(f"no_{what}", f"{where} is missing")
+        raise BadValue(f"no_{what}", f"{where} is missing")
     if value is None:
-        raise _Bad(f"no_{what}", f"{where} is null")
+        raise BadValue(f"no_{what}", f"{where} is null")
     if not isinstance(value, str):
-        raise _Bad(f"{what}_not_text", f"{where} is {_kind(value)}")
+        raise BadValue(f"{what}_not_text", f"{where} is {_kind(value)}")
     if not value.strip():
-        raise _Bad(f"no_{what}", f"{where} is empty")
+        raise BadValue(f"no_{what}", f"{where} is empty")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # a lone surrogate, which no tokenizer takes
-        raise _Bad("not_utf8", f"{where}: {error}") from None
+        raise BadValue("not_utf8", f"{where}: {error}") from None
     return value
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, (float, decimal.Decimal)) and not math.isfinite(value):
+        return f"{value}, not a finite number"
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")
 

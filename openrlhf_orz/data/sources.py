@@ -6,6 +6,7 @@ Data is data: files are decoded as JSON, Parquet or Arrow, and nothing in them i
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -53,12 +54,18 @@ def records(spec: str, split: str, columns: set[str], flags: Flags = Flags()) ->
     Raises DataError when there is no such file, folder or dataset, or it can't be read as a whole.
     """
     name, data_dir = spec.strip(), ""
-    if not Path(name).expanduser().exists() and "@" in name:
+    if "@" in name and not os.path.exists(Path(name).expanduser()):
         name, data_dir = (part.strip() for part in name.split("@", 1))
     path = Path(name).expanduser()
-    if not name or (not path.exists() and _looks_like_path(name)):
+    try:
+        exists = path.exists()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise DataError(
+            f"{flags.dataset}: {name[:200]!r} can't be reached: {error.strerror}. Check the path."
+        ) from None
+    if not name or (not exists and _looks_like_path(name)):
         raise DataError(f"{flags.dataset}: there is no file or folder {name!r}. Check the path.")
-    if path.exists():
+    if exists:
         path = path / data_dir
         if path.is_dir():
             return _folder(path, split, columns, flags)
@@ -82,10 +89,19 @@ def _file(path: Path, columns: set[str], flags: Flags) -> Iterator[Record]:
     try:
         if suffix == ".parquet":
             yield from _parquet(path, columns)
+        elif _begins(path) in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError(
+                f"{flags.dataset}: {path} is in UTF-16. Save it in UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > NEW."
+            )
         else:
             yield from _json(path, flags) if suffix == ".json" else _json_lines(path)
     except OSError as error:  # pyarrow's own errors among them
         raise DataError(f"{flags.dataset}: {path} can't be read: {error}. Replace the file.") from error
+
+
+def _begins(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -93,23 +109,32 @@ def _json_lines(path: Path) -> Iterator[Record]:
         for number, line in enumerate(lines, 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():  # an empty line is the end of the file, not a row
-                yield str(path), number, _decode_line(line)
+                yield str(path), number, _decode_line(line.rstrip(b"\r\n"))
 
 
 def _decode_line(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return Broken("not_utf8", str(error))
     except (ValueError, RecursionError) as error:  # ValueError: broken, or an integer of thousands of digits
         return Broken("broken_json", str(error))
 
 
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    """A JSON object; JSON lets a key stand twice, and Python would take the last."""
+    record = dict(pairs)
+    if len(record) == len(pairs):
+        return record
+    names = [name for name, _ in pairs]
+    return Broken("duplicate_key", f"key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+
+
 def _json(path: Path, flags: Flags) -> Iterator[Record]:
     # Bad bytes become lone surrogates, so that only the rows that hold them are refused.
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     try:
-        whole = json.loads(text)
+        whole = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         # One record a line under the name .json is common.
         if text.lstrip().startswith("{") or getattr(error, "msg", "") == "Extra data":
@@ -118,6 +143,8 @@ def _json(path: Path, flags: Flags) -> Iterator[Record]:
         raise DataError(f"{flags.dataset}: {path} is not valid JSON: {error}. Mend the file.") from error
     if isinstance(whole, dict) and "\n" not in text.strip():
         whole = [whole]  # one line of JSON lines
+    if isinstance(whole, Broken):
+        whole = [whole]
     if not isinstance(whole, list):
         found = f"an object with the keys {', '.join(whole)}" if isinstance(whole, dict) else type(whole).__name__
         raise DataError(f"{flags.dataset}: {path} holds {found}, not a list of rows. Give the list alone, or JSONL.")

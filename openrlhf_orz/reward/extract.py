@@ -15,9 +15,11 @@ import re
 OPEN, CLOSE, THINK_CLOSE = "<answer>", "</answer>", "</think>"
 
 # A box command (also with a doubled backslash, as in escaped text), an escaped
-# character, or a brace. Each alternative has bounded length, so a scan is linear.
-_TOKEN = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])|\\.|[{}]", re.DOTALL)
-_BOX = re.compile(r"\\{1,2}(?:boxed|fbox)(?![A-Za-z])")
+# character, or a brace. Each alternative has bounded length, so a scan is linear, and each
+# begins with a literal, so what lies between is skipped at the speed of a character search:
+# one scan holds the interpreter of an engine's process.
+_TOKEN = re.compile(r"\\(?:\\?(?:boxed|fbox)(?![A-Za-z])|.)|\{|\}", re.DOTALL)
+_BOX = re.compile(r"\\\\?(?:boxed|fbox)(?![A-Za-z])")
 # `\boxed 5`: the box command without braces takes the word that follows.
 _BARE = re.compile(r"\s*(\\[A-Za-z]+(?:\{[^{}]*\})*|[^\s{}$\\]+)")
 _SPACE = re.compile(r"\s*")

@@ -5,12 +5,52 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from collections import deque
 from concurrent.futures import Future
 
 from openrlhf_orz.reward.slot import Keeper, Slot
 from openrlhf_orz.reward.verdict import Verdict
 
 REMEMBERED = 100_000  # questions kept with their verdict, about 30 MiB
+
+
+class Turns:
+    """A semaphore that serves in order of arrival.
+
+    ``threading.Semaphore`` lets the thread that has just released overtake those that wait: with 16 threads
+    on 2 turns an answer was seen to wait 14 s.
+    """
+
+    def __init__(self, count: int):
+        self._free = count
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+
+    def acquire(self) -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        try:
+            turn.acquire()
+        except BaseException:  # Ctrl-C while waiting: the turn may have come all the same
+            with self._lock:
+                came = turn not in self._waiting
+                if not came:
+                    self._waiting.remove(turn)
+            if came:
+                self.release()
+            raise
+
+    def release(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1
 
 
 class Pool:
@@ -30,7 +70,7 @@ class Pool:
         self._idle: queue.LifoQueue[Slot] = queue.LifoQueue()
         for slot in reversed(self._slots):
             self._idle.put(slot)
-        self._turns = threading.Semaphore(self.workers)
+        self._turns = Turns(self.workers)
         self._lock = threading.Lock()
         self._known: dict[tuple[int, str, str], Future] = {}
 

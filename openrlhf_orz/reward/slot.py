@@ -19,7 +19,7 @@ START_SECONDS = 120.0  # wall; importing Math-Verify takes 0.8 s on an idle core
 START_FAILURES = 3
 RECYCLE = 1000  # answers after which a worker is replaced by a fresh fork
 OWN_DEATHS = 2  # the second death by its own fault makes an answer `crashed`
-OUTSIDE_DEATHS = 8  # a kill from outside says nothing about the answer, so it is tried again
+OUTSIDE_DEATHS = 100  # a kill from outside says nothing about the answer, so it is tried again
 WALL_TRIES = 2  # a worker may have been frozen or starved rather than stuck
 
 

@@ -1,24 +1,40 @@
 """The vLLM engine actor: stop strings and grading by our executor, weights in buckets, given sequences' log-probs."""
 
+import asyncio
 import contextlib
+import getpass
 import os
+import tempfile
+import uuid
 
 import psutil
+import ray
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 from vllm import SamplingParams
 
 from openrlhf_orz.rollout.agent import AgentExecutor
+from openrlhf_orz.rollout.family import Family
 
 
 class OrzRolloutActor(RolloutRayActor):
-    async def __init__(self, *args, orz=None, **kwargs):
+    async def __init__(self, *args, orz=None, scratch="", **kwargs):
+        self.family = Family(f"{scratch}engine-{ray.get_runtime_context().get_actor_id()}")
+        self.family.bury()
         await super().__init__(*args, **kwargs)
+        self.family.record()
+        self.born = uuid.uuid4().hex
         if isinstance(orz, dict):  # None: the user's own agent
             self.executor = AgentExecutor(**orz)
 
     def _configure_vllm_env(self, *args, **kwargs):
         super()._configure_vllm_env(*args, **kwargs)
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if base := os.environ.get("VLLM_RPC_BASE_PATH"):
+            # vLLM leaves sockets and rendezvous files behind: in a directory that goes with the run
+            cache = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+            os.makedirs(base, exist_ok=True)
+            os.environ["TMPDIR"] = tempfile.tempdir = base
 
     async def load_weights(self, source: tuple, slots: list, last: bool, check: bool = False):
         """Load the tensors in ``slots`` of the trainer's buffer ``source``; after the ``last`` ones forget what was
@@ -31,6 +47,23 @@ class OrzRolloutActor(RolloutRayActor):
     async def weight_report(self, names: list[str], dtype: str) -> list[tuple]:
         """The EngineReport of each worker for the trainer's parameters ``names``, sent as ``dtype``."""
         return await self.llm.collective_rpc("weight_report", args=(names, dtype))
+
+    async def generate_responses(self, *args, sampling_params, num_samples=1, **kwargs):
+        if sampling_params.seed is None:
+            return await super().generate_responses(
+                *args, sampling_params=sampling_params, num_samples=num_samples, **kwargs
+            )
+        parts = []
+        for i in range(num_samples):  # a seed for each sample, or all would be the same
+            params = sampling_params.clone()
+            params.seed = (sampling_params.seed + i * 0x9E3779B97F4A7C15) % 2**63
+            parts.append(super().generate_responses(*args, sampling_params=params, num_samples=1, **kwargs))
+        return [response for part in await asyncio.gather(*parts) for response in part]
+
+    async def incarnation(self) -> str:
+        """What tells this engine from one that was started in its place. Raises if vLLM's own process has died."""
+        await self.llm.check_health()
+        return self.born
 
     async def sequence_log_probs(self, sequences: list[list[int]]) -> list[list[float]]:
         """The engine's log-prob of each token but the first, for each sequence of token ids."""
@@ -52,5 +85,6 @@ class OrzRolloutActor(RolloutRayActor):
     async def shutdown(self):
         """End the engine's processes and the graders."""
         self.llm.shutdown()
+        self.family.forget()
         if isinstance(self.executor, AgentExecutor):
             self.executor.grader.close()

@@ -12,8 +12,10 @@ from openrlhf_orz.algo.log_prob_gap import LogProbGap
 from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.rollout.weight_sync import sync_to_engines
 from openrlhf_orz.skip_plan import needs_old_log_probs
+from openrlhf_orz.trainer.nonfinite import StepGuard
 from openrlhf_orz.trainer.policy_model import OrzActor
 from openrlhf_orz.trainer.process import RendezvousByFile, at_work, memory_metrics, share_cores
+from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
 
 
@@ -54,13 +56,14 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
         self.actor_loss_fn.on_policy = needs_old_log_probs(self.args) is None
+        self.guard = StepGuard.of(self, self.actor.model, "policy")
 
     def _init_vllm_sync_group(self, backend):
         if self.args.orz.device != "cpu":  # no NCCL there, and none needed
             super()._init_vllm_sync_group(backend)
 
     def ppo_train(self, kl_ctl):
-        self.loss_sum, self.steps = 0.0, 0
+        self.loss_sum, self.steps, skipped = 0.0, 0, self.guard.total
         self.actor_loss_fn.tally.zero_()
         self.actor_loss_fn.gap = LogProbGap()
         status = super().ppo_train(kl_ctl)
@@ -69,6 +72,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         status["policy_loss"] = self.strategy.all_reduce(self.loss_sum / max(1, self.steps))
         status["entropy"] = (sums[0] / sums[1].clamp(min=1)).item()
         status["policy_updates"] = self.steps
+        status["policy_steps_skipped"] = self.guard.total - skipped
         status.update(self.actor_loss_fn.gap.metrics(self.strategy.all_reduce))
         return status
 
@@ -76,15 +80,20 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         share_cores(self.args)
         result = super().training_step(experience, kl_ctl, step, loss_batch_info)
         self.loss_sum += result["metrics"]["policy_loss"].item()
-        self.steps += self.replay_buffer.dynamic_optimizer_step[step]
+        if self.replay_buffer.dynamic_optimizer_step[step]:
+            self.steps += self.guard.after_step(self.replay_buffer, step)
         return result
 
     def broadcast_to_vllm(self):
         self.sync_report = sync_to_engines(self, broadcast=super().broadcast_to_vllm)
 
 
-class OrzPolicyModelActor(RendezvousByFile, PolicyModelActor):
+class OrzPolicyModelActor(RankState, RendezvousByFile, PolicyModelActor):
     trainer_cls = OrzActorPPOTrainer
+    role = "_actor"
+
+    def ds_engine(self):
+        return self.actor.model
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
         args = strategy.args
@@ -99,6 +108,14 @@ class OrzPolicyModelActor(RendezvousByFile, PolicyModelActor):
     def forward(self, *args, **kwargs):
         with at_work(self.strategy.args):
             return super().forward(*args, **kwargs)
+
+    def sync_engine(self, index: int):
+        """Give one engine, which has been started anew, the weights that the others have."""
+        engines, self.trainer.vllm_engines = self.trainer.vllm_engines, [self.trainer.vllm_engines[index]]
+        try:
+            self.broadcast_to_vllm()
+        finally:
+            self.trainer.vllm_engines = engines
 
     def sync_report(self):
         """Metrics of the last weight sync."""

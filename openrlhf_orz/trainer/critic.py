@@ -13,7 +13,9 @@ from openrlhf_orz.algo.masked import explained_variances, fit_sums
 from openrlhf_orz.models import shared_prefixes
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.trainer.actor import warmup_ratio
+from openrlhf_orz.trainer.nonfinite import StepGuard
 from openrlhf_orz.trainer.process import RendezvousByFile, at_work, memory_metrics, share_cores
+from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
 
 logger = init_logger(__name__)
@@ -52,11 +54,14 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
         self.critic_loss_fn = RecordingValueLoss(self.critic_loss_fn.clip_eps)
+        self.guard = StepGuard.of(self, self.critic, "critic")
 
     def ppo_train(self):
         self.at_steps, self.fits = [], [0]  # of each mini-batch: its last status, the fit of its values
+        skipped = self.guard.total
         self.values = [None] * len(self.replay_buffer.items)
         status = super().ppo_train()
+        status["critic_steps_skipped"] = self.guard.total - skipped
         micro_batches = len(self.replay_buffer) * self.max_epochs
         if not self.at_steps:
             return status
@@ -77,13 +82,20 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
             for row, index in zip(self.critic_loss_fn.values.cpu(), self.replay_buffer.dynamic_indices[step]):
                 self.values[index] = row[: len(self.replay_buffer.items[index].action_mask)].clone()
         if self.replay_buffer.dynamic_optimizer_step[step]:
-            self.at_steps.append(dict(status))
-            self.fits.append(0)
+            if self.guard.after_step(self.replay_buffer, step):
+                self.at_steps.append(dict(status))
+                self.fits.append(0)
+            else:
+                self.fits[-1] = 0
         return status
 
 
-class OrzCriticModelActor(RendezvousByFile, CriticModelActor):
+class OrzCriticModelActor(RankState, RendezvousByFile, CriticModelActor):
     trainer_cls = OrzCriticPPOTrainer
+    role = "_critic"
+
+    def ds_engine(self):
+        return self.critic
 
     def build_model(self, strategy, pretrain):
         critic = super().build_model(strategy, pretrain)

@@ -4,36 +4,73 @@ import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.algo.advantages import discounted_sum, gae
-from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, sharing_key
+from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
 from openrlhf_orz.skip_plan import needs_old_log_probs
+
+logger = init_logger(__name__)
 
 
 class OrzExperienceMaker(RemoteExperienceMaker):
     def split_rollout_samples(self, rollout_samples):
         """Batches for the forwards: packs of neighbours by prompt, or of --rollout.micro_batch_size samples."""
         args = self.args
-        if args.orz.fixed_micro_batches:
-            args.train.dynamic_batch_enable = False
-            try:
-                return super().split_rollout_samples(rollout_samples)
-            finally:
-                args.train.dynamic_batch_enable = True
-        if not args.ds.packing_samples:
+        if not args.orz.fixed_micro_batches and not args.ds.packing_samples:
             return super().split_rollout_samples(rollout_samples)
         for i, sample in enumerate(rollout_samples):
             sample.index = [i]
         lengths = [int(sample.total_length) for sample in rollout_samples]
-        keys = [sharing_key(x.sequences[0][:n], int(x.response_length)) for x, n in zip(rollout_samples, lengths)]
         together = args.ds.ring_attn_size * args.ds.tensor_parallel_size
         ranks = args.actor.num_nodes * args.actor.num_gpus_per_node // together
-        count = count_micro_batches(lengths, args.rollout.max_tokens_per_gpu * together, keys)
-        count = min(-(-count // ranks), len(lengths) // ranks) * ranks  # as many for every rank
+
+        def for_every_rank(count):  # as many batches, none of them empty
+            return min(-(-count // ranks), len(lengths) // ranks) * ranks
+
+        if args.orz.fixed_micro_batches:
+            count = for_every_rank(-(-len(lengths) // args.rollout.micro_batch_size))
+            parts = cut_mini_batches(len(lengths), count)
+        else:
+            keys = [sharing_key(x.sequences[0][:n], int(x.response_length)) for x, n in zip(rollout_samples, lengths)]
+            count = for_every_rank(count_micro_batches(lengths, args.rollout.max_tokens_per_gpu * together, keys))
+            parts = cut_micro_batches(lengths, count, keys)
         return [
             Experience.concat_experiences([rollout_samples[i] for i in part], self.tokenizer.pad_token_id)
-            for part in cut_micro_batches(lengths, count, keys)
+            for part in parts
         ]
+
+    def make_experience(self, samples_list):
+        experiences = super().make_experience(samples_list)
+        for experience in experiences:
+            for key in ("kl", "logprobs_diff"):  # a mean over no tokens, of an empty response, is not a number
+                experience.info[key] = experience.info[key].nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)
+        return experiences
+
+    def compute_advantages_and_returns(self, experiences):
+        """As upstream; but what is zero in exact arithmetic is not made of rounding errors.
+
+        Where all responses that are compared have one reward, a deviation of 1e-9 over a standard deviation of 0
+        becomes an advantage like any other, and Adam scales any gradient to the size of a step.
+        """
+        experiences = super().compute_advantages_and_returns(experiences)
+        advantage = self.args.algo.advantage
+        if advantage.estimator == "gae" or self.args.algo.kl.init_coef > 0:
+            return experiences  # values and KL penalties differ where rewards do not
+        if advantage.estimator == "reinforce" and advantage.gamma != 1:
+            return experiences
+        rewards = torch.cat([experience.rewards for experience in experiences])
+        order = torch.tensor([i for experience in experiences for i in experience.index])
+        rewards = torch.empty_like(rewards).index_copy(0, order, rewards)
+        whole = advantage.estimator in ("reinforce", "flash_reinforce")  # without groups
+        groups = rewards.reshape(-1, len(rewards) if whole else self.args.rollout.n_samples_per_prompt)
+        alike = (groups == groups[:, :1]).all(-1, keepdim=True)
+        if advantage.estimator == "reinforce_baseline":  # deviations from the groups, normalised over all of them
+            alike = alike.all().expand_as(alike)
+        alike = alike.expand_as(groups).reshape(-1)
+        for experience in experiences:
+            experience.advantages[alike[torch.tensor(experience.index)]] = 0.0
+        return experiences
 
     def _dispatch_forward(self, group, sync_condition, **kwargs):
         """Follows the skip plan: what a step does not need is not computed."""
@@ -52,6 +89,18 @@ class OrzExperienceMaker(RemoteExperienceMaker):
 
     def get_cumulative_returns(self, rewards, action_mask, gamma):
         return discounted_sum(rewards * action_mask, gamma)
+
+
+def with_tokens(items: list[Experience]) -> list[Experience]:
+    """The samples that have a token to train on; how many have none is logged.
+
+    Their rewards have counted in the group; but a micro-batch or a mini-batch of them alone is a mean over no tokens,
+    which upstream makes an error of, or a loss that is no number.
+    """
+    kept = [item for item in items if item.action_mask.any()]
+    if len(kept) < len(items):
+        logger.warning(f"{len(items) - len(kept)} of {len(items)} responses are empty: nothing to train on in them")
+    return kept
 
 
 def response_lengths(experiences: list[Experience]) -> torch.Tensor:

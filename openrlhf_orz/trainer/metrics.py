@@ -1,5 +1,7 @@
 """What a step's rollouts say, pure; docs/metrics.md defines each key."""
 
+import math
+
 import torch
 
 from openrlhf_orz.reward.verdict import Verdict
@@ -68,7 +70,7 @@ OF_A_REFERENCE = {"kl", "logprobs_diff"}  # zeros where there is none
 
 
 def step_record(step: int, status: dict, ours: dict) -> dict[str, float | None]:
-    """One flat line of metrics.jsonl: ours, then what OpenRLHF's trainers report; nan becomes None."""
+    """One flat line of metrics.jsonl: ours, then what OpenRLHF's trainers report; what is not finite becomes None."""
     record = {"step": step, **ours}
     for key, value in status.items():
         if key in DROPPED or not isinstance(value, (int, float)) or (key in OF_A_REFERENCE and value == 0):
@@ -80,4 +82,4 @@ def step_record(step: int, status: dict, ours: dict) -> dict[str, float | None]:
     for phase, tokens in PHASE_TOKENS.items():
         if record.get(f"seconds_{phase}") and tokens in record:
             record[f"tokens_per_second_{phase}"] = record[tokens] / record[f"seconds_{phase}"]
-    return {key: None if value != value else value for key, value in record.items()}
+    return {key: value if isinstance(value, int) or math.isfinite(value) else None for key, value in record.items()}

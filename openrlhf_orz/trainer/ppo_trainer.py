@@ -14,16 +14,20 @@ from transformers import AutoConfig
 
 from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
+from openrlhf_orz.data.prompt_loader import PromptLoader
 from openrlhf_orz.reward.extract import extract_answer
 from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.text_stats import reflects
+from openrlhf_orz.trainer.checkpointing import Checkpointing
 from openrlhf_orz.trainer.evaluation import evaluate_samples
-from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
 from openrlhf_orz.trainer.metrics import rollout_metrics, step_record
 from openrlhf_orz.trainer.process import memory_metrics
 from openrlhf_orz.trainer.rollout_stats import RolloutStats, length_metrics
-from openrlhf_orz.trainer.run_dir import RunDir
+from openrlhf_orz.trainer.run_dir import RunDir, Tolerant
+from openrlhf_orz.trainer.samples import OrzSamplesGenerator
+from openrlhf_orz.trainer.watchdog import within
 
 logger = init_logger(__name__)
 
@@ -31,13 +35,13 @@ SYNC_SEQUENCES = 8  # sequences on which --orz.check_sync compares
 
 
 def load_prompts(strategy, tokenizer):
-    """OpenRLHF's data sets, in an order fixed by the seed; a partial last rollout counts as steps, too.
+    """OpenRLHF's data sets, in an order fixed by seed and episode; a partial last rollout counts as steps, too.
 
     Returns the prompts, the evaluation prompts (or None) and the number of policy steps of the run.
     """
     args = strategy.args
-    torch.manual_seed(args.train.seed)
     prompts, evaluation, _ = prepare_datasets(strategy, tokenizer)
+    prompts = PromptLoader(prompts.dataset, prompts.dataset.collate_fn, args.train.seed)
     rollouts = math.ceil(len(prompts.dataset) / args.rollout.batch_size) * args.train.num_episodes
     return prompts, evaluation, rollouts * args.train.max_epochs * args.orz.policy_updates
 
@@ -47,7 +51,7 @@ def info(samples, key: str, missing: float = -1.0) -> torch.Tensor:
     return torch.tensor([float(sample.info[key]) if key in sample.info else missing for sample in samples])
 
 
-class OrzTrainer:
+class OrzTrainer(Checkpointing):
     """What ORZ adds to OpenRLHF's training loop, synchronous or not."""
 
     experience_maker_cls = OrzExperienceMaker
@@ -55,6 +59,10 @@ class OrzTrainer:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.run_dir = RunDir(self.args.orz.run_dir)
+        self.logs = self.run_dir.path / "logs"
+        for name in ("wandb_logger", "tensorboard_logger"):
+            if getattr(self, name):
+                setattr(self, name, Tolerant(getattr(self, name), self.run_dir))
         self.fixed_sequences = self.last_log_probs = None
         self.rollout_stats = RolloutStats(self.tokenizer)
         self.ours: dict = {}
@@ -65,7 +73,7 @@ class OrzTrainer:
 
     def balance_experiences(self, experiences, args):
         """One experience for each data-parallel rank, by work instead of by count."""
-        items = [item for experience in experiences for item in split_experience_batch(experience)]
+        items = with_tokens([item for experience in experiences for item in split_experience_batch(experience)])
         ranks = len(self.actor_model_group._actor_handlers) // self.actor_model_group.duplicate_actors
         shares = balance_ranks([int(item.total_length) for item in items], ranks, self.hidden_size)
         return [make_experience_batch([items[i] for i in share]) for share in shares]
@@ -89,9 +97,6 @@ class OrzTrainer:
         self.ours["tokens"] = float(sum(int(sample.total_length) for sample in rollout_samples))
         status, step = super().train_step(rollout_samples, global_step)
         self.ours.update(self.rollout_stats.result())
-        broken = [k for k in ("policy_loss", "entropy", "critic_loss") if not math.isfinite(status.get(k, 0.0))]
-        if broken:
-            raise FloatingPointError(f"step {step}: {', '.join(broken)} not finite: the weights can no longer be used")
         if self.args.orz.rollout_dump_every and step % self.args.orz.rollout_dump_every == 0:
             chosen = rollout_samples[: self.args.orz.rollout_dump_max]
             self.run_dir.dump_rollouts(step, lambda: map(self.rollout_row, chosen))
@@ -130,6 +135,10 @@ class OrzTrainer:
         return stats
 
     def ppo_train(self, global_steps):
+        with within(self.args.orz.training_timeout_s, "training", "training_timeout_s", self.logs):
+            return self.train_models(global_steps)
+
+    def train_models(self, global_steps):
         if self.args.orz.cross_fit_values and self.critic_model_group is not None:
             return self.cross_fit_train(global_steps)
         status = super().ppo_train(global_steps)
@@ -153,12 +162,29 @@ class OrzTrainer:
         return {**status, **metrics}
 
     def broadcast_to_vllm(self):
-        super().broadcast_to_vllm()
+        with within(self.args.orz.sync_timeout_s, "weight-sync", "sync_timeout_s", self.logs):
+            self.sync_weights(super().broadcast_to_vllm)
         self.ours.update(ray.get(self.actor_model_group._actor_handlers[0].sync_report.remote()))
-        memory = ray.get([engine.memory_mib.remote() for engine in self.vllm_engines])
-        self.ours.update(memory_metrics("driver"), engine_memory_mib=max(memory))
+        self.ours.update(memory_metrics("driver"), engine_memory_mib=self.engine_memory())
         if self.fixed_sequences is not None:
             self.ours.update(self.sync_gap())
+
+    def engine_memory(self) -> float:
+        """Largest resident memory of an engine, MiB; nan if one has died meanwhile, which is not a reason to end."""
+        try:
+            return max(ray.get([engine.memory_mib.remote() for engine in self.vllm_engines]))
+        except ray.exceptions.RayError:
+            return float("nan")
+
+    def sync_weights(self, sync) -> None:
+        """``sync``, once more if an engine has died: the weights of the trainer are whole, whatever became of those."""
+        generator = getattr(self, "samples_generator", None)
+        try:
+            sync()
+        except ray.exceptions.RayTaskError:
+            if generator is None or not generator.attend():
+                raise
+            sync()
 
     def sync_gap(self) -> dict[str, float]:
         """|log p_vllm - log p_trainer| of the response tokens of fixed sequences, over all engines; and how far the
@@ -196,6 +222,7 @@ class OrzTrainer:
         return result
 
     def save_logs_and_checkpoints(self, global_step, logs_dict=None, client_states=None):
+        self.ours.update(self.all_faults(), restarts=self.args.orz.restarts, writes_failed=self.run_dir.failures)
         record = step_record(global_step, logs_dict or {}, self.ours)
         self.run_dir.append("metrics.jsonl", {**record, "time": time.time()})
         logs = {key: value for key, value in record.items() if value is not None and key != "step"}
@@ -203,12 +230,23 @@ class OrzTrainer:
         super().save_logs_and_checkpoints(global_step, logs, client_states)
 
     def fit(self, *args, **kwargs):
-        super().fit(*args, **kwargs)
-        self.run_dir.wait()
+        try:
+            super().fit(*args, **kwargs)
+        finally:
+            self.run_dir.wait()
 
 
 class OrzPPOTrainer(OrzTrainer, PPOTrainer):
     prepare_datasets = staticmethod(load_prompts)
+    samples_generator_cls = OrzSamplesGenerator
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.samples_generator.sync_engine = self.sync_engine
+
+    def sync_engine(self, index: int) -> None:
+        """Give an engine that was started anew the current weights."""
+        ray.get(self.actor_model_group.async_run_method(method_name="sync_engine", index=index))
 
     @torch.no_grad()
     def evaluate(self, global_step, **generate_kwargs):
@@ -240,6 +278,7 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
 
 class OrzGenerateSamplesActor(GenerateSamplesActor):
     prepare_datasets = staticmethod(load_prompts)
+    samples_generator_cls = OrzSamplesGenerator
 
     def _run_eval(self):
         n = self.args.eval.n_samples_per_prompt

@@ -41,6 +41,8 @@ def share_cores(args) -> None:
     """
     if args.orz.device == "cpu":
         working = len(glob.glob(glob.escape(args.orz.scratch) + "at-work-*"))
+        if args.train.full_determinism_enable:
+            working = 2  # sums depend on the number of threads, which must not depend on who is done first
         torch.set_num_threads(max(1, cores() // max(1, working)))
 
 

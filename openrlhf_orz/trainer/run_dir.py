@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Callable, Iterable
 
+from openrlhf_orz.redact import redact
+
 
 class RunDir:
     """Writes into ``path``; rollouts in the background, so that training does not wait for the disk."""
@@ -16,11 +18,29 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self.pending: Future | None = None
+        self.failures = 0
 
     def append(self, name: str, record: dict) -> None:
-        """Add one JSON line to the file ``name`` and flush it."""
-        with open(self.path / name, "a") as f:
-            f.write(json.dumps(record, allow_nan=False) + "\n")
+        """Add one JSON line to the file ``name``; a disk that is full does not stop the training."""
+        try:
+            with open(self.path / name, "a") as f:
+                f.write(json.dumps(record, allow_nan=False) + "\n")
+        except OSError as error:
+            self.failed(name, error)
+
+    def note(self, text: str) -> None:
+        """A line for the reader of warnings.log, which the console shows, too."""
+        try:
+            with open(self.path / "warnings.log", "a") as f:
+                f.write(text + "\n")
+        except OSError:
+            pass  # it stands in the worker's log as well
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Count and report a write that failed."""
+        self.failures += 1
+        print(f"cannot write {what}: {error!r}", flush=True)
+        self.note(f"cannot write {what}: {error!r}")
 
     def dump_rollouts(self, step: int, rows: Callable[[], Iterable[dict]]) -> None:
         """Write rollouts/step_``step``.jsonl from ``rows()``, called in the background. Waits for the dump before."""
@@ -36,10 +56,31 @@ class RunDir:
         partial.rename(path)
 
     def wait(self) -> None:
-        """Return when the last dump is on disk; raise what it raised."""
-        if self.pending is not None:
-            self.pending.result()
-            self.pending = None
+        """Return when the last dump is on disk, or has failed, which is counted."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            try:
+                pending.result()
+            except OSError as error:
+                self.failed("a rollout dump", error)
+
+
+class Tolerant:
+    """A logger (TensorBoard, W&B) whose failures are counted and do not end the training."""
+
+    def __init__(self, logger, run_dir: RunDir):
+        self.logger, self.run_dir = logger, run_dir
+
+    def __getattr__(self, name):
+        method = getattr(self.logger, name)
+
+        def call(*args, **kwargs):
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:  # whatever a service's client raises
+                self.run_dir.failed(f"{type(self.logger).__name__}.{name}", error)
+
+        return call
 
 
 def save_config(args, explicit: set[str], path: Path) -> None:
@@ -51,6 +92,7 @@ def save_config(args, explicit: set[str], path: Path) -> None:
         return node if isinstance(node, (str, int, float, bool, list, tuple, dict, type(None))) else str(node)
 
     flags = plain(args)
+    flags["orz"].pop("flags", None)  # the same once more, for checkpoints
     if flags.get("logger", {}).get("wandb", {}).get("key"):
         flags["logger"]["wandb"]["key"] = "(not recorded)"
     versions = {}
@@ -68,4 +110,4 @@ def save_config(args, explicit: set[str], path: Path) -> None:
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
     content = {"flags": flags, "explicit": sorted(explicit), "versions": versions, "git_commit": commit or None}
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    path.write_text(redact(json.dumps(content, indent=2, default=str)) + "\n")

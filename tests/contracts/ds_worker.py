@@ -3,6 +3,8 @@
 ``zero``: one optimizer step from several micro-batches, against torch's own AdamW on the whole batch.
 ``single_step``: the policy gradient of ORZ's single step, skipped or not, packed or not, against stock OpenRLHF's.
 ``cross_fit``: the values that the critic's training takes, against those before it.
+``nonfinite``: a NaN in one sample of one rank, by ZeRO stage.
+``degenerate``: a step of policy and critic on batches with nothing to learn, or hardly anything in them.
 """
 
 import json
@@ -170,11 +172,23 @@ def single_step():
     return result
 
 
+def make_critic(strategy, lr):
+    from openrlhf.models.model import _get_critic_model
+    from transformers.models.qwen2 import Qwen2Model
+
+    config = model_config(NAME)
+    config.normalize_reward = False
+    torch.manual_seed(0)
+    critic = _get_critic_model(Qwen2Model.__base__, Qwen2Model, "score", packing_samples=True)(config)
+    adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
+               max_norm=1.0, scheduler_steps=10)  # fmt: skip
+    return strategy.prepare((critic, cfg))
+
+
 def cross_fit():
     """Values before the critic's training and those that it takes, by critic learning rate; 4 updates of 2 samples."""
-    from openrlhf.models.model import _get_critic_model
     from openrlhf.trainer.ppo_utils.experience import Experience
-    from transformers.models.qwen2 import Qwen2Model
 
     from openrlhf_orz.trainer.critic import OrzCriticPPOTrainer
 
@@ -184,14 +198,7 @@ def cross_fit():
     for lr in (0.0, 1e-2):
         args = make_args("--orz.cross_fit_values", "--orz.critic_updates", "4")
         strategy = make_strategy(args)
-        config = model_config(NAME)
-        config.normalize_reward = False
-        torch.manual_seed(0)
-        critic = _get_critic_model(Qwen2Model.__base__, Qwen2Model, "score", packing_samples=True)(config)
-        adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-        cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
-                   max_norm=1.0, scheduler_steps=10)  # fmt: skip
-        critic, optim, scheduler = strategy.prepare((critic, cfg))
+        critic, optim, scheduler = make_critic(strategy, lr)
         trainer = OrzCriticPPOTrainer(strategy, critic, optim, scheduler, value_clip=None)
         with torch.no_grad():
             before = critic(sequences, action_mask=action, attention_mask=attention)
@@ -212,8 +219,118 @@ def cross_fit():
     return result
 
 
+def nonfinite(folder, *stages):
+    return {stage: nonfinite_case(folder, stage) for stage in stages}
+
+
+def nonfinite_case(folder, stage):
+    """Optimizer steps: good, one with a NaN in rank 0's first sample, good, then NaNs until the run gives up."""
+    from deepspeed.utils import safe_get_full_fp32_param
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    from openrlhf_orz.trainer.actor import OrzActorPPOTrainer
+
+    args = make_args("--ds.zero_stage", stage, "--ckpt.output_dir", f"{folder}/{stage}")
+    strategy = make_strategy(args)
+    actor, optim, scheduler = make_actor(strategy, args)
+    trainer = OrzActorPPOTrainer(strategy, actor, None, optim, scheduler, micro_train_batch_size=1)
+    sequences, attention, action = make_batch(size=4, seed=dist.get_rank())
+
+    def weights():
+        params = actor.model.module.parameters()
+        return torch.cat([(w if (w := safe_get_full_fp32_param(p)) is not None else p.data).flatten() for p in params])
+
+    def step(bad):
+        advantages = torch.randn(action.shape, generator=torch.Generator().manual_seed(2)) * action
+        if bad and dist.get_rank() == 0:
+            advantages[0, 4] = float("nan")
+        trainer.replay_buffer.append(
+            Experience(
+                sequences=sequences.clone(), attention_mask=attention.clone(), action_mask=action.clone(),
+                action_log_probs=torch.zeros(action.shape), advantages=advantages, total_length=attention.sum(-1),
+                response_length=action.sum(-1), info={"reward": torch.zeros(4)},
+            )
+        )  # fmt: skip
+        before = weights().clone()
+        try:
+            status = trainer.ppo_train(0.0)
+        finally:
+            trainer.replay_buffer.clear()
+        return (weights() - before).abs().max().item(), status
+
+    result = {"steps": [], "ended": None}
+    for bad in (False, True, False):
+        moved, status = step(bad)
+        result["steps"].append([moved, status["policy_updates"], status["policy_steps_skipped"]])
+    for number in range(1, 6):
+        try:
+            step(True)
+        except FloatingPointError as error:
+            result["ended"] = [number, str(error)]
+            break
+    result["finite"] = bool(weights().isfinite().all())
+    return result
+
+
+def degenerate():
+    """By kind of batch and by model: the samples that each rank trained on, how many it has, the loss and gradient
+    norm, the number of updates, the largest change of a weight, and whether all weights are finite.
+    """
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    from openrlhf_orz.trainer.actor import OrzActorPPOTrainer
+    from openrlhf_orz.trainer.critic import OrzCriticPPOTrainer
+
+    args = make_args("--orz.critic_updates", "3")
+    args.train.max_tokens_per_gpu = 30
+    strategy = make_strategy(args)
+    world, rank, result = dist.get_world_size(), dist.get_rank(), {}
+    for kind, size in {"equal": 7, "single": world, "one_token": 7, "usual": 7}.items():
+        sequences, attention, action = (x[:size] for x in make_batch())
+        if kind == "one_token":
+            action = action * (action.cumsum(-1) == 1)
+        advantages = torch.randn(action.shape, generator=torch.Generator().manual_seed(2)) * action
+        if kind == "equal":
+            advantages = torch.zeros_like(advantages)
+        rows = list(range(rank, size, world))
+        result[kind] = {}
+        for name in ("policy", "critic"):
+            if name == "policy":
+                model, optim, scheduler = make_actor(strategy, args, packed=True)
+                trainer = OrzActorPPOTrainer(strategy, model, None, optim, scheduler, micro_train_batch_size=1)
+                engine = model.model
+            else:
+                model, optim, scheduler = make_critic(strategy, 1e-2)
+                trainer = OrzCriticPPOTrainer(strategy, model, optim, scheduler, value_clip=None)
+                engine = model
+            trainer.replay_buffer.append(
+                Experience(
+                    sequences=sequences[rows].clone(), attention_mask=attention[rows].clone(),
+                    action_mask=action[rows].clone(), action_log_probs=torch.zeros(action[rows].shape),
+                    advantages=advantages[rows].clone(), returns=action[rows].float(),
+                    total_length=attention[rows].sum(-1), response_length=action[rows].sum(-1),
+                    info={"reward": torch.ones(len(rows))},
+                )
+            )  # fmt: skip
+            before = [parameter.detach().clone() for parameter in engine.module.parameters()]
+            status = trainer.ppo_train(0.0) if name == "policy" else trainer.ppo_train()
+            after = list(engine.module.parameters())
+            trained = sorted(i for indices in trainer.replay_buffer.dynamic_indices for i in indices)
+            everywhere: list = [None] * world
+            dist.all_gather_object(everywhere, (trained, len(rows)))
+            role = "actor" if name == "policy" else "critic"
+            result[kind][name] = {
+                "ranks": everywhere, "loss": status[f"{name}_loss"], "grad_norm": status[f"{role}_grad_norm"],
+                "updates": status[f"{name}_updates"],
+                "change": max((a - b).abs().max().item() for a, b in zip(after, before)),
+                "finite": all(a.isfinite().all().item() for a in after),
+            }  # fmt: skip
+    return result
+
+
 if __name__ == "__main__":
-    result = {"zero": zero, "single_step": single_step, "cross_fit": cross_fit}[sys.argv[1]](*sys.argv[2:])
+    cases = [zero, single_step, cross_fit, nonfinite, degenerate]
+    result = {case.__name__: case for case in cases}[sys.argv[1]](*sys.argv[2:])
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(result))
     dist.barrier()

@@ -81,6 +81,38 @@ def test_experience_maker():
     assert parameters(maker.split_rollout_samples)[1:] == ["rollout_samples"]
 
 
+def test_samples_generator():
+    from openrlhf.trainer.ppo_trainer import PPOTrainer
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator as generator
+
+    assert PPOTrainer.samples_generator_cls is generator
+    assert parameters(generator._wait_for_responses) == ["self", "pending_refs"]
+    assert parameters(generator._prompt_sampling_params) == ["self", "sampling_params"]
+    assert parameters(generator._dispatch_prompts_to_vllm) == [
+        "self",
+        "prompts",
+        "labels",
+        "images",
+        "generate_kwargs",
+    ]
+
+
+def test_checkpoints():
+    from openrlhf.trainer import ppo_trainer
+    from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
+    from openrlhf.trainer.ray.ppo_critic import CriticModelActor
+
+    base = ppo_trainer.BasePPOTrainer
+    assert parameters(base.save_best_checkpoint) == ["self", "eval_metrics", "global_step", "client_states"]
+    assert parameters(base.init_checkpoint_states) == ["self"]
+    for method in (PolicyModelActor.save_checkpoint, CriticModelActor.save_checkpoint):
+        assert parameters(method)[1] == "tag"
+        # where they write and read is ours to say
+        assert "os.path.join(args.ckpt.path, " in inspect.getsource(method)
+    for cls in (PolicyModelActor, CriticModelActor):
+        assert "os.path.join(args.ckpt.path, " in inspect.getsource(cls.init_model_from_pretrained)
+
+
 def test_model_actors():
     from openrlhf.models import Actor, PolicyLoss
     from openrlhf.trainer.ppo_utils import NaiveReplayBuffer

@@ -74,3 +74,21 @@ def test_cross_fitted_values_are_taken_before_the_update_that_uses_them():
     assert still["updates"] == learning["updates"] == 4
     assert still["largest"] < 1e-5  # a critic that stands still gives the values that it had
     assert learning["first"] < 1e-5 and learning["rest"] > 1e-4  # later samples' values have seen the updates before
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path):
+    """In each ZeRO stage: no weight moves, the next step is as good as ever, and the third NaN in a row ends the run."""
+    for stage, result in run_ranks(2, "nonfinite", str(tmp_path), "0", "1", "2", "3").items():
+        good, skipped, after = result["steps"]
+        assert good[0] > 1e-4 and good[1:] == [1, 0], (stage, result)
+        assert skipped == [0.0, 0, 1], (stage, result)
+        assert after[0] > 1e-4 and after[1:] == [1, 0], (stage, result)
+        assert result["finite"] and result["ended"][0] == 3, (stage, result)
+        assert "--orz.max_skipped_steps" in result["ended"][1]
+        dumps = sorted((tmp_path / stage / "nonfinite").iterdir())
+        assert len(dumps) == 8  # four skipped steps, two ranks
+        from safetensors.torch import load_file
+
+        tensors = load_file(next(d for d in dumps if "rank0" in d.name))
+        assert len({name.split(".")[0] for name in tensors}) == 4
+        assert any(t.isnan().any() for name, t in tensors.items() if name.endswith("advantages"))

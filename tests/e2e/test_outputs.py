@@ -65,7 +65,9 @@ def test_metrics(run):
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
     suffixes = [name for name in documented if name.startswith("_")]
     for key in metrics[0]:
-        assert key in documented or any(key.endswith(suffix) for suffix in suffixes), f"{key} is not in docs/metrics.md"
+        assert key in documented or any(key.endswith(suffix) for suffix in suffixes), (
+            f"{key} is not in docs/metrics.md"
+        )
 
 
 def test_bad_rows_are_reported(run):
@@ -153,32 +155,27 @@ def test_plain_vllm_loads_the_policy(run):
     assert lines["TEXT"].rstrip("'").endswith("</answer>")
 
 
-def test_grpo_off_policy_in_float32(tmp_path):
-    """No critic; two policy steps a rollout, fixed micro-batches; in float32 a sync is exact to a few millionths."""
+def test_grpo_off_policy_with_a_reference_model(tmp_path):
+    """No critic; two policy steps a rollout, fixed micro-batches; a KL penalty brings the reference model and the
+    forward for old log-probs back by itself; in float32 a sync is exact to a few millionths.
+    """
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in generate(8, (3, 3), seed=2)))
-    metrics = succeed(
+    result = train(
         tmp_path / "run", BASE, tmp_path / "rows.jsonl", *TINY, "--algo.advantage.estimator", "group_norm",
         "--orz.policy_updates", "2", "--train.micro_batch_size", "2", "--ds.param_dtype", "fp32",
         "--ds.zero_stage", "1", "--actor.adam.lr", "1e-3", "--orz.check_sync", "--rollout.n_samples_per_prompt", "8",
+        "--algo.kl.init_coef", "0.01",
     )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "[orz] forward for reference model: runs (--algo.kl.init_coef" in result.stdout
+    assert "[orz] forward for old log-probs: runs (several policy steps" in result.stdout
+    metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [m["policy_updates"] for m in metrics] == [2, 2]
     assert "critic_loss" not in metrics[0] and "explained_variance" not in metrics[0]
     assert any(m["actor_grad_norm"] > 0 for m in metrics) and any(m["ppo_kl"] != 0 for m in metrics)
     assert all(m["sync_logprob_gap_max"] < 1e-4 for m in metrics)
     assert metrics[1]["sync_logprob_moved_mean"] > 1e-3
-
-
-def test_with_a_reference_model(tmp_path):
-    """A KL penalty brings the reference model and the forward for old log-probs back by itself."""
-    result = train(
-        tmp_path / "run", BASE, write_sums(tmp_path / "rows.jsonl", 8), *TINY, "--algo.kl.init_coef", "0.01",
-        "--actor.adam.lr", "1e-3",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    for name in ("reference model", "old log-probs"):
-        assert f"[orz] forward for {name}: runs (--algo.kl.init_coef" in result.stdout
-    first, second = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    assert "kl" not in first and second["kl"] != 0  # the policy has left the reference model
+    assert "kl" not in metrics[0] and metrics[1]["kl"] != 0  # the policy has left the reference model
 
 
 def test_all_rows_bad_is_an_error_before_ray(tmp_path):

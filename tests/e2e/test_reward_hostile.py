@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
 
 # Loaded by path as OpenRLHF loads an agent: ours, with every fourth response replaced before it is graded.
-PLANTING_AGENT = '''
+PLANTING_AGENT = """
 import json, threading
 from openrlhf_orz.rollout.agent import AgentExecutor as Ours
 
@@ -43,7 +43,7 @@ class AgentExecutor(Ours):
     def __init__(self):
         super().__init__()
         self.grader = Planting(self.grader)
-'''
+"""
 
 
 def test_hostile_answers_in_a_training_run(tmp_path):
@@ -65,5 +65,7 @@ def test_hostile_answers_in_a_training_run(tmp_path):
     with Grader(workers=2) as grader:
         for row in rows:
             if not row["planted"]:
-                assert grader.grade(row["response"], row["gold"], row["stopped"]).reward == row["reward"], json.dumps(row)
+                assert grader.grade(row["response"], row["gold"], row["stopped"]).reward == row["reward"], json.dumps(
+                    row
+                )
     assert any(row["reward"] for row in rows)

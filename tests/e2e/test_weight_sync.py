@@ -20,8 +20,12 @@ pytestmark = pytest.mark.e2e
 
 @pytest.mark.parametrize(
     "ranks, stage, tied, flags",
-    [(1, 2, True, ()), (1, 3, False, ()), (2, 2, False, ("--orz.cross_fit_values",)), (2, 3, True, ())],
-    ids=["1-2-tied", "1-3-untied", "2-2-untied-cross_fit", "2-3-tied"],
+    [
+        pytest.param(1, 2, True, (), id="1-2-tied", marks=pytest.mark.slow),
+        pytest.param(1, 3, False, (), id="1-3-untied", marks=pytest.mark.slow),
+        pytest.param(2, 2, False, ("--orz.cross_fit_values",), id="2-2-untied-cross_fit"),
+        pytest.param(2, 3, True, (), id="2-3-tied"),
+    ],
 )
 def test_engines_follow_the_trainer(tmp_path, ranks, stage, tied, flags):
     model = write_model(tmp_path / "model", tied=tied)

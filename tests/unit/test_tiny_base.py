@@ -55,10 +55,20 @@ def test_digits_are_single_tokens(tokenizer):
     assert [tokenizer.decode([i]) for i in tokenizer.encode("2026+31")] == ["2", "0", "2", "6", "+", "3", "1"]
 
 
-@pytest.mark.parametrize("text", [
-    "", " ", "\n\n\t x  ", "<think>a</think> <answer> \\boxed{-1/2}</answer>", "</answer</answer>>", "naïve 日本 🙂",
-    "def f(x):\n    return x**2  # 1_000", "i.e., What is 1+1?\nAssistant: <think>", "{{prompt}} \\boxed{} \x00\x7f",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "\n\n\t x  ",
+        "<think>a</think> <answer> \\boxed{-1/2}</answer>",
+        "</answer</answer>>",
+        "naïve 日本 🙂",
+        "def f(x):\n    return x**2  # 1_000",
+        "i.e., What is 1+1?\nAssistant: <think>",
+        "{{prompt}} \\boxed{} \x00\x7f",
+    ],
+)
 def test_any_text_comes_back_as_it_was(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 

@@ -65,11 +65,11 @@ def test_good_rows_are_written_and_bad_ones_reported(tmp_path, tokenizer):
         (4, "reference_unparsable"),
         (5, "broken_json"),
     ]
-    assert bad[0]["detail"] == "6 tokens > 5 (--orz.max_prompt_len)" and bad[0]["file"] == file
+    assert bad[0]["detail"] == "6 tokens > 5 (--orz.max_prompt_len, --data.max_len)" and bad[0]["file"] == file
     assert log[0] == (
         f"train data: {file}: 2 rows kept, 4 bad (reference_unparsable 2, prompt_too_long 1, broken_json 1)"
     )
-    assert log[1] == f"  {file}:2: prompt_too_long: 6 tokens > 5 (--orz.max_prompt_len)"
+    assert log[1] == f"  {file}:2: prompt_too_long: 6 tokens > 5 (--orz.max_prompt_len, --data.max_len)"
 
 
 def test_several_datasets_keep_their_order_and_a_clean_run_removes_old_reports(tmp_path, tokenizer):

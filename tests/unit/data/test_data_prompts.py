@@ -13,7 +13,7 @@ QUESTIONS = [
     " a blank at each end, a newline\nand accents: é, 中, 😀 ",
     "%s \\boxed{} \\1 $x$ \\frac{1}{2}",
 ]
-ODD_TEMPLATE = "it's {% raw %} \\ \"é😀\"\n {{prompt}}\n\n again {{prompt}} }}\n"
+ODD_TEMPLATE = 'it\'s {% raw %} \\ "é😀"\n {{prompt}}\n\n again {{prompt}} }}\n'
 
 
 @pytest.fixture(scope="module")

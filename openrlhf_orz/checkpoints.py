@@ -1,0 +1,172 @@
+"""Checkpoints on disk: written aside, proved by a manifest, renamed into place; found and checked again on resume.
+
+    PATH/global_step40/_actor/, _critic/   what DeepSpeed writes: weights, optimizers, schedulers, by rank
+    PATH/global_step40/trainer.json        step, place in the data, counters, best metric, the run's flags
+    PATH/global_step40/trainer.pt          random states and responses drawn but not yet trained on
+    PATH/global_step40/manifest.json       size and sha256 of every other file
+
+A directory without the prefix ``.partial-`` is complete: it gets its name by one rename, after all of it is on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+MANIFEST, TRAINER, STATE = "manifest.json", "trainer.json", "trainer.pt"
+PARTIAL = ".partial-"
+_TAG = re.compile(r"(best_)?global_step(\d+)")
+_CHUNK = 1 << 22
+_THREADS = 4  # hashing lets go of the interpreter
+
+
+class Damaged(ValueError):
+    """A checkpoint that is not what its manifest says; the message names the file and what is wrong."""
+
+
+def partial_path(path: str | Path, tag: str) -> Path:
+    """Where the checkpoint ``tag`` is written before it is complete."""
+    return Path(path) / f"{PARTIAL}{tag}"
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The step in a checkpoint's name; -1 if that is no name of a checkpoint."""
+    match = _TAG.fullmatch(Path(checkpoint).name)
+    return int(match[2]) if match else -1
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+
+
+def _sha256(file: Path, sync: bool = False) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+        if sync:
+            os.fsync(stream.fileno())
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def commit(partial: str | Path) -> Path:
+    """Put all of ``partial`` on disk, write its manifest and rename it into place; returns the new path.
+
+    A checkpoint of that name which is already there is replaced. Raises OSError, and then nothing has its final name.
+    """
+    partial = Path(partial)
+    final = partial.with_name(partial.name.removeprefix(PARTIAL))
+    files = _files(partial)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        hashes = list(pool.map(lambda file: _sha256(file, sync=True), files))
+    entries = {
+        str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, hashes)
+    }
+    with open(partial / MANIFEST, "w") as stream:
+        json.dump({"format": 1, "files": entries}, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    for folder in {partial, *(file.parent for file in files)}:
+        _sync_folder(folder)
+    if final.exists():  # a run that was resumed from before it comes here again
+        old = final.with_name(f"{PARTIAL}old-{final.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+        partial.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(final)
+    _sync_folder(final.parent)
+    return final
+
+
+def verify(checkpoint: str | Path) -> None:
+    """Raise Damaged unless every file is there with the size and sha256 of the manifest, and can be resumed from."""
+    checkpoint = Path(checkpoint)
+    try:
+        entries = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        sizes = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
+    except FileNotFoundError:
+        raise Damaged(f"{MANIFEST} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{MANIFEST} cannot be read ({error})") from None
+    for name, (size, _) in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            raise Damaged(f"{name} is missing")
+        if file.stat().st_size != size:
+            raise Damaged(f"{name} has {file.stat().st_size} bytes, not {size}")
+    for name in (TRAINER, STATE):
+        if name not in sizes:
+            raise Damaged(f"{name} is not part of it: weights alone, nothing to resume from")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for (name, (_, digest)), found in zip(sizes.items(), pool.map(lambda n: _sha256(checkpoint / n), sizes)):
+            if found != digest:
+                raise Damaged(f"{name} has changed since it was written (sha256)")
+
+
+def all_checkpoints(path: str | Path) -> list[Path]:
+    """Complete checkpoints under ``path``, the newest step first; of one step, the regular before the best."""
+    folder = Path(path)
+    found = [entry for entry in folder.iterdir() if entry.is_dir() and step_of(entry) >= 0] if folder.is_dir() else []
+    return sorted(found, key=lambda entry: (step_of(entry), not entry.name.startswith("best")), reverse=True)
+
+
+def newest_valid(path: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    skipped = []
+    for checkpoint in all_checkpoints(path):
+        try:
+            verify(checkpoint)
+        except Damaged as error:
+            skipped.append(f"{checkpoint} is damaged: {error}")
+        else:
+            return checkpoint, skipped
+    return None, skipped
+
+
+def size_of(folder: str | Path) -> int:
+    """Bytes of all files under ``folder``."""
+    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
+def rotate(path: str | Path, max_num: int, max_bytes: float) -> list[Path]:
+    """Delete the oldest checkpoints beyond ``max_num`` or ``max_bytes``; never the newest or the best. Returns them.
+
+    Of several best ones, all but the newest go.
+    """
+    everything = all_checkpoints(path)
+    best = [c for c in everything if c.name.startswith("best")]
+    regular = [c for c in everything if not c.name.startswith("best")]
+    doomed = best[1:]
+    sizes = {c: size_of(c) for c in everything} if max_bytes != float("inf") else {}
+    total = sum(sizes[c] for c in best[:1]) if sizes else 0
+    for number, checkpoint in enumerate(regular):
+        total += sizes.get(checkpoint, 0)
+        if number and (number >= max_num or total > max_bytes):
+            doomed.append(checkpoint)
+    for checkpoint in doomed:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return doomed
+
+
+def clear_partial(path: str | Path) -> list[Path]:
+    """Remove what an interrupted write has left; returns it."""
+    left = sorted(Path(path).glob(f"{PARTIAL}*"))
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    return left

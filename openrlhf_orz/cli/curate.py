@@ -1,0 +1,69 @@
+"""Curate questions with answers into training data: the paper's section 2.1.1 as a pipeline.
+
+    python -m openrlhf_orz.cli.curate --config curate.yaml
+    python -m openrlhf_orz.cli.curate --input pool.jsonl --output curated [--english-only]
+
+docs/data.md has the stages, the keys of the configuration and a walk through a run. A run that was stopped goes on
+where it was when it is started again with the same configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from openrlhf_orz.data.curate import pipeline
+from openrlhf_orz.data.curate.config import Config, load
+from openrlhf_orz.data.sources import DataError
+
+
+def configuration(argv: list[str] | None) -> tuple[argparse.ArgumentParser, Config]:
+    """The parser, and the configuration that the arguments give."""
+    parser = argparse.ArgumentParser(
+        "python -m openrlhf_orz.cli.curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, help="YAML file, as docs/data.md describes it")
+    parser.add_argument("--input", action="append", default=[], help="a file, folder or hub name; may be repeated")
+    parser.add_argument("--entry", help="the ready source entry that the --input rows are in (math, orz, ...)")
+    parser.add_argument("--output", help="folder for the results (the key `output`)")
+    parser.add_argument("--english-only", action="store_true", help="keep English questions only (Fig. 12)")
+    parser.add_argument(
+        "--rollouts", action="append", default=[], help="a run's folder whose rollouts give pass rates"
+    )
+    parser.add_argument("--max-right", type=int, help="drop questions with more right answers than this")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key, such as seed=1")
+    args = parser.parse_args(argv)
+    overrides = list(args.set)
+    if args.output:
+        overrides.append(f"output={args.output}")
+    if args.english_only:
+        overrides.append("language.keep=[english]")
+    if args.rollouts:
+        overrides.append(f"pass_rate.rollouts={args.rollouts}")
+    if args.max_right is not None:
+        overrides.append(f"pass_rate.max_right={args.max_right}")
+    if args.input:
+        items = [{"path": path} | ({"entry": args.entry} if args.entry else {}) for path in args.input]
+        overrides.append(f"inputs={items}")
+    return parser, load(args.config, overrides)
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        _, config = configuration(argv)
+        pipeline.run(config, lambda line: print(line, flush=True), _sampler)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _sampler(options):
+    from openrlhf_orz.cli.sample import sampler
+
+    return sampler(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The configuration of a curation run: sections as dataclasses, read from YAML, checked before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openrlhf_orz.data.sources import DataError
+
+STAGES = ("clean", "exclude", "language", "dedup", "decontaminate", "pass_rate")  # between collect and write
+
+
+@dataclass
+class Clean:
+    max_question_chars: int = 8000
+    max_answer_chars: int = 1000
+    figures: bool = True  # drop questions that point to a figure which is not there
+    check_answers: bool = True  # by the training grader
+    plain_math_verify: bool = False  # check answers by Math-Verify alone
+
+
+@dataclass
+class Exclude:
+    multiple_choice: bool = True
+    proof: bool = True
+    proof_and_answer: bool = True  # a proof is asked for beside an answer that can be checked
+    open_ended: bool = True
+    multi_part: bool = True
+    guessable: bool = True  # yes or no, true or false, who wins
+
+
+@dataclass
+class Language:
+    keep: list[str] = field(default_factory=lambda: ["english", "chinese"])
+
+
+@dataclass
+class Dedup:
+    exact: bool = True
+    ngram: bool = True
+    same_answer: float = 0.5  # similarity of the words, from which two questions with one answer are duplicates
+    other_answer: float = 0.85  # ... and two whose answers differ
+    embedding: bool = False
+    embedding_model: str = ""  # a folder or hub name; empty: the packaged all-MiniLM-L6-v2
+    embedding_similarity: float = 0.9
+    sources: list[str] = field(default_factory=list)  # best first; the order of the inputs where not given
+
+
+@dataclass
+class Decontaminate:
+    against: list[str] = field(default_factory=lambda: ["builtin"])
+    ngram: int = 8  # words
+    overlap: float = 0.5  # share of an evaluation question's N-grams in a row
+    embedding: bool = False
+    embedding_similarity: float = 0.9
+
+
+@dataclass
+class PassRate:
+    rollouts: list[str] = field(default_factory=list)  # run folders, mined without a model
+    model: str = ""  # a folder or hub name, sampled with vLLM
+    n: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 2048
+    max_model_len: int = 0  # 0: the model's own
+    dtype: str = "auto"
+    template: str = "paper"
+    max_rate: float = 1.0  # a rate above it is too high ...
+    exclude_one: bool = True  # ... and so is 1.0
+    exclude_zero: bool = True
+    max_right: int = -1  # right answers allowed; -1: any
+    min_n: int = 1  # estimates from fewer answers are none
+    missing: str = "keep"  # rows without an estimate: keep or drop
+
+
+@dataclass
+class Config:
+    """A run. `inputs` are the dictionaries that `collect` reads; a section that is None is a stage left out."""
+
+    inputs: list[dict] = field(default_factory=list)
+    output: str = ""
+    seed: int = 0
+    processes: int = 2
+    shard_rows: int = 20_000
+    heldout: float = 0.0  # share of the question families that are held out
+    shuffle: bool = False
+    name: str = "curated"
+    clean: Clean | None = field(default_factory=Clean)
+    exclude: Exclude | None = field(default_factory=Exclude)
+    language: Language | None = field(default_factory=Language)
+    dedup: Dedup | None = field(default_factory=Dedup)
+    decontaminate: Decontaminate | None = field(default_factory=Decontaminate)
+    pass_rate: PassRate | None = None
+
+
+def load(path: Path | None, overrides: typing.Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file (or the defaults) with overrides like "dedup.embedding=true" put in.
+
+    Raises DataError, naming file or key and what is wrong with it.
+    """
+    import yaml
+
+    found: Any = {}
+    if path is not None:
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DataError(f"--config {path}: {error}. Give a YAML file, as docs/data.md shows.") from error
+        if not isinstance(found, dict):
+            raise DataError(f"--config {path}: a mapping of keys is expected, not {type(found).__name__}.")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise DataError(f"--set {override}: write KEY=VALUE, such as dedup.embedding=true.")
+        try:
+            _put(found, key.split("."), yaml.safe_load(text), override)
+        except yaml.YAMLError as error:
+            raise DataError(f"--set {override}: {error}") from error
+    config = _build(Config, found, "")
+    _check(config)
+    return config
+
+
+def _put(node: Any, keys: list[str], value: Any, override: str) -> None:
+    *path, last = keys
+    for key in path:
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise DataError(f"--set {override}: the list has no element {key}.")
+            node = node[int(key)]
+        else:
+            if not isinstance(node.get(key), (dict, list)):
+                node[key] = {}
+            node = node[key]
+    if isinstance(node, list):
+        raise DataError(f"--set {override}: {last} names no key of an element.")
+    node[last] = value
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise DataError(f"{where or 'the configuration'}: keys and values are expected, not {values!r}.")
+    hints = typing.get_type_hints(kind)
+    known = {field.name for field in dataclasses.fields(kind)}
+    result = {}
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise DataError(f"{name}: there is no such key. There are {', '.join(sorted(known))}.")
+        result[key] = _value(hints[key], value, name)
+    return kind(**result)
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    section = next((option for option in options if dataclasses.is_dataclass(option)), None)
+    if section is not None:
+        if value in (None, False):
+            return None
+        return _build(section, {} if value is True else value, name)
+    origin = typing.get_origin(hint)
+    if origin is list:
+        value = [value] if isinstance(value, (str, dict)) else value
+        inner = typing.get_args(hint)[0]
+        if not isinstance(value, list) or not all(isinstance(item, inner) for item in value):
+            raise DataError(f"{name}: a list of {inner.__name__} is expected, not {value!r}.")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise DataError(f"{name}: {hint.__name__} is expected, not {value!r}.")
+    return value
+
+
+def _check(config: Config) -> None:
+    def need(fine: bool, key: str, what: str) -> None:
+        if not fine:
+            raise DataError(f"{key}: {what}.")
+
+    need(bool(config.output), "output", "give the folder for the results (or --output)")
+    need(bool(config.inputs), "inputs", "give at least one input (or --input)")
+    need(0 <= config.heldout < 1, "heldout", "a share from 0 up to, but not, 1 is expected")
+    need(config.processes >= 1 and config.shard_rows >= 1, "processes, shard_rows", "1 or more is expected")
+    names = []
+    for i, item in enumerate(config.inputs):
+        need(isinstance(item, dict), f"inputs.{i}", "keys and values are expected")
+        names.append(item.get("name"))
+    given = [name for name in names if name is not None]
+    need(len(set(given)) == len(given), "inputs", f"every name may be used once, not {given}")
+    if config.dedup:
+        for key in ("same_answer", "other_answer", "embedding_similarity"):
+            need(0 < getattr(config.dedup, key) <= 1, f"dedup.{key}", "a number above 0, up to 1, is expected")
+    if config.decontaminate:
+        need(config.decontaminate.ngram >= 2, "decontaminate.ngram", "2 or more is expected")
+        need(0 < config.decontaminate.overlap <= 1, "decontaminate.overlap", "above 0, up to 1, is expected")
+    if config.language:
+        bad = set(config.language.keep) - {"english", "chinese", "other"}
+        need(not bad, "language.keep", f"english, chinese and other are known, not {', '.join(sorted(bad))}")
+    if config.pass_rate:
+        rate = config.pass_rate
+        need(bool(rate.model) != bool(rate.rollouts), "pass_rate", "give either model or rollouts")
+        need(rate.missing in ("keep", "drop"), "pass_rate.missing", "keep or drop is expected")
+        need(rate.n >= 1 and rate.min_n >= 1, "pass_rate.n, min_n", "1 or more is expected")
+        need(0 < rate.max_rate <= 1, "pass_rate.max_rate", "above 0, up to 1, is expected")

@@ -1,0 +1,179 @@
+"""Text as every stage reads it: one spelling of characters, white space, links, images and numbering."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from openrlhf_orz.data.curate.need import need
+
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_UNSHOWN = re.compile("[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]")  # replacement and private-use characters
+_MOJIBAKE = re.compile("[\u00c2\u00c3\u00e2\u00e3\u00ef\u00d0\u00d1\u00e6\u00e7\u00e4\u00e5][\u0080-\u00bf\u20ac\u201a-\u201e\u0152-\u0178\u02c6\u02dc\u2020-\u2039]")  # fmt: skip
+# Full-width letters, digits, brackets and operators have plain twins; Chinese punctuation stays.
+_WIDE = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0) not in ",.;:?!"}
+_WIDE |= {0x3000: " ", 0xA0: " ", 0x2212: "-", 0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0x85: "\n"}
+_WIDE |= {code: " " for code in range(0x2000, 0x200B)} | {0x202F: " ", 0x205F: " "}
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
+
+_MD_IMAGE = re.compile(r"!\[([^\]\n]{0,300})\]\(([^()\s]{0,2000})(?:\s+\"[^\"\n]{0,300}\")?\)")
+_HTML_IMAGE = re.compile(r"<img\b[^<>]{0,2000}>|\[img[^\]\n]{0,200}\][^\[\n]{0,2000}\[/img\]", re.I)
+_TEX_IMAGE = re.compile(r"\\includegraphics\s*(?:\[[^\]]{0,200}\])?\s*\{[^{}]{0,500}\}")
+_LINK = re.compile(
+    r"\[([^\]\n]{1,300})\]\((?:https?://|www\.|/)[^()\s]{0,2000}(?:\([^()\s]{0,200}\))?[^()\s]{0,500}\)"
+)
+_TEX_LINK = re.compile(r"\\href\s*\{[^{}]{0,2000}\}\s*\{([^{}]{0,500})\}|\\url\s*\{[^{}]{0,2000}\}")
+_URL = re.compile(r"(?:https?://|www\.)[^\s<>\"')\]}$]+")
+_TAG = re.compile(r"</?(?:p|br|b|i|em|strong|span|div|center|font|sup|sub)\b[^<>]{0,200}>", re.I)
+_BBCODE = re.compile(r"\[/?(?:b|i|u|hide|quote|color|size|url)(?:=[^\]\n]{0,200})?\]", re.I)
+_CREDIT = re.compile(r"\s*\*?(?:Proposed|Submitted|Suggested) by[^\n.]{0,80}\.?\**\s*$", re.I)
+
+_FIGURE = re.compile(
+    r"\b(?:in|from|as (?:shown|seen|depicted|illustrated|pictured) (?:in|on|by))\s+the\s+(?:(?:following|attached|given|above|accompanying|adjoining|right|left)\s+)?"
+    r"(?:figure|diagram|picture|image|illustration)s?\b(?!\s+of\b)|\bas shown in the graph\b"
+    r"|\b(?:figure|diagram|picture|image)s?\s+(?:shown\s+)?(?:below|above|shown|to the (?:right|left)|on the (?:right|left))"
+    r"|\bpictured (?:below|above|here)\b|(?:如图|见图|下图|右图|左图|图中|如右图)",
+    re.I,
+)  # fmt: skip
+_FIGURE_CODE = re.compile(
+    r"\[asy\]|tikz|\\begin\{(?:array|tabular|picture|pspicture|[bpvV]?matrix)|\|[^|\n]*\|[^|\n]*\|\s*\n|```"
+)
+
+# "Problem 12.", "Question 3:", "12. ", "(7) ", "3 (20 points) ", "[2019 AIME, Problem 5]", "例3", "【例2】", "题目："
+_WORD = r"(?:problem|question|exercise|example|task|puzzle|ex|q|задача|problema|aufgabe|exercice)"
+_NUMBER = r"[A-Z]?-?\d{1,4}(?:[.\-]\d{1,3}){0,2}[a-z]?"
+_POINTS = r"\(\s*\d{1,3}\s*(?:points?|pts?|marks?|分|балл\w*)\.?\s*\)"
+_NUMBERING = re.compile(
+    rf"^\s*[#*>\s]*(?:{_WORD}\s*(?:#|№|no\.?|number)?\s*{_NUMBER}\s*(?:\([^()\n]{{0,60}}\)\s*)?(?:[.:)\]\-–—*]+\s*|\n\s*)"
+    rf"|{_WORD}\s*:\**\s+"
+    rf"|{_NUMBER}\s*\.?\s*{_POINTS}\s*|{_POINTS}\s*"
+    rf"|\*\*{_NUMBER}[.)]?\*\*[.:)]?\s*"
+    r"|[A-Z]?\d{1,3}(?:\.\d{1,3}){0,2}\s*[.)]\s+(?=[A-Za-z$\\(\[\u4e00-\u9fff\"“*])"
+    r"|\d{1,3}\s*[、．]\s*|\d{1,3}\.(?=[A-Z\u4e00-\u9fff])"
+    r"|\(\d{1,3}\)\s*(?=[A-Z\u4e00-\u9fff$\\])"
+    r"|[【\[](?:例|题|问题)\s*\d*[】\]]\s*|例\s*\d+\s*[.、:：]?\s*|(?:题目|问题)\s*\d*\s*[：:]\s*"
+    r"|\[(?=[^\]]*[A-Za-z]{3})[^\[\]\n]{0,40}\b(?:19|20)\d\d\b[^\[\]\n]{0,40}\]\s*|\((?:19|20)\d\d\b[^()\n$]{0,50}\)\s*"
+    r"|\d{1,3}\s*[★☆▲△]+\s*|[★☆▲△]+\s*\d{0,3}\.?\s*)",
+    re.I,
+)
+
+
+def characters(text: str) -> str:
+    """One spelling: NFC, plain twins of full-width signs, powers of raised digits, no invisible characters."""
+    if text.isascii():
+        return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+    if _MOJIBAKE.search(text):  # bytes once read in the wrong encoding
+        text = need("ftfy", "ftfy", "clean").fix_encoding(text)
+    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
+    text = _INVISIBLE.sub("", text.translate(_WIDE))
+    text = re.sub("[⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿ]+", lambda found: "^{" + found.group().translate(_RAISED) + "}", text)
+    return re.sub("[₀-₉₊₋₍₎]+", lambda found: "_{" + found.group().translate(_LOWERED) + "}", text)
+
+
+def unshowable(text: str) -> str | None:
+    """Why a text cannot be shown: a control, replacement or private-use character; None when it can."""
+    found = _CONTROL.search(text) or _UNSHOWN.search(text)
+    return f"U+{ord(found.group()):04X} at {found.start()}" if found else None
+
+
+def spaces(text: str) -> str:
+    """No blanks at line ends or in rows, at most one empty line."""
+    text = re.sub(r"[ \t]*\n", "\n", text)
+    text = re.sub(r"(?<=\S)[ \t]{2,}", " ", text) if "  " in text or "\t" in text else text
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def images(text: str) -> tuple[str, bool]:
+    """The text without images, and whether one was lost; an image of a formula leaves the formula, its caption."""
+    if "![" not in text and "<img" not in text and "[img" not in text and "\\includegraphics" not in text:
+        return text, False
+    lost = False
+
+    def caption(found: re.Match) -> str:
+        nonlocal lost
+        alt = found.group(1).strip()
+        if re.search(r"[\\$^_=]", alt):
+            return alt if "$" in alt else f"${alt}$"
+        lost = True
+        return " "
+
+    text = _MD_IMAGE.sub(caption, text)
+    text, n_html = _HTML_IMAGE.subn(" ", text)
+    text, n_tex = _TEX_IMAGE.subn(" ", text)
+    return text, lost or n_html + n_tex > 0
+
+
+def links(text: str) -> str:
+    """Links become their words; bare addresses and mark-up of forums go."""
+    if "](" in text:
+        text = _LINK.sub(r"\1", text)
+    if "\\href" in text or "\\url" in text:
+        text = _TEX_LINK.sub(lambda found: found.group(1) or "", text)
+    if "://" in text or "www." in text:
+        text = _URL.sub("", text)
+    if "<" in text and ">" in text:
+        text = _TAG.sub(" ", text)
+    if "[" in text and "]" in text:
+        text = _BBCODE.sub("", text)
+    return text
+
+
+def numbering(text: str) -> str:
+    """The question without its number in a collection; a number that begins a list of parts stays."""
+    for _ in range(2):  # "Problem 3. (10 points)"
+        found = _NUMBERING.match(text)
+        if not found or found.end() >= len(text):
+            return text
+        label = found.group()
+        part = re.search(r"\(?([1a])\s*[.)、]\s*$", label)
+        if part and re.search(
+            r"(?:\(|\s|^|[;；。])" + ("2" if part.group(1) == "1" else "b") + r"\s*[.)、]", text[found.end() :]
+        ):
+            return text
+        text = text[found.end() :].lstrip()
+    return text
+
+
+def figure_missing(text: str) -> bool:
+    """Whether the question points to a figure that is not there, neither drawn by code nor as a table."""
+    return bool(_FIGURE.search(text)) and not _FIGURE_CODE.search(text)
+
+
+def question(text: str) -> tuple[str, bool]:
+    """The cleaned question, and whether an image was lost."""
+    text, lost = images(characters(text))
+    return spaces(numbering(_CREDIT.sub("", spaces(links(text))))), lost
+
+
+def answer(text: str) -> str:
+    """The answer alone: no dollar signs, box or introduction around it."""
+    text = spaces(characters(text))
+    text = re.sub(r"^(?:the\s+)?(?:final\s+)?(?:answer|ans|答案|解)\s*(?:is)?\s*[:：]\s*", "", text, flags=re.I)
+    for _ in range(3):
+        bare = text.strip()
+        if (
+            len(bare) > 1
+            and bare[0] == bare[-1] == "$"
+            and bare.count("$") in (2, 4)
+            and not bare.strip("$").count("$")
+        ):
+            bare = bare.strip("$")
+        found = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}|\\[\[(](.*)\\[\])]", bare, re.S)
+        if found and "boxed" not in (found.group(1) or "")[:-1]:
+            inner = found.group(1) if found.group(1) is not None else found.group(2)
+            bare = inner if _balanced(inner) else bare
+        if bare == text:
+            break
+        text = bare
+    return text.strip()
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for sign in re.sub(r"\\.", "", text):
+        depth += (sign == "{") - (sign == "}")
+        if depth < 0:
+            return False
+    return depth == 0

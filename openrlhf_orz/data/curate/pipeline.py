@@ -1,0 +1,284 @@
+"""Runs the stages in order, each from the shards of the one before; a killed run goes on at its stage and shard."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from openrlhf_orz.data.curate import clean, collect, decontaminate, dedup, exclude, language, pass_rate, rollouts
+from openrlhf_orz.data.curate.config import STAGES, Config
+from openrlhf_orz.data.curate.embed import embedder
+from openrlhf_orz.data.curate.shards import VERSION, Stage, key_of, read_lines
+from openrlhf_orz.data.curate.write import write
+from openrlhf_orz.data.sources import READERS, DataError
+
+Log = Callable[[str], None]
+_process: dict[str, Any] = {}  # what a worker process made once: detector, references, evaluation sets
+
+
+def run(config: Config, log: Log = print, make_sampler: Callable[[Any], pass_rate.Sampler] | None = None) -> dict:
+    """Curate; returns the summary that funnel.json holds.
+
+    `make_sampler(config.pass_rate)` is asked for a model's sampler when one is needed. Raises DataError when the
+    inputs or the configuration do not allow a start, naming key or flag.
+    """
+    folder = Path(config.output)
+    inputs = collect.parse_inputs(config.inputs)
+    work = folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    key = key_of(VERSION, [_fingerprint(item) for item in inputs], config.shard_rows)
+    stage = Stage(work / "0_collect", key)
+    finished = [stage]
+    if not stage.done:
+        _timed(stage, log, lambda: collect.collect(inputs, stage, config.shard_rows))
+    _report(stage, log)
+    for number, name in enumerate(STAGES, 1):
+        options = getattr(config, name)
+        if options is None:
+            continue
+        if name == "dedup" and not options.sources:
+            options = dataclasses.replace(options, sources=_source_order(finished[-1]))
+        before, extra = finished[-1], []
+        if name == "decontaminate":
+            extra = [_content(spec) for spec in options.against]
+        if name == "pass_rate":
+            extra = [_content(os.path.join(spec, "rollouts")) for spec in options.rollouts]
+        stage = Stage(work / f"{number}_{name}", key_of(before.key, name, dataclasses.asdict(options), extra))
+        if not stage.done:
+            task = partial(_RUNNERS[name], before, stage, options, config, make_sampler)
+            _timed(stage, log, task)
+        _report(stage, log)
+        finished.append(stage)
+    summary = write(config, finished, folder)
+    log(f"write: {summary['train']} train and {summary['heldout']} held-out rows in {folder / 'kept'}")
+    return summary
+
+
+def _timed(stage: Stage, log: Log, task: Callable[[], None]) -> None:
+    begin = time.monotonic()
+    there = len(stage.shards())
+    if there:
+        log(f"{stage.name}: going on after {there} shards")
+    task()
+    seconds = time.monotonic() - begin
+    rows = stage.summary["rows_in"]
+    log(f"{stage.name}: {rows} rows in {seconds:.1f} s, {rows / max(seconds, 1e-9):.0f} rows/s")
+
+
+def _report(stage: Stage, log: Log) -> None:
+    found = stage.summary
+    reasons = ", ".join(f"{reason} {count}" for reason, count in found["reasons"].items())
+    log(f"{stage.name}: {found['rows_in']} in, {found['kept']} kept" + (f", out: {reasons}" if reasons else ""))
+
+
+# ---- what a stage is made from
+
+
+def _fingerprint(item: collect.Input) -> list:
+    fields = dataclasses.asdict(item)
+    fields.pop("path")
+    return [fields, None if item.generated else _content(item.path)]
+
+
+def _content(path: str) -> Any:
+    """Names and hashes of the files at a path; the name itself for what is not there (a hub name)."""
+    root = Path(path).expanduser()
+    if root.is_file():
+        return [root.name, _hash(root)]
+    if root.is_dir():
+        files = (file for file in sorted(root.rglob("*")) if file.is_file() and file.suffix in (*READERS, ".arrow"))
+        return [[file.relative_to(root).as_posix(), _hash(file)] for file in files]
+    return path
+
+
+def _hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as data:
+        while block := data.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _source_order(stage: Stage) -> list[str]:
+    """Sources in the order in which their first rows come: that of the inputs."""
+    found: dict[str, None] = {}
+    for row in stage.rows():
+        found[row["source"]] = None
+    return list(found)
+
+
+# ---- stages that treat each shard alone
+
+
+def _each_shard(config: Config, before: Stage, stage: Stage, work: Callable[[Path, Stage, int], None]) -> None:
+    """Run `work` on every shard that is not done, in processes where there are several."""
+    todo = [shard for shard in before.shards() if not stage.has(shard)]
+    if config.processes == 1 or len(todo) <= 1:
+        for shard in todo:
+            work(before.kept(shard), stage, shard)
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(
+            min(config.processes, len(todo)), context, initializer=_end_with, initargs=(os.getpid(),)
+        ) as pool:
+            for done in [pool.submit(work, before.kept(shard), stage, shard) for shard in todo]:
+                done.result()
+    _forget()
+
+
+def _end_with(parent: int) -> None:
+    """A worker ends when its parent is killed: Linux's PR_SET_PDEATHSIG."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _once(name: str, make: Callable[[], Any]) -> Any:
+    if name not in _process:
+        _process[name] = make()
+    return _process[name]
+
+
+def _forget() -> None:
+    for value in _process.values():
+        if hasattr(value, "close"):
+            value.close()
+    _process.clear()
+
+
+def _clean_shard(options, plain_workers: int, source: Path, stage: Stage, shard: int) -> None:
+    references = _once("references", lambda: clean.References(plain_workers, options.plain_math_verify))
+    check = references.check if options.check_answers else None
+    stage.write(shard, *clean.clean(read_lines(source), options, check))
+
+
+def _exclude_shard(options, source: Path, stage: Stage, shard: int) -> None:
+    stage.write(shard, *exclude.exclude(read_lines(source), options))
+
+
+def _language_shard(options, source: Path, stage: Stage, shard: int) -> None:
+    detect = _once("detect", language.fasttext_detector)
+    kept, rejected = language.split_language(read_lines(source), options, detect)
+    counts: dict[str, int] = {}
+    for row in kept:
+        counts[row["meta"]["language"]] = counts.get(row["meta"]["language"], 0) + 1
+    stage.write(shard, kept, rejected, lambda: {"languages": counts})
+
+
+def _decontaminate_shard(options, source: Path, stage: Stage, shard: int) -> None:
+    sets = _once("sets", partial(_eval_sets, options))
+    embed = _once("embed", partial(embedder, stage="decontaminate")) if options.embedding else None
+    vectors = _once("vectors", lambda: embed(sets.texts)) if embed and sets.texts else None
+    stage.write(shard, *decontaminate.decontaminate(read_lines(source), sets, options, embed, vectors))
+
+
+def _eval_sets(options) -> decontaminate.EvalSets:
+    sets = decontaminate.EvalSets(options.ngram)
+    for spec in options.against:
+        if spec == "builtin":
+            if options.ngram != decontaminate.BUILTIN_NGRAM:
+                raise DataError(
+                    f"decontaminate.ngram: the packaged sets have {decontaminate.BUILTIN_NGRAM}-grams only."
+                )
+            decontaminate.load_builtin(sets)
+    for spec in options.against:
+        if spec != "builtin":
+            for row in _questions(spec):
+                sets.add(row["id"], clean.normalise.question(row["question"])[0])
+    return sets
+
+
+def _questions(spec: str) -> Iterator[dict]:
+    found = 0
+    for split in ("test", "train"):
+        item = collect.parse_inputs([{"path": spec, "split": split}])[0]
+        try:
+            for row, _ in collect.read_input(item):
+                if row["question"].strip():
+                    found += 1
+                    yield row
+        except DataError:
+            if split == "train":
+                raise
+        if found:
+            return
+    raise DataError(f"decontaminate.against: {spec} has no questions.")
+
+
+def _run_clean(before, stage, options, config, _) -> None:
+    _each_shard(config, before, stage, partial(_clean_shard, options, config.processes))
+    stage.finish()
+
+
+def _run_exclude(before, stage, options, config, _) -> None:
+    _each_shard(config, before, stage, partial(_exclude_shard, options))
+    stage.finish()
+
+
+def _run_language(before, stage, options, config, _) -> None:
+    _each_shard(config, before, stage, partial(_language_shard, options))
+    stage.finish()
+
+
+def _run_decontaminate(before, stage, options, config, _) -> None:
+    sets = _eval_sets(options)  # errors come before any work
+    _each_shard(config, before, stage, partial(_decontaminate_shard, options))
+    stage.finish(against=options.against, questions=len(sets.names))
+
+
+# ---- stages that look at all shards together
+
+
+def _features_shard(source: Path, stage: Stage, shard: int) -> None:
+    target = stage.folder / f"{shard:05d}.npz"
+    if not target.exists():
+        dedup.features(source, target)
+
+
+def _run_dedup(before, stage, options, config, _) -> None:
+    _each_shard(config, before, stage, _features_shard)
+    shards = before.shards()
+    pool = dedup.Pool([before.kept(s) for s in shards], [stage.folder / f"{s:05d}.npz" for s in shards])
+    embed = embedder(options.embedding_model) if options.embedding else None
+    references = clean.References(config.processes)
+    try:
+        agree = lambda a, b: references.same(a, b)  # noqa: E731
+        decided = dedup.decide(pool, stage, options, embed, agree)
+    finally:
+        references.close()
+    for number, shard in enumerate(shards):
+        if not stage.has(shard):
+            dedup.split_shard(pool, number, decided, stage, shard)
+    stage.finish(clusters=decided["clusters"], conflicts=decided["conflicts"])
+
+
+def _run_pass_rate(before, stage, options, config, make_sampler) -> None:
+    mined = rollouts.mine(options.rollouts, options.template) if options.rollouts else None
+    sample = None
+    for shard in before.shards():
+        if stage.has(shard):
+            continue
+        if mined is None and sample is None:
+            if make_sampler is None:
+                raise DataError("pass_rate.model: this caller has no way to sample a model. Use the command.")
+            sample = make_sampler(options)
+        file = stage.folder / f"{shard:05d}.estimates.jsonl"
+        stage.write(shard, *pass_rate.filter_shard(before.kept(shard), options, sample, mined, file))
+    stage.finish()
+
+
+_RUNNERS = {
+    "clean": _run_clean, "exclude": _run_exclude, "language": _run_language, "dedup": _run_dedup,
+    "decontaminate": _run_decontaminate, "pass_rate": _run_pass_rate,
+}  # fmt: skip

@@ -1,0 +1,237 @@
+"""What a question is made of, for comparing questions: its mathematics in order, and its words.
+
+The mathematics (numbers, operators, commands, variables) decides whether two questions can be the same at all:
+questions that differ in a number or a sign are different questions however alike their words are.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import cached_property
+
+import xxhash
+
+_PREPARE = [
+    (re.compile(r"\[asy\](.*?)\[/asy\]", re.S), lambda m: " asy" + xxhash.xxh32_hexdigest("".join(m.group(1).split()).encode()) + " "),
+    (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits|nolimits|mathstrut|bigl|bigr|Bigl|Bigr)(?![A-Za-z])\.?"), " "),
+    (re.compile(r"\\(?:text|mbox|hbox|textbf|textrm|textit|mathrm|mathbf|mathit|mathsf|mathbb|mathcal|operatorname|emph|bf|rm|it|overline|vec)\*?(?![A-Za-z])"), " "),
+    (re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}(?:\{[^{}]*\})?|\\(?:qquad|quad|[,;:! ])|\\\\|[~&]"), " "),
+    (re.compile(r"(?<=\d)(?:,|\{,\}|\\,)(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"\\[dtc]frac"), r"\\frac"),
+    (re.compile(r"\\leq(?:slant)?(?![A-Za-z])|≤"), r"\\le "),
+    (re.compile(r"\\geq(?:slant)?(?![A-Za-z])|≥"), r"\\ge "),
+    (re.compile(r"\\neq(?![A-Za-z])|≠"), r"\\ne "),
+    (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])|[×·∙]"), "*"),
+    (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
+    (re.compile(r"\\(?:ldots|cdots|dots|dotsc|dotsb)(?![A-Za-z])|…|\.{3,}"), r"\\ldots "),
+    (re.compile(r"\\plus\{\}|\\plus(?![A-Za-z])"), "+"),
+    (re.compile(r"\\minus\{\}|\\minus(?![A-Za-z])|[−–—]"), "-"),
+    (re.compile(r"\\equal\{\}|\\equal(?![A-Za-z])"), "="),
+    (re.compile(r"\\pm(?![A-Za-z])|±"), r"\\pm "),
+    (re.compile(r"√"), r"\\sqrt "),
+    (re.compile(r"π"), r"\\pi "),
+    (re.compile(r"\\circ(?![A-Za-z])|°"), " degrees "),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(r"\\dollars?|\\\$"), " "),
+]  # fmt: skip
+_TOKEN = re.compile(
+    r"\\[A-Za-z]+"  # a command
+    r"|\d+(?:\.\d+)?|\.\d+"  # a number
+    r"|[\u3400-\u9fff]"  # a Chinese sign is a word
+    r"|[^\W\d_]+(?:['’][^\W\d_]+)*"  # letters
+    r"|[-+*/=<>^_|!%:∈∩∪⊂∠△⊥∥∞]"  # an operator
+)
+_SPANS = re.compile(r"(\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\))", re.S)
+_OPERATORS = frozenset("-+*/=<>^_|!%:∈∩∪⊂∠△⊥∥∞")
+_NUMBER_WORDS = {
+    word: str(value)
+    for value, word in enumerate(
+        "zero . two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+        "eighteen nineteen twenty".split()
+    )
+    if word != "."
+} | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "hundred": "100", "thousand": "1000", "twice": "2"}
+_CN_NUMBERS = {}
+# Openings and endings that say nothing of the question itself.
+_PHRASES = re.compile(
+    r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*(?:solve|answer|consider|work out)\s+(?:the\s+following|this)\s+(?:\w+\s+){0,2}(?:problem|question|exercise)\s*[:.]?"
+    r"|(?:please\s+)?(?:reason|think)\s+step[- ]by[- ]step[^.]*\.?|let'?s think step by step\.?"
+    r"|(?:please\s+)?(?:put|give|write|enter|provide|express|state|leave|present|show)\s+(?:me\s+)?(?:your|the)\s+(?:final\s+)?answer\b[^.?]*[.?]?"
+    r"|^(?:please|kindly)\s+", re.I
+)  # fmt: skip
+_SMALL = frozenset("a an the of in on at to for and or is are be that this it as by with from".split())
+_SAME = {
+    "calculate": "find", "compute": "find", "determine": "find", "evaluate": "find", "obtain": "find", "min": "minimum",
+    "max": "maximum", "least": "minimum", "smallest": "minimum", "minimal": "minimum", "lowest": "minimum",
+    "greatest": "maximum", "largest": "maximum", "biggest": "maximum", "maximal": "maximum", "highest": "maximum",
+    "average": "mean", "kids": "children", "%": "percent", "percentage": "percent", "cent": "cents", "perimeters": "perimeter",
+}  # fmt: skip
+# Words whose exchange makes another question, though all else is equal.
+_DECIDE = frozenset(
+    "minimum maximum sum product difference quotient ratio even odd positive negative nonnegative area perimeter volume "
+    "surface median mean mode range prime composite more less fewer increase decrease increased decreased before after first last "
+    "not without never distinct identical distinguishable indistinguishable inclusive exclusive exactly inscribed "
+    "circumscribed inradius circumradius radius diameter circumference incircle circumcircle horizontal vertical row "
+    "column left right north south east west real complex integer integers rational irrational divisible multiple factor "
+    "factors divisors circle square triangle rectangle pentagon hexagon octagon cube sphere cone cylinder remainder numerator denominator "
+    "domain above below inside outside older younger taller shorter longer faster slower sine cosine tangent "
+    "permutations combinations ordered unordered up down win lose won lost red blue green white black "
+    "monday tuesday wednesday thursday friday saturday sunday january february march april may june july august "
+    "september october november december half third quarter double triple twice parallel perpendicular ascending "
+    "descending arithmetic geometric harmonic open closed mother father brother sister larger smaller length width height "
+    "together each per hour minute day week month year hours minutes days weeks months years dollars cents".split()
+)  # fmt: skip
+_PLACEHOLDER = "v"
+
+
+def hash64(text: str) -> int:
+    return xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+@dataclass
+class Signature:
+    """The parts of one question. `tokens` are (kind, text): n number, o operator or command, v variable, w word."""
+
+    tokens: list[tuple[str, str]]
+
+    @cached_property
+    def words(self) -> list[str]:
+        return [text for kind, text in self.tokens if kind == "w"]
+
+    @cached_property
+    def grams(self) -> set[str]:
+        """Words and pairs of neighbouring words."""
+        words = [word for word in self.words if word not in _SMALL] or self.words
+        return {*words, *(f"{a} {b}" for a, b in zip(words, words[1:]))}
+
+    @cached_property
+    def maths(self) -> list[str]:
+        """Numbers, operators and variables in order, the variables renamed by first appearance."""
+        names: dict[str, str] = {}
+        found = []
+        for kind, text in self.tokens:
+            if kind == "v":
+                found.append(names.setdefault(text, f"{_PLACEHOLDER}{len(names)}"))
+            elif kind != "w":
+                found.append(text)
+        return found
+
+    @cached_property
+    def chunks(self) -> list[str]:
+        """Runs of mathematics between words that hold a number or an operator, as they are written."""
+        found, run, solid = [], [], False
+        for kind, text in [*self.tokens, ("w", "")]:
+            if kind == "w":
+                if run and solid:
+                    found.append(" ".join(run))
+                run, solid = [], False
+            else:
+                run.append(text)
+                solid = solid or kind != "v"
+        return found
+
+    @cached_property
+    def guard(self) -> int:
+        """A hash that two questions must share to be duplicates: the numbers and operators, whatever their order."""
+        return hash64("\0".join(sorted(text for kind, text in self.tokens if kind in "no")))
+
+    @cached_property
+    def exact(self) -> int:
+        return hash64(" ".join(text for _, text in self.tokens))
+
+    @cached_property
+    def deciding(self) -> frozenset[str]:
+        return frozenset(word for word in self.words if word in _DECIDE)
+
+
+def signature(question: str) -> Signature:
+    """The signature of a cleaned question."""
+    text = _PHRASES.sub(" ", question) if len(question) < 20_000 else question
+    tokens: list[tuple[str, str]] = []
+    for i, span in enumerate(_SPANS.split(text)):
+        inside = i % 2 == 1 and not (span[0] == "$" and len(span) > 40 and _prose(span))
+        if (
+            "\\" in span
+            or not span.isascii()
+            or "," in span
+            or "~" in span
+            or "&" in span
+            or "..." in span
+            or "[asy]" in span
+        ):
+            for pattern, replacement in _PREPARE:
+                span = pattern.sub(replacement, span)
+        _tokenise(span, inside, tokens)
+    return Signature(tokens)
+
+
+def _prose(span: str) -> bool:
+    """Whether what stands between two dollar signs is text between two amounts of money."""
+    return len(re.findall(r"(?<![\\A-Za-z{])[a-z]{3,}\s", span)) >= 4
+
+
+def _tokenise(span: str, inside: bool, tokens: list[tuple[str, str]]) -> None:
+    found = _TOKEN.findall(span)
+    for i, text in enumerate(found):
+        first = text[0]
+        if first.isdigit() or first == ".":
+            if "." in text:
+                text = text.rstrip("0").rstrip(".").lstrip("0") or "0"
+            tokens.append(("n", text.lstrip("0") or "0"))
+        elif text in _OPERATORS:
+            if text in "-:!|" and not inside and not _beside_maths(found, i):
+                continue  # a dash or mark of punctuation
+            tokens.append(("w", "percent") if text == "%" else ("o", text))
+        elif first == "\\":
+            tokens.append(("o", text))
+        elif inside and len(text) <= 3 and text.isascii():
+            tokens.extend(("v", letter) for letter in text)
+        elif len(text) == 1 and text.isascii() and text not in "aAI" or (inside and len(text) == 1):
+            tokens.append(("v", text))
+        elif len(text) == 1 and text in "aI" and _beside_operator(found, i):
+            tokens.append(("v", text))
+        else:
+            word = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower().replace("’", "'")
+            if word in _NUMBER_WORDS:
+                tokens.append(("n", _NUMBER_WORDS[word]))
+            else:
+                tokens.append(("w", _SAME.get(word, word)))
+
+
+def _beside_maths(found: list[str], i: int) -> bool:
+    before, after = found[i - 1] if i else "", found[i + 1] if i + 1 < len(found) else ""
+    return any(text and (text[0].isdigit() or text[0] in "\\" or len(text) == 1) for text in (before, after))
+
+
+def _beside_operator(found: list[str], i: int) -> bool:
+    return (i > 0 and found[i - 1] in _OPERATORS) or (i + 1 < len(found) and found[i + 1] in _OPERATORS)
+
+
+def similarity(one: Signature, other: Signature) -> float:
+    """Jaccard similarity of words and word pairs; 1 when neither has any."""
+    if not one.grams and not other.grams:
+        return 1.0
+    return len(one.grams & other.grams) / len(one.grams | other.grams)
+
+
+def same_question(one: Signature, other: Signature, same_answer: bool, low: float, high: float) -> float | None:
+    """The similarity of two questions when they are one, else None.
+
+    Their mathematics must agree: in order with variables renamed; or, with equal answers, the same runs of it in
+    another order. Their words must be alike: at least `low` with equal answers, else `high`; words that decide what
+    is asked (smallest or largest, sum or product) must be the same ones, unless only one question has more of them
+    and the answers agree.
+    """
+    if one.maths != other.maths and not (same_answer and sorted(one.chunks) == sorted(other.chunks)):
+        return None
+    if one.deciding != other.deciding:
+        differ = one.deciding ^ other.deciding
+        both_ways = differ & one.deciding and differ & other.deciding
+        if both_ways or not same_answer:
+            return None
+    alike = similarity(one, other)
+    # Where there is little mathematics to agree on, the words have to say more.
+    least = low if len(one.maths) >= 3 else (low + high) / 2
+    return alike if alike >= (least if same_answer else high) else None

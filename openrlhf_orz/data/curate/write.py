@@ -1,0 +1,157 @@
+"""Stage 9: the kept rows in splits, as JSON lines and Parquet, every rejected row, and the card.
+
+kept/train.jsonl, kept/test.jsonl (the held-out rows), parquet/ with the same rows, rejected.jsonl, clusters.jsonl,
+funnel.json, README.md (the data set's card) and its pictures. Equal inputs, configuration and seed give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openrlhf_orz.data.curate.card import card
+from openrlhf_orz.data.curate.config import Config
+from openrlhf_orz.data.curate.pictures import bars
+from openrlhf_orz.data.curate.shards import Stage, dumps, write_lines, write_text
+
+_BATCH = 10_000  # rows of a Parquet row group
+_LENGTHS = (50, 100, 200, 400, 800, 1600, 3200)  # characters, edges of the histogram
+_RATES = 10  # bars from 0 to 1
+
+
+class _Split:
+    """One split, written as JSON lines and Parquet at once."""
+
+    def __init__(self, folder: Path, name: str):
+        self.paths = [folder / "kept" / f"{name}.jsonl", folder / "parquet" / f"{name}.parquet"]
+        for path in self.paths:
+            path.parent.mkdir(exist_ok=True)
+        self.partial = [path.with_name(path.name + ".partial") for path in self.paths]
+        self.lines = self.partial[0].open("wb")
+        self.table: Any = None
+        self.batch: list[dict] = []
+        self.count = 0
+
+    def add(self, row: dict) -> None:
+        self.lines.write(dumps(row))
+        self.batch.append(row)
+        self.count += 1
+        if len(self.batch) == _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        text = ("id", "question", "answer", "source", "difficulty")
+        schema = pa.schema(
+            [*((name, pa.string()) for name in text), ("pass_rate", pa.float64()), ("meta", pa.string())]
+        )
+        if self.table is None:
+            self.table = pq.ParquetWriter(self.partial[1], schema)
+        columns = {name: [row[name] for row in self.batch] for name in (*text, "pass_rate")}
+        columns["meta"] = [json.dumps(row["meta"], ensure_ascii=False, sort_keys=True) for row in self.batch]
+        self.table.write_table(pa.table(columns, schema))
+        self.batch = []
+
+    def close(self) -> None:
+        self._flush()
+        self.table.close()
+        self.lines.close()
+        for partial, path in zip(self.partial, self.paths):
+            partial.rename(path)
+
+
+def write(config: Config, stages: list[Stage], folder: Path) -> dict:
+    """Write everything from the finished stages; returns the summary in funnel.json."""
+    for name in ("kept", "parquet", "pictures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    splits = {"train": _Split(folder, "train"), "test": _Split(folder, "test")}
+    counted = {"lengths": Counter(), "sources": Counter(), "rates": Counter()}
+    for row in _ordered(stages[-1], config):
+        held_out = _share(config.seed, str(row["meta"].get("family", row["id"]))) < config.heldout
+        splits["test" if held_out else "train"].add(row)
+        _count(row, counted)
+    for split in splits.values():
+        split.close()
+    write_lines(folder / "rejected.jsonl", (row for stage in stages for row in stage.rejections()))
+    for name in ("clusters.jsonl",):
+        found = [stage.folder / name for stage in stages if (stage.folder / name).exists()]
+        (folder / name).unlink(missing_ok=True)
+        if found:
+            shutil.copyfile(found[0], folder / name)
+    _pictures(folder / "pictures", counted)
+    files = sorted(path for kind in ("kept", "parquet") for path in (folder / kind).iterdir())
+    files += [folder / name for name in ("rejected.jsonl", "clusters.jsonl") if (folder / name).exists()]
+    summary = {
+        "name": config.name, "seed": config.seed, "stages": [stage.summary for stage in stages],
+        "train": splits["train"].count, "heldout": splits["test"].count,
+        "sources": dict(sorted(counted["sources"].items())),
+        "files": {path.relative_to(folder).as_posix(): _sha256(path) for path in files},
+    }  # fmt: skip
+    write_text(folder / "funnel.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "README.md", card(summary, sorted(path.name for path in (folder / "pictures").iterdir())))
+    return summary
+
+
+def _ordered(stage: Stage, config: Config) -> Iterator[dict]:
+    """The rows in the order of the inputs, or shuffled by the seed, read from disk one at a time."""
+    if not config.shuffle:
+        yield from stage.rows()
+        return
+    places = []
+    for shard in stage.shards():
+        position = 0
+        with stage.kept(shard).open("rb") as lines:
+            for line in lines:
+                places.append((shard, position))
+                position += len(line)
+    files = {shard: stage.kept(shard).open("rb") for shard in stage.shards()}
+    for i in np.random.default_rng(config.seed).permutation(len(places)):
+        shard, position = places[i]
+        files[shard].seek(position)
+        yield json.loads(files[shard].readline())
+    for file in files.values():
+        file.close()
+
+
+def _share(seed: int, name: str) -> float:
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8], "big") / 2**64
+
+
+def _count(row: dict, counted: dict[str, Counter]) -> None:
+    counted["sources"][row["source"]] += 1
+    counted["lengths"][sum(len(row["question"]) >= edge for edge in _LENGTHS)] += 1
+    if row["pass_rate"] is not None:
+        counted["rates"][min(int(row["pass_rate"] * _RATES), _RATES - 1)] += 1
+
+
+def _pictures(folder: Path, counted: dict[str, Counter]) -> None:
+    folder.mkdir()
+    edges = ["0", *map(str, _LENGTHS)]
+    lengths = [
+        (f"{a}–{int(b) - 1}" if b else f"{a}+", counted["lengths"][i])
+        for i, (a, b) in enumerate(zip(edges, [*edges[1:], ""]))
+    ]
+    write_text(folder / "length.svg", bars("characters of the question", lengths))
+    most = counted["sources"].most_common(15)
+    rest = sum(counted["sources"].values()) - sum(count for _, count in most)
+    write_text(folder / "source.svg", bars("source", most + ([("others", rest)] if rest else [])))
+    if counted["rates"]:
+        rates = [(f"{i / _RATES:.1f}–{(i + 1) / _RATES:.1f}", counted["rates"][i]) for i in range(_RATES)]
+        write_text(folder / "pass_rate.svg", bars("pass rate", rates))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as data:
+        while block := data.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

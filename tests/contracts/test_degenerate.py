@@ -1,0 +1,180 @@
+"""Batches with nothing to learn, or hardly anything in them: finite, zero where they should be, each sample once."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("openrlhf", reason="OpenRLHF is not installed: bash tools/setup.sh")
+
+import torch  # noqa: E402
+from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
+from test_zero_gradients import run_ranks  # noqa: E402
+
+from openrlhf_orz.cli.flags import parse  # noqa: E402
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens  # noqa: E402
+
+GROUPED = ("rloo", "group_norm", "dr_grpo")
+
+
+def make_maker(cls=OrzExperienceMaker, estimator="gae", samples=3, *flags):
+    ranks = [] if "--actor.num_gpus_per_node" in flags else ["--actor.num_gpus_per_node", "1"]
+    args, _ = parse(["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", "--orz.device", "cpu",
+                     "--rollout.batch_size", "40", "--rollout.n_samples_per_prompt", str(samples),
+                     "--algo.advantage.estimator", estimator, *ranks, *flags])  # fmt: skip
+    maker = object.__new__(cls)
+    maker.args, maker.strategy, maker.advantage_estimator = args, SimpleNamespace(args=args), estimator
+    maker.kl_ctl, maker.tokenizer = SimpleNamespace(value=0.0), SimpleNamespace(pad_token_id=0)
+    return maker
+
+
+def make_experience(rewards, lengths, values=None):
+    """One batch: response tokens by ``lengths``, of which 0 is an empty response; values (B, A)."""
+    size, longest = len(rewards), max(1, *lengths)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    return Experience(
+        index=list(range(size)), action_mask=mask, rewards=torch.tensor(rewards), kl=torch.zeros(size, longest),
+        values=torch.zeros(size, longest) if values is None else values, response_length=torch.tensor(lengths),
+        truncated=torch.zeros(size, dtype=torch.bool), info={},
+    )  # fmt: skip
+
+
+def advantages(maker, *batch, **kwargs):
+    (experience,) = maker.compute_advantages_and_returns([make_experience(*batch, **kwargs)])
+    assert experience.advantages.isfinite().all() and experience.returns.isfinite().all()
+    return experience.advantages * experience.action_mask
+
+
+# (0.1 + 0.1 + 0.1) / 3 is not 0.1 in float32 for each of these
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 0.7, 1 / 3])
+@pytest.mark.parametrize("estimator", ["reinforce", "flash_reinforce", "reinforce_baseline", *GROUPED])
+def test_equal_rewards_teach_nothing(estimator, reward):
+    """All right, all wrong (all truncated), or equal by another grader."""
+    for samples in (2, 3, 5, 7):
+        rewards = [reward] * (2 * samples)
+        found = advantages(
+            make_maker(estimator=estimator, samples=samples), rewards, [1 + i % 4 for i in range(2 * samples)]
+        )
+        assert (found == 0).all(), (samples, found)
+
+
+def test_upstream_makes_advantages_of_rounding_errors():
+    """What the override is for; if this fails, it can be dropped."""
+    largest = 0.0
+    for reward in (0.1, 0.7, 1 / 3):
+        for samples in (3, 5, 7):
+            maker = make_maker(RemoteExperienceMaker, "group_norm", samples)
+            largest = max(largest, advantages(maker, [reward] * samples, [2] * samples).abs().max().item())
+    assert largest > 0.1
+
+
+def test_one_group_alike_beside_one_that_is_not():
+    for estimator in GROUPED:
+        found = advantages(make_maker(estimator=estimator, samples=3), [0.1, 0.1, 0.1, 0.0, 0.0, 1.0], [2] * 6)
+        assert (found[:3] == 0).all() and (found[3:] != 0).all()
+    # whitened over both groups, the first one's deviation of 0 is one like others: their mean is 0, too
+    found = advantages(make_maker(estimator="reinforce_baseline"), [1.0, 1.0, 1.0, 0.0, 0.0, 1.0], [2] * 6)
+    assert found[:3].abs().max() < 1e-6 and (found[3:].abs() > 0.5).all()
+
+
+def test_groups_are_found_in_any_order():
+    """Experiences come in packs, not in the order of the prompts."""
+    maker = make_maker(estimator="group_norm", samples=2)
+    whole = make_experience([0.1, 0.1, 0.0, 1.0], [2, 2, 2, 2])
+    packs = []
+    for rows in ([3, 0], [1, 2]):
+        pack = make_experience(whole.rewards[rows].tolist(), [2, 2])
+        pack.index = rows
+        packs.append(pack)
+    first, second = maker.compute_advantages_and_returns(packs)
+    assert (first.advantages[1] == 0).all() and (second.advantages[0] == 0).all()
+    assert (first.advantages[0] > 0.5).all() and (second.advantages[1] < -0.5).all()
+
+
+def test_gae():
+    """A critic that is equally wrong everywhere teaches nothing; one that differs is normalised as ever."""
+    maker = make_maker()
+    assert (advantages(maker, [1.0] * 6, [1, 2, 3, 1, 2, 3]) == 0).all()
+    assert (advantages(maker, [0.0] * 6, [4] * 6, values=torch.full((6, 4), 0.5)) == 0).all()
+    found = advantages(maker, [0.0] * 6, [4] * 6, values=torch.randn(6, 4))
+    assert found.mean().abs() < 1e-5 and found.std(unbiased=False) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["gae", "reinforce", "flash_reinforce"])
+def test_one_response(estimator):
+    found = advantages(make_maker(estimator=estimator, samples=1), [1.0], [1])
+    assert found.shape == (1, 1) and (found == 0).all()
+    advantages(make_maker(estimator=estimator, samples=1), [1.0], [5], values=torch.randn(1, 5))
+
+
+@pytest.mark.parametrize("estimator", ["gae", "reinforce", *GROUPED])
+def test_responses_of_one_token_and_of_none(estimator):
+    maker = make_maker(estimator=estimator, samples=2)
+    found = advantages(maker, [1.0, 0.0], [1, 1])
+    assert found[0, 0] > 0 > found[1, 0]
+    found = advantages(maker, [1.0, 0.0, 1.0, 0.0], [3, 0, 1, 2])
+    assert (found[1] == 0).all()
+
+
+def test_mean_over_no_tokens(monkeypatch):
+    """An empty response's mean KL is 0 / 0 upstream; here it does not spoil the metric of its rollout."""
+    experience = Experience(info={key: torch.tensor([0.5, math.nan]) for key in ("kl", "logprobs_diff")})
+    monkeypatch.setattr(RemoteExperienceMaker, "make_experience", lambda self, samples: samples)
+    (found,) = make_maker().make_experience([experience])
+    assert found.info["kl"].tolist() == [0.5, 0.0] == found.info["logprobs_diff"].tolist()
+
+
+def test_empty_responses_are_not_trained_on():
+    batch = make_experience([1.0, 0.0, 1.0], [2, 0, 1])
+    items = [Experience(action_mask=mask) for mask in batch.action_mask]
+    assert list(map(id, with_tokens(items))) == [id(items[0]), id(items[2])]
+
+
+def make_sample(prompt, length):
+    tokens = torch.tensor([[prompt] * 4 + [9] * length])
+    return Experience(
+        sequences=tokens, attention_mask=torch.ones_like(tokens), action_mask=torch.ones_like(tokens[:, 1:]),
+        total_length=torch.tensor([float(tokens.shape[1])]), response_length=torch.tensor([length]), info={},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [("--rollout.micro_batch_size", "3"), ("--train.max_tokens_per_gpu", "40"),
+                                   ("--ds.attn_implementation", "sdpa", "--train.max_tokens_per_gpu", "40")],
+                         ids=["fixed", "packed", "padded"])  # fmt: skip
+def test_every_rank_gets_as_many_batches_and_each_sample_is_in_one(flags):
+    """Also of a last, partial rollout; upstream hands a rank no batch where their number is not divisible."""
+    for ranks in (1, 2, 3, 4):
+        placed = ("--actor.num_gpus_per_node", str(ranks), "--critic.num_gpus_per_node", str(ranks))
+        maker = make_maker(OrzExperienceMaker, "gae", 2, *flags, *placed)
+        for size in range(ranks, 26):
+            batches = maker.split_rollout_samples([make_sample(i // 2, 1 + 7 * i % 11) for i in range(size)])
+            assert len(batches) % ranks == 0, (ranks, size, len(batches))
+            assert sorted(i for batch in batches for i in batch.index) == list(range(size))
+            if flags[0] == "--rollout.micro_batch_size" and size >= 3 * ranks:
+                assert max(len(batch.index) for batch in batches) <= 3
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return {world: run_ranks(world, "degenerate") for world in (1, 2)}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("kind", ["equal", "single", "one_token", "usual"])
+def test_training_is_finite_and_on_each_sample_once(trained, world, kind):
+    """Seven samples on two ranks are four and three, in three critic updates."""
+    for name, result in trained[world][kind].items():
+        assert math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"]) and result["finite"], (
+            name,
+            result,
+        )
+        for indices, size in result["ranks"]:
+            assert indices == list(range(size)), (name, result)
+        fewest = min(size for _, size in result["ranks"])
+        assert result["updates"] == (1 if name == "policy" else min(3, fewest))
+    policy = trained[world][kind]["policy"]
+    if kind == "equal":
+        assert policy["loss"] == policy["grad_norm"] == policy["change"] == 0
+    else:
+        assert policy["change"] > 0

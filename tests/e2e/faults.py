@@ -1,0 +1,146 @@
+"""Runs that are disturbed, and what they leave behind."""
+
+import glob
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from runs import ENV
+
+from openrlhf_orz.rollout.family import shared_memory as mapped
+
+
+def wait_for(condition, timeout: float) -> bool:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def shared_memory(processes: list[psutil.Process]) -> set[str]:
+    """Files in shared memory that these processes have mapped or open; others on the machine have theirs."""
+    found = set()
+    for process in processes:
+        found |= mapped(process.pid)
+        try:
+            links = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+        except OSError:  # it ended meanwhile
+            continue
+        found |= {link for link in links if link.startswith("/dev/shm/")}
+    return {name for name in found if os.path.exists(name)}
+
+
+def listening(process: psutil.Process) -> list[tuple]:
+    """(address, port, command) of each socket on which the process listens."""
+    try:
+        # an UDP socket without a peer takes from everybody
+        return [(*c.laddr, " ".join(process.cmdline())[:200]) for c in process.net_connections("inet")
+                if c.status == psutil.CONN_LISTEN or (c.type == socket.SOCK_DGRAM and not c.raddr)]  # fmt: skip
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+def of_run(mark: str, session: int) -> set[psutil.Process]:
+    """The processes of a session, and all with ``mark`` (NAME=VALUE) in their environment."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if mark.encode() in environment or os.getsid(process.pid) == session:
+                found.add(process)
+        except OSError:  # it ended meanwhile, or is somebody else's
+            continue
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+class Run:
+    """The training command in a process group of its own; what it prints goes to a file."""
+
+    def __init__(self, run_dir: Path, *flags, **env):
+        self.run_dir = Path(run_dir)
+        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        self.log = self.run_dir.with_name(f"{self.run_dir.name}-{time.monotonic_ns()}.log")
+        self.mark = f"ORZ_TEST_RUN={run_dir}"
+        env |= dict([self.mark.split("=", 1)])
+        command = [sys.executable, "-m", "openrlhf_orz.cli.train_ppo_ray", "--ckpt.output_dir", run_dir, *flags]
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                list(map(str, command)), env=ENV | env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def output(self) -> str:
+        return self.log.read_text() + "".join(
+            f"\n== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in self.run_dir.glob("logs/*.err")
+        )
+
+    def wait(self, timeout: float) -> int:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill_tree()
+            raise AssertionError(f"not over after {timeout} s:\n{self.output()}") from None
+
+    def steps(self) -> int:
+        metrics = self.run_dir / "metrics.jsonl"
+        return metrics.read_text().count("\n") if metrics.exists() else 0
+
+    def started(self) -> bool:
+        return (self.run_dir / ".training").exists()
+
+    def wait_for_step(self, step: int, timeout: float = 300) -> None:
+        """Until the trainer of this process is at work and ``step`` is in metrics.jsonl."""
+        reached = wait_for(
+            lambda: (self.started() and self.steps() >= step) or self.process.poll() is not None, timeout
+        )
+        assert reached and self.process.poll() is None, self.output()
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def named(self, text: str) -> list[psutil.Process]:
+        """Processes of the run with ``text`` in their command line."""
+        found = []
+        for process in self.family():
+            try:
+                if text in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                pass
+        return found
+
+    def kill_engine(self) -> None:
+        """SIGKILL to an engine's actor, and so to its vLLM."""
+        self.named("OrzRolloutActor")[0].kill()
+
+    def kill_tree(self) -> None:
+        """SIGKILL to the command and everything below it, at once."""
+        family = self.family() if self.process.poll() is None else []
+        for process in [self.process, *family]:
+            try:
+                process.send_signal(signal.SIGKILL)
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                pass
+        self.process.wait()
+        psutil.wait_procs(family, timeout=20)
+
+
+def no_traces(run: Run, family: list[psutil.Process], memory: set[str]) -> None:
+    """Of a run that has ended: no process, no shared memory, no temporary file."""
+    assert wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in family), 30), [
+        p for p in family if p.is_running()]  # fmt: skip
+    left = [path for folder in ("/dev/shm", "/tmp") for path in glob.glob(f"{folder}/orz-*{run.process.pid}-*")]
+    assert not left
+    assert wait_for(lambda: not any(map(os.path.exists, memory)), 30), memory

@@ -1,0 +1,109 @@
+"""A run that is killed and resumed, its engine killed on the way, is the run that nobody has disturbed; and it stops well."""
+
+import glob
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from faults import Run, is_loopback, listening, no_traces, of_run, shared_memory
+from runs import read_jsonl
+
+from openrlhf_orz import checkpoints
+from openrlhf_orz.data.arithmetic import generate
+
+pytestmark = pytest.mark.e2e
+BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
+STEPS = 6
+# what a machine's speed decides
+OF_TIME = (
+    "seconds",
+    "memory",
+    "time",
+    "tokens_per_second",
+    "grade_ms",
+    "engines_restarted",
+    "prompts_redone",
+    "restarts",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = generate(2 * STEPS, (3, 3), seed=1)
+    path.write_text("".join(json.dumps({k: row[k] for k in ("question", "answer")}) + "\n" for row in rows))
+    return path
+
+
+def flags(data):
+    return (
+        "--actor.model_name_or_path", BASE, "--data.prompt_dataset", data, "--orz.device", "cpu",
+        "--data.max_len", "160", "--rollout.max_new_tokens", "64", "--rollout.batch_size", "2",
+        "--rollout.n_samples_per_prompt", "8", "--orz.critic_updates", "3", "--orz.warmup_steps", "0",
+        "--actor.adam.lr", "1e-4", "--train.full_determinism_enable", "--ckpt.save_steps", "1",
+    )  # fmt: skip
+
+
+def rollouts(run_dir, steps):
+    rows = [read_jsonl(run_dir / "rollouts" / f"step_{step}.jsonl") for step in range(1, steps + 1)]
+    return [[{k: row[k] for k in ("prompt", "response", "reward", "verdict")} for row in step] for step in rows]
+
+
+def same(ours: list[dict], theirs: list[dict]) -> None:
+    assert [m["step"] for m in ours] == [m["step"] for m in theirs] == list(range(1, len(ours) + 1))
+    for a, b in zip(ours, theirs):
+        for key in a:
+            if not key.startswith(OF_TIME) and not key.endswith("_mib"):
+                found, expected = a[key], b.get(key)
+                close = found == expected or abs(found - expected) <= 1e-7 + 1e-5 * abs(expected)
+                assert close, (a["step"], key, found, expected)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, data):
+    run = Run(tmp_path_factory.mktemp("undisturbed") / "run", *flags(data))
+    assert run.wait(600) == 0, run.output()
+    return run
+
+
+def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
+    run_dir = tmp_path / "run"
+    # an engine is killed while it generates, then everything at once
+    run = Run(run_dir, *flags(data))
+    run.wait_for_step(1)
+    run.kill_engine()
+    run.wait_for_step(3)
+    run.kill_tree()
+    left = glob.glob(f"/dev/shm/orz-{run.process.pid}-*")
+
+    # the newest checkpoint is damaged: the one before it is taken, and the steps since are made again
+    saved = sorted((run_dir / "checkpoints").glob("global_step*"), key=lambda path: int(path.name[11:]))
+    victim = next(saved[-1].glob("_actor/**/*model_states.pt"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    run = Run(run_dir, *flags(data), "--ckpt.load_enable")
+    run.wait_for_step(STEPS - 2)
+    assert f"{saved[-1]} is damaged" in run.output() and "has changed since it was written" in run.output()
+    assert f"resuming from {saved[-2]}" in run.output()
+    assert not any(map(os.path.exists, left)), "what the killed run has left"
+    family, memory = run.family(), shared_memory(run.family())
+    everyone = {*family, *of_run(run.mark, run.process.pid)}  # also whoever has left the family
+    sockets = [line for process in everyone for line in listening(process)]
+    assert len(family) > 5 and sockets, "the sockets of Ray, at least, are seen"
+    assert not [line for line in sockets if not is_loopback(line[0])], "nothing may listen beyond loopback"
+    assert not [line for line in sockets if "tensorboard" in line[2] or "dashboard.py" in line[2]]
+
+    # SIGTERM: the step in hand is finished and saved, and nothing stays behind
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(120) == 128 + signal.SIGTERM, run.output()
+    assert "resume with the same flags and --ckpt.load_enable" in run.output()
+    no_traces(run, family, memory)
+    metrics = read_jsonl(run_dir / "metrics.jsonl")
+    last = metrics[-1]["step"]
+    assert STEPS - 2 <= last < STEPS
+    assert any(m["engines_restarted"] for m in [*metrics, *read_jsonl(run_dir / "lost-metrics.jsonl")])
+    checkpoints.verify(run_dir / "checkpoints" / f"global_step{last}")
+
+    assert rollouts(run_dir, last) == rollouts(undisturbed.run_dir, last)
+    same(metrics, read_jsonl(undisturbed.run_dir / "metrics.jsonl")[:last])

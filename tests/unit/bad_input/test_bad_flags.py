@@ -1,0 +1,186 @@
+"""Flags that cannot be, alone or together, and what they name that is not there."""
+
+import pytest
+from command_line import GOOD, check
+
+from openrlhf_orz.cli.flags import build_parser
+from openrlhf_orz.flag_checks import MAY_BE_INFINITE, RANGES, SCHEDULERS
+
+# flags, and what the message must hold
+FLAGS = [
+    # misspelt, cut short, old names, wrong kinds
+    ("--rolout.batch_size 4", ["--rolout.batch_size is not a flag", "do you mean --rollout.batch_size"]),
+    ("--rollout.batch 4", ["--rollout.batch is not a flag", "--rollout.batch_size"]),
+    ("--rollout_batch_size=4", ["--rollout_batch_size is not a flag", "--rollout.batch_size"]),
+    ("--lambd 1", ["--lambd is not a flag", "--algo.advantage.lambd"]),
+    ("--zzz 1", ["--zzz is not a flag", "--help"]),
+    ("stray", ["'stray' belongs to no flag", "quotation marks"]),
+    ("--train.seed abc", ["--train.seed", "invalid int value: 'abc'"]),
+    ("--rollout.batch_size 4.5", ["--rollout.batch_size", "invalid int value: '4.5'"]),
+    ("--train.seed", ["--train.seed", "expected one argument"]),
+    ("--orz.value_head_init zeros", ["--orz.value_head_init", "released"]),
+    ("--ds.param_dtype int8", ["--ds.param_dtype", "bf16"]),
+    ("--algo.advantage.estimator ppo", ["--algo.advantage.estimator", "group_norm"]),
+    ("--actor.lr_scheduler flat", ["--actor.lr_scheduler flat", "constant_with_warmup"]),
+    ("--ds.attn_implementation flash", ["--ds.attn_implementation flash", "orz_packed", "sdpa"]),
+    ("--vllm.sync_backend mpi", ["--vllm.sync_backend mpi", "nccl"]),
+    # batch sizes and updates
+    ("--train.batch_size 8", ["--train.batch_size 8", "16 samples", "--orz.policy_updates"]),
+    ("--train.max_epochs 2", ["--train.max_epochs 2", "--orz.policy_updates"]),
+    ("--orz.policy_updates 3", ["--orz.policy_updates 3", "does not divide", "16 samples"]),
+    ("--orz.policy_updates 2 --train.batch_size 4", ["--train.batch_size 4", "leave --train.batch_size out"]),
+    ("--orz.critic_updates 17", ["--orz.critic_updates 17", "lower it"]),
+    ("--rollout.vllm_generate_batch_size 8", ["--rollout.vllm_generate_batch_size 8", "--train.async_enable"]),
+    (
+        "--rollout.micro_batch_size 16 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2",
+        ["--rollout.micro_batch_size 16", "fewer than the 2 ranks"],
+    ),
+    # ranks, engines, parallelism
+    ("--actor.num_gpus_per_node 2", ["--train.colocate_all", "--critic.num_gpus_per_node"]),
+    ("--vllm.num_engines 3", ["--vllm.num_engines", "--actor.num_gpus_per_node"]),
+    ("--ds.tensor_parallel_size 3", ["--ds.tensor_parallel_size 3", "does not divide the 1 ranks"]),
+    (
+        "--ds.ring_attn_size 2 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2",
+        ["--ds.ring_attn_size 2", "--ds.attn_implementation flash_attention_2"],
+    ),
+    ("--ds.ring_attn_size 2 --actor.num_gpus_per_node 3", ["--ds.ring_attn_size 2", "3 ranks"]),
+    (
+        "--ds.tensor_parallel_size 2 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2 --ds.param_dtype fp32",
+        ["--ds.tensor_parallel_size 2", "--ds.param_dtype bf16"],
+    ),
+    (
+        "--vllm.tensor_parallel_size 3 --actor.num_gpus_per_node 3 --critic.num_gpus_per_node 3",
+        ["--vllm.tensor_parallel_size 3", "4 attention heads"],
+    ),
+    # what cannot be together
+    ("--train.async_enable --orz.check_sync", ["--orz.check_sync", "--train.async_enable"]),
+    ("--train.partial_rollout_enable", ["--train.partial_rollout_enable", "--train.async_enable"]),
+    ("--orz.cross_fit_values --algo.advantage.lambd 0.9", ["--orz.cross_fit_values", "--algo.advantage.lambd 1"]),
+    ("--orz.cross_fit_values --critic.value_clip 0.2", ["--orz.cross_fit_values", "--critic.value_clip"]),
+    (
+        "--algo.advantage.estimator group_norm --rollout.n_samples_per_prompt 1",
+        ["--algo.advantage.estimator group_norm", "--rollout.n_samples_per_prompt 1", "2 or more"],
+    ),
+    (
+        "--algo.dynamic_filtering_enable --rollout.n_samples_per_prompt 1",
+        ["--algo.dynamic_filtering_enable", "--rollout.n_samples_per_prompt 2"],
+    ),
+    ("--algo.dynamic_filtering_range 1 0", ["--algo.dynamic_filtering_range 1 0", "lower number first"]),
+    ("--reward.clip_range 1 -1", ["--reward.clip_range 1 -1", "lower number first"]),
+    ("--algo.advantage.is_correction_threshold 1 2 3", ["--algo.advantage.is_correction_threshold", "LOW and HIGH"]),
+    ("--eval.steps 5", ["--eval.steps 5", "--eval.dataset"]),
+    ("--eval.dataset {tmp}/rows.jsonl", ["--eval.dataset", "--eval.steps"]),
+    ("--reward.overlong_buffer_len 9", ["--reward.overlong_buffer_len", "--rollout.max_new_tokens"]),
+    ("--data.input_template Q", ["--data.input_template 'Q'", "{}"]),
+    ("--data.input_template Q{} --orz.prompt_template none", ["--data.input_template", "leave one out"]),
+    ("--orz.prompt_template Q", ["--orz.prompt_template 'Q'", "{{prompt}}", "paper, released, none"]),
+    ("--data.apply_chat_template --orz.prompt_template none", ["--data.apply_chat_template", "--orz.prompt_template"]),
+    ("--data.prompt_probs 0.5,0.5", ["--data.prompt_probs 0.5,0.5", "1 data sets"]),
+    ("--data.prompt_probs half", ["--data.prompt_probs half", "commas"]),
+    ("--reward.model_name_or_path {tmp}/model", ["--reward.model_name_or_path", "--reward.remote_url"]),
+    ("--reward.remote_url ftp://host", ["--reward.remote_url ftp://host", "http://"]),
+    ("--reward.remote_url {tmp}/gone.py", ["--reward.remote_url", "gone.py"]),
+    ("--train.agent_func_path {tmp}/gone.py", ["--train.agent_func_path", "gone.py"]),
+    ("--data.max_images_per_prompt 2", ["--data.max_images_per_prompt 2", "Leave it out"]),
+    ("--use_ms", ["--use_ms", "modelscope"]),
+    # lengths
+    ("--rollout.max_new_tokens 480", ["--rollout.max_new_tokens 480", "--data.max_len 480"]),
+    ("--data.max_len 600", ["--data.max_len 600", "512 positions", "lower it"]),
+    ("--data.max_len 12", ["prompt_too_long", "tokens > 11", "--data.max_len", "rows.jsonl:1"]),
+    ("--orz.max_prompt_len 9", ["prompt_too_long", "tokens > 9 (--orz.max_prompt_len", "rows.jsonl:1"]),
+    # folders
+    ("--ckpt.output_dir {tmp}/rows.jsonl", ["--ckpt.output_dir", "rows.jsonl is not a folder", "choose another"]),
+    ("--ckpt.output_dir {tmp}/rows.jsonl/run", ["--ckpt.output_dir", "rows.jsonl is not a folder"]),
+    ("--ckpt.output_dir /proc/no/run", ["--ckpt.output_dir", "cannot be written", "hoose another"]),
+    ("--ckpt.output_dir {tmp}/" + "x" * 300, ["--ckpt.output_dir", "too long", "choose another"]),
+    ("--ckpt.output_dir {tmp}/a,b", ["--ckpt.output_dir", "',' and '@'", "Choose another"]),
+    ("--ckpt.path {tmp}/rows.jsonl/c", ["--ckpt.path", "is not a folder", "choose another"]),
+    ("--logger.tensorboard_dir {tmp}/rows.jsonl", ["--logger.tensorboard_dir", "is not a folder"]),
+    # data sets by name
+    ("--data.prompt_dataset {tmp}/gone.jsonl", ["--data.prompt_dataset", "there is no file or folder", "gone.jsonl"]),
+    ("--data.prompt_dataset {tmp}/rows.jsonl/x.jsonl", ["--data.prompt_dataset", "there is no file or folder"]),
+    ("--data.prompt_dataset {tmp}/" + "x" * 300, ["--data.prompt_dataset", "too long", "Check the path"]),
+    ("--data.prompt_dataset no-such/data-set", ["--data.prompt_dataset no-such/data-set", "Check the name"]),
+    ("--data.input_key q", ["--data.input_key q", "Keys seen: answer, question", "Name one of them"]),
+    ("--data.label_key a", ["--data.label_key a", "Keys seen", "reference answers"]),
+    # models by name
+    (
+        "--actor.model_name_or_path {tmp}/gone",
+        ["--actor.model_name_or_path", "there is no directory", "check the path"],
+    ),
+    ("--actor.model_name_or_path ./gone", ["--actor.model_name_or_path", "there is no directory ./gone"]),
+    ("--actor.model_name_or_path {tmp}/rows.jsonl", ["--actor.model_name_or_path", "no config.json"]),
+    ("--actor.model_name_or_path no-such/model", ["--actor.model_name_or_path", "no-such/model did not load"]),
+    ("--critic.model_name_or_path {tmp}/gone", ["--critic.model_name_or_path", "there is no directory"]),
+    ("--critic.model_name_or_path {tmp}", ["--critic.model_name_or_path", "no config.json"]),
+]
+
+
+@pytest.mark.parametrize("flags, named", FLAGS, ids=[case[0][:80] for case in FLAGS])
+def test_flags(run, flags, named):
+    check(run(*flags.split()), 2, named)
+
+
+def test_empty_stop_string(run):
+    check(run("--orz.stop", "User:", ""), 2, ["--orz.stop", "leave it out"])
+
+
+def test_everything_wrong_is_said_at_once(run):
+    check(run("--rollout.top_p", "2", "--train.seed", "-1"), 2, ["--rollout.top_p is 2.0", "--train.seed is -1"])
+
+
+NUMBERS = {action.option_strings[0][2:]: action for action in build_parser()._actions if action.type in (int, float)}
+RANGE_OF = {name: (allowed, words) for words, (allowed, names) in RANGES.items() for name in names.split()}
+
+
+def test_every_numeric_flag_has_a_range():
+    assert set(NUMBERS) == set(RANGE_OF), "name new flags in flag_checks.RANGES"
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_make_no_sense(name, capsys):
+    from openrlhf_orz.cli.flags import parse
+
+    action, (allowed, words) = NUMBERS[name], RANGE_OF[name]
+    wrong = [str(x) for x in (-7, -0.5, 0, 1, 2, 2**33) if not allowed(x) and action.type(x) == x]
+    assert wrong or words == "a finite number"
+    if action.type is float:
+        wrong += ["nan"] if name in MAY_BE_INFINITE else ["nan", "inf"]
+    for value in wrong:
+        # a list of two: the wrong number beside a right one
+        given = [f"--{name}", value, "0.5"] if action.nargs == 2 else [f"--{name}", value]
+        with pytest.raises(SystemExit) as exit:
+            parse(["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", *given])
+        message = capsys.readouterr().err
+        assert exit.value.code == 2 and f"--{name} is " in message and "it must be " in message, message
+
+
+def test_schedulers_are_those_of_transformers():
+    from transformers import SchedulerType
+
+    assert set(SCHEDULERS) <= {kind.value for kind in SchedulerType}
+
+
+def test_last_rollout_smaller_than_the_ranks(run, tmp_path):
+    """Nine prompts, four a rollout, one response each: two ranks, and the last rollout has one sample."""
+    (tmp_path / "rows.jsonl").write_text(GOOD * 9)
+    two = ("--actor.num_gpus_per_node", "2", "--critic.num_gpus_per_node", "2")
+    flags = ("--rollout.n_samples_per_prompt", "1", "--orz.critic_updates", "1", *two)
+    named = ["--rollout.batch_size 4", "of 9 prompts the last rollout has 1", "the 2 ranks", "--data.max_samples"]
+    check(run(*flags), 2, named)
+    check(run(*flags, "--data.max_samples", "8"), "starts", ["8 prompts, 2 steps"])
+    check(run(*flags, "--rollout.batch_size", "16"), "starts", ["9 prompts, 1 steps"])
+    (tmp_path / "rows.jsonl").write_text(GOOD)
+    check(run(*flags), 2, ["of 1 prompts the last rollout has 1"])
+
+
+def test_another_build_of_openrlhf(run, monkeypatch):
+    from openrlhf_orz import compat
+
+    monkeypatch.setattr(compat, "version", lambda name: "0.11.2")
+    check(run(), 2, ["OpenRLHF 0.11.2 is installed", "bash tools/setup.sh"])
+
+
+def test_what_is_sound_reaches_ray(run):
+    """Else the cases above could all fail for one and the same reason."""
+    check(run(), "starts", ["1 prompts, 1 steps"])

@@ -1,0 +1,95 @@
+"""Checkpoints: nothing half-written has a final name, and nothing that has changed since is taken for good."""
+
+import json
+import shutil
+
+import pytest
+
+from openrlhf_orz import checkpoints
+from openrlhf_orz.checkpoints import Damaged
+
+
+def write(path, step, content="weights", best=False):
+    partial = checkpoints.partial_path(path, f"{'best_' if best else ''}global_step{step}")
+    (partial / "_actor").mkdir(parents=True)
+    (partial / "_actor" / "rank0.pt").write_text(f"{content} {step}")
+    (partial / checkpoints.TRAINER).write_text(json.dumps({"global_step": step}))
+    (partial / checkpoints.STATE).write_bytes(b"state")
+    return partial
+
+
+def test_committed_under_its_name_and_verified(tmp_path):
+    final = checkpoints.commit(write(tmp_path, 7))
+    assert final == tmp_path / "global_step7" and checkpoints.step_of(final) == 7
+    checkpoints.verify(final)
+    entries = json.loads((final / "manifest.json").read_text())["files"]
+    assert set(entries) == {"_actor/rank0.pt", "trainer.json", "trainer.pt"}
+    assert entries["trainer.pt"]["bytes"] == 5
+
+
+@pytest.mark.parametrize(
+    "harm, message",
+    [
+        (lambda c: (c / "_actor" / "rank0.pt").write_text("Weights 7"), "_actor/rank0.pt has changed"),
+        (lambda c: (c / "_actor" / "rank0.pt").write_text("we"), "_actor/rank0.pt has 2 bytes, not 9"),
+        (lambda c: (c / "_actor" / "rank0.pt").unlink(), "_actor/rank0.pt is missing"),
+        (lambda c: (c / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda c: (c / "manifest.json").write_text('{"files": {"a"'), "manifest.json cannot be read"),
+        (lambda c: (c / "manifest.json").write_text('{"files": {}}'), "nothing to resume from"),
+    ],
+)
+def test_a_damaged_one_is_skipped_with_its_reason(tmp_path, harm, message):
+    good, bad = checkpoints.commit(write(tmp_path, 6)), checkpoints.commit(write(tmp_path, 7))
+    harm(bad)
+    with pytest.raises(Damaged, match=message):
+        checkpoints.verify(bad)
+    found, skipped = checkpoints.newest_valid(tmp_path)
+    assert found == good and len(skipped) == 1 and message in skipped[0] and str(bad) in skipped[0]
+
+
+def test_a_partial_one_is_never_found_and_is_cleared(tmp_path):
+    good = checkpoints.commit(write(tmp_path, 3))
+    partial = write(tmp_path, 4)
+    assert checkpoints.newest_valid(tmp_path) == (good, [])
+    assert checkpoints.clear_partial(tmp_path) == [partial] and not partial.exists() and good.exists()
+
+
+def test_no_directory_and_no_checkpoint(tmp_path):
+    assert checkpoints.newest_valid(tmp_path / "nowhere") == (None, [])
+    (tmp_path / "notes").mkdir()
+    assert checkpoints.newest_valid(tmp_path) == (None, [])
+
+
+def test_the_same_step_again_replaces(tmp_path):
+    checkpoints.commit(write(tmp_path, 5, "old"))
+    final = checkpoints.commit(write(tmp_path, 5, "new"))
+    assert (final / "_actor" / "rank0.pt").read_text() == "new 5"
+    checkpoints.verify(final)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["global_step5"]
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path):
+    for step in (1, 2, 3, 10):
+        checkpoints.commit(write(tmp_path, step))
+    for step in (1, 2):
+        checkpoints.commit(write(tmp_path, step, best=True))
+    gone = checkpoints.rotate(tmp_path, max_num=2, max_bytes=float("inf"))
+    assert {g.name for g in gone} == {"global_step1", "global_step2", "best_global_step1"}
+    assert {c.name for c in checkpoints.all_checkpoints(tmp_path)} == {
+        "global_step3", "global_step10", "best_global_step2"}  # fmt: skip
+    assert checkpoints.all_checkpoints(tmp_path)[0].name == "global_step10"  # by number, not by name
+    checkpoints.rotate(tmp_path, max_num=3, max_bytes=1)
+    assert {c.name for c in checkpoints.all_checkpoints(tmp_path)} == {"global_step10", "best_global_step2"}
+
+
+def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch):
+    good, partial = checkpoints.commit(write(tmp_path, 1)), write(tmp_path, 2)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.commit(partial)
+    assert checkpoints.newest_valid(tmp_path)[0] == good
+    shutil.rmtree(partial)
