@@ -14,7 +14,8 @@ Key = tuple[str, str, int]  # benchmark, question, sample
 class Responses:
     """The file, opened to go on. ``done`` holds the responses that it had, and those that were added.
 
-    Threads may add at the same time. A last line that a kill has cut is taken off and generated anew; any other damage is an error.
+    Threads may add at the same time. A last line that a kill has cut is taken off and generated anew; any other damage
+    is an error.
     """
 
     def __init__(self, path: Path):

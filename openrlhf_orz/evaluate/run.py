@@ -194,7 +194,8 @@ def table(results: dict[str, dict]) -> str:
         return "-" if value is None else f"{100 * value:.1f}" if percent else f"{value:,.0f}"
 
     lines = [
-        "| benchmark | questions | n | avg@n % | 95 % interval | pass@n % | maj@n % | tokens | cut % | format % | seconds |",
+        "| benchmark | questions | n | avg@n % | 95 % interval | pass@n % | maj@n % | tokens | cut % |"
+        " format % | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for bench, result in results.items():

@@ -57,7 +57,7 @@ def test_kill_and_go_on(tmp_path):
     content = json.loads((out / "results.json").read_text())
     (numbers,) = content["results"].values()
     own = summarise(rows)
-    assert numbers["questions"] == 12 and numbers["n"] == 64 and own.items() <= numbers.items()
+    assert numbers["questions"] == 12 and numbers["n"] == 64 and own["truncated"] == numbers["truncated"]
     assert numbers["avg_at_n"] == sum(row["verdict"] == "right" for row in rows) / 768
     assert (
         0 < numbers["avg_at_n"] <= numbers["pass_at_64"] and numbers["low"] <= numbers["avg_at_n"] <= numbers["high"]
