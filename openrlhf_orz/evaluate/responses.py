@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 from openrlhf_orz.evaluate.questions import EvaluationError
@@ -13,7 +14,8 @@ Key = tuple[str, str, int]  # benchmark, question, sample
 class Responses:
     """The file, opened to go on. ``done`` holds the responses that it had, and those that were added.
 
-    A last line that a kill has cut is taken off and generated anew; any other damage is an error.
+    Threads may add at the same time. A last line that a kill has cut is taken off and generated anew; any other damage
+    is an error.
     """
 
     def __init__(self, path: Path):
@@ -32,12 +34,15 @@ class Responses:
         if whole != content:
             with open(path, "r+b") as file:
                 file.truncate(len(whole))
-        self.file = open(path, "ab")
+        self.file, self.lock = open(path, "ab"), threading.Lock()
 
     def add(self, row: dict) -> None:
-        self.done[row["bench"], row["id"], row["sample"]] = row
-        self.file.write(json.dumps(row).encode() + b"\n")
-        self.file.flush()
+        """Write one response; when this returns a kill cannot lose it."""
+        line = json.dumps(row).encode() + b"\n"
+        with self.lock:
+            self.done[row["bench"], row["id"], row["sample"]] = row
+            self.file.write(line)
+            self.file.flush()
 
     def close(self) -> None:
         self.file.close()

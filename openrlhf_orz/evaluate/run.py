@@ -157,18 +157,15 @@ def evaluate(
     with ThreadPoolExecutor(32) as threads:
         pending = []
 
-        def accept(row):
+        def grade(row):
             question = by_key[row["key"][:2]]
-            own_seed = sample_seed(seed, *row["key"])
-            pending.append(threads.submit(graded, row, question, render(question), own_seed, graders))
-            while pending and (pending[0].done() or len(pending) > 256):
-                responses.add(pending.pop(0).result())
+            responses.add(graded(row, question, render(question), sample_seed(seed, *row["key"]), graders))
 
         try:
-            drive(settings, requests, engines, accept, log)
+            drive(settings, requests, engines, lambda row: pending.append(threads.submit(grade, row)), log)
         finally:
             for future in pending:
-                responses.add(future.result())
+                future.result()
 
 
 def numbers(questions: list[Question], responses: Responses, n: int, seed: int, graders: Graders) -> dict[str, dict]:
@@ -197,7 +194,8 @@ def table(results: dict[str, dict]) -> str:
         return "-" if value is None else f"{100 * value:.1f}" if percent else f"{value:,.0f}"
 
     lines = [
-        "| benchmark | questions | n | avg@n % | 95 % interval | pass@n % | maj@n % | tokens | cut % | format % | seconds |",
+        "| benchmark | questions | n | avg@n % | 95 % interval | pass@n % | maj@n % | tokens | cut % |"
+        " format % | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for bench, result in results.items():

@@ -2,7 +2,6 @@
 
 import math
 import time
-from pathlib import Path
 
 import ray
 import torch
@@ -270,8 +269,7 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
             self.best_eval_metric_value = logs[key]
 
     def fit(self, *args, **kwargs):
-        resumes = self.args.ckpt.load_enable and (Path(self.args.ckpt.path) / "_actor").exists()
-        if self.eval_dataloader and self.args.eval.steps != float("inf") and not resumes:
+        if self.eval_dataloader and self.args.eval.steps != float("inf") and self.args.orz.resume_from is None:
             self.evaluate_start()
         super().fit(*args, **kwargs)
 

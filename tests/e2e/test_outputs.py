@@ -56,9 +56,11 @@ def test_metrics(run):
     for m in metrics:
         assert m["response_length_p10"] <= m["response_length_p50"] <= m["response_length_p90"]
         assert 0 <= m["repetition"] < 1 and m["reflection"] == 0 and m["reflection_length_right"] is None
-        assert m["logprob_gap_tokens"] > 0 and m["logprob_gap_mean"] < 0.05 and m["engine_memory_mib"] > 100
+        assert m["engine_memory_mib"] > 100 and m["driver_memory_mib"] > 100
         fits = [m[f"explained_variance_minibatch_{i:02}"] for i in range(1, 4)]
         assert all(fit is None or fit <= 1 for fit in fits) and any(fit is not None for fit in fits)
+    # of one response in 16: the third step, of 8, may have none
+    assert all(m["logprob_gap_tokens"] > 0 and m["logprob_gap_mean"] < 0.05 for m in metrics[:2])
     # the tiny base's critic learns what the reward depends on
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
     suffixes = [name for name in documented if name.startswith("_")]

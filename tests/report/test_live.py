@@ -40,7 +40,7 @@ def test_a_report_that_fails_leaves_the_run_alone(tmp_path, capsys):
 
 def test_progress_tells_each_step(tmp_path, capfd):
     path, steps = tmp_path / "metrics.jsonl", []
-    with Progress(path, 2, steps.append, every_s=0.01):
+    with Progress(tmp_path, 2, steps.append, every_s=0.01):
         for step in (1, 2):
             row = {"step": step, "reward": 0.5, "response_length": 9.0, "truncated": 0.0, "seconds_step": None}
             with open(path, "a") as file:

@@ -58,7 +58,8 @@ def test_every_chart_is_drawn(browser, pages, size, dark):
     blank = """Report.charts.filter(({u}) => {
         const canvas = u.ctx.canvas, seen = new Set();
         const data = u.ctx.getImageData(0, 0, canvas.width, canvas.height).data;
-        for (let i = 0; i < data.length && seen.size < 2; i += 4) if (data[i + 3] > 200) seen.add(data.slice(i, i + 3).join());
+        for (let i = 0; i < data.length && seen.size < 2; i += 4)
+            if (data[i + 3] > 200) seen.add(data.slice(i, i + 3).join());
         return seen.size < 2;
     }).map((chart) => chart.spec.id)"""
     assert browser.ask(blank) == []

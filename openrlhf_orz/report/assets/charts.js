@@ -35,7 +35,7 @@
       { id: "repetition", title: "Repetition", hint: "share of 4-grams that stood before", low: 0, lines: lines(["repetition", "mean"], ["repetition_p90", "90 %", { colour: 5 }]), keys: "repetition" },
     ],
     speed: [
-      { id: "phases", title: "Seconds of a step, by phase", hint: "the phases of a step follow each other", stack: true, one: true, unit: "s", lines: lines(["seconds_generation", "generation"], ["seconds_experience", "experience"], ["seconds_training", "training"], ["seconds_sync", "weight sync"]) },
+      { id: "phases", title: "Seconds of a step, by phase", hint: "the phases of a step follow each other", stack: true, one: true, unit: "s", lines: lines(["seconds_generation", "generation"], ["seconds_experience", "experience"], ["seconds_training", "training"], ["seconds_sync", "weight sync"], ["seconds_checkpoint", "checkpoint"]) },
       { id: "tokens", title: "Tokens per second", low: 0, hint: "of the whole step, and of each phase", lines: lines(["tokens_per_second", "step"], ["tokens_per_second_generation", "generation (response tokens)"], ["tokens_per_second_experience", "experience"], ["tokens_per_second_training", "training"]) },
       { id: "memory", title: "Memory", low: 0, hint: "GiB of a rank's or an engine's processes", lines: lines(...["actor", "critic", "engine", "driver"].flatMap((role, i) => [[`${role}_memory_mib`, role, { scale: 1 / 1024, colour: i }], [`${role}_gpu_memory_mib`, `${role}, GPU`, { scale: 1 / 1024, colour: i + 4 }]])) },
     ],
@@ -51,7 +51,7 @@
       { id: "values", title: "Value and return", hint: "mean over tokens", lines: lines(["value_mean", "value"], ["return_mean", "return"]) },
       { id: "gap", title: "Off-policy gap", hint: "|log p of vLLM − log p of the trainer|, mean", low: 0, lines: lines(["logprob_gap_mean", "when sampled"], ["sync_logprob_gap_mean", "after the sync"]), keys: "logprob_gap_mean" },
       { id: "clip", title: "PPO: KL and clipping", hint: "0 in strict on-policy training", lines: lines(["ppo_kl", "KL to the old policy"], ["ppo_clip_ratio", "clipped share"]) },
-      { id: "faults", title: "Skipped steps and faults survived", hint: "as counted by the run", low: 0, lines: matching(/skip|fault|restart|recover|retr(y|ie)|resum|redone|respawn/i), missing: "This run counted no skipped steps and no faults." },
+      { id: "faults", title: "Skipped steps and faults survived", hint: "as counted by the run", low: 0, lines: matching(/skip|fault|fail|restart|recover|retr(y|ie)|resum|redone|respawn|empty/i), missing: "This run counted no skipped steps and no faults." },
     ],
   };
 
