@@ -77,6 +77,8 @@ def _choice(flat: str, lists: list[Items], answer: str) -> str | None:
         if items.style == "(A)" and not any(len(text) > 0 for text in items.texts):
             continue
         count, strict = len(items.texts), strictly_placed(items)
+        if not upper and not letter and _CONDITIONS.search(items.before):
+            continue
         short = all(len(text) <= 200 for text in items.texts[:-1])
         if (
             not _ASKS.search(items.before)
@@ -99,6 +101,12 @@ def _choice(flat: str, lists: list[Items], answer: str) -> str | None:
     if _CN_WHICH.search(flat):
         return "which of these (Chinese)"
     return None
+
+
+_CONDITIONS = re.compile(
+    r"\b(?:such that|conditions?|properties|satisf\w+|where|rules?|facts?|given that|following holds?|if)\b[^.?]{0,60}$",
+    I,
+)
 
 
 def _might_choose(flat: str) -> bool:
@@ -141,6 +149,7 @@ def _multi_part(flat: str, lists: list[Items], answer: str) -> str | None:
     if _ANSWER_PARTS.search(answer) and len(lists):
         return "an answer in parts"
     questions = [part for part in re.split(r"(?<=[?？])", flat) if part.rstrip().endswith(("?", "？"))]
+    questions = [part for part in questions if not re.match(r"\s*(?:that is|in other words|i\.e\.|namely)\b", part, I)]
     if len(questions) >= 2 and sum(bool(_FIRST_TASK.search(part)) for part in questions) >= 2:
         return "several questions"
     second = _SECOND_TASK.search(flat)
@@ -170,7 +179,7 @@ _SHOW = re.compile(
     r"(?:algebraically|geometrically|rigorously|formally)\b|why\b|:)", I
 )  # fmt: skip
 _NOT_IMPERATIVE = re.compile(
-    r"\b(?:can|could|may|might|will|would|was|were|is|are|be|been|being|has|have|had|he|she|they|we|who|which|that|tried|"
+    r"\b(?:can|could|may|might|(?<!you )will|would|was|were|is|are|be|been|being|has|have|had|he|she|they|we|who|which|that|tried|"
     r"wants?|able|used|trying|wishes|failed|managed|attempts?|easy|possible|shall|did|does|not|needs?|theorem|mathematicians?)\s+"
     r"(?:also\s+|then\s+|easily\s+|now\s+|first\s+|to\s+)*$", I
 )  # fmt: skip

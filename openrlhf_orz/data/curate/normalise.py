@@ -27,8 +27,8 @@ _LINK = re.compile(
 _TEX_LINK = re.compile(r"\\href\s*\{[^{}]{0,2000}\}\s*\{([^{}]{0,500})\}|\\url\s*\{[^{}]{0,2000}\}")
 _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"')\]}$]+")
 _TAG = re.compile(r"</?(?:p|br|b|i|em|strong|span|div|center|font|sup|sub)\b[^<>]{0,200}>", re.I)
-_BBCODE = re.compile(r"\[/?(?:b|i|u|hide|quote|color|size|url)(?:=[^\]\n]{0,200})?\]", re.I)
-_CREDIT = re.compile(r"\s*\*?(?:Proposed|Submitted|Suggested) by[^\n.]{0,80}\.?\**\s*$", re.I)
+_BBCODE = re.compile(r"\[(b|i|u|hide|quote|color|size|url)(?:=[^\]\n]{0,200})?\]([^\[\]]{0,2000})\[/\1\]", re.I)
+_CREDIT = re.compile(r"(?<!\s)\s*\*?(?:Proposed|Submitted|Suggested) by[^\n.]{0,80}\.?\**\s*$", re.I)
 
 _FIGURE = re.compile(
     r"\b(?:in|from|as (?:shown|seen|depicted|illustrated|pictured) (?:in|on|by))\s+the\s+(?:(?:following|attached|given|above|accompanying|adjoining|right|left)\s+)?"
@@ -115,8 +115,8 @@ def links(text: str) -> str:
         text = _URL.sub("", text)
     if "<" in text and ">" in text:
         text = _TAG.sub(" ", text)
-    if "[" in text and "]" in text:
-        text = _BBCODE.sub("", text)
+    if "[/" in text:
+        text = _BBCODE.sub(r"\2", text)
     return text
 
 
@@ -144,7 +144,10 @@ def figure_missing(text: str) -> bool:
 def question(text: str) -> tuple[str, bool]:
     """The cleaned question, and whether an image was lost."""
     text, lost = images(characters(text))
-    return spaces(numbering(_CREDIT.sub("", spaces(links(text))))), lost
+    text = spaces(links(text))
+    if "ed by" in text[-120:]:
+        text = _CREDIT.sub("", text)
+    return spaces(numbering(text)), lost
 
 
 def answer(text: str) -> str:

@@ -53,7 +53,6 @@ _NUMBER_WORDS = {
     )
     if word != "."
 } | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "hundred": "100", "thousand": "1000", "twice": "2"}
-_CN_NUMBERS = {}
 # Openings and endings that say nothing of the question itself.
 _PHRASES = re.compile(
     r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*(?:solve|answer|consider|work out)\s+(?:the\s+following|this)\s+(?:\w+\s+){0,2}(?:problem|question|exercise)\s*[:.]?"
@@ -107,6 +106,12 @@ class Signature:
         return {*words, *(f"{a} {b}" for a, b in zip(words, words[1:]))}
 
     @cached_property
+    def letters(self) -> set[str]:
+        """Runs of three characters of the words: typing errors leave most of them alike."""
+        text = f" {' '.join(self.words)} "
+        return {text[i : i + 3] for i in range(len(text) - 2)}
+
+    @cached_property
     def maths(self) -> list[str]:
         """Numbers, operators and variables in order, the variables renamed by first appearance."""
         names: dict[str, str] = {}
@@ -120,16 +125,14 @@ class Signature:
 
     @cached_property
     def chunks(self) -> list[str]:
-        """Runs of mathematics between words that hold a number or an operator, as they are written."""
-        found, run, solid = [], [], False
+        """Runs of mathematics between words, as they are written."""
+        found, run = [], []
         for kind, text in [*self.tokens, ("w", "")]:
-            if kind == "w":
-                if run and solid:
-                    found.append(" ".join(run))
-                run, solid = [], False
-            else:
+            if kind != "w":
                 run.append(text)
-                solid = solid or kind != "v"
+            elif run:
+                found.append(" ".join(run))
+                run = []
         return found
 
     @cached_property
@@ -210,10 +213,11 @@ def _beside_operator(found: list[str], i: int) -> bool:
 
 
 def similarity(one: Signature, other: Signature) -> float:
-    """Jaccard similarity of words and word pairs; 1 when neither has any."""
+    """Jaccard similarity of words and word pairs, or of runs of letters, whichever is larger; 1 without words."""
     if not one.grams and not other.grams:
         return 1.0
-    return len(one.grams & other.grams) / len(one.grams | other.grams)
+    words = len(one.grams & other.grams) / len(one.grams | other.grams)
+    return max(words, len(one.letters & other.letters) / len(one.letters | other.letters))
 
 
 def same_question(one: Signature, other: Signature, same_answer: bool, low: float, high: float) -> float | None:
