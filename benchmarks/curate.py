@@ -17,6 +17,7 @@ import json
 import os
 import random
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -136,7 +137,7 @@ def speed(rows: int, paths: list[str], processes: int) -> dict:
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
         settings = [f"inputs=[{{path: {file}}}]", f"output={folder}/out", f"processes={processes}"]
         command = [sys.executable, "-m", "openrlhf_orz.cli.curate", *(part for s in settings for part in ("--set", s))]
-        begin = time.monotonic()
+        begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
         run = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": _path()}
         )
@@ -147,12 +148,12 @@ def speed(rows: int, paths: list[str], processes: int) -> dict:
             lines += run.stdout.readlines()
             time.sleep(0.2)
         lines += run.stdout.readlines()
-        seconds = time.monotonic() - begin
+        seconds, after = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
         if run.returncode:
             raise SystemExit(f"the run failed: {''.join(lines)[-1000:]}")
     found = dict(re.findall(r"^(\w+): \d+ rows in [\d.]+ s, (\d+) rows/s", "".join(lines), re.M))
     return {"rows": rows, "seconds": round(seconds, 1), "rows_per_s": {name: int(value) for name, value in found.items()},
-            "peak_mib": round(peak / 2**20), "load_average": os.getloadavg()[0]}  # fmt: skip
+            "cpu_seconds": round(sum(after[:2]) - sum(before[:2]), 1), "peak_mib": round(peak / 2**20), "load_average": os.getloadavg()[0]}  # fmt: skip
 
 
 def _path() -> str:

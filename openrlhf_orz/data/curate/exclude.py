@@ -52,7 +52,7 @@ _WHICH = re.compile(
     r"|\b(?:choose|select|pick)\s+(?:one\s+)?from\s*:"
     r"|\b(?:answer choices|the choices are|options are|choices\s*:|options\s*:|possible answers\s*:)"
     r"|\b(?:one|all|none|any|each|both|some) of the (?:following|above)\s+(?:is|are|statements|options|must|could|equals?|can(?:not)?)\b"
-    r"|\bnone of (?:the above|these)\b|\ball of the above\b"
+    r"|\bnone of (?:the above|these)\b(?!\s+[a-z])|\ball of the above\b"
     r"|\bletters? of the (?:correct|right|true)\b", I
 )  # fmt: skip
 _WHICH_STEMS = ("which", "of the", "of these", "among", "choose", "select", "pick", "mark", "circle", "tick", "choice", "option",

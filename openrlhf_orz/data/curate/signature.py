@@ -13,28 +13,34 @@ from functools import cached_property
 
 import xxhash
 
+_FONTS = (
+    r"text|mbox|hbox|textbf|textrm|textit|mathrm|mathbf|mathit|mathsf|mathbb|mathcal|operatorname|emph|overline|vec"
+)
+_SIZES = r"left|right|bigl?|bigr|Bigl?|Bigr|bigg|Bigg|displaystyle|textstyle|limits|nolimits|mathstrut|bf|rm|it"
 _PREPARE = [
-    (re.compile(r"\[asy\](.*?)\[/asy\]", re.S), lambda m: " asy" + xxhash.xxh32_hexdigest("".join(m.group(1).split()).encode()) + " "),
-    (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits|nolimits|mathstrut|bigl|bigr|Bigl|Bigr)(?![A-Za-z])\.?"), " "),
-    (re.compile(r"\\(?:text|mbox|hbox|textbf|textrm|textit|mathrm|mathbf|mathit|mathsf|mathbb|mathcal|operatorname|emph|bf|rm|it|overline|vec)\*?(?![A-Za-z])"), " "),
+    (re.compile(r"\[asy\](.*?)\[/asy\]", re.S), lambda m: f" asy{_drawing(m.group(1))} "),
+    (re.compile(rf"\\(?:{_SIZES})(?![A-Za-z])\.?"), " "),
+    (re.compile(rf"\\(?:{_FONTS})\*?(?![A-Za-z])\s*(?:\{{([^{{}}]*)\}})?"), lambda m: f" {m.group(1) or ''} "),
     (re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}(?:\{[^{}]*\})?|\\(?:qquad|quad|[,;:! ])|\\\\|[~&]"), " "),
-    (re.compile(r"(?<=\d)(?:,|\{,\}|\\,)(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"\\[dtc]?frac\s*(\d)(\d)"), r"\\frac \1 \2"),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
+    (re.compile(r"\{\s*([A-Za-z0-9])\s*\}"), r" \1 "),
     (re.compile(r"\\leq(?:slant)?(?![A-Za-z])|≤"), r"\\le "),
     (re.compile(r"\\geq(?:slant)?(?![A-Za-z])|≥"), r"\\ge "),
     (re.compile(r"\\neq(?![A-Za-z])|≠"), r"\\ne "),
     (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])|[×·∙]"), "*"),
     (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
-    (re.compile(r"\\(?:ldots|cdots|dots|dotsc|dotsb)(?![A-Za-z])|…|\.{3,}"), r"\\ldots "),
-    (re.compile(r"\\plus\{\}|\\plus(?![A-Za-z])"), "+"),
-    (re.compile(r"\\minus\{\}|\\minus(?![A-Za-z])|[−–—]"), "-"),
-    (re.compile(r"\\equal\{\}|\\equal(?![A-Za-z])"), "="),
-    (re.compile(r"\\pm(?![A-Za-z])|±"), r"\\pm "),
-    (re.compile(r"√"), r"\\sqrt "),
-    (re.compile(r"π"), r"\\pi "),
+    (re.compile(r"\\(?:[lc]?dots|dots[cbm])(?![A-Za-z])|…|\.{3,}"), r"\\ldots "),
+    (re.compile(r"\\plus(?:\{\}|(?![A-Za-z]))"), "+"),
+    (re.compile(r"\\minus(?:\{\}|(?![A-Za-z]))|[−–—]"), "-"),
+    (re.compile(r"\\equal(?:\{\}|(?![A-Za-z]))"), "="),
+    (re.compile("±"), r"\\pm "),
+    (re.compile("√"), r"\\sqrt "),
+    (re.compile("π"), r"\\pi "),
     (re.compile(r"\\circ(?![A-Za-z])|°"), " degrees "),
     (re.compile(r"\\%"), "%"),
-    (re.compile(r"\\dollars?|\\\$"), " "),
+    (re.compile(r"\\\$"), " "),
 ]  # fmt: skip
 _TOKEN = re.compile(
     r"\\[A-Za-z]+"  # a command
@@ -42,6 +48,7 @@ _TOKEN = re.compile(
     r"|[\u3400-\u9fff]"  # a Chinese sign is a word
     r"|[^\W\d_]+(?:['’][^\W\d_]+)*"  # letters
     r"|[-+*/=<>^_|!%:∈∩∪⊂∠△⊥∥∞]"  # an operator
+    r"|[()\[\]{}]"
 )
 _SPANS = re.compile(r"(\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\))", re.S)
 _OPERATORS = frozenset("-+*/=<>^_|!%:∈∩∪⊂∠△⊥∥∞")
@@ -55,9 +62,11 @@ _NUMBER_WORDS = {
 } | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "hundred": "100", "thousand": "1000", "twice": "2"}
 # Openings and endings that say nothing of the question itself.
 _PHRASES = re.compile(
-    r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*(?:solve|answer|consider|work out)\s+(?:the\s+following|this)\s+(?:\w+\s+){0,2}(?:problem|question|exercise)\s*[:.]?"
-    r"|(?:please\s+)?(?:reason|think)\s+step[- ]by[- ]step[^.]*\.?|let'?s think step by step\.?"
-    r"|(?:please\s+)?(?:put|give|write|enter|provide|express|state|leave|present|show)\s+(?:me\s+)?(?:your|the)\s+(?:final\s+)?answer\b[^.?]*[.?]?"
+    r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*(?:solve|answer|consider|work out)\s+(?:the\s+following|this)\s+"
+    r"(?:\w+\s+){0,2}(?:problem|question|exercise)\s*[:.]"
+    r"|(?:please\s+)?(?:reason|think)\s+step[- ]by[- ]step\b[^.?$\\\d]{0,60}(?:\.|$)|let'?s think step by step\.?"
+    r"|(?<![^.?!]\s)(?:please\s+)?(?:put|give|write|enter|provide|express|state|leave|present)\s+(?:me\s+)?(?:your|the)\s+"
+    r"(?:final\s+)?answer\b[^.?:$\\\d]{0,80}(?:\.|$)"
     r"|^(?:please|kindly)\s+", re.I
 )  # fmt: skip
 _SMALL = frozenset("a an the of in on at to for and or is are be that this it as by with from".split())
@@ -82,6 +91,9 @@ _DECIDE = frozenset(
     "descending arithmetic geometric harmonic open closed mother father brother sister larger smaller length width height "
     "together each per hour minute day week month year hours minutes days weeks months years dollars cents".split()
 )  # fmt: skip
+_SIMPLE = re.compile(r"(?:[A-Za-z0-9 \n?!:;'\"()+*/=<>^_-]|,(?!\d)|\.(?!\.))*")  # nothing in it to be respelt
+_BRACKETS = frozenset("()[]{}")
+_FRAMED = 0.8  # share of the shorter question's words in the longer one
 _PLACEHOLDER = "v"
 
 
@@ -149,21 +161,21 @@ class Signature:
         return frozenset(word for word in self.words if word in _DECIDE)
 
 
+def _drawing(code: str) -> str:
+    return xxhash.xxh32_hexdigest("".join(code.split()).encode("utf-8", "surrogatepass"))
+
+
 def signature(question: str) -> Signature:
     """The signature of a cleaned question."""
     text = _PHRASES.sub(" ", question) if len(question) < 20_000 else question
     tokens: list[tuple[str, str]] = []
     for i, span in enumerate(_SPANS.split(text)):
-        inside = i % 2 == 1 and not (span[0] == "$" and len(span) > 40 and _prose(span))
-        if (
-            "\\" in span
-            or not span.isascii()
-            or "," in span
-            or "~" in span
-            or "&" in span
-            or "..." in span
-            or "[asy]" in span
-        ):
+        inside = i % 2 == 1
+        if inside:
+            edge = 1 if span[0] == "$" and span[:2] != "$$" else 2
+            inside = edge == 2 or len(span) <= 40 or not _prose(span)
+            span = span[edge:-edge]
+        if not _SIMPLE.fullmatch(span):
             for pattern, replacement in _PREPARE:
                 span = pattern.sub(replacement, span)
         _tokenise(span, inside, tokens)
@@ -177,8 +189,15 @@ def _prose(span: str) -> bool:
 
 def _tokenise(span: str, inside: bool, tokens: list[tuple[str, str]]) -> None:
     found = _TOKEN.findall(span)
+    depth = 0  # brackets of mathematics in prose that are open
     for i, text in enumerate(found):
         first = text[0]
+        if first in _BRACKETS:
+            opens = first in "([{"
+            if inside or (_of_maths(found, i + 1) if opens else depth):
+                depth += (1 if opens else -1) * (not inside)
+                tokens.append(("o", text))
+            continue
         if first.isdigit() or first == ".":
             if "." in text:
                 text = text.rstrip("0").rstrip(".").lstrip("0") or "0"
@@ -201,6 +220,11 @@ def _tokenise(span: str, inside: bool, tokens: list[tuple[str, str]]) -> None:
                 tokens.append(("n", _NUMBER_WORDS[word]))
             else:
                 tokens.append(("w", _SAME.get(word, word)))
+
+
+def _of_maths(found: list[str], i: int) -> bool:
+    text = found[i] if i < len(found) else ""
+    return bool(text) and (text[0].isdigit() or text[0] in "\\-+" or (len(text) == 1 and text.isascii()))
 
 
 def _beside_maths(found: list[str], i: int) -> bool:
@@ -236,6 +260,10 @@ def same_question(one: Signature, other: Signature, same_answer: bool, low: floa
         if both_ways or not same_answer:
             return None
     alike = similarity(one, other)
-    # Where there is little mathematics to agree on, the words have to say more.
-    least = low if len(one.maths) >= 3 else (low + high) / 2
-    return alike if alike >= (least if same_answer else high) else None
+    if not same_answer:
+        return alike if alike >= high else None
+    if len(one.maths) < 3:  # with little mathematics to agree on, the words have to say more
+        return alike if alike >= low + (high - low) / 4 else None
+    # One may stand in a longer frame: "Here is a problem. ..."
+    shared = len(one.grams & other.grams) / max(1, min(len(one.grams), len(other.grams)))
+    return alike if alike >= low or shared >= _FRAMED else None

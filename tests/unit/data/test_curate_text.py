@@ -147,6 +147,8 @@ def test_spelling_does_not_make_another_question():
     a = "Find the largest $x$ with $\\dfrac{1}{2}x \\leq 1,000$ and $x \\cdot 3 > 7$."
     b = "Find  the largest  \\(x\\) with \\(\\frac{1}{2} x \\le 1000\\) and \\(x \\times 3 > 7\\)"
     assert signature(a).exact == signature(b).exact
+    assert signature("What is $\\frac12$ of $x^{2}$?").exact == signature("What is \\(\\dfrac{1}{2}\\) of $x^2$").exact
+    assert signature("Find it (see $x$). Give your final answer in simplest form.").exact == signature("Find it, see $x$").exact
     assert same("Find $x$ if $x+2=5$ and $y=3$.", "Determine $t$ if $t+2=5$ and $s=3$.")
     assert same("Tom buys three apples for 5 dollars each.", "Tom buys 3 apples for 5 dollars each.")
 
@@ -156,6 +158,12 @@ def test_spelling_does_not_make_another_question():
     [
         ("Factor $z^4 - z^2 + 1$ over the integers.", "Factor $z^4 + z^2 + 1$ over the integers."),
         ("What is 37+85?", "What is 85+37?"),
+        ("Compute $(2+3) \\cdot 4$.", "Compute $2+(3 \\cdot 4)$."),
+        ("Compute (2+3)*4.", "Compute 2+(3*4)."),
+        ("Find $x^{2+y}$.", "Find $x^2+y$."),
+        ("Find $\\frac{a+b}{2}$ for all.", "Find $\\frac{a}{b+2}$ for all."),
+        ("State the final answer to the problem: 5 + 6 =", "State the final answer to the problem: 5 + 7 ="),
+        ("Give the answer in lowest terms: $1/2 + 1/3$.", "Give the answer in lowest terms: $1/2 + 1/4$."),
         ("Find the sum of the roots of $x^2-5x+6$.", "Find the product of the roots of $x^2-5x+6$."),
         ("Find the largest prime below 100.", "Find the smallest prime below 100."),
         ("Let $x + 2y = 5$ and $x - y = 1$. Find $x$.", "Let $x + 2y = 5$ and $x - y = 1$. Find $y$."),
