@@ -181,9 +181,11 @@ def _short_rows(rows: int, paths: list[str]):
             noun, verb = chance.choice(nouns), chance.choice(verbs)
             row = chance.choice([
                 {"question": f"What is ${a} + {b} \\cdot {c}$?", "answer": str(a + b * c)},
-                {"question": f"Sam has {a} {noun} and {verb} {b} more each day. How many {noun} after {c} days?", "answer": str(a + b * c)},
+                {"question": f"Sam has {a} {noun} and {verb} {b} more each day. How many {noun} after "
+                             f"{c} days?", "answer": str(a + b * c)},
                 {"question": f"Let $f(x) = {a}x + {b}$. Find $f({c})$ as a number.", "answer": str(a * c + b)},
-                {"question": f"Express ${a}/{b + 9000}$ as a decimal times {c}, and keep the fraction.", "answer": f"{a * c}/{b + 9000}"},
+                {"question": f"Express ${a}/{b + 9000}$ as a decimal times {c}, and keep the "
+                             f"fraction.", "answer": f"{a * c}/{b + 9000}"},
             ])  # fmt: skip
         if len(made) < 10_000:
             made.append(row)

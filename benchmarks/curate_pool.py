@@ -15,7 +15,8 @@ from pathlib import Path
 import curate_texts as texts
 
 _DOUBTFUL = re.compile(  # real rows that may themselves be what is planted are left out of the pool
-    r"\(A\)|\(a\)|\(i\)|\bA[.)]|which of|choice|option|prove|show that|true|false|yes|part|explain|figure|diagram|shown|"
+    r"\(A\)|\(a\)|\(i\)|\bA[.)]|which of|choice|option|prove|show that|true|false|yes|part|explain|figure"
+    r"|diagram|shown|"
     r"justif|verify|describe|draw|graph|image|!\[|http", re.I
 )  # fmt: skip
 _FORMULA = re.compile(r"\$(?!\d[\d,.]*\s+[a-z])([^$]+)\$")  # not what stands between two prices
@@ -29,7 +30,8 @@ _STYLES = [
     lambda o: "\n" + "\n".join(f"**{c}.** {v}" for c, v in o), lambda o: "\n" + "\n".join(f"[{c}] {v}" for c, v in o),
     lambda o: "\n" + "\n".join(f"{c}: {v}" for c, v in o), lambda o: "\nAnswer choices: " + " ".join(f"({c}) {v}" for c, v in o),
     lambda o: "（    ）\n" + " ".join(f"{c}．{v}" for c, v in o),
-    lambda o: " $\\mathrm{(A) \\ } " + o[0][1] + "\\qquad " + "\\qquad ".join(f"\\mathrm{{({c}) \\ }} {v}" for c, v in o[1:]) + "$",
+    lambda o: " $\\mathrm{(A) \\ } " + o[0][1] + "\\qquad " + "\\qquad ".join(f"\\mathrm{{({c}) "
+                                                                              f"\\ }} {v}" for c, v in o[1:]) + "$",
 ]  # fmt: skip
 
 

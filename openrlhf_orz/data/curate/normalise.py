@@ -31,9 +31,11 @@ _BBCODE = re.compile(r"\[(b|i|u|hide|quote|color|size|url)(?:=[^\]\n]{0,200})?\]
 _CREDIT = re.compile(r"(?<!\s)\s*\*?(?:Proposed|Submitted|Suggested) by[^\n.]{0,80}\.?\**\s*$", re.I)
 
 _FIGURE = re.compile(
-    r"\b(?:in|from|as (?:shown|seen|depicted|illustrated|pictured) (?:in|on|by))\s+the\s+(?:(?:following|attached|given|above|accompanying|adjoining|right|left)\s+)?"
+    r"\b(?:in|from|as (?:shown|seen|depicted|illustrated|pictured) (?:in|on|by))\s+the\s+(?:(?:following|attached"
+    r"|given|above|accompanying|adjoining|right|left)\s+)?"
     r"(?:figure|diagram|picture|image|illustration)s?\b(?!\s+of\b)|\bas shown in the graph\b"
-    r"|\b(?:figure|diagram|picture|image)s?\s+(?:shown\s+)?(?:below|above|shown|to the (?:right|left)|on the (?:right|left))"
+    r"|\b(?:figure|diagram|picture|image)s?\s+(?:shown\s+)?(?:below|above|shown|to the (?:right|left)|on the "
+    r"(?:right|left))"
     r"|\bpictured (?:below|above|here)\b|(?:如图|见图|下图|右图|左图|图中|如右图)",
     re.I,
 )  # fmt: skip
@@ -46,7 +48,8 @@ _WORD = r"(?:problem|question|exercise|example|task|puzzle|ex|q|задача|pro
 _NUMBER = r"[A-Z]?-?\d{1,4}(?:[.\-]\d{1,3}){0,2}[a-z]?"
 _POINTS = r"\(\s*\d{1,3}\s*(?:points?|pts?|marks?|分|балл\w*)\.?\s*\)"
 _NUMBERING = re.compile(
-    rf"^\s*[#*>\s]*(?:{_WORD}\s*(?:#|№|no\.?|number)?\s*{_NUMBER}\s*(?:\([^()\n]{{0,60}}\)\s*)?(?:[.:)\]\-–—*]+\s*|\n\s*)"
+    rf"^\s*[#*>\s]*(?:{_WORD}\s*(?:#|№|no\.?"
+    rf"|number)?\s*{_NUMBER}\s*(?:\([^()\n]{{0,60}}\)\s*)?(?:[.:)\]\-–—*]+\s*|\n\s*)"
     rf"|{_WORD}\s*:\**\s+"
     rf"|{_NUMBER}\s*\.?\s*{_POINTS}\s*|{_POINTS}\s*"
     rf"|\*\*{_NUMBER}[.)]?\*\*[.:)]?\s*"
@@ -54,7 +57,8 @@ _NUMBERING = re.compile(
     r"|\d{1,3}\s*[、．]\s*|\d{1,3}\.(?=[A-Z\u4e00-\u9fff])"
     r"|\(\d{1,3}\)\s*(?=[A-Z\u4e00-\u9fff$\\])"
     r"|[【\[](?:例|题|问题)\s*\d*[】\]]\s*|例\s*\d+\s*[.、:：]?\s*|(?:题目|问题)\s*\d*\s*[：:]\s*"
-    r"|\[(?=[^\]]*[A-Za-z]{3})[^\[\]\n]{0,40}\b(?:19|20)\d\d\b[^\[\]\n]{0,40}\]\s*|\((?:19|20)\d\d\b[^()\n$]{0,50}\)\s*"
+    r"|\[(?=[^\]]*[A-Za-z]{3})[^\[\]\n]{0,40}\b(?:19|20)\d\d\b[^\[\]\n]{0,40}\]\s*|\((?:19"
+    r"|20)\d\d\b[^()\n$]{0,50}\)\s*"
     r"|\d{1,3}\s*[★☆▲△]+\s*|[★☆▲△]+\s*\d{0,3}\.?\s*)",
     re.I,
 )

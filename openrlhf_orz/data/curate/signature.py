@@ -55,17 +55,20 @@ _OPERATORS = frozenset("-+*/=<>^_|!%:∈∩∪⊂∠△⊥∥∞")
 _NUMBER_WORDS = {
     word: str(value)
     for value, word in enumerate(
-        "zero . two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+        "zero . two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen "
         "eighteen nineteen twenty".split()
     )
     if word != "."
 } | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "hundred": "100", "thousand": "1000", "twice": "2"}
 # Openings and endings that say nothing of the question itself.
 _PHRASES = re.compile(
-    r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*(?:solve|answer|consider|work out)\s+(?:the\s+following|this)\s+"
+    r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*(?:solve|answer|consider|work out)\s+(?:the\s+following"
+    r"|this)\s+"
     r"(?:\w+\s+){0,2}(?:problem|question|exercise)\s*[:.]"
     r"|(?:please\s+)?(?:reason|think)\s+step[- ]by[- ]step\b[^.?$\\\d]{0,60}(?:\.|$)|let'?s think step by step\.?"
-    r"|(?<![^.?!]\s)(?:please\s+)?(?:put|give|write|enter|provide|express|state|leave|present)\s+(?:me\s+)?(?:your|the)\s+"
+    r"|(?<![^.?!]\s)(?:please\s+)?(?:put|give|write|enter|provide|express|state|leave|present)\s+(?:me\s+)?(?:your"
+    r"|the)\s+"
     r"(?:final\s+)?answer\b[^.?:$\\\d]{0,80}(?:\.|$)"
     r"|^(?:please|kindly)\s+", re.I
 )  # fmt: skip
@@ -78,17 +81,22 @@ _SAME = {
 }  # fmt: skip
 # Words whose exchange makes another question, though all else is equal.
 _DECIDE = frozenset(
-    "minimum maximum sum product difference quotient ratio even odd positive negative nonnegative area perimeter volume "
-    "surface median mean mode range prime composite more less fewer increase decrease increased decreased before after first last "
+    "minimum maximum sum product difference quotient ratio even odd positive negative nonnegative area perimeter "
+    "volume "
+    "surface median mean mode range prime composite more less fewer increase decrease increased decreased before "
+    "after first last "
     "not without never distinct identical distinguishable indistinguishable inclusive exclusive exactly inscribed "
     "circumscribed inradius circumradius radius diameter circumference incircle circumcircle horizontal vertical row "
-    "column left right north south east west real complex integer integers rational irrational divisible multiple factor "
-    "factors divisors circle square triangle rectangle pentagon hexagon octagon cube sphere cone cylinder remainder numerator denominator "
+    "column left right north south east west real complex integer integers rational irrational divisible multiple "
+    "factor "
+    "factors divisors circle square triangle rectangle pentagon hexagon octagon cube sphere cone cylinder remainder "
+    "numerator denominator "
     "domain above below inside outside older younger taller shorter longer faster slower sine cosine tangent "
     "permutations combinations ordered unordered up down win lose won lost red blue green white black "
     "monday tuesday wednesday thursday friday saturday sunday january february march april may june july august "
     "september october november december half third quarter double triple twice parallel perpendicular ascending "
-    "descending arithmetic geometric harmonic open closed mother father brother sister larger smaller length width height "
+    "descending arithmetic geometric harmonic open closed mother father brother sister larger smaller length width "
+    "height "
     "together each per hour minute day week month year hours minutes days weeks months years dollars cents".split()
 )  # fmt: skip
 _SIMPLE = re.compile(r"(?:[A-Za-z0-9 \n?!:;'\"()+*/=<>^_-]|,(?!\d)|\.(?!\.))*")  # nothing in it to be respelt

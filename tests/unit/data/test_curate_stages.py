@@ -34,7 +34,8 @@ def test_decontamination_finds_copies_and_large_parts():
     sets.add("made#1", EVAL)
     sets.add("made#2", "Compute $3^5$.")
     inside = "Warm-up. " + EVAL.replace("Let $n$ be", "Here $n$ is") + " Write it in words."
-    rows = [row(0, EVAL.replace(" ", "  ")), row(1, inside), row(2, "Find the remainder of 5 modulo 3."), row(3, "Compute $3^5$"),
+    rows = [row(0, EVAL.replace(" ", "  ")), row(1, inside), row(2, "Find the remainder of 5 "
+                                                                    "modulo 3."), row(3, "Compute $3^5$"),
             row(4, "Compute $3^6$."), row(5, EVAL, generated="x")]  # fmt: skip
     kept, rejected = decontaminate(rows, sets, Decontaminate())
     assert [r["id"] for r in kept] == ["r#2", "r#4", "r#5"]

@@ -22,7 +22,8 @@ from openrlhf_orz.data.curate.signature import same_question, signature
         ("12 men dig a hole.", "12 men dig a hole."),
         ("3 points lie on a line.", "3 points lie on a line."),
         ("(1) Find $x$. (2) Find $y$.", "(1) Find $x$. (2) Find $y$."),
-        ("Let $S$ be the [set](https://example.org/wiki/Set) of\u00a0primes. See https://example.org/x", "Let $S$ be the set of primes. See"),
+        ("Let $S$ be the [set](https://example.org/wiki/Set) of\u00a0primes. See "
+         "https://example.org/x", "Let $S$ be the set of primes. See"),
         ("Ｆｉｎｄ　２＋２．", "Find 2+2．"),
         ("What is 10²?", "What is 10^{2}?"),
         ("a\r\n\r\n\r\n\r\nb   c\u200b", "a\n\nb c"),
@@ -130,7 +131,8 @@ def test_what_cannot_be_judged_is_left_out(kind, question, answer):
         ("Find the sum of the first ten odd numbers.", "english"), ("Compute $\\int_0^1 x^2 dx$.", "english"),
         ("$2+2=$", "english"), ("求$x$的值。", "chinese"), ("已知$f(x)=\\sin x + \\cos x$, 求$f(\\pi)$", "chinese"),
         ("Trouver la somme des dix premiers entiers impairs.", "other"), ("最初の十個の奇数の和を求めよ。", "other"),
-        ("Найдите сумму первых десяти нечётных чисел.", "other"), ("Berechne die Summe der ersten zehn ungeraden Zahlen.", "other"),
+        ("Найдите сумму первых десяти "
+         "нечётных чисел.", "other"), ("Berechne die Summe der ersten zehn ungeraden Zahlen.", "other"),
         ("Determine $\\alpha + \\beta$ where α and β are the roots.", "english"),
         ("In the Seychelles, Amélie and Zoë share 12 crêpes equally. How many does each get?", "english"),
     ],
@@ -148,7 +150,8 @@ def test_spelling_does_not_make_another_question():
     b = "Find  the largest  \\(x\\) with \\(\\frac{1}{2} x \\le 1000\\) and \\(x \\times 3 > 7\\)"
     assert signature(a).exact == signature(b).exact
     assert signature("What is $\\frac12$ of $x^{2}$?").exact == signature("What is \\(\\dfrac{1}{2}\\) of $x^2$").exact
-    assert signature("Find it (see $x$). Give your final answer in simplest form.").exact == signature("Find it, see $x$").exact
+    assert signature("Find it (see $x$). Give your final answer in "
+                     "simplest form.").exact == signature("Find it, see $x$").exact
     assert same("Find $x$ if $x+2=5$ and $y=3$.", "Determine $t$ if $t+2=5$ and $s=3$.")
     assert same("Tom buys three apples for 5 dollars each.", "Tom buys 3 apples for 5 dollars each.")
 
