@@ -152,8 +152,10 @@ def speed(rows: int, paths: list[str], processes: int) -> dict:
         if run.returncode:
             raise SystemExit(f"the run failed: {''.join(lines)[-1000:]}")
     found = dict(re.findall(r"^(\w+): \d+ rows in [\d.]+ s, (\d+) rows/s", "".join(lines), re.M))
-    return {"rows": rows, "seconds": round(seconds, 1), "rows_per_s": {name: int(value) for name, value in found.items()},
-            "cpu_seconds": round(sum(after[:2]) - sum(before[:2]), 1), "peak_mib": round(peak / 2**20), "load_average": os.getloadavg()[0]}  # fmt: skip
+    return {"rows": rows, "seconds": round(seconds, 1),
+            "rows_per_s": {name: int(value) for name, value in found.items()},
+            "cpu_seconds": round(sum(after[:2]) - sum(before[:2]), 1), "peak_mib": round(peak / 2**20),
+            "load_average": os.getloadavg()[0]}  # fmt: skip
 
 
 def _path() -> str:

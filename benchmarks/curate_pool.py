@@ -22,13 +22,17 @@ _DOUBTFUL = re.compile(  # real rows that may themselves be what is planted are 
 _FORMULA = re.compile(r"\$(?!\d[\d,.]*\s+[a-z])([^$]+)\$")  # not what stands between two prices
 _STYLES = [
     lambda o: " ".join(f"({c}) {v}" for c, v in o), lambda o: "\n" + "\n".join(f"{c}. {v}" for c, v in o),
-    lambda o: "\n" + "\n".join(f"{c}) {v}" for c, v in o), lambda o: "\n" + "\n".join(f"({c.lower()}) {v}" for c, v in o),
+    lambda o: "\n" + "\n".join(f"{c}) {v}" for c, v in o),
+    lambda o: "\n" + "\n".join(f"({c.lower()}) {v}" for c, v in o),
     lambda o: "\n$" + "\\qquad".join(f"\\textbf{{({c})}}\\ {v}" for c, v in o) + "$",
-    lambda o: "\n$\\text{(A)}\\ " + o[0][1] + " \\quad " + " \\quad ".join(f"\\text{{({c})}}\\ {v}" for c, v in o[1:]) + "$",
+    lambda o: "\n$\\text{(A)}\\ " + o[0][1] + " \\quad "
+        + " \\quad ".join(f"\\text{{({c})}}\\ {v}" for c, v in o[1:]) + "$",
     lambda o: " " + " ".join(f"{c}) {v}" for c, v in o), lambda o: " " + "   ".join(f"{c}. {v}" for c, v in o),
-    lambda o: "\nOptions: " + ", ".join(f"{c}: {v}" for c, v in o), lambda o: "\n" + "\n".join(f"{c}  {v}" for c, v in o),
+    lambda o: "\nOptions: " + ", ".join(f"{c}: {v}" for c, v in o),
+    lambda o: "\n" + "\n".join(f"{c}  {v}" for c, v in o),
     lambda o: "\n" + "\n".join(f"**{c}.** {v}" for c, v in o), lambda o: "\n" + "\n".join(f"[{c}] {v}" for c, v in o),
-    lambda o: "\n" + "\n".join(f"{c}: {v}" for c, v in o), lambda o: "\nAnswer choices: " + " ".join(f"({c}) {v}" for c, v in o),
+    lambda o: "\n" + "\n".join(f"{c}: {v}" for c, v in o),
+    lambda o: "\nAnswer choices: " + " ".join(f"({c}) {v}" for c, v in o),
     lambda o: "（    ）\n" + " ".join(f"{c}．{v}" for c, v in o),
     lambda o: " $\\mathrm{(A) \\ } " + o[0][1] + "\\qquad " + "\\qquad ".join(f"\\mathrm{{({c}) "
                                                                               f"\\ }} {v}" for c, v in o[1:]) + "$",
@@ -70,9 +74,11 @@ def exact(text: str, chance: random.Random) -> str:
     for _ in range(chance.randint(1, 3)):
         text = chance.choice([
             lambda t: t.replace(" ", "  "), lambda t: _FORMULA.sub(r"\\(\1\\)", t), lambda t: t.replace(". ", ".\n"),
-            lambda t: t.replace("\\frac", "\\dfrac"), lambda t: t.replace("\\le ", "\\leq "), lambda t: "Problem 3. " + t,
+            lambda t: t.replace("\\frac", "\\dfrac"), lambda t: t.replace("\\le ", "\\leq "),
+            lambda t: "Problem 3. " + t,
             lambda t: t.rstrip(".") if t.endswith(".") else t + " ", lambda t: _FORMULA.sub(r"$ \1 $", t),
-            lambda t: t[0].lower() + t[1:], lambda t: t.replace("'", "’"), lambda t: re.sub(r"\\cdot(?![a-z])", r"\\times", t),
+            lambda t: t[0].lower() + t[1:], lambda t: t.replace("'", "’"),
+            lambda t: re.sub(r"\\cdot(?![a-z])", r"\\times", t),
         ])(text)  # fmt: skip
     return text
 

@@ -1,4 +1,4 @@
-"""MinHash bands of questions, and the pairs that share one: candidates for duplicates, in memory linear in the rows."""
+"""MinHash bands of questions, and the pairs that share one: candidates for duplicates; memory linear in the rows."""
 
 from __future__ import annotations
 

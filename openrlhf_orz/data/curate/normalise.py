@@ -10,7 +10,10 @@ from openrlhf_orz.data.curate.need import need
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _UNSHOWN = re.compile("[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]")  # replacement and private-use characters
-_MOJIBAKE = re.compile("[\u00c2\u00c3\u00e2\u00e3\u00ef\u00d0\u00d1\u00e6\u00e7\u00e4\u00e5][\u0080-\u00bf\u20ac\u201a-\u201e\u0152-\u0178\u02c6\u02dc\u2020-\u2039]")  # fmt: skip
+_MOJIBAKE = re.compile(
+    "[\u00c2\u00c3\u00e2\u00e3\u00ef\u00d0\u00d1\u00e6\u00e7\u00e4\u00e5]"
+    "[\u0080-\u00bf\u20ac\u201a-\u201e\u0152-\u0178\u02c6\u02dc\u2020-\u2039]"
+)
 # Full-width letters, digits, brackets and operators have plain twins; Chinese punctuation stays.
 _WIDE = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0) not in ",.;:?!"}
 _WIDE |= {0x3000: " ", 0xA0: " ", 0x2212: "-", 0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0x85: "\n"}

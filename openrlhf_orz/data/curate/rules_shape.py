@@ -53,7 +53,8 @@ _WHICH = re.compile(
     r"|\bnone of (?:the above|these)\b(?!\s+[a-z])|\ball of the above\b"
     r"|\bletters? of the (?:correct|right|true)\b", I
 )  # fmt: skip
-_WHICH_STEMS = ("which", "of the", "of these", "among", "choose", "select", "pick", "mark", "circle", "tick", "choice", "option",
+_WHICH_STEMS = ("which", "of the", "of these", "among", "choose", "select", "pick", "mark", "circle", "tick",
+"choice", "option",
                 "answers:", "answers :", "enter", "letter", "from the", "what of", "from these")  # fmt: skip
 _CN_WHICH = re.compile(
     r"下列|下面(?:的)?(?:哪|四个|说法|结论|命题)|以下(?:哪|四个|说法|结论|命题|选项)|选项|选择题|单选|多选"

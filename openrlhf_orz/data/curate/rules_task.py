@@ -38,7 +38,8 @@ _CN_GIVEN = re.compile(r"(?:已|可以|可|能|被|曾|不难|需要|定理的)�
 _ANSWER_PROOF = re.compile(
     r"\W*(?:proof|proved|proven|see (?:the )?(?:proof|solution|explanation|below)|q\.?\s*e\.?\s*d\.?"
     r"|\\(?:blacksquare|square|qed)|"
-    r"证明见解析|证明略|见解析|略|见证明|(?:the )?(?:statement|claim|inequality|identity|result) (?:is|has been) (?:proved"
+    r"证明见解析|证明略|见解析|略|见证明"
+    r"|(?:the )?(?:statement|claim|inequality|identity|result) (?:is|has been) (?:proved"
     r"|proven|true)|"
     r"omitted|(?:shown|proved) above)\W*", I
 )  # fmt: skip
@@ -109,7 +110,8 @@ _CN_OPEN = re.compile(
 )
 _OPEN_STEMS = (
     "discuss", "descri", "expla", "comment", "interpret", "compare", "sketch", "draw", "plot", "graph", "illustrat",
-    "design", "propos", "suggest", "invent", "outlin", "summar", "reflect", "essay", "paragraph", "story", "poem", "word problem",
+    "design", "propos", "suggest", "invent", "outlin", "summar", "reflect", "essay", "paragraph", "story", "poem",
+    "word problem",
     "example", "reason", "construct", "make up", "come up", "justif", "own words", "do you", "why ", "would you",
 )  # fmt: skip
 _OPEN_NUMBER = re.compile(r"\W*-?\$?\s*\d[\d,]*(?:\.\d+)?\W*|.*\\frac.*")
@@ -135,15 +137,19 @@ def open_ended(flat: str, answer: str) -> str | None:
 # ---- guessable
 
 _TWO_WAY = {
-    "yes", "no", "true", "false", "correct", "incorrect", "right", "wrong", "possible", "impossible", "exists", "exist",
+    "yes", "no", "true", "false", "correct", "incorrect", "right", "wrong", "possible", "impossible", "exists",
+    "exist",
     "does not exist", "doesn't exist", "it is possible", "it is impossible", "it is not possible", "not possible",
-    "yes it is", "no it is not", "yes it does", "no it does not", "yes he can", "no he cannot", "yes they can", "yes she can",
+    "yes it is", "no it is not", "yes it does", "no it does not", "yes he can", "no he cannot", "yes they can",
+    "yes she can",
     "yes it is possible", "no it is not "
                           "possible", "it does", "it does not", "always", "never", "sometimes", "it is", "it is not",
     "even", "odd", "rational", "irrational", "convergent", "divergent", "converges", "diverges", "heads", "tails",
-    "yes there is", "no there is not", "yes there does", "there is", "there is not", "yes there are", "no there are not",
+    "yes there is", "no there is not", "yes there does", "there is", "there is not", "yes there are",
+    "no there are not",
     "can", "cannot", "can not", "valid", "invalid", "sure", "agree", "disagree", "prime", "composite", "not prime",
-    "是", "否", "对", "错", "正确", "错误", "能", "不能", "可以", "不可以", "存在", "不存在", "会", "不会", "有", "没有", "√", "×",
+    "是", "否", "对", "错", "正确", "错误", "能", "不能", "可以", "不可以", "存在", "不存在", "会", "不会", "有",
+    "没有", "√", "×",
     "真", "假", "oui", "non", "si", "sí", "ja", "nein", "да", "нет", "не существует", "существует",
 }  # fmt: skip
 _PLAYERS = re.compile(

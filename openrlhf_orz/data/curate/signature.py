@@ -74,10 +74,12 @@ _PHRASES = re.compile(
 )  # fmt: skip
 _SMALL = frozenset("a an the of in on at to for and or is are be that this it as by with from".split())
 _SAME = {
-    "calculate": "find", "compute": "find", "determine": "find", "evaluate": "find", "obtain": "find", "min": "minimum",
+    "calculate": "find", "compute": "find", "determine": "find", "evaluate": "find", "obtain": "find",
+    "min": "minimum",
     "max": "maximum", "least": "minimum", "smallest": "minimum", "minimal": "minimum", "lowest": "minimum",
     "greatest": "maximum", "largest": "maximum", "biggest": "maximum", "maximal": "maximum", "highest": "maximum",
-    "average": "mean", "kids": "children", "%": "percent", "percentage": "percent", "cent": "cents", "perimeters": "perimeter",
+    "average": "mean", "kids": "children", "%": "percent", "percentage": "percent", "cent": "cents",
+    "perimeters": "perimeter",
 }  # fmt: skip
 # Words whose exchange makes another question, though all else is equal.
 _DECIDE = frozenset(

@@ -23,7 +23,8 @@ THINGS = "apples pears plums books coins stamps boxes trees chairs tables lamps 
 
 def words(i):
     """Distinct questions with distinct numbers."""
-    return f"Sam the {THINGS[i % 12]} seller has {i + 3} {THINGS[i // 12 % 12]} and sells {2 * i + 5} more. How many in all?"
+    one, other = THINGS[i % 12], THINGS[i // 12 % 12]
+    return f"Sam the {one} seller has {i + 3} {other} and sells {2 * i + 5} more. How many in all?"
 
 
 def pool(path, n=60):
@@ -164,19 +165,23 @@ def test_collecting_goes_on_after_whole_shards(tmp_path):
 REAL_SHAPES = {
     "aime": [
         {"ID": "2023-I-1", "Year": 2023, "Problem Number": 1, "Question": "Five men and nine "
-                                                                          "women stand.", "Answer": "191", "Part": "I"},
+                                                                          "women stand.", "Answer": "191",
+                                                                          "Part": "I"},
         {"ID": "2024-I-1", "Year": 2024, "Problem Number": 1, "Question": "Every morning "
                                                                           "Aya walks.", "Answer": "204", "Part": "I"},
     ],
     "math": [{"problem": "What is $1+1$?", "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{2}$, "
-                                                                                              "so \\boxed{\\frac{4}{2}}."}],
-    "numina_cot": [{"source": "olympiads", "problem": "Find $x$.", "solution": "So $x = \\boxed{5}$.", "messages": [{"role": "user", "content": "?"}]}],
-    "numina_1.5": [{"problem": "Find $x$.", "solution": "...", "answer": "5", "problem_type": "Algebra", "question_type": "math-word-problem",
+              "so \\boxed{\\frac{4}{2}}."}],
+    "numina_cot": [{"source": "olympiads", "problem": "Find $x$.", "solution": "So $x = \\boxed{5}$.",
+    "messages": [{"role": "user", "content": "?"}]}],
+    "numina_1.5": [{"problem": "Find $x$.", "solution": "...", "answer": "5", "problem_type": "Algebra",
+    "question_type": "math-word-problem",
                     "problem_is_valid": "Yes", "source": "amc_aime", "synthetic": False}],
     "tulu3_math": [{"messages": [{"role": "user", "content": "Question: What is 1+1?\nAnswer: 2\n\nQuestion: Find "
                                                              "$x$.\nAnswer:"}],
                     "ground_truth": "5", "dataset": "MATH"}],
-    "openr1_math": [{"problem": "Find $x$.", "solution": "...", "answer": "5", "problem_type": "Algebra", "question_type": "MCQ",
+    "openr1_math": [{"problem": "Find $x$.", "solution": "...", "answer": "5", "problem_type": "Algebra",
+    "question_type": "MCQ",
                      "source": "aops_forum", "uuid": "u", "generations": ["a"], "correctness_count": 2}],
     "gsm8k": [{"question": "How many?", "answer": "2+3=<<2+3=5>>5\n#### 5"}],
     "orz": [[{"from": "human", "value": "Find $x$."}, {"from": "assistant", "ground_truth": {"value": "5"}}]],

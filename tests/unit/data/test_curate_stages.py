@@ -26,7 +26,10 @@ def row(i, question="q", answer="1", **meta):
     }
 
 
-EVAL = "Let $n$ be the number of ways to colour the faces of a cube with 7 colours up to rotation. Find the remainder of $n$ modulo 1000."
+EVAL = (
+    "Let $n$ be the number of ways to colour the faces of a cube with 7 colours up to rotation. "
+    "Find the remainder of $n$ modulo 1000."
+)
 
 
 def test_decontamination_finds_copies_and_large_parts():

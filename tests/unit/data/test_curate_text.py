@@ -150,8 +150,10 @@ def test_spelling_does_not_make_another_question():
     b = "Find  the largest  \\(x\\) with \\(\\frac{1}{2} x \\le 1000\\) and \\(x \\times 3 > 7\\)"
     assert signature(a).exact == signature(b).exact
     assert signature("What is $\\frac12$ of $x^{2}$?").exact == signature("What is \\(\\dfrac{1}{2}\\) of $x^2$").exact
-    assert signature("Find it (see $x$). Give your final answer in "
-                     "simplest form.").exact == signature("Find it, see $x$").exact
+    assert (
+        signature("Find it (see $x$). Give your final answer in simplest form.").exact
+        == signature("Find it, see $x$").exact
+    )
     assert same("Find $x$ if $x+2=5$ and $y=3$.", "Determine $t$ if $t+2=5$ and $s=3$.")
     assert same("Tom buys three apples for 5 dollars each.", "Tom buys 3 apples for 5 dollars each.")
 
