@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 
 RUN_DIR=${RUN_DIR:-runs/quickstart-$(date +%Y%m%d-%H%M%S)}
 PYTHON=${ORZ_VENV:-.venv}/bin/python
-DATA=$RUN_DIR/additions.jsonl
+CURATED=$RUN_DIR/additions
 STEPS=${STEPS:-70}
 PROMPTS=16
 
@@ -24,7 +24,7 @@ model=(
    --train.max_tokens_per_gpu 8192
 )
 data=(
-   --data.prompt_dataset "$DATA"
+   --data.prompt_dataset "$CURATED/kept/train.jsonl"
    --train.num_episodes 1
 )
 rollout=(
@@ -50,5 +50,6 @@ if [ -n "${DRY_RUN:-}" ]; then
 fi
 bash tools/setup.sh
 mkdir -p "$RUN_DIR"
-"$PYTHON" -m openrlhf_orz.data.arithmetic --rows $((STEPS * PROMPTS)) --digits 3 3 --seed 0 --output "$DATA"
+"$PYTHON" -m openrlhf_orz.cli.curate --config examples/curate_arithmetic.yaml --output "$CURATED" \
+   --set inputs.0.additions.rows=$((STEPS * PROMPTS))
 exec "${command[@]}"

@@ -47,12 +47,13 @@ pin() { grep -E "^$1==" "$REQUIREMENTS"; }
 
 # ---- stages: do_STAGE makes it, key_STAGE says from what
 
-STAGES=(venv torch stack report deepspeed openrlhf package)
+STAGES=(venv torch stack report curate deepspeed openrlhf package)
 
 key_venv() { echo "$VENV $BOOTSTRAP"; }
 key_torch() { pin torch; }
 key_stack() { hash_of "$REQUIREMENTS"; }
 key_report() { hash_of "$ROOT/requirements-report.txt"; }
+key_curate() { hash_of "$ROOT/requirements-curate.txt"; }
 # Built with -march=native: another processor under the same folder needs another build.
 key_deepspeed() { echo "$(pin deepspeed) $(pin torch) $MODE $OPS $(grep -m1 ^flags /proc/cpuinfo | sha256sum)"; }
 key_openrlhf() { hash_of "$ROOT"/patches/{UPSTREAM,series,*.patch} "$ROOT"/tools/{patches,unidiff}.py; }
@@ -89,6 +90,8 @@ do_stack() {
 }
 
 do_report() { pip install --no-deps -r "$ROOT/requirements-report.txt"; }
+# Three of these are sources; pycosat's needs the compiler.
+do_curate() { pip install --no-deps --no-build-isolation -r "$ROOT/requirements-curate.txt"; }
 
 do_deepspeed() {
     if [ "$MODE" = gpu ]; then
@@ -184,7 +187,7 @@ explain() {
 stamped() { [ "$(cat "$STAMPS/$1" 2>/dev/null)" = "$(key_"$1")" ]; }
 
 TODO=()
-[ -x "$VENV/bin/python" ] || rm -f "$STAMPS"/{venv,torch,stack,report,deepspeed,openrlhf,package}
+[ -x "$VENV/bin/python" ] || rm -f "$STAMPS"/{venv,torch,stack,report,curate,deepspeed,openrlhf,package}
 for stage in "${STAGES[@]}"; do stamped "$stage" || TODO+=("$stage"); done
 if [ ${#TODO[@]} -eq 0 ]; then
     say "nothing to do: $VENV is ready ($MODE)"
@@ -198,7 +201,7 @@ if command -v flock >/dev/null; then # two set-ups of one folder take turns
 fi
 : >"$LOG"
 case " ${TODO[*]} " in *" venv "*) find_python ;; esac
-case " ${TODO[*]} " in *" deepspeed "*) find_compiler ;; esac
+case " ${TODO[*]} " in *" deepspeed "* | *" curate "*) find_compiler ;; esac
 case " ${TODO[*]} " in *" stack "*) check_disk ;; esac
 
 STAGE_LOG=$(mktemp)

@@ -14,6 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+from openrlhf_orz.data.rows import read_rows
 from openrlhf_orz.data.sft_rows import Worked, read_worked, sft_row, split_worked
 from openrlhf_orz.data.sources import DataError
 
@@ -145,6 +146,15 @@ def write_rows(args, rows: list[Worked]) -> None:
     print(f"[warm start] of {len(rows)} rows {len(sft)} for the warm-up, {len(rl)} others for RL, in {args.output}")
 
 
+def write_bare(args) -> None:
+    """sft.jsonl from answers alone: it teaches the format, and what little a bare answer can."""
+    rows, _ = read_rows(args.data, args.input_key or "question", args.label_key or "answer", args.split, args.sft_rows)
+    args.output.mkdir(parents=True, exist_ok=True)
+    worked = [Worked(row.question, f"It is {row.answer}.", row.answer) for row in rows]
+    write_json_lines(args.output / "sft.jsonl", [sft_row(one) for one in worked])
+    print(f"[warm start] {len(worked)} rows for the warm-up in {args.output}")
+
+
 def write_json_lines(path: Path, rows: list[dict]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -163,7 +173,10 @@ def build_parser() -> argparse.ArgumentParser:
     rows.add_argument("--max_solution_tokens", type=int, default=50)
     rows.add_argument("--max_tokens", type=int, default=260, help="of prompt and response")
     rows.add_argument("--seed", type=int, default=0)
-    for command in (model, rows):
+    bare = commands.add_parser("bare", help="sft.jsonl from answers alone")
+    bare.add_argument("--output", type=Path, required=True)
+    bare.add_argument("--sft_rows", type=int, default=640)
+    for command in (model, rows, bare):
         command.add_argument("--data", required=True, help="worked solutions, e.g. GSM8K's training rows")
         command.add_argument("--split", default="train")
         for key in ("input_key", "label_key", "solution_key"):
@@ -176,6 +189,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "model" and (args.output / "config.json").exists():
         return 0
     try:
+        if args.command == "bare":
+            write_bare(args)
+            return 0
         rows = read_worked(args.data, args.input_key, args.label_key, args.solution_key, args.split)
         if args.command == "model":
             obtain_model(args.output, [f"{row.question}\n{row.solution}" for row in rows[:PERPLEXITY_ROWS]])

@@ -22,7 +22,8 @@ def card(summary: dict, pictures: list[str]) -> str:
     for stage in stages:
         if stage.get("clusters") is not None:
             lines.append(
-                f"clusters.jsonl has the {stage['clusters']} groups of duplicates; in {stage['conflicts']} of them the "
+                f"clusters.jsonl has the {stage['clusters']} groups of duplicates; in {stage['conflicts']} of "
+                f"them the "
                 "answers conflict."
             )
         if stage.get("against"):

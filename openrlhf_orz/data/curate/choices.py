@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_WRAPPER = re.compile(r"\\(?:textbf|textit|textrm|text|mathbf|mathrm|mathit|mathsf|mbox|hbox|emph|bf|rm|it|boldsymbol|large|Large|small)\b\s*\{?")  # fmt: skip
+_WRAPPER = re.compile(r"\\(?:textbf|textit|textrm|text|mathbf|mathrm|mathit|mathsf|mbox|hbox|emph|bf|rm|it"
+                      r"|boldsymbol|large|Large|small)\b\s*\{?")  # fmt: skip
 _DRAWING = re.compile(r"\[asy\].*?(?:\[/asy\]|$)|\\begin\{(tikzpicture|picture)\}.*?\\end\{\1\}", re.S)
 _GAPS = re.compile(
     r"\\(?:qquad|quad|hspace\{[^{}]*\}|hfill|newline|par|item|\\|[ ,;!:])|[~$&*_`]|\\[()\[\]]|\{|\}|<br\s*/?>"

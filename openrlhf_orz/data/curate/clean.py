@@ -1,4 +1,4 @@
-"""Stage 2: questions as clean text, and answers that the training grader can read and that are right as their own answer.
+"""Stage 2: questions as clean text, and answers that the training grader can read and finds right against themselves.
 
 Reasons: question_too_long, question_empty, unshowable_characters, image (a picture was part of the question),
 figure_missing, answer_empty, answer_too_long, answer_unparsable, answer_fails_itself.

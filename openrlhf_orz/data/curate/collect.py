@@ -124,7 +124,8 @@ def _write(stage: Stage, shard: int, item: Input, rows: Iterator[tuple[dict, tup
 
 
 def _described(item: Input) -> dict:
-    what = {"name": item.name, "licence": item.fields.licence or "not stated"}
+    made = "Apache-2.0 (reasoning-gym)" if item.generated and "reasoning_gym" in item.generated else "generated"
+    what = {"name": item.name, "licence": made if item.generated else item.fields.licence or "not stated"}
     return what | ({"generated": item.generated} if item.generated else {"path": Path(item.path).name})
 
 

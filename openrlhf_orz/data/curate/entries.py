@@ -19,7 +19,8 @@ class Entry:
     """A field map. Keys may be alternatives, the first that a row has wins; "a.b" goes into objects.
 
     `answer_from` says what the answer's text is: "answer" itself, "boxed" (the last box of a worked solution),
-    "hashes" (what stands behind the last ####), or "auto": by what is there. `question_from` "few_shot" takes the last of several examples.
+    "hashes" (what stands behind the last ####), or "auto": by what is there.
+    `question_from` "few_shot" takes the last of several examples.
     `where` holds what a row must have: a key and the values allowed, or a largest one as {"max": 2023}.
     """
 

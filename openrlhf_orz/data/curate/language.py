@@ -13,7 +13,7 @@ from openrlhf_orz.data.curate.need import need
 from openrlhf_orz.data.curate.shards import rejection
 
 _MATHS = re.compile(
-    r"\[asy\].*?\[/asy\]|\\begin\{tikzpicture\}.*?\\end\{tikzpicture\}|\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)",
+    r"\[asy\].*?\[/asy\]|\\begin\{(?!text|it|enum|quot|center|document)(\w+)\*?\}.*?\\end\{\1\*?\}|\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)",
     re.S,
 )
 _TEXT_IN_MATHS = re.compile(r"\\(?:text|mbox|textbf|textrm|textit)\s*\{([^{}]*)\}")

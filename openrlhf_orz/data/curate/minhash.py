@@ -1,4 +1,4 @@
-"""MinHash bands of questions, and the pairs that share one: candidates for duplicates, in memory linear in the rows."""
+"""MinHash bands of questions, and the pairs that share one: candidates for duplicates; memory linear in the rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from openrlhf_orz.data.curate.signature import Signature
 BANDS, ROWS = 21, 3  # 63 hashes: two questions of similarity 0.5 share a band with probability 0.94, of 0.1 with 0.02
 FAMILY_BANDS = 7  # of 9 hashes: 0.96 at similarity 0.9, 0.25 at 0.7
 _SEED = 42
+_FEW = 12  # rows that share their mathematics are all compared, whatever their words
 _CROWD = 40  # rows of one band and guard; in a larger crowd each is compared with its next ones only
 _NEIGHBOURS = 8
 
@@ -71,7 +72,10 @@ def runs(keys: np.ndarray, members: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def candidates(band: np.ndarray, guard: np.ndarray, members: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs (m, 2) of `members` that share one column of `band` (n, BANDS) and the `guard` (n,)."""
+    """Pairs (m, 2) of `members` that share the `guard` (n,), and one column of `band` (n, BANDS) where many do."""
+    few = [group for group in runs(guard[members], members) if len(group) <= _FEW]
+    if few:
+        yield np.concatenate([np.stack([g[:-s], g[s:]], axis=1) for g in few for s in range(1, len(g))])
     for column in range(band.shape[1]):
         keys = (guard ^ (band[:, column].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)))[members]
         found = []

@@ -14,5 +14,5 @@ def need(module: str, package: str, stage: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DataError(
-            f"the stage {stage!r} needs the package {package} ({error}). Install it: bash tools/setup.sh curate"
+            f"the stage {stage!r} needs the package {package} ({error}). Install it: bash tools/setup.sh"
         ) from error

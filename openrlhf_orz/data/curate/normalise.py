@@ -10,7 +10,10 @@ from openrlhf_orz.data.curate.need import need
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _UNSHOWN = re.compile("[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]")  # replacement and private-use characters
-_MOJIBAKE = re.compile("[\u00c2\u00c3\u00e2\u00e3\u00ef\u00d0\u00d1\u00e6\u00e7\u00e4\u00e5][\u0080-\u00bf\u20ac\u201a-\u201e\u0152-\u0178\u02c6\u02dc\u2020-\u2039]")  # fmt: skip
+_MOJIBAKE = re.compile(
+    "[\u00c2\u00c3\u00e2\u00e3\u00ef\u00d0\u00d1\u00e6\u00e7\u00e4\u00e5]"
+    "[\u0080-\u00bf\u20ac\u201a-\u201e\u0152-\u0178\u02c6\u02dc\u2020-\u2039]"
+)
 # Full-width letters, digits, brackets and operators have plain twins; Chinese punctuation stays.
 _WIDE = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0) not in ",.;:?!"}
 _WIDE |= {0x3000: " ", 0xA0: " ", 0x2212: "-", 0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0x85: "\n"}
@@ -27,13 +30,15 @@ _LINK = re.compile(
 _TEX_LINK = re.compile(r"\\href\s*\{[^{}]{0,2000}\}\s*\{([^{}]{0,500})\}|\\url\s*\{[^{}]{0,2000}\}")
 _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"')\]}$]+")
 _TAG = re.compile(r"</?(?:p|br|b|i|em|strong|span|div|center|font|sup|sub)\b[^<>]{0,200}>", re.I)
-_BBCODE = re.compile(r"\[/?(?:b|i|u|hide|quote|color|size|url)(?:=[^\]\n]{0,200})?\]", re.I)
-_CREDIT = re.compile(r"\s*\*?(?:Proposed|Submitted|Suggested) by[^\n.]{0,80}\.?\**\s*$", re.I)
+_BBCODE = re.compile(r"\[(b|i|u|hide|quote|color|size|url)(?:=[^\]\n]{0,200})?\]([^\[\]]{0,2000})\[/\1\]", re.I)
+_CREDIT = re.compile(r"(?<!\s)\s*\*?(?:Proposed|Submitted|Suggested) by[^\n.]{0,80}\.?\**\s*$", re.I)
 
 _FIGURE = re.compile(
-    r"\b(?:in|from|as (?:shown|seen|depicted|illustrated|pictured) (?:in|on|by))\s+the\s+(?:(?:following|attached|given|above|accompanying|adjoining|right|left)\s+)?"
+    r"\b(?:in|from|as (?:shown|seen|depicted|illustrated|pictured) (?:in|on|by))\s+the\s+(?:(?:following|attached"
+    r"|given|above|accompanying|adjoining|right|left)\s+)?"
     r"(?:figure|diagram|picture|image|illustration)s?\b(?!\s+of\b)|\bas shown in the graph\b"
-    r"|\b(?:figure|diagram|picture|image)s?\s+(?:shown\s+)?(?:below|above|shown|to the (?:right|left)|on the (?:right|left))"
+    r"|\b(?:figure|diagram|picture|image)s?\s+(?:shown\s+)?(?:below|above|shown|to the (?:right|left)|on the "
+    r"(?:right|left))"
     r"|\bpictured (?:below|above|here)\b|(?:如图|见图|下图|右图|左图|图中|如右图)",
     re.I,
 )  # fmt: skip
@@ -46,7 +51,8 @@ _WORD = r"(?:problem|question|exercise|example|task|puzzle|ex|q|задача|pro
 _NUMBER = r"[A-Z]?-?\d{1,4}(?:[.\-]\d{1,3}){0,2}[a-z]?"
 _POINTS = r"\(\s*\d{1,3}\s*(?:points?|pts?|marks?|分|балл\w*)\.?\s*\)"
 _NUMBERING = re.compile(
-    rf"^\s*[#*>\s]*(?:{_WORD}\s*(?:#|№|no\.?|number)?\s*{_NUMBER}\s*(?:\([^()\n]{{0,60}}\)\s*)?(?:[.:)\]\-–—*]+\s*|\n\s*)"
+    rf"^\s*[#*>\s]*(?:{_WORD}\s*(?:#|№|no\.?"
+    rf"|number)?\s*{_NUMBER}\s*(?:\([^()\n]{{0,60}}\)\s*)?(?:[.:)\]\-–—*]+\s*|\n\s*)"
     rf"|{_WORD}\s*:\**\s+"
     rf"|{_NUMBER}\s*\.?\s*{_POINTS}\s*|{_POINTS}\s*"
     rf"|\*\*{_NUMBER}[.)]?\*\*[.:)]?\s*"
@@ -54,7 +60,8 @@ _NUMBERING = re.compile(
     r"|\d{1,3}\s*[、．]\s*|\d{1,3}\.(?=[A-Z\u4e00-\u9fff])"
     r"|\(\d{1,3}\)\s*(?=[A-Z\u4e00-\u9fff$\\])"
     r"|[【\[](?:例|题|问题)\s*\d*[】\]]\s*|例\s*\d+\s*[.、:：]?\s*|(?:题目|问题)\s*\d*\s*[：:]\s*"
-    r"|\[(?=[^\]]*[A-Za-z]{3})[^\[\]\n]{0,40}\b(?:19|20)\d\d\b[^\[\]\n]{0,40}\]\s*|\((?:19|20)\d\d\b[^()\n$]{0,50}\)\s*"
+    r"|\[(?=[^\]]*[A-Za-z]{3})[^\[\]\n]{0,40}\b(?:19|20)\d\d\b[^\[\]\n]{0,40}\]\s*|\((?:19"
+    r"|20)\d\d\b[^()\n$]{0,50}\)\s*"
     r"|\d{1,3}\s*[★☆▲△]+\s*|[★☆▲△]+\s*\d{0,3}\.?\s*)",
     re.I,
 )
@@ -115,8 +122,8 @@ def links(text: str) -> str:
         text = _URL.sub("", text)
     if "<" in text and ">" in text:
         text = _TAG.sub(" ", text)
-    if "[" in text and "]" in text:
-        text = _BBCODE.sub("", text)
+    if "[/" in text:
+        text = _BBCODE.sub(r"\2", text)
     return text
 
 
@@ -144,7 +151,10 @@ def figure_missing(text: str) -> bool:
 def question(text: str) -> tuple[str, bool]:
     """The cleaned question, and whether an image was lost."""
     text, lost = images(characters(text))
-    return spaces(numbering(_CREDIT.sub("", spaces(links(text))))), lost
+    text = spaces(links(text))
+    if "ed by" in text[-120:]:
+        text = _CREDIT.sub("", text)
+    return spaces(numbering(text)), lost
 
 
 def answer(text: str) -> str:

@@ -13,7 +13,8 @@ def bars(title: str, values: list[tuple[str, int]]) -> str:
     height = _ROW * (len(values) + 2)
     width = _LABEL + _BAR + 80
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        f'font-size="11">',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
         f'<text x="8" y="{_ROW - 4}" font-weight="bold">{escape(title)}</text>',
     ]

@@ -13,28 +13,34 @@ from functools import cached_property
 
 import xxhash
 
+_FONTS = (
+    r"text|mbox|hbox|textbf|textrm|textit|mathrm|mathbf|mathit|mathsf|mathbb|mathcal|operatorname|emph|overline|vec"
+)
+_SIZES = r"left|right|bigl?|bigr|Bigl?|Bigr|bigg|Bigg|displaystyle|textstyle|limits|nolimits|mathstrut|bf|rm|it"
 _PREPARE = [
-    (re.compile(r"\[asy\](.*?)\[/asy\]", re.S), lambda m: " asy" + xxhash.xxh32_hexdigest("".join(m.group(1).split()).encode()) + " "),
-    (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits|nolimits|mathstrut|bigl|bigr|Bigl|Bigr)(?![A-Za-z])\.?"), " "),
-    (re.compile(r"\\(?:text|mbox|hbox|textbf|textrm|textit|mathrm|mathbf|mathit|mathsf|mathbb|mathcal|operatorname|emph|bf|rm|it|overline|vec)\*?(?![A-Za-z])"), " "),
+    (re.compile(r"\[asy\](.*?)\[/asy\]", re.S), lambda m: f" asy{_drawing(m.group(1))} "),
+    (re.compile(rf"\\(?:{_SIZES})(?![A-Za-z])\.?"), " "),
+    (re.compile(rf"\\(?:{_FONTS})\*?(?![A-Za-z])\s*(?:\{{([^{{}}]*)\}})?"), lambda m: f" {m.group(1) or ''} "),
     (re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}(?:\{[^{}]*\})?|\\(?:qquad|quad|[,;:! ])|\\\\|[~&]"), " "),
-    (re.compile(r"(?<=\d)(?:,|\{,\}|\\,)(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"\\[dtc]?frac\s*(\d)(\d)"), r"\\frac \1 \2"),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
+    (re.compile(r"\{\s*([A-Za-z0-9])\s*\}"), r" \1 "),
     (re.compile(r"\\leq(?:slant)?(?![A-Za-z])|≤"), r"\\le "),
     (re.compile(r"\\geq(?:slant)?(?![A-Za-z])|≥"), r"\\ge "),
     (re.compile(r"\\neq(?![A-Za-z])|≠"), r"\\ne "),
     (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])|[×·∙]"), "*"),
     (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
-    (re.compile(r"\\(?:ldots|cdots|dots|dotsc|dotsb)(?![A-Za-z])|…|\.{3,}"), r"\\ldots "),
-    (re.compile(r"\\plus\{\}|\\plus(?![A-Za-z])"), "+"),
-    (re.compile(r"\\minus\{\}|\\minus(?![A-Za-z])|[−–—]"), "-"),
-    (re.compile(r"\\equal\{\}|\\equal(?![A-Za-z])"), "="),
-    (re.compile(r"\\pm(?![A-Za-z])|±"), r"\\pm "),
-    (re.compile(r"√"), r"\\sqrt "),
-    (re.compile(r"π"), r"\\pi "),
+    (re.compile(r"\\(?:[lc]?dots|dots[cbm])(?![A-Za-z])|…|\.{3,}"), r"\\ldots "),
+    (re.compile(r"\\plus(?:\{\}|(?![A-Za-z]))"), "+"),
+    (re.compile(r"\\minus(?:\{\}|(?![A-Za-z]))|[−–—]"), "-"),
+    (re.compile(r"\\equal(?:\{\}|(?![A-Za-z]))"), "="),
+    (re.compile("±"), r"\\pm "),
+    (re.compile("√"), r"\\sqrt "),
+    (re.compile("π"), r"\\pi "),
     (re.compile(r"\\circ(?![A-Za-z])|°"), " degrees "),
     (re.compile(r"\\%"), "%"),
-    (re.compile(r"\\dollars?|\\\$"), " "),
+    (re.compile(r"\\\$"), " "),
 ]  # fmt: skip
 _TOKEN = re.compile(
     r"\\[A-Za-z]+"  # a command
@@ -42,47 +48,62 @@ _TOKEN = re.compile(
     r"|[\u3400-\u9fff]"  # a Chinese sign is a word
     r"|[^\W\d_]+(?:['’][^\W\d_]+)*"  # letters
     r"|[-+*/=<>^_|!%:∈∩∪⊂∠△⊥∥∞]"  # an operator
+    r"|[()\[\]{}]"
 )
 _SPANS = re.compile(r"(\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\))", re.S)
 _OPERATORS = frozenset("-+*/=<>^_|!%:∈∩∪⊂∠△⊥∥∞")
 _NUMBER_WORDS = {
     word: str(value)
     for value, word in enumerate(
-        "zero . two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+        "zero . two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen "
         "eighteen nineteen twenty".split()
     )
     if word != "."
 } | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "hundred": "100", "thousand": "1000", "twice": "2"}
-_CN_NUMBERS = {}
 # Openings and endings that say nothing of the question itself.
 _PHRASES = re.compile(
-    r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*(?:solve|answer|consider|work out)\s+(?:the\s+following|this)\s+(?:\w+\s+){0,2}(?:problem|question|exercise)\s*[:.]?"
-    r"|(?:please\s+)?(?:reason|think)\s+step[- ]by[- ]step[^.]*\.?|let'?s think step by step\.?"
-    r"|(?:please\s+)?(?:put|give|write|enter|provide|express|state|leave|present|show)\s+(?:me\s+)?(?:your|the)\s+(?:final\s+)?answer\b[^.?]*[.?]?"
+    r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*(?:solve|answer|consider|work out)\s+(?:the\s+following"
+    r"|this)\s+"
+    r"(?:\w+\s+){0,2}(?:problem|question|exercise)\s*[:.]"
+    r"|(?:please\s+)?(?:reason|think)\s+step[- ]by[- ]step\b[^.?$\\\d]{0,60}(?:\.|$)|let'?s think step by step\.?"
+    r"|(?<![^.?!]\s)(?:please\s+)?(?:put|give|write|enter|provide|express|state|leave|present)\s+(?:me\s+)?(?:your"
+    r"|the)\s+"
+    r"(?:final\s+)?answer\b[^.?:$\\\d]{0,80}(?:\.|$)"
     r"|^(?:please|kindly)\s+", re.I
 )  # fmt: skip
 _SMALL = frozenset("a an the of in on at to for and or is are be that this it as by with from".split())
 _SAME = {
-    "calculate": "find", "compute": "find", "determine": "find", "evaluate": "find", "obtain": "find", "min": "minimum",
+    "calculate": "find", "compute": "find", "determine": "find", "evaluate": "find", "obtain": "find",
+    "min": "minimum",
     "max": "maximum", "least": "minimum", "smallest": "minimum", "minimal": "minimum", "lowest": "minimum",
     "greatest": "maximum", "largest": "maximum", "biggest": "maximum", "maximal": "maximum", "highest": "maximum",
-    "average": "mean", "kids": "children", "%": "percent", "percentage": "percent", "cent": "cents", "perimeters": "perimeter",
+    "average": "mean", "kids": "children", "%": "percent", "percentage": "percent", "cent": "cents",
+    "perimeters": "perimeter",
 }  # fmt: skip
 # Words whose exchange makes another question, though all else is equal.
 _DECIDE = frozenset(
-    "minimum maximum sum product difference quotient ratio even odd positive negative nonnegative area perimeter volume "
-    "surface median mean mode range prime composite more less fewer increase decrease increased decreased before after first last "
+    "minimum maximum sum product difference quotient ratio even odd positive negative nonnegative area perimeter "
+    "volume "
+    "surface median mean mode range prime composite more less fewer increase decrease increased decreased before "
+    "after first last "
     "not without never distinct identical distinguishable indistinguishable inclusive exclusive exactly inscribed "
     "circumscribed inradius circumradius radius diameter circumference incircle circumcircle horizontal vertical row "
-    "column left right north south east west real complex integer integers rational irrational divisible multiple factor "
-    "factors divisors circle square triangle rectangle pentagon hexagon octagon cube sphere cone cylinder remainder numerator denominator "
+    "column left right north south east west real complex integer integers rational irrational divisible multiple "
+    "factor "
+    "factors divisors circle square triangle rectangle pentagon hexagon octagon cube sphere cone cylinder remainder "
+    "numerator denominator "
     "domain above below inside outside older younger taller shorter longer faster slower sine cosine tangent "
     "permutations combinations ordered unordered up down win lose won lost red blue green white black "
     "monday tuesday wednesday thursday friday saturday sunday january february march april may june july august "
     "september october november december half third quarter double triple twice parallel perpendicular ascending "
-    "descending arithmetic geometric harmonic open closed mother father brother sister larger smaller length width height "
+    "descending arithmetic geometric harmonic open closed mother father brother sister larger smaller length width "
+    "height "
     "together each per hour minute day week month year hours minutes days weeks months years dollars cents".split()
 )  # fmt: skip
+_SIMPLE = re.compile(r"(?:[A-Za-z0-9 \n?!:;'\"()+*/=<>^_-]|,(?!\d)|\.(?!\.))*")  # nothing in it to be respelt
+_BRACKETS = frozenset("()[]{}")
+_FRAMED = 0.8  # share of the shorter question's words in the longer one
 _PLACEHOLDER = "v"
 
 
@@ -107,6 +128,12 @@ class Signature:
         return {*words, *(f"{a} {b}" for a, b in zip(words, words[1:]))}
 
     @cached_property
+    def letters(self) -> set[str]:
+        """Runs of three characters of the words: typing errors leave most of them alike."""
+        text = f" {' '.join(self.words)} "
+        return {text[i : i + 3] for i in range(len(text) - 2)}
+
+    @cached_property
     def maths(self) -> list[str]:
         """Numbers, operators and variables in order, the variables renamed by first appearance."""
         names: dict[str, str] = {}
@@ -120,16 +147,14 @@ class Signature:
 
     @cached_property
     def chunks(self) -> list[str]:
-        """Runs of mathematics between words that hold a number or an operator, as they are written."""
-        found, run, solid = [], [], False
+        """Runs of mathematics between words, as they are written."""
+        found, run = [], []
         for kind, text in [*self.tokens, ("w", "")]:
-            if kind == "w":
-                if run and solid:
-                    found.append(" ".join(run))
-                run, solid = [], False
-            else:
+            if kind != "w":
                 run.append(text)
-                solid = solid or kind != "v"
+            elif run:
+                found.append(" ".join(run))
+                run = []
         return found
 
     @cached_property
@@ -146,21 +171,21 @@ class Signature:
         return frozenset(word for word in self.words if word in _DECIDE)
 
 
+def _drawing(code: str) -> str:
+    return xxhash.xxh32_hexdigest("".join(code.split()).encode("utf-8", "surrogatepass"))
+
+
 def signature(question: str) -> Signature:
     """The signature of a cleaned question."""
     text = _PHRASES.sub(" ", question) if len(question) < 20_000 else question
     tokens: list[tuple[str, str]] = []
     for i, span in enumerate(_SPANS.split(text)):
-        inside = i % 2 == 1 and not (span[0] == "$" and len(span) > 40 and _prose(span))
-        if (
-            "\\" in span
-            or not span.isascii()
-            or "," in span
-            or "~" in span
-            or "&" in span
-            or "..." in span
-            or "[asy]" in span
-        ):
+        inside = i % 2 == 1
+        if inside:
+            edge = 1 if span[0] == "$" and span[:2] != "$$" else 2
+            inside = edge == 2 or len(span) <= 40 or not _prose(span)
+            span = span[edge:-edge]
+        if not _SIMPLE.fullmatch(span):
             for pattern, replacement in _PREPARE:
                 span = pattern.sub(replacement, span)
         _tokenise(span, inside, tokens)
@@ -174,8 +199,15 @@ def _prose(span: str) -> bool:
 
 def _tokenise(span: str, inside: bool, tokens: list[tuple[str, str]]) -> None:
     found = _TOKEN.findall(span)
+    depth = 0  # brackets of mathematics in prose that are open
     for i, text in enumerate(found):
         first = text[0]
+        if first in _BRACKETS:
+            opens = first in "([{"
+            if inside or (_of_maths(found, i + 1) if opens else depth):
+                depth += (1 if opens else -1) * (not inside)
+                tokens.append(("o", text))
+            continue
         if first.isdigit() or first == ".":
             if "." in text:
                 text = text.rstrip("0").rstrip(".").lstrip("0") or "0"
@@ -200,6 +232,11 @@ def _tokenise(span: str, inside: bool, tokens: list[tuple[str, str]]) -> None:
                 tokens.append(("w", _SAME.get(word, word)))
 
 
+def _of_maths(found: list[str], i: int) -> bool:
+    text = found[i] if i < len(found) else ""
+    return bool(text) and (text[0].isdigit() or text[0] in "\\-+" or (len(text) == 1 and text.isascii()))
+
+
 def _beside_maths(found: list[str], i: int) -> bool:
     before, after = found[i - 1] if i else "", found[i + 1] if i + 1 < len(found) else ""
     return any(text and (text[0].isdigit() or text[0] in "\\" or len(text) == 1) for text in (before, after))
@@ -210,10 +247,11 @@ def _beside_operator(found: list[str], i: int) -> bool:
 
 
 def similarity(one: Signature, other: Signature) -> float:
-    """Jaccard similarity of words and word pairs; 1 when neither has any."""
+    """Jaccard similarity of words and word pairs, or of runs of letters, whichever is larger; 1 without words."""
     if not one.grams and not other.grams:
         return 1.0
-    return len(one.grams & other.grams) / len(one.grams | other.grams)
+    words = len(one.grams & other.grams) / len(one.grams | other.grams)
+    return max(words, len(one.letters & other.letters) / len(one.letters | other.letters))
 
 
 def same_question(one: Signature, other: Signature, same_answer: bool, low: float, high: float) -> float | None:
@@ -232,6 +270,10 @@ def same_question(one: Signature, other: Signature, same_answer: bool, low: floa
         if both_ways or not same_answer:
             return None
     alike = similarity(one, other)
-    # Where there is little mathematics to agree on, the words have to say more.
-    least = low if len(one.maths) >= 3 else (low + high) / 2
-    return alike if alike >= (least if same_answer else high) else None
+    if not same_answer:
+        return alike if alike >= high else None
+    if len(one.maths) < 3:  # with little mathematics to agree on, the words have to say more
+        return alike if alike >= low + (high - low) / 4 else None
+    # One may stand in a longer frame: "Here is a problem. ..."
+    shared = len(one.grams & other.grams) / max(1, min(len(one.grams), len(other.grams)))
+    return alike if alike >= low or shared >= _FRAMED else None

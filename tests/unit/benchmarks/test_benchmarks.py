@@ -86,3 +86,24 @@ def test_packing_benchmark(load):
     result = load("packing").main(["--samples", "3", "--scale", "0.1", "--layers", "1", "--hidden", "32",
                                    "--lengths", "heavy", "--repeats", "1", "--dtype", "fp32"])  # fmt: skip
     assert result["cases"][0]["largest_loss_difference"] < 1e-3
+
+
+def test_curation_benchmark(load, tmp_path, monkeypatch):
+    """On a pool of made-up rows every planted kind is nearly always found, and little else."""
+    things = "apples pears plums books coins stamps boxes trees chairs tables lamps doors keys maps bells".split()
+    rows = [
+        {
+            "prompt": f"Sam the {things[i % 15]} seller has {i + 3} {things[i // 15]} and buys {2 * i + 5} more. How many?",
+            "answer": str(3 * i + 8),
+        }
+        for i in range(200)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("curate_pool", "curate_texts"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = load("curate").main(["--quality", "--data", str(file), "--size", "100", "--set", "processes=1"])["quality"]
+    assert found["pool"]["choice"] == 20 and found["chinese_kept"] == 1.0
+    for kind in ("choice", "proof", "parts", "guessable", "language"):
+        assert min(found[kind]["precision"], found[kind]["recall"]) >= 0.9, (kind, found)
+    assert found["exact_duplicates"]["recall"] >= 0.95 and found["duplicates_precision"] >= 0.95

@@ -1,0 +1,244 @@
+"""The curation pipeline end to end on small files: every row accounted for, equal bytes, resumption, selection."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from openrlhf_orz.cli.curate import configuration
+from openrlhf_orz.data.curate import pipeline
+from openrlhf_orz.data.curate.collect import parse_inputs, read_input
+from openrlhf_orz.data.curate.config import load
+from openrlhf_orz.data.rows import read_rows
+from openrlhf_orz.data.sources import DataError
+
+ROOT = Path(__file__).resolve().parents[3]
+THINGS = "apples pears plums books coins stamps boxes trees chairs tables lamps doors".split()
+
+
+def words(i):
+    """Distinct questions with distinct numbers."""
+    one, other = THINGS[i % 12], THINGS[i // 12 % 12]
+    return f"Sam the {one} seller has {i + 3} {other} and sells {2 * i + 5} more. How many in all?"
+
+
+def pool(path, n=60):
+    lines = [json.dumps({"question": words(i), "answer": str(3 * i + 8), "source": "sam"}) for i in range(n)]
+    lines += [
+        json.dumps({"question": words(3).replace("  ", " ").replace(". ", ".\n"), "answer": "17"}),  # exact, again
+        json.dumps({"question": "Please solve: " + words(5).replace("more", "furthermore"), "answer": "23"}),  # near
+        json.dumps({"question": words(7), "answer": "9"}),  # exact, another answer
+        json.dumps({"question": "Prove that 7 is prime.", "answer": "proof"}),
+        json.dumps({"question": "Pick one:\n(A) 1 (B) 2 (C) 3", "answer": "A"}),
+        json.dumps({"question": "Calculer la somme des nombres premiers plus petits que vingt.", "answer": "77"}),
+        json.dumps({"question": "a\x00b is what", "answer": "1"}),
+        json.dumps({"question": "x" * 1_000_000, "answer": "1"}),
+        json.dumps({"question": "How many?", "answer": ")) (("}),
+        json.dumps({"question": 5, "answer": "1"}),
+        json.dumps({"question": "no answer"}),
+        json.dumps({"question": "lone \ud800 surrogate", "answer": "1"}),
+        json.dumps(["a list"]),
+        '{"question": "broken',
+        "",
+        '{"question": "raw \x00 byte", "answer": "1"}',
+    ]
+    data = "\n".join(lines).encode() + b"\n" + '{"question": "caf\xe9 latin", "answer": "1"}\n'.encode("latin-1")
+    path.write_bytes(data)
+    return sum(bool(line.strip()) for line in data.split(b"\n"))
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def curate(folder, file, *settings):
+    config = load(None, [f"inputs=[{{path: {file}, name: sam}}]", f"output={folder}", "processes=1", *settings])
+    return pipeline.run(config, lambda line: None)
+
+
+def outputs(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "work" not in path.relative_to(folder).parts
+    }
+
+
+def test_every_row_is_kept_or_rejected_with_its_reason(tmp_path):
+    n = pool(tmp_path / "pool.jsonl")
+    summary = curate(tmp_path / "out", tmp_path / "pool.jsonl", "heldout=0.2")
+    kept = [row for name in ("train", "test") for row in rows(tmp_path / f"out/kept/{name}.jsonl")]
+    rejected = rows(tmp_path / "out/rejected.jsonl")
+    ids = [row["id"] for row in kept + rejected]
+    assert len(ids) == len(set(ids)) == n and len(kept) == 60
+    assert summary["train"] + summary["heldout"] == 60 and 0 < summary["heldout"] < 30
+    reasons = {row["row"]: (row["stage"], row["reason"]) for row in rejected}
+    assert reasons == {
+        61: ("dedup", "duplicate_exact"), 62: ("dedup", "duplicate_ngram"), 63: ("dedup", "duplicate_exact"),
+        64: ("exclude", "proof"), 65: ("exclude", "multiple_choice"), 66: ("language", "other"),
+        67: ("clean", "unshowable_characters"), 68: ("clean", "question_too_long"), 69: ("clean", "answer_unparsable"),
+        70: ("collect", "question_not_text"), 71: ("collect", "no_answer"), 72: ("collect", "not_utf8"),
+        73: ("collect", "not_an_object"), 74: ("collect", "broken_json"), 76: ("collect", "broken_json"),
+        77: ("collect", "not_utf8"),
+    }  # fmt: skip
+    assert {row["file"] for row in rejected} == {"pool.jsonl"}
+    duplicate = {row["row"]: row["duplicate_of"] for row in rejected if row["stage"] == "dedup"}
+    assert duplicate[61] == "sam#4" and duplicate[62] == "sam#6"
+    clusters = rows(tmp_path / "out/clusters.jsonl")
+    assert [cluster["conflict"] for cluster in clusters] == [False, False, True]
+    for stage, before in zip(summary["stages"][1:], summary["stages"]):
+        assert stage["rows_in"] == before["kept"] and stage["kept"] + stage["rejected"] == stage["rows_in"]
+    # the trainer's own reader takes the result as it is
+    read, bad = read_rows(str(tmp_path / "out/kept"), "question", "answer", "train")
+    assert len(read) == summary["train"] and not bad
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(tmp_path / "out/parquet/train.parquet").num_rows == summary["train"]
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| collect | 76 | 69 |" in card and "![length](pictures/length.svg)" in card
+
+
+def test_equal_bytes_whatever_the_processes_and_a_second_run_does_nothing(tmp_path):
+    pool(tmp_path / "pool.jsonl")
+    curate(tmp_path / "one", tmp_path / "pool.jsonl", "shuffle=true", "heldout=0.1")
+    settings = ("shuffle=true", "heldout=0.1", "processes=2", "shard_rows=20000")
+    curate(tmp_path / "two", tmp_path / "pool.jsonl", *settings)
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "two")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "two/work").rglob("*.done")}
+    curate(tmp_path / "two", tmp_path / "pool.jsonl", *settings)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "two/work").rglob("*.done")}
+    curate(tmp_path / "two", tmp_path / "pool.jsonl", *settings, "exclude.proof=false")
+    changed = {
+        path.parent.name for path, stamp in stamps.items() if not path.exists() or path.stat().st_mtime_ns != stamp
+    }
+    assert changed == {"2_exclude", "3_language", "4_dedup", "5_decontaminate"}
+    curate(tmp_path / "two", tmp_path / "pool.jsonl", *settings, "seed=1")
+    assert outputs(tmp_path / "one")["kept/train.jsonl"] != outputs(tmp_path / "two")["kept/train.jsonl"]
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    file = tmp_path / "pool.jsonl"
+    file.write_text("".join(json.dumps({"question": words(i), "answer": str(i)}) + "\n" for i in range(3000)))
+    settings = [
+        f"--set=inputs=[{{path: {file}, name: sam}}]",
+        "--set=shard_rows=100",
+        "--set=processes=1",
+        "--set=language=false",
+    ]
+    command = [sys.executable, "-m", "openrlhf_orz.cli.curate", *settings, "--output"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    run = subprocess.Popen([*command, str(tmp_path / "killed")], env=env, cwd=ROOT, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("killed/work/2_exclude/*.done"))) < 5 and time.monotonic() < until:
+        time.sleep(0.002)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed/work").rglob("*.done")}
+    partway = [path for path in done if path.parent.name == "2_exclude"]
+    assert 5 <= len(partway) < 30, "it was not killed within the stage"
+    again = subprocess.run([*command, str(tmp_path / "killed")], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"exclude: going on after {len(partway)} shards" in again.stdout
+    assert done == {path: path.stat().st_mtime_ns for path in done}, "a finished shard was done again"
+    config = configuration([*settings, "--output", str(tmp_path / "whole")])[1]
+    pipeline.run(config, lambda line: None)
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+
+
+def test_collecting_goes_on_after_whole_shards(tmp_path):
+    pool(tmp_path / "pool.jsonl")
+    curate(tmp_path / "one", tmp_path / "pool.jsonl", "shard_rows=10")
+    for name in ("00004.done", "00005.done", "00006.done", "00007.done", "stage.json"):
+        (tmp_path / "one/work/0_collect" / name).write_text(
+            (tmp_path / "one/work/0_collect/stage.json").read_text().replace('"done": true', '"done": false')
+        ) if name == "stage.json" else (tmp_path / "one/work/0_collect" / name).unlink()
+    before = outputs(tmp_path / "one")
+    curate(tmp_path / "one", tmp_path / "pool.jsonl", "shard_rows=10")
+    assert outputs(tmp_path / "one") == before
+
+
+REAL_SHAPES = {
+    "aime": [
+        {"ID": "2023-I-1", "Year": 2023, "Problem Number": 1, "Question": "Five men and nine "
+                                                                          "women stand.", "Answer": "191",
+                                                                          "Part": "I"},
+        {"ID": "2024-I-1", "Year": 2024, "Problem Number": 1, "Question": "Every morning "
+                                                                          "Aya walks.", "Answer": "204", "Part": "I"},
+    ],
+    "math": [{"problem": "What is $1+1$?", "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{2}$, "
+              "so \\boxed{\\frac{4}{2}}."}],
+    "numina_cot": [{"source": "olympiads", "problem": "Find $x$.", "solution": "So $x = \\boxed{5}$.",
+    "messages": [{"role": "user", "content": "?"}]}],
+    "numina_1.5": [{"problem": "Find $x$.", "solution": "...", "answer": "5", "problem_type": "Algebra",
+    "question_type": "math-word-problem",
+                    "problem_is_valid": "Yes", "source": "amc_aime", "synthetic": False}],
+    "tulu3_math": [{"messages": [{"role": "user", "content": "Question: What is 1+1?\nAnswer: 2\n\nQuestion: Find "
+                                                             "$x$.\nAnswer:"}],
+                    "ground_truth": "5", "dataset": "MATH"}],
+    "openr1_math": [{"problem": "Find $x$.", "solution": "...", "answer": "5", "problem_type": "Algebra",
+    "question_type": "MCQ",
+                     "source": "aops_forum", "uuid": "u", "generations": ["a"], "correctness_count": 2}],
+    "gsm8k": [{"question": "How many?", "answer": "2+3=<<2+3=5>>5\n#### 5"}],
+    "orz": [[{"from": "human", "value": "Find $x$."}, {"from": "assistant", "ground_truth": {"value": "5"}}]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL_SHAPES)
+def test_source_entries_read_the_real_shapes(tmp_path, name):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(REAL_SHAPES[name]))
+    (item,) = parse_inputs([{"path": str(file), "entry": name}])
+    found = list(read_input(item))
+    row, refused = found[0]
+    assert refused is None
+    expected = {
+        "aime": ("Five men and nine women stand.", "191"),
+        "math": ("What is $1+1$?", "\\frac{4}{2}"),
+        "gsm8k": ("How many?", " 5".strip()),
+    }
+    assert (row["question"], row["answer"]) == expected.get(name, ("Find $x$.", "5"))
+    sources = {"numina_cot": "olympiads", "numina_1.5": "amc_aime", "openr1_math": "aops_forum"}
+    assert row["source"] == sources.get(name, name)
+    if name == "aime":
+        assert found[1][1] == ("not_selected", "Year: 2024") and row["meta"]["ID"] == "2023-I-1"
+    if name == "math":
+        assert row["difficulty"] == "Level 1" and row["meta"]["type"] == "Algebra"
+
+
+def test_selection_by_source_and_difficulty(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    made = [
+        {"question": f"q{i}", "answer": "1", "source": s, "level": v}
+        for i, (s, v) in enumerate([("amc", 5), ("cn_k12", 5), ("AMC", 2)])
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in made))
+    (item,) = parse_inputs([{"path": str(file), "select": {"source": ["amc", "aime"], "difficulty": {"min": 3}}}])
+    assert [refused and refused[0] for _, refused in read_input(item)] == [None, "not_selected", "not_selected"]
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["inputs=[{path: nowhere.jsonl}]"], ["nowhere.jsonl", "Check the path"]),
+        (["inputs=[{path: x, entry: mth}]"], ["inputs.0.entry", "'mth'", "numina_cot"]),
+        (["dedup.ngrams=true"], ["dedup.ngrams", "ngram"]),
+        (["heldout=2"], ["heldout"]),
+        (["language.keep=[klingon]"], ["language.keep", "klingon"]),
+        (["pass_rate={n: 4}"], ["pass_rate", "model or rollouts"]),
+        (["seed"], ["--set seed", "KEY=VALUE"]),
+        (["inputs=[{reasoning_gym: {task: rush_hour, size: 3}}]"], ["rush_hour", "no answer"]),
+        (["inputs=[{path: README.md, colour: red}]"], ["inputs.0.colour"]),
+    ],
+)
+def test_errors_name_key_and_remedy(tmp_path, settings, words):
+    with pytest.raises(DataError) as error:
+        pipeline.run(
+            load(None, [f"output={tmp_path}", "inputs=[{path: also_nowhere.json}]", *settings]), lambda line: None
+        )
+    for word in words:
+        assert word in str(error.value)
