@@ -127,7 +127,7 @@ GUARDS: tuple[tuple[str, Callable[[str], int], int], ...] = (
     ("matrix_cells", _cells, 100),
     ("unevaluated", lambda text: len(_UNEVALUATED.findall(text)), 0),
     ("power", _power, 4),  # digits of an exponent
-    ("factorial", _factorial, 999),
+    ("factorial", _factorial, 2999),  # such as the year of a competition
     ("combinatorial", _choice, 4),  # digits of an argument
 )
 

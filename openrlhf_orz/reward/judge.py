@@ -12,8 +12,9 @@ import re
 from math_verify import LatexExtractionConfig, parse, verify
 
 from openrlhf_orz.reward import compare, lists, ranges, relations, scalars, shapes, values
+from openrlhf_orz.reward.brackets import balanced
 from openrlhf_orz.reward.mends import MENDS
-from openrlhf_orz.reward.notation import balanced, tidy
+from openrlhf_orz.reward.notation import tidy
 from openrlhf_orz.reward.quantity import number, split_unit
 from openrlhf_orz.reward.verdict import Verdict
 
@@ -26,7 +27,7 @@ _tidy_reference = functools.lru_cache(maxsize=512)(tidy)
 def judge(gold: str, answer: str) -> tuple[Verdict, int]:
     """The verdict on ``answer`` and the number of the mend that decided, 0 if Math-Verify did."""
     tidy_gold, tidy_answer = _tidy_reference(gold), tidy(answer)
-    if not balanced(tidy_answer) and not shapes.choice(tidy_answer) and balanced(tidy_gold):
+    if not balanced(shapes.unlettered(tidy_answer)) and balanced(shapes.unlettered(tidy_gold)):
         return Verdict.UNPARSABLE, 0  # f[x) = x
     decision, rule = compare.decide(tidy_gold, tidy_answer)
     if decision is False and _TIGHT.search(answer) and shapes.items(tidy_gold):

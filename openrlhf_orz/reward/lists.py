@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 
 from openrlhf_orz.reward import ranges, shapes, values
+from openrlhf_orz.reward.brackets import split_top
 from openrlhf_orz.reward.compare import Decision, agree, decide
-from openrlhf_orz.reward.notation import split_top
 
 MAX_UNORDERED = 64  # elements of a list that are matched in any order
 

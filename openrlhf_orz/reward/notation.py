@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from openrlhf_orz.reward.brackets import outward, strip_group
+
 _CHARACTERS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "－": "-",
     "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ", "∗": "*",
@@ -69,7 +71,8 @@ _REWRITES = [
         (r"\\(?:Bbb|mathbb)\s*\{?\s*([RNZQC])\s*\}?", r"\\mathbb{\1}"),
         (r"(?:\{\s*\})?\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degrees?(?![a-zA-Z])|\\textdegree|(?<=\d)\s*\\text\{\s*degrees?\s*\}", r"^\\circ "),
         (r"(?<!\\)%", r"\\%"),
-        (r"\\text\{\s*\\%\s*\}", r"\\%"),
+        (r"\\text\{\s*(\\[%$])\s*\}", r"\1"),
+        (r"\\colon(?![a-zA-Z])", ":"),
         (r"\\text\{\s*(-?[\d.,/]+)\s*\}", r"\1"),
         (r"\\log_\{?e\}?(?![a-zA-Z])", r"\\ln "),
         (r"\\(?:ldots|dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\.\.", r"\\ldots "),
@@ -193,6 +196,8 @@ def _tidy_once(span: str, thousands: bool) -> str:
     text = _SINGLE_TEXT.sub(_single, text)
     text = _PREFIX.sub("", text)
     text = _SPACES.sub(" ", text).strip()
+    if "]" in text or "[" in text:
+        text = outward(text)
     if thousands and not re.search(r"[(\[{]\s*-?[\d.]+,", text):  # (12,102) is a pair
         text = _THOUSANDS.sub(lambda m: re.sub("[ ,]", "", m.group()), text)
     while True:
@@ -206,97 +211,3 @@ def _tidy_once(span: str, thousands: bool) -> str:
             text = text[1:]
         if text == before:
             return text
-
-
-def strip_group(text: str) -> str:
-    """Without the braces, or round brackets around one thing, that enclose all of ``text``."""
-    while len(text) > 1 and ((text[0] == "{" and text[-1] == "}") or (text[0] == "(" and text[-1] == ")")):
-        if not encloses(text) or (text[0] == "(" and len(split_top(text[1:-1], ",;")) > 1) or text[-2] == "\\":
-            return text
-        text = text[1:-1].strip()
-    return text
-
-
-_OPENERS, _CLOSERS = "{([", "})]"
-
-
-def encloses(text: str) -> bool:
-    """Whether the bracket that ``text`` starts with is closed by its last character."""
-    depth, escaped = 0, False
-    for position, char in enumerate(text):
-        if escaped:
-            escaped = False
-        elif char == "\\":
-            escaped = True
-        elif char in _OPENERS:
-            depth += 1
-        elif char in _CLOSERS:
-            depth -= 1
-            if depth == 0:
-                return position == len(text) - 1
-    return False
-
-
-_PAIR = re.compile(r"[()\[\],;]")
-_TEXT = re.compile(r"\\text\{[^{}]*\}")
-
-
-def balanced(text: str) -> bool:
-    """Whether round and square brackets close each other, one of each kind only around a comma.
-
-    Brackets in words do not count, and ``]`` may open as in ``]1,2[``.
-    """
-    opened: list[list] = []
-    for match in _PAIR.finditer(_TEXT.sub(" ", text)):
-        char = match.group()
-        if char in "([" and not (char == "[" and opened and opened[-1][0] == "]"):
-            opened.append([char, False])
-        elif char in ",;":
-            if opened:
-                opened[-1][1] = True
-        elif char == "]" and not opened:
-            opened.append([char, False])
-        elif not opened:
-            return False
-        else:
-            opener, comma = opened.pop()
-            if opener + char not in ("()", "[]") and not comma:
-                return False
-    return not opened
-
-
-def split_top(text: str, separators: str | re.Pattern) -> list[str]:
-    """Split at separators outside all brackets (escaped braces count) and ``\\begin``-``\\end``.
-
-    ``separators`` is a string of single characters or a pattern tried at each position.
-    """
-    parts, start, depth, position = [], 0, 0, 0
-    while position < len(text):
-        char = text[position]
-        width = 1
-        if char == "\\":
-            if text.startswith(("\\{", "\\begin"), position):
-                depth += 1
-                width = 2
-            elif text.startswith(("\\}", "\\end"), position):
-                depth -= 1
-                width = 2
-            elif depth or isinstance(separators, str):
-                width = 2
-        elif char in _OPENERS:
-            depth += 1
-        elif char in _CLOSERS:
-            depth -= 1
-        if depth <= 0:
-            if isinstance(separators, str):
-                hit = 1 if width == 1 and char in separators else 0
-            else:
-                found = separators.match(text, position)
-                hit = len(found.group()) if found else 0
-            if hit:
-                parts.append(text[start:position])
-                position = start = position + hit
-                continue
-        position += width
-    parts.append(text[start:])
-    return parts

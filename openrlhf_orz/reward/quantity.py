@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from sympy import factorint
+
 _D = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)\s*(?:(?P<whole>\d+)\s*)?(?:\\frac\s*\{{\s*(?P<ftop>-?\s*{_D})\s*\}}\s*\{{\s*(?P<fbot>-?\s*{_D})\s*\}})$"
@@ -60,6 +62,23 @@ def number(text: str) -> Number | None:
     return Number(-value if negative else value, decimal)
 
 
+_POWER = r"\d{1,9}(?:\s*\^\s*(?:\{\s*\d{1,12}\s*\}|\d(?!\d)))?"
+_POWERS = re.compile(rf"{_POWER}(?:\s*\\(?:cdot|times)\s*{_POWER})*$")
+
+
+def prime_powers(text: str) -> dict[int, int] | None:
+    """The prime factors of a product of whole numbers and their powers, such as ``3 \\cdot 3^{6567339}``."""
+    if not _POWERS.match(text):
+        return None
+    total: dict[int, int] = {}
+    for base, exponent in re.findall(r"(\d+)(?:\s*\^\s*\{?\s*(\d+))?", text):
+        if not int(base):
+            return None
+        for prime, times in factorint(int(base)).items():
+            total[prime] = total.get(prime, 0) + times * int(exponent or 1)
+    return {prime: times for prime, times in total.items() if times}
+
+
 # Unit -> (dimension, size in the dimension's base unit). Names are singular and lower case.
 _UNITS: dict[str, tuple[str, Fraction]] = {}
 for _dimension, _names in {
@@ -68,7 +87,7 @@ for _dimension, _names in {
     "feet=3048/10000 yd=9144/10000 yard=9144/10000 mi=1609344/1000 mile=1609344/1000",
     "mass": "mg=1/1000 g=1 gm=1 gram=1 kg=1000 kilogram=1000 lb=45359237/100000 pound=45359237/100000 "
     "oz=28349523125/1000000000 ounce=28349523125/1000000000 ton=907184740/1000",
-    "time": "s=1 sec=1 second=1 min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
+    "time": "ms=1/1000 millisecond=1/1000 s=1 sec=1 second=1 min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
     "year": "yr=1 year=1 month=1/12",
     "volume": "ml=1 milliliter=1 l=1000 liter=1000 litre=1000 cc=1",
     "gallon": "gal=1 gallon=1 quart=1/4 pint=1/8 cup=1/16",
@@ -210,6 +229,7 @@ def split_unit(text: str) -> tuple[str, Unit | None, bool]:
     if (
         match
         and match.start()
+        and "\\int" not in text  # x dx is no unit
         and re.search(r"[\d})]$", text[: match.start()])
         and not re.search(r"\\[a-zA-Z]*$", text[: match.end("gap")])
     ):
@@ -229,12 +249,13 @@ def units_agree(gold: Unit | None, answer: Unit | None) -> Fraction | None:
 
     A missing unit agrees with any: the question fixed it.
     """
-    if gold is None or answer is None or not gold.dimension or answer.dimension in ("", "unit"):
+    if gold is None or answer is None or not gold.dimension or not answer.dimension:
         return Fraction(1)
-    if gold.dimension == "unit":  # no measure at all, or the lengths of a drawing
-        return Fraction(1) if answer.dimension.startswith(("word:", "length", "volume", "area")) else None
     if gold.dimension == answer.dimension:
         return answer.size / gold.size
+    if "unit" in (gold.dimension, answer.dimension):  # no measure at all, or the lengths of a drawing
+        other = answer.dimension if gold.dimension == "unit" else gold.dimension
+        return Fraction(1) if other.startswith(("word:", "length", "volume", "area")) else None
     nouns = [set(unit.dimension[5:].split()) for unit in (gold, answer) if unit.dimension.startswith("word:")]
     if len(nouns) == 2 and (nouns[0] <= nouns[1] or nouns[1] <= nouns[0]):
         return Fraction(1)

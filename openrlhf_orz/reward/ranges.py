@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sympy import Expr, oo
 
 from openrlhf_orz.reward import values
-from openrlhf_orz.reward.notation import encloses, split_top
+from openrlhf_orz.reward.brackets import encloses, split_top
 
 _UNION = re.compile(
     r"\\cup(?![a-zA-Z])|(?:\\text\{\s*)?\b(?:or|and)\b(?:\s*\})?|,|;|\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z])"

@@ -8,7 +8,6 @@ from openrlhf_orz.reward import ranges, shapes, values
 from openrlhf_orz.reward.compare import Decision, agree, decide
 from openrlhf_orz.reward.quantity import number, split_unit
 
-
 _LONE = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?$")
 _FUNCTION = re.compile(r"([a-zA-Z]'*)\s*\(\s*([a-df-hj-z])\s*\)$")
 _SUM = re.compile(r"[-+*/^]|\\(?:frac|cdot|times|sqrt)(?![a-zA-Z])")

@@ -6,23 +6,22 @@ import re
 from fractions import Fraction
 
 from openrlhf_orz.reward import shapes, values
+from openrlhf_orz.reward.brackets import split_top
 from openrlhf_orz.reward.compare import Decision, decide
-from openrlhf_orz.reward.notation import split_top
-from openrlhf_orz.reward.quantity import Number, number, split_unit, units_agree
-
+from openrlhf_orz.reward.quantity import Number, number, prime_powers, split_unit, units_agree
 
 # (B) 45, not (B)+1 or (B) D
 _CHOICE_AND_CONTENT = re.compile(
-    r"(?:\\text\{)?\s*\(\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*\)(?:\s*\}\s*|\s+\}?|\s*:\s*)(?:\\text\{\s*)?(?:[-$]?\d|\\frac|\\sqrt|\\\$|[A-Za-z]{4})"
+    r"(?:\\text\{)?\s*\(\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*\)(?:\s*\}\s*|\s+\}?|\s*:\s*)(?=(?:\\text\{\s*)?(?:[-$]?\d|\\frac|\\sqrt|\\\$|[A-Za-z]{4}))"
 )
 _CHOICE_DOT_CONTENT = re.compile(  # C. x = 4, not C. D
-    r"(?:\\text\{\s*)?([A-Z])\s*[.:)]\s+(?:\\text\{\s*)?(?=[-$]?\d|[a-z]\s*=|\\frac|\\sqrt|\\\$|[A-Za-z]{3})(?!.*(?<![a-zA-Z\\])[A-Z](?![a-zA-Z]))"
+    r"(?:\\text\{\s*)?([A-Z])\s*[.:)](?:\s+\}?|\s*\}\s*)(?:\\text\{\s*)?(?=[-$]?\d|[a-z]\s*=|\\frac|\\sqrt|\\\$|[A-Za-z]{3})(?!.*(?<![a-zA-Z\\])[A-Z](?![a-zA-Z]))"
 )
 _GLUED = re.compile(r"[\d})]\\text\{[a-zA-Z]")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")
 _DECIMAL = re.compile(r"-?(\d*)\.(\d+)(?:\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)\s*\{?\s*([+-]?\d{1,4})\s*\}?)?")
 _SELECTION = re.compile(r"\\(?:min|max|sup)(?![a-zA-Z])")  # of values the answer should choose from itself
-_CHOOSE = re.compile(r"(?<![a-zA-Z\\])C\s*\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)")
+_CHOOSE = re.compile(r"(?<![a-zA-Z\\])C\s*\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)")
 _VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-df-hj-z](?![a-zA-Z])")  # not e and i
 
 
@@ -62,7 +61,10 @@ def exact_number(gold: str, answer: str) -> Decision:
     """Numbers are equal exactly: no rounding of an exact reference, no absolute tolerance."""
     left, right = number(gold), number(answer)
     if left is None or right is None:
-        return None
+        if "^" not in gold + answer:
+            return None
+        powers = prime_powers(gold), prime_powers(answer)
+        return None if None in powers else powers[0] == powers[1]
     return left.value == right.value or _rounds_to(left, right, gold)
 
 
@@ -122,19 +124,27 @@ def base(gold: str, answer: str) -> Decision:
 
 def choice(gold: str, answer: str) -> Decision:
     """A choice letter is that letter, bare or in text or brackets; `E` is not Euler's number."""
-    left = shapes.choice(gold)
-    if left is None:
+    left, stated = shapes.choice(gold), _lettered(gold)
+    if left is None and stated is None:
         return None
-    right = shapes.choice(answer)
+    right, given = shapes.choice(answer), _lettered(answer)
+    letter = left[0] if left else stated[0]
     if right:
-        return left[0] == right[0]
-    with_content = _CHOICE_AND_CONTENT.match(answer) or _CHOICE_DOT_CONTENT.match(answer)
-    if with_content:
-        return with_content.group(1) == left[0]
+        return letter == right[0]
+    if given:
+        return letter == given[0] and (not stated or decide(stated[1], given[1])[0] is not False)
+    if left is None:
+        return decide(stated[1], answer)[0]
     lower = re.fullmatch(r"(?:\\text\{)?\s*\(?([a-z])\)?\s*\}?", answer)
     if lower:
         return (left[1] or "\\text" in answer) and lower.group(1).upper() == left[0]
     return False if left[1] else None
+
+
+def _lettered(text: str) -> tuple[str, str] | None:
+    """The letter and the content of `(D) 17`."""
+    match = _CHOICE_AND_CONTENT.match(text) or _CHOICE_DOT_CONTENT.match(text)
+    return (match[1], text[match.end() :].strip()) if match else None
 
 
 def words(gold: str, answer: str) -> Decision:

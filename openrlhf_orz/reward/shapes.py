@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from openrlhf_orz.reward.notation import encloses, split_top, strip_group
+from openrlhf_orz.reward.brackets import encloses, split_top, strip_group
 
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z\u00c0-\u024f][A-Za-z\u00c0-\u024f .,'\"!?()/&;:-]*$")
-_CHOICE = re.compile(r"(?:\\text\{)?\s*\(?\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*[).:]?\s*\}?$")
-_WRAPPED = re.compile(r"\\text|\(")
+_CHOICE = re.compile(
+    r"(?:\\text\{)?\s*(?:(?:[Oo]ption|[Cc]hoice)\s*:?\s*)?\(?\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*[).:]?\s*\}?$"
+)
+_WRAPPED = re.compile(r"[a-z(]")
 _FUNCTIONS = {
     "sin",
     "cos",
@@ -34,7 +36,7 @@ _CLOCK = re.compile(
     r"(\d{1,4}) ?: ?(\d{1,4})(?: ?: ?(\d{1,4}))?\s*(?:\\text\{)?\s*([aApP])?(?:\s*\.?\s*[mM]\.?)?\s*\}?$|(\d{1,2})\s*(?:\\text\{)?\s*([aApP])\s*\.?\s*[mM]\.?\s*\}?$"
 )
 _BASE = re.compile(
-    r"(?:\(|\\text\{)?\s*(-?[0-9A-Za-z.]+)\s*[)}]?\s*_\s*\{?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\s*\}?$"
+    r"(?:\(|\\text\{)?\s*(-?[0-9A-Za-z.]+)\s*[)}]?\s*_\s*\{?\s*\(?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?$"
 )
 _NUMBER_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
@@ -64,6 +66,14 @@ def choice(text: str) -> tuple[str, bool] | None:
     """The letter of a multiple-choice answer and whether it was wrapped in text or brackets."""
     match = _CHOICE.match(text)
     return (match.group(1), bool(_WRAPPED.search(text))) if match else None
+
+
+_LETTER_BRACKET = re.compile(r"^(?:\\text\{)?\s*[A-Z]\s*\)")
+
+
+def unlettered(text: str) -> str:
+    """``text`` without the one-sided bracket of ``B) 17``."""
+    return _LETTER_BRACKET.sub("", text)
 
 
 def clock(text: str) -> tuple[tuple[int, ...], str | None] | None:

@@ -29,7 +29,8 @@ _CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\\circ")
 _DIVISOR = re.compile(r"\\(gcd|lcm|min|max)\s*\(([^()]*[a-zA-Z][^()]*)\)")
 DIGITS = 50
-_CLOSE = Rational(1, 10**35)
+_GUARD_DIGITS = 15  # of the evaluated ones, allowed to differ
+_MAX_DIGITS = 10_000
 _HUGE = 10**30
 _ZERO = Rational(1, 10**95)
 POSITIVE = [(137, 61, 29), (89, 211, 17), (1009, 311, 53)]
@@ -102,17 +103,21 @@ def exact(expression: Expr) -> Expr:
 
 
 def _sorted(expression: Expr) -> Expr:
-    """With the factors and terms in SymPy's order; the parser leaves them as they were written."""
+    """With the factors and terms in SymPy's order (the parser leaves them as written), symbols by name alone."""
+    expression = expression.xreplace({symbol: Symbol(symbol.name) for symbol in expression.atoms(Symbol)})
     return expression.replace(lambda node: node.is_Mul or node.is_Add, lambda node: node.func(*node.args))
 
 
 def evaluate_equal(left: Expr, right: Expr) -> bool | None:
     """Equality by evaluation; None when the points do not settle it."""
     try:
+        bound = left.has(ExprWithLimits) and right.has(ExprWithLimits)
+        if bound:  # the variable of a sum or an integral has no name
+            left, right = left.as_dummy(), right.as_dummy()
         left, right = exact(left), exact(right)
         if left.is_Rational and right.is_Rational:
             return bool(left == right)
-        if left.has(ExprWithLimits) and right.has(ExprWithLimits) and _sorted(left) == _sorted(right):
+        if bound and _sorted(left) == _sorted(right):
             return True  # a sum up to n takes seconds at a point
         if left in (oo, -oo) or right in (oo, -oo):
             return bool(left == right)
@@ -127,6 +132,9 @@ def evaluate_equal(left: Expr, right: Expr) -> bool | None:
                 if left.is_Rational and right.is_Rational:
                     return bool(left == right)
                 return None if size > _HUGE else True
+            reach = _digits_written(left, right)
+            if equal and DIGITS < 2 * reach < _MAX_DIGITS:  # 2^{1/2^{1000}} is not 1
+                return _equal_at(left, right, {}, DIGITS + reach)
             return equal
         seen = [_equal_at(left, right, point(symbols, seed)) for seed in POSITIVE]
         if False in seen:
@@ -202,15 +210,26 @@ def point(symbols: set[Symbol], seed: tuple[int, int, int]) -> dict[Symbol, Rati
     return {s: at[s.name] for s in symbols}
 
 
-def _equal_at(left: Expr, right: Expr, point: dict[Symbol, Rational]) -> bool | None:
-    values = [number_at(side, point) for side in (left, right)]
+def _digits_written(*sides: Expr) -> int:
+    """Digits, about, of the longest number in ``sides``, those of powers such as 2^{1000} included."""
+    bits = 0
+    for node in (node for side in sides for node in preorder_traversal(side)):
+        base, times = (node.base, node.exp) if node.is_Pow else (node, 1)
+        if base.is_Rational and (times == 1 or times.is_Integer):
+            bits = max(bits, max(int(base.p).bit_length(), int(base.q).bit_length()) * abs(int(times)))
+    return bits * 3 // 10
+
+
+def _equal_at(left: Expr, right: Expr, point: dict[Symbol, Rational], digits: int = DIGITS) -> bool | None:
+    values = [number_at(side, point, digits) for side in (left, right)]
     if values[0] is None or values[1] is None:
         return None
     difference, size = abs(values[0] - values[1]), max(abs(values[0]), abs(values[1]))
-    if point and size > _HUGE and difference <= _CLOSE * size:  # 2^{4950} hides what is added to it
+    close = difference <= size / 10 ** (digits - _GUARD_DIGITS)
+    if point and size > _HUGE and close:  # 2^{4950} hides what is added to it
         rest = (left - right).subs(point)
         return bool(rest == 0) if rest.is_Rational else None
-    return bool(difference <= _CLOSE * size or size < _ZERO)
+    return bool(close or size < _ZERO)
 
 
 def _defined(expression: Expr, point: dict[Symbol, Rational]) -> bool:
@@ -226,9 +245,9 @@ def _defined(expression: Expr, point: dict[Symbol, Rational]) -> bool:
     return True
 
 
-def number_at(expression: Expr, point: dict[Symbol, Rational]) -> Expr | None:
+def number_at(expression: Expr, point: dict[Symbol, Rational], digits: int = DIGITS) -> Expr | None:
     """The finite complex number ``expression`` is at ``point``, None if it is none there."""
-    value = expression.evalf(DIGITS, subs=point, maxn=200)
+    value = expression.evalf(digits, subs=point, maxn=digits + 150)
     if not value.is_number or value.has(nan, zoo, oo) or not value.is_comparable and not value.is_complex:
         return None
     real, imaginary = value.as_real_imag()
