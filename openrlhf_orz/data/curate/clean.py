@@ -21,6 +21,7 @@ from openrlhf_orz.reward.verifiers import make_verifier
 
 # Numbers that the grader is known to read: integers, decimals, fractions of integers. A test holds this.
 _PLAIN = re.compile(r"-?(?:\d{1,15}(?:\.\d{1,15})?|\\[dt]?frac\{\d{1,9}\}\{0*[1-9]\d{0,8}\}|\d{1,9}/0*[1-9]\d{0,8})")
+_NO_ANSWER = {"None", "none", "null", "nan", "NaN", "N/A", "n/a"}  # what programs write for a missing value
 _ASKED_AT_ONCE = 8
 
 
@@ -95,8 +96,8 @@ def clean_text(row: dict, options: Clean) -> tuple[str, str] | None:
             return "unshowable_characters", f"{what}: {where}"
     if not any(sign.isalnum() for sign in question):
         return "question_empty", "nothing is left of it"
-    if not answer:
-        return "answer_empty", "nothing is left of it"
+    if not answer or answer in _NO_ANSWER:
+        return "answer_empty", f"{answer!r}"
     if lost:
         return "image", "a picture was part of the question"
     if options.figures and not row["meta"].get("generated") and normalise.figure_missing(question):

@@ -54,7 +54,7 @@ class Dedup:
 class Decontaminate:
     against: list[str] = field(default_factory=lambda: ["builtin"])
     ngram: int = 8  # words
-    overlap: float = 0.5  # share of an evaluation question's N-grams in a row
+    overlap: float = 0.6  # share of an evaluation question's N-grams in a row
     embedding: bool = False
     embedding_similarity: float = 0.9
 

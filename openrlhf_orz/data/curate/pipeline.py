@@ -34,7 +34,10 @@ def run(config: Config, log: Log = print, make_sampler: Callable[[Any], pass_rat
     folder = Path(config.output)
     inputs = collect.parse_inputs(config.inputs)
     work = folder / "work"
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"output {folder}: {error.strerror}. Choose another folder.") from error
     key = key_of(VERSION, [_fingerprint(item) for item in inputs], config.shard_rows)
     stage = Stage(work / "0_collect", key)
     finished = [stage]

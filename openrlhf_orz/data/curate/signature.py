@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cached_property
 
 import xxhash
@@ -85,7 +87,8 @@ _SAME = {
 _DECIDE = frozenset(
     "minimum maximum sum product difference quotient ratio even odd positive negative nonnegative area perimeter "
     "volume "
-    "surface median mean mode range prime composite more less fewer increase decrease increased decreased before "
+    "surface median mean mode range prime composite more less fewer increase decrease increased decreased increasing "
+    "decreasing boys girls men women before "
     "after first last "
     "not without never distinct identical distinguishable indistinguishable inclusive exclusive exactly inscribed "
     "circumscribed inradius circumradius radius diameter circumference incircle circumcircle horizontal vertical row "
@@ -167,8 +170,8 @@ class Signature:
         return hash64(" ".join(text for _, text in self.tokens))
 
     @cached_property
-    def deciding(self) -> frozenset[str]:
-        return frozenset(word for word in self.words if word in _DECIDE)
+    def deciding(self) -> Counter[str]:
+        return Counter(word for word in self.words if word in _DECIDE)
 
 
 def _drawing(code: str) -> str:
@@ -224,6 +227,10 @@ def _tokenise(span: str, inside: bool, tokens: list[tuple[str, str]]) -> None:
             tokens.append(("v", text))
         elif len(text) == 1 and text in "aI" and _beside_operator(found, i):
             tokens.append(("v", text))
+        elif len(text) >= 4 and text.isascii() and text.isupper():
+            tokens.append(
+                ("o", text)
+            )  # the word whose letters are arranged, a triangle's corners: to be matched exactly
         else:
             word = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower().replace("’", "'")
             if word in _NUMBER_WORDS:
@@ -254,24 +261,38 @@ def similarity(one: Signature, other: Signature) -> float:
     return max(words, len(one.letters & other.letters) / len(one.letters | other.letters))
 
 
+def only_slips(one: list[str], other: list[str]) -> bool:
+    """Whether two texts differ in nothing but small words and typing errors."""
+    for kind, a, b, c, d in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
+        if kind == "equal":
+            continue
+        left, right = ([w for w in words if w not in _SMALL] for words in (one[a:b], other[c:d]))
+        if len(left) != len(right) or not all(_misspelt(x, y) for x, y in zip(left, right)):
+            return False
+    return True
+
+
+def _misspelt(one: str, other: str) -> bool:
+    return min(len(one), len(other)) >= 4 and SequenceMatcher(None, one, other).ratio() >= 0.75
+
+
 def same_question(one: Signature, other: Signature, same_answer: bool, low: float, high: float) -> float | None:
     """The similarity of two questions when they are one, else None.
 
     Their mathematics must agree: in order with variables renamed; or, with equal answers, the same runs of it in
-    another order. Their words must be alike: at least `low` with equal answers, else `high`; words that decide what
-    is asked (smallest or largest, sum or product) must be the same ones, unless only one question has more of them
-    and the answers agree.
+    another order. Their words must be alike: at least `low` with equal answers, else `high`, and then but for typing
+    errors and small words the same. Words that decide what is asked (smallest or largest, sum or product) must be the
+    same ones, unless only one question has more of them and the answers agree.
     """
     if one.maths != other.maths and not (same_answer and sorted(one.chunks) == sorted(other.chunks)):
         return None
     if one.deciding != other.deciding:
-        differ = one.deciding ^ other.deciding
-        both_ways = differ & one.deciding and differ & other.deciding
-        if both_ways or not same_answer:
+        exchanged = one.deciding - other.deciding and other.deciding - one.deciding
+        if exchanged or not same_answer:
             return None
     alike = similarity(one, other)
     if not same_answer:
-        return alike if alike >= high else None
+        return alike if alike >= high and only_slips(one.words, other.words) else None
     if len(one.maths) < 3:  # with little mathematics to agree on, the words have to say more
         return alike if alike >= low + (high - low) / 4 else None
     # One may stand in a longer frame: "Here is a problem. ..."

@@ -172,11 +172,26 @@ def test_spelling_does_not_make_another_question():
         ("Find the sum of the roots of $x^2-5x+6$.", "Find the product of the roots of $x^2-5x+6$."),
         ("Find the largest prime below 100.", "Find the smallest prime below 100."),
         ("Let $x + 2y = 5$ and $x - y = 1$. Find $x$.", "Let $x + 2y = 5$ and $x - y = 1$. Find $y$."),
+        ("How many ways to arrange the letters of RADII "
+         "are there?", "How many ways to arrange the letters of PROOF are there?"),
+        ("Ann buys 60 more than Bob, who buys 20 more.", "Ann buys 60 fewer than Bob, who buys 20 more."),
         ("Sam has 5 books and buys 7 more. How many?", "Sam has 5 books and buys 8 more. How many?"),
     ],
 )  # fmt: skip
 def test_numbers_signs_and_what_is_asked_make_another_question(one, other):
     assert not same(one, other, same_answer=False) and not same(one, other, same_answer=True)
+
+
+def test_different_answers_need_the_same_words():
+    one = "How many ways are there to put 5 balls in 2 boxes if the balls are not distinguishable but the boxes are?"
+    assert not same(
+        one,
+        "How many ways are there to put 5 balls in 2 boxes if the balls are distinguishable but the boxes are not?",
+        False,
+    )
+    club = "A club has 26 members, of whom 16 came: half of the older ones and all of the others. How many {} came?"
+    assert not same(club.format("cats"), club.format("dogs"), False)
+    assert same(club.format("people"), club.format("poeple").replace("A club", "The club"), False)
 
 
 def test_kept_row_of_a_group():
