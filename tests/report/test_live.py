@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from runs import write_run
+from example_runs import write_run
 
 from openrlhf_orz.cli.progress import Progress
 from openrlhf_orz.cli.run_report import LiveReport

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from chromium import Page, find_chromium
-from runs import HOSTILE, write_run
+from example_runs import HOSTILE, write_run
 
 from openrlhf_orz.report.page import write_page
 from openrlhf_orz.report.run_data import load_runs

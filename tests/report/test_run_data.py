@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import HOSTILE, write_run
+from example_runs import HOSTILE, write_run
 
 from openrlhf_orz.cli.report import main
 from openrlhf_orz.report import rollout_sample
