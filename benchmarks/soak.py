@@ -35,7 +35,7 @@ from openrlhf_orz.data.prompt_loader import PromptLoader  # noqa: E402
 BASE = common.ROOT / "examples" / "tiny_base"
 PROMPTS, BATCH, SAMPLES, SEED = 1000, 8, 8, 42
 TMPFS_MIB = 160
-RECOVER_S = 300  # a fault from which no new step comes within this time is not survived
+RECOVER_S = 600  # a fault from which no new step comes within this time is not survived
 
 
 def flags(data: Path, checkpoints: Path) -> list:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -90,7 +90,8 @@ def within(seconds: float, phase: str, flag: str, logs: str | Path):
         print(message, file=sys.stderr, flush=True)
         if done.is_set():
             return
-        _thread.interrupt_main()
+        # a signal and not interrupt_main, which does not wake a thread that sleeps in the kernel
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         if not done.wait(GRACE_S):
             os._exit(1)  # the driver learns that this process has died, and why from its log
 
