@@ -85,6 +85,10 @@ def listing(gold: str, answer: str) -> Decision:
         right = shapes.items(shapes.point(answer))
     if right and left is None and right.bracket == "(" and shapes.point(gold):
         left = shapes.items(shapes.point(gold))
+    if right is None and (left or _named_tuple(gold)):
+        right = shapes.chained(answer)
+    if left is None and right:
+        left = shapes.chained(gold)
     if left is None and right is None:
         return None
     if left is None:
@@ -94,7 +98,7 @@ def listing(gold: str, answer: str) -> Decision:
         if named and len(right.parts) == 1:
             return decide(gold, named[0][1])[0]
         sides, signs = shapes.relations(gold)
-        if signs == ["="] and shapes.items(sides[1]) and right.bracket == "" and named:
+        if _named_tuple(gold) and right.bracket == "" and named:
             return _against_named_tuple(sides, right)
         if signs in (["="], ["\\in"]) and shapes.is_label(sides[0], strict=True) and shapes.items(sides[1]):
             return listing(sides[1], answer)
@@ -108,6 +112,14 @@ def listing(gold: str, answer: str) -> Decision:
         split = re.fullmatch(r"\d{4,}", answer) and None
         return False if split is None else split
     return _same_items(left, right)
+
+
+def _named_tuple(text: str) -> bool:
+    """Whether ``text`` is such as ``(m,n) = (1,2)``."""
+    if not text.startswith("(") or "=" not in text:
+        return False
+    sides, signs = shapes.relations(text)
+    return signs == ["="] and all(map(shapes.items, sides))
 
 
 def _against_named_tuple(sides: list[str], right: shapes.Items) -> bool:

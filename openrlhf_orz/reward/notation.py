@@ -74,6 +74,7 @@ _REWRITES = [
         (r"\\text\{\s*(\\[%$])\s*\}", r"\1"),
         (r"\\colon(?![a-zA-Z])", ":"),
         (r"\\text\{\s*(-?[\d.,/]+)\s*\}", r"\1"),
+        (r"\\text\{\s*(-?\d[\d.,/]*)(\s+[a-zA-Z][a-zA-Z .]*)\}", r"\1\\text{\2}"),
         (r"\\log_\{?e\}?(?![a-zA-Z])", r"\\ln "),
         (r"\\(?:ldots|dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\.\.", r"\\ldots "),
         (r"(\d)\s*(?:\\text\{)?\s*thousand\b\s*\}?", r"\1\\times 10^{3}"),

@@ -8,7 +8,6 @@ from openrlhf_orz.reward import ranges, shapes, values
 from openrlhf_orz.reward.compare import Decision, agree, decide
 from openrlhf_orz.reward.quantity import number, split_unit
 
-_LONE = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?$")
 _FUNCTION = re.compile(r"([a-zA-Z]'*)\s*\(\s*([a-df-hj-z])\s*\)$")
 _SUM = re.compile(r"[-+*/^]|\\(?:frac|cdot|times|sqrt)(?![a-zA-Z])")
 
@@ -89,7 +88,9 @@ def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decis
     if a_signs and a_signs[0] == "\\approx" and not a_sides[0] and "\\approx" not in g_signs:
         return False
     if len(g_sides) > 2 and len(a_sides) > 2:  # x = y = z = 3
-        labels = [{shapes.label_key(side) for side in sides[:-1] if _LONE.match(side)} for sides in (g_sides, a_sides)]
+        labels = [
+            {shapes.label_key(side) for side in sides[:-1] if shapes.LONE.match(side)} for sides in (g_sides, a_sides)
+        ]
         if labels[0] != labels[1]:
             return False
     if not a_signs:

@@ -154,6 +154,19 @@ def items(text: str) -> Items | None:
     return Items(tuple(parts), bracket)
 
 
+LONE = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?$")
+
+
+def chained(text: str) -> Items | None:
+    """``m = n = 1`` as the list ``m = 1, n = 1``."""
+    if text.count("=") < 2:
+        return None
+    sides, signs = relations(text)
+    if set(signs) != {"="} or not all(map(LONE.match, sides[:-1])) or LONE.match(sides[-1]):
+        return None
+    return Items(tuple(f"{name} = {sides[-1]}" for name in sides[:-1]), "")
+
+
 def _plain(part: str) -> str:
     return part if re.fullmatch(r"-?[\d./]+", part) else f"\\text{{{part}}}"
 

@@ -60,7 +60,7 @@ def test_guards_never_refuse_the_reference_itself():
 
 
 def test_guards_refuse_no_honest_answer():
-    above_a_limit = ("3^{6567340}", r"\frac{1}{2004!}")  # real references, see below
+    above_a_limit = ("3^{6567340}", r"[2^{1/2^{1000}},\infty)", r"[4^{1/2^{1001}},\infty)")  # see below
     refused = [
         case
         for case in read_cases()
@@ -90,7 +90,7 @@ def test_guards_refuse_no_honest_answer():
         (r"\int_0^1 x dx", "unevaluated"),
         ("9^{9^9}", "power"),
         ("2^{99999}", "power"),
-        ("1000!", "factorial"),
+        ("3000!", "factorial"),
         ("(9!)!", "factorial"),
         (r"\binom{100000}{5}", "combinatorial"),
     ],
@@ -100,7 +100,7 @@ def test_guards_name_their_rule(answer, rule):
 
 
 @pytest.mark.parametrize(
-    "answer", ["2^{3^4}", "e^{x^2}", "x^{2023}", "10^{1000}", "999!", "2^{2^n}", r"\sqrt[3]{2}", "7" * 60]
+    "answer", ["2^{3^4}", "e^{x^2}", "x^{2023}", "10^{1000}", "2999!", "2^{2^n}", r"\sqrt[3]{2}", "7" * 60]
 )
 def test_guards_let_pass(answer):
     assert guards.refusal("73", answer) is None
