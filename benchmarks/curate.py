@@ -18,6 +18,7 @@ import os
 import random
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,12 +142,16 @@ def speed(rows: int, paths: list[str], processes: int) -> dict:
         run = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": _path()}
         )
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
         peak, lines = 0, []
         os.set_blocking(run.stdout.fileno(), False)
-        while run.poll() is None:
-            peak = max(peak, _memory(run.pid))
-            lines += run.stdout.readlines()
-            time.sleep(0.2)
+        try:
+            while run.poll() is None:
+                peak = max(peak, _memory(run.pid))
+                lines += run.stdout.readlines()
+                time.sleep(0.2)
+        finally:
+            run.kill()
         lines += run.stdout.readlines()
         seconds, after = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
         if run.returncode:

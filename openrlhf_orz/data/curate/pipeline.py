@@ -17,7 +17,7 @@ from typing import Any
 from openrlhf_orz.data.curate import clean, collect, decontaminate, dedup, exclude, language, pass_rate, rollouts
 from openrlhf_orz.data.curate.config import STAGES, Config
 from openrlhf_orz.data.curate.embed import embedder
-from openrlhf_orz.data.curate.shards import VERSION, Stage, key_of, read_lines
+from openrlhf_orz.data.curate.shards import Stage, code_version, key_of, read_lines
 from openrlhf_orz.data.curate.write import write
 from openrlhf_orz.data.sources import READERS, DataError
 
@@ -38,7 +38,7 @@ def run(config: Config, log: Log = print, make_sampler: Callable[[Any], pass_rat
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"output {folder}: {error.strerror}. Choose another folder.") from error
-    key = key_of(VERSION, [_fingerprint(item) for item in inputs], config.shard_rows)
+    key = key_of(code_version(), [_fingerprint(item) for item in inputs], config.shard_rows)
     stage = Stage(work / "0_collect", key)
     finished = [stage]
     if not stage.done:

@@ -273,6 +273,8 @@ def only_slips(one: list[str], other: list[str]) -> bool:
 
 
 def _misspelt(one: str, other: str) -> bool:
+    if one in _DECIDE or other in _DECIDE:  # distinguishable is no slip for indistinguishable
+        return False
     return min(len(one), len(other)) >= 4 and SequenceMatcher(None, one, other).ratio() >= 0.75
 
 

@@ -189,6 +189,9 @@ def test_different_answers_need_the_same_words():
         "How many ways are there to put 5 balls in 2 boxes if the balls are distinguishable but the boxes are not?",
         False,
     )
+    two = "How many ways are there to put 4 {} balls into 2 {} boxes?"
+    words = ("distinguishable", "indistinguishable")
+    assert not same(two.format(*words), two.format(*reversed(words)), False)
     club = "A club has 26 members, of whom 16 came: half of the older ones and all of the others. How many {} came?"
     assert not same(club.format("cats"), club.format("dogs"), False)
     assert same(club.format("people"), club.format("poeple").replace("A club", "The club"), False)
