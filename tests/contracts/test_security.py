@@ -40,7 +40,8 @@ def test_code_of_repositories_is_off_wherever_something_is_loaded():
         for file, name, call in calls(package):
             given = keyword(call, "trust_remote_code")
             if given not in (None, "trust_remote_code()", "args.orz.trust_remote_code", "trust", "False",
-                             "self.args.orz.trust_remote_code"):  # fmt: skip
+                             "self.args.orz.trust_remote_code", "options.trust_remote_code",
+                             "settings.trust_remote_code"):  # fmt: skip
                 always.add((file, name))
     assert always == {("datasets/utils.py", "load_dataset")}
 
@@ -55,6 +56,7 @@ def test_the_switch_follows_the_flag(monkeypatch):
         monkeypatch.setenv("OPENRLHF_TRUST_REMOTE_CODE", "1")  # what stands in the environment does not count
         args, _ = parse(["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", *FLAGS, *flags])
         assert os.environ["OPENRLHF_TRUST_REMOTE_CODE"] == expected
+        args.orz.scratch = "/dev/shm/orz-0-"
         assert worker_env(args, local=True)["OPENRLHF_TRUST_REMOTE_CODE"] == expected
 
 
@@ -65,8 +67,10 @@ def test_what_unpickles_is_known():
         for file, name, call in calls(ROOT / "openrlhf_orz")
         if name in ("torch.load", "pickle.load", "pickle.loads", "np.load", "exec", "eval", "importlib.import_module")
         and keyword(call, "weights_only") != "True"
+        and keyword(call, "allow_pickle") != "False"
     }
-    assert found <= {("rollout/transport.py", "pickle.loads")}
+    # need.py imports curation's own libraries, by names that stand in the code
+    assert found <= {("rollout/transport.py", "pickle.loads"), ("data/curate/need.py", "importlib.import_module")}
 
 
 class Started(BaseException):

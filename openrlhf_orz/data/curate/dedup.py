@@ -59,7 +59,7 @@ class Pool:
     """All rows of the stage before, their features in memory and their lines on disk."""
 
     def __init__(self, files: list[Path], features: list[Path]):
-        loaded = [dict(np.load(path)) for path in features]
+        loaded = [dict(np.load(path, allow_pickle=False)) for path in features]
 
         def joined(name: str) -> np.ndarray:
             return np.concatenate([part[name] for part in loaded])
