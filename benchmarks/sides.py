@@ -274,8 +274,9 @@ def session(args, ranks: int = 1):
     # as this process: the matrix product that MFU is held against runs here
     os.environ.setdefault("RAY_worker_niceness", "0")
     from openrlhf_orz.cli.ray_session import ray_session
+    from openrlhf_orz.cli.stopping import Stopping
 
-    with ray_session(args) as ray:
+    with ray_session(args, Stopping(args)) as ray:
         from ray.util.placement_group import placement_group
 
         pg = placement_group([{"GPU": 1, "CPU": 1}] * ranks, strategy="PACK")

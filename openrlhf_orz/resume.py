@@ -50,7 +50,7 @@ def flat(args) -> Flags:
         for key, value in vars(node).items():
             if hasattr(value, "__dict__"):
                 walk(f"{prefix}{key}.", value)
-            elif f"{prefix}{key}" not in ("logger.wandb.key", "orz.flags"):
+            elif f"{prefix}{key}" not in ("logger.wandb.key", "orz.flags", "orz.prompts_sha256"):
                 found[f"{prefix}{key}"] = json.loads(redact(json.dumps(value, default=str)))
 
     walk("", args)

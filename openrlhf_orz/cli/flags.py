@@ -66,6 +66,8 @@ def parse(argv: list[str]):
         print(f"{parser.prog}: error:", *redact(str(error)).splitlines(), sep="\n  ", file=sys.stderr)
         raise SystemExit(2) from None
     args.orz.own_agent = args.train.agent_func_path is None and args.reward.remote_url == ["orz"]
+    # what a run finds out before Ray starts; as in a new run until then
+    args.orz.resume_from, args.orz.restarts, args.orz.prompts_sha256, args.orz.flags = None, 0, None, None
     # OpenRLHF's dynamic mode alone lets us choose the optimizer steps; fixed micro-batches run in it, too.
     args.train.dynamic_batch_enable = True
     args.rollout.max_tokens_per_gpu = args.rollout.max_tokens_per_gpu or args.train.max_tokens_per_gpu

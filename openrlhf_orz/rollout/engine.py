@@ -18,6 +18,7 @@ from openrlhf_orz.rollout.family import Family
 
 class OrzRolloutActor(RolloutRayActor):
     async def __init__(self, *args, orz=None, scratch="", **kwargs):
+        scratch = scratch or f"{tempfile.gettempdir()}/"
         self.family = Family(f"{scratch}engine-{ray.get_runtime_context().get_actor_id()}")
         self.family.bury()
         await super().__init__(*args, **kwargs)

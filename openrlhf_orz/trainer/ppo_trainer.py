@@ -278,6 +278,10 @@ class OrzGenerateSamplesActor(GenerateSamplesActor):
     prepare_datasets = staticmethod(load_prompts)
     samples_generator_cls = OrzSamplesGenerator
 
+    def fit(self, episode, total_consumed_prompts):
+        # resumed where an episode has ended
+        return super().fit(episode + self.prompts_dataloader.exhausted, total_consumed_prompts)
+
     def _run_eval(self):
         n = self.args.eval.n_samples_per_prompt
         kwargs = {"temperature": self.args.eval.temperature, "n_samples_per_prompt": n}

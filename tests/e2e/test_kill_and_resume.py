@@ -16,17 +16,11 @@ from openrlhf_orz.data.arithmetic import generate
 pytestmark = pytest.mark.e2e
 BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
 STEPS = 6
-# what a machine's speed decides
+# what a machine's speed decides; and the rounding of vLLM, which depends on what is computed beside a response
 OF_TIME = (
-    "seconds",
-    "memory",
-    "time",
-    "tokens_per_second",
-    "grade_ms",
-    "engines_restarted",
-    "prompts_redone",
-    "restarts",
-)
+    "seconds", "memory", "time", "tokens_per_second", "grade_ms", "engines_restarted", "prompts_redone", "restarts",
+    "logprob_gap",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
