@@ -12,8 +12,17 @@ from openrlhf_orz.trainer.process import at_work, cores, share_cores  # noqa: E4
 @pytest.fixture
 def args(tmp_path):
     before = torch.get_num_threads()
-    yield SimpleNamespace(orz=SimpleNamespace(device="cpu", scratch=f"{tmp_path}/run-[1]-"))
+    yield SimpleNamespace(
+        orz=SimpleNamespace(device="cpu", scratch=f"{tmp_path}/run-[1]-"),
+        train=SimpleNamespace(full_determinism_enable=False),
+    )
     torch.set_num_threads(before)
+
+
+def test_a_deterministic_run_has_as_many_threads_at_all_times(args):
+    args.train.full_determinism_enable = True
+    with at_work(args):
+        assert torch.get_num_threads() == max(1, cores() // 2)
 
 
 def test_cores_follow_who_is_at_work(args, tmp_path):
