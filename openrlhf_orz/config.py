@@ -106,7 +106,7 @@ FLAGS = (
         float,
     ),
     Flag("generation_timeout_s", 3600.0, "restart an engine that has answered nothing for so long; 0: never", float),
-    Flag("training_timeout_s", 7200.0, "longest training phase, then end with all stacks; 0: no limit", float),
+    Flag("training_timeout_s", 7200.0, "longest step from rollout to weight sync, then end with all stacks; 0: no limit", float),
     Flag("sync_timeout_s", 1800.0, "longest weight sync, likewise", float),
     Flag("checkpoint_timeout_s", 3600.0, "longest write of a checkpoint, likewise", float),
     Flag(

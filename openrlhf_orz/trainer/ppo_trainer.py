@@ -94,7 +94,9 @@ class OrzTrainer(Checkpointing):
         self.ours.update(length_metrics(lengths, rewards > 0))
         self.ours["response_tokens"] = float(lengths.sum())
         self.ours["tokens"] = float(sum(int(sample.total_length) for sample in rollout_samples))
-        status, step = super().train_step(rollout_samples, global_step)
+        # all of the step: a rank that hangs may do so while it is handed its samples
+        with within(self.args.orz.training_timeout_s, "training", "training_timeout_s", self.logs):
+            status, step = super().train_step(rollout_samples, global_step)
         self.ours.update(self.rollout_stats.result())
         if self.args.orz.rollout_dump_every and step % self.args.orz.rollout_dump_every == 0:
             chosen = rollout_samples[: self.args.orz.rollout_dump_max]
@@ -134,10 +136,6 @@ class OrzTrainer(Checkpointing):
         return stats
 
     def ppo_train(self, global_steps):
-        with within(self.args.orz.training_timeout_s, "training", "training_timeout_s", self.logs):
-            return self.train_models(global_steps)
-
-    def train_models(self, global_steps):
         if self.args.orz.cross_fit_values and self.critic_model_group is not None:
             return self.cross_fit_train(global_steps)
         status = super().ppo_train(global_steps)

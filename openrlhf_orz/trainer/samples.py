@@ -187,18 +187,21 @@ class OrzSamplesGenerator(SamplesGenerator):
         """
         if self.sync_engine is None:
             raise EngineLost(f"engine {engine} is lost, and in asynchronous training cannot be given current weights")
-        handle = self.vllm_engines[engine]
+        handle, before = self.vllm_engines[engine], self.known.get(engine) if kill else None
         if kill:
             ray.kill(handle, no_restart=False)
         deadline = time.monotonic() + (self.args.orz.start_timeout_s or float("inf"))
         while True:
             try:
                 found = ray.get(handle.incarnation.remote(), timeout=HEALTH_S)
-                break
-            except (RayError, TimeoutError) as error:
-                stop_if_asked(self.args)
-                if time.monotonic() > deadline:
-                    raise EngineLost(f"engine {engine} has not started again: {error}") from error
-                time.sleep(POLL_S)
-        self.sync_engine(engine)
+                if found != before:  # one that is being killed may still answer
+                    self.sync_engine(engine)
+                    break
+                error = "it is still the one that was to be killed"
+            except (RayError, TimeoutError) as caught:
+                error = caught
+            stop_if_asked(self.args)
+            if time.monotonic() > deadline:
+                raise EngineLost(f"engine {engine} has not started again: {error}")
+            time.sleep(POLL_S)
         self.known[engine] = found
