@@ -81,8 +81,8 @@ def choose_stock(options, model, pairs, pg, scratch, cores) -> tuple[str, dict]:
 def time_generation(options, args, stock_args, pg):
     """Seconds of generating a rollout by each side's engine, and our engine, which stays for the weight sync."""
     import ray
-
     import sides
+
     from openrlhf_orz.cli.train_ppo_ray import engine_args
 
     extra = engine_args(args)

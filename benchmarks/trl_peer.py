@@ -51,8 +51,8 @@ class Trl:
 
 def against_trl(options) -> dict:
     import ray
-
     import sides
+
     from openrlhf_orz.cli.train_ppo_ray import engine_args
 
     cores = len(os.sched_getaffinity(0))

@@ -98,10 +98,9 @@ def main(argv=None) -> dict:
     options = parse(argv)
     logging.disable(logging.INFO)
     result = common.Result("weight_sync", options.dtype)
+    import sides
     import torch
     import torch.distributed as dist
-
-    import sides
 
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch_dir:
         model_dir = Path(scratch_dir) / "model"

@@ -13,8 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-import patches  # noqa: E402
 import unidiff  # noqa: E402
+
+import patches  # noqa: E402
 
 SERIES = patches.Series(ROOT / "patches")
 FIRST = SERIES.names[0]

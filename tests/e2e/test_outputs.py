@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import ENV, read_jsonl, succeed, train, write_sums
+from runs import ENV, read_jsonl, succeed, train
 
 from openrlhf_orz.data.arithmetic import generate
 from openrlhf_orz.data.prompts import render
