@@ -14,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from openrlhf_orz.config import STOP_STRINGS, cpu_dtype, detect_device
+from openrlhf_orz.config import cpu_dtype, detect_device
+from openrlhf_orz.defaults import STOP_STRINGS
 from openrlhf_orz.evaluate.benchmarks import BENCHMARKS, HARNESS
 from openrlhf_orz.evaluate.questions import EvaluationError, load_questions
 

@@ -6,7 +6,8 @@ import sys
 
 from openrlhf_orz.compat import build_parser as upstream_parser
 from openrlhf_orz.compat import check_args
-from openrlhf_orz.config import ConfigError, add_flags, derive, validate
+from openrlhf_orz.config import ConfigError, derive, validate
+from openrlhf_orz.defaults import add_flags
 from openrlhf_orz.redact import redact
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from openrlhf_orz.config import STOP_STRINGS
 from openrlhf_orz.data.curate.config import PassRate
 from openrlhf_orz.data.curate.pass_rate import Sampler
 from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.defaults import STOP_STRINGS
 from openrlhf_orz.reward.verifiers import make_verifier
 
 _GRADED_AT_ONCE = 64

@@ -11,7 +11,7 @@ from copy import deepcopy
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from openrlhf_orz.config import STOP_STRINGS
+from openrlhf_orz.defaults import STOP_STRINGS
 from openrlhf_orz.reward.extract import has_format
 from openrlhf_orz.reward.grader import Grader
 from openrlhf_orz.reward.rules import rule_number

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from openrlhf_orz.cli.flags import build_parser, explicit_flags, parse
-from openrlhf_orz.config import FLAGS, prompt_budget
+from openrlhf_orz.config import prompt_budget
+from openrlhf_orz.defaults import FLAGS
 from openrlhf_orz.skip_plan import needs_old_log_probs
 from openrlhf_orz.trainer.run_dir import save_config
 

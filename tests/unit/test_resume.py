@@ -8,7 +8,8 @@ import pytest
 
 from openrlhf_orz import checkpoints, resume
 from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.config import FLAGS, ConfigError
+from openrlhf_orz.config import ConfigError
+from openrlhf_orz.defaults import FLAGS
 
 
 def args(tmp_path, *more):

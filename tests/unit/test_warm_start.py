@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from openrlhf_orz.cli import warm_start
-from openrlhf_orz.config import PAPER_DEFAULTS, STOP_STRINGS
 from openrlhf_orz.data.prompts import render
 from openrlhf_orz.data.rows import read_rows
 from openrlhf_orz.data.sft_rows import Worked, read_worked, response, sft_row, split_worked
 from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.defaults import PAPER_DEFAULTS, STOP_STRINGS
 from openrlhf_orz.reward.extract import extract_answer, has_format
 
 NATALIA = Worked("How many clips?", "In May 48/2 = 24.\nIn all 48+24 = 72.", "72")
