@@ -66,14 +66,17 @@ def test_a_rank_that_dies(tmp_path):
     assert "OrzCriticModelActor" in run.output() and "restart 1 of 1" in run.output()
 
 
-def test_a_rank_that_hangs(tmp_path):
-    run = start(tmp_path, "--orz.max_restarts", "1", "--orz.training_timeout_s", "60")
-    run.wait_for_step(2)
+@pytest.mark.parametrize(("phase", "step"), [("training", 3), ("checkpoint", 2)])
+def test_a_rank_that_hangs(tmp_path, phase, step):
+    """Checkpoints come every second step: stopped behind the third the rank hangs in training."""
+    flag = f"--orz.{phase}_timeout_s"
+    run = start(tmp_path, "--orz.max_restarts", "1", flag, "60", "--ckpt.save_steps", "2")
+    run.wait_for_step(step)
     run.named("OrzPolicyModelActor")[0].send_signal(signal.SIGSTOP)
     assert complete(run)[-1]["restarts"] == 1
-    (report,) = (run.run_dir / "logs").glob("hang-training-*.txt")
+    (report,) = (run.run_dir / "logs").glob(f"hang-{phase}-*.txt")
     assert "OrzPolicyModelActor" in report.read_text() and "OrzPPOTrainer" in report.read_text()
-    assert "--orz.training_timeout_s" in run.output()
+    assert flag in run.output()
 
 
 def test_the_trainer_dies_and_no_restart_is_allowed(tmp_path):
