@@ -46,6 +46,7 @@ def flags(data: Path, checkpoints: Path) -> list:
         "--rollout.batch_size", BATCH, "--rollout.n_samples_per_prompt", SAMPLES, "--orz.critic_updates", "4",
         "--orz.warmup_steps", "0", "--actor.adam.lr", "3e-4", "--critic.adam.lr", "1e-3", "--orz.max_restarts", "1000",
         "--orz.generation_timeout_s", "30", "--orz.training_timeout_s", "60", "--orz.sync_timeout_s", "60",
+        "--orz.checkpoint_timeout_s", "60", "--orz.start_timeout_s", "300",
     ]  # fmt: skip
 
 
