@@ -161,10 +161,10 @@ class OrzTrainer(Checkpointing):
     def broadcast_to_vllm(self):
         with within(self.args.orz.sync_timeout_s, "weight-sync", "sync_timeout_s", self.logs):
             self.sync_weights(super().broadcast_to_vllm)
-        self.ours.update(ray.get(self.actor_model_group._actor_handlers[0].sync_report.remote()))
-        self.ours.update(memory_metrics("driver"), engine_memory_mib=self.engine_memory())
-        if self.fixed_sequences is not None:
-            self.ours.update(self.sync_gap())
+            self.ours.update(ray.get(self.actor_model_group._actor_handlers[0].sync_report.remote()))
+            self.ours.update(memory_metrics("driver"), engine_memory_mib=self.engine_memory())
+            if self.fixed_sequences is not None:
+                self.ours.update(self.sync_gap())
 
     def engine_memory(self) -> float:
         """Largest resident memory of an engine, MiB; nan if one has died meanwhile, which is not a reason to end."""
