@@ -26,4 +26,5 @@ case $ARM in
 esac
 output "fig09-$ARM"
 export RUN_DIR
-exec bash examples/train_orz_qwen2.5_7b.sh "${arm[@]}" --train.num_episodes 2 "$@" # 2 x 445 steps hold the figure's 500
+# 2 x 445 steps hold the figure's 500
+exec bash examples/train_orz_qwen2.5_7b.sh "${arm[@]}" --train.num_episodes 2 "$@"

@@ -22,7 +22,7 @@
 #SBATCH --output=slurm-%j.log
 set -euo pipefail
 # Slurm runs a copy of this file: the project is where sbatch was called
-launch=$(realpath "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/../..}")/examples/launch
+launch=$(realpath -s "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/../..}")/examples/launch
 [ -f "$launch/multi_node.sh" ] || {
    echo "slurm.sh: no examples/launch in ${SLURM_SUBMIT_DIR:-.}: call sbatch in the project's folder" >&2
    exit 2

@@ -8,10 +8,10 @@ die() { echo "$(basename "$0"): $*" >&2; exit 2; }
 # same run; then goes to the project's folder.
 use() {
    [ -f "${1:-}" ] || die "no recipe ${1:-}: give one, such as examples/train_orz_qwen2.5_7b.sh"
-   recipe=$(realpath "$1")
+   recipe=$(realpath -s "$1")
    local name
    for name in MODEL CRITIC DATA DATA_CN; do
-      if [ -n "${!name:-}" ] && [ -e "${!name}" ]; then export "$name=$(realpath "${!name}")"; fi
+      if [ -n "${!name:-}" ] && [ -e "${!name}" ]; then export "$name=$(realpath -s "${!name}")"; fi
    done
    cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
    name=$(basename "$recipe" .sh)${ARM:+-$ARM}

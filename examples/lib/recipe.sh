@@ -6,7 +6,7 @@
 # Paths among the variables below are meant from where the recipe was called; all others from the project's folder.
 
 for name in MODEL CRITIC TEACHER STUDENT DATA DATA_CN WARM_MODEL; do
-   if [ -n "${!name:-}" ] && [ -e "${!name}" ]; then printf -v "$name" %s "$(realpath "${!name}")"; fi
+   if [ -n "${!name:-}" ] && [ -e "${!name}" ]; then printf -v "$name" %s "$(realpath -s "${!name}")"; fi
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 python=${ORZ_VENV:-.venv}/bin/python
