@@ -8,7 +8,8 @@
 # docs/recipes.md. Hours and scores of the default models: none are published, not run by us.
 #
 #   DATA=orz_57k.json bash examples/distill_reasoner.sh [more flags of python -m openrlhf.cli.train_sft]
-#   TEACHER, STUDENT, DATA, N, PER_QUESTION, MAX_LEN, TENSOR_PARALLEL, GPUS, DEVICE (cuda or cpu), RUN_DIR  by environment
+#   TEACHER, STUDENT, DATA, N, PER_QUESTION, MAX_LEN, TENSOR_PARALLEL, GPUS, DEVICE (cuda or cpu), RUN_DIR
+#                              by environment
 #   CURATE_CONFIG=FILE.yaml  takes the place of DATA (docs/data.md);  DRY_RUN=1  print the commands and stop
 # The same RUN_DIR goes on: answers that are there are not generated again.
 set -euo pipefail
@@ -61,7 +62,8 @@ case $DEVICE in
       processes=("$python" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m)
       ;;
    cpu)
-      export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+      export DS_ACCELERATOR=cpu
+      export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
       sft+=(
          --train.batch_size 16
          --train.micro_batch_size 16

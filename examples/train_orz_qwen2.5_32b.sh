@@ -2,17 +2,17 @@
 # Open-Reasoner-Zero 32B: PPO on Qwen2.5-32B with the paper's settings (arXiv 2503.24290, Sec. 3.1), on 128 GPUs.
 #
 # Reproduces: Fig. 1, 2, 6 and Table 2 (32B).
-# Hardware: 16 nodes x 8 GPUs, as the release's orz_32b_ppo.py (lines 45-61). Two layouts:
-#   ARM=split      32 GPUs for the policy, 32 for the critic, 16 engines on 4 GPUs each: the release's, and the default.
-#                  Policy and critic train at the same time; nothing is moved between GPU and host memory
+# Hardware: 16 nodes x 8 GPUs, as the release's orz_32b_ppo.py (lines 46-60). Two layouts:
+#   ARM=split      32 GPUs for the policy, 32 for the critic, 16 engines on 4 GPUs each: the release's, and the
+#                  default. Policy and critic train at the same time; nothing is moved between GPU and host memory
 #   ARM=colocated  all share all 128 GPUs, 32 engines on 4 GPUs each; engines that die are started again
-# Expected: AIME 2024 48.1, AIME 2025 36.0, MATH500 92.2, GPQA Diamond 55.5, means of 16 (Table 4 of the paper's revision
-# of 2025-03-31, after 1100 steps and the annealing of train_orz_qwen2.5_32b_annealing.sh). Hours: none are published.
-# Not run by us.
+# Expected: AIME 2024 48.1, AIME 2025 36.0, MATH500 92.2, GPQA Diamond 55.5, means of 16 (Table 4 of the paper's
+# revision of 2025-03-31, after 1100 steps and the annealing of train_orz_qwen2.5_32b_annealing.sh). Hours: none are
+# published. Not run by us.
 # Data: the paper and the release's script train on 57k; the revision's run was on 129k, which is
 #   DATA=orz_57k.json,orz_72k.json
-# Length: Fig. 2's means reach 10k tokens, which the release's limit of 8192 (orz_32b_ppo.py:113-114) cannot give, so the
-# limit here is 16k for a response; MAX_LEN=8192 is the release's side.
+# Length: Fig. 2's means reach 10k tokens, which the release's limit of 8192 (orz_32b_ppo.py:115-116) cannot give, so
+# the limit here is 16k for a response; MAX_LEN=8192 is the release's side.
 #
 #   bash examples/train_orz_qwen2.5_32b.sh [more flags]
 #   ARM, MODEL, DATA, RUN_DIR, MAX_LEN  by environment;  DRY_RUN=1  print the command and stop

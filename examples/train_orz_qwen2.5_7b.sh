@@ -5,8 +5,8 @@
 # Hardware: the paper does not say; the release's 7B script is for 32 GPUs (orz_7b_ppo.py:95; its README: 4 nodes). Set
 # NODES and GPUS.
 # Expected: AIME 2024 17.9, AIME 2025 15.6, MATH500 81.4, GPQA Diamond 36.6, means of 16 (Table 4 of the paper's
-# revision of 2025-03-31); Fig. 2 there ends after some 730 steps. Hours: 5.5 days on 8 x 8 H800, says an author (the release's issue 1).
-# Not run by us at this size: no such cluster was at hand.
+# revision of 2025-03-31); Fig. 2 there ends after some 730 steps. Hours: 5.5 days on 8 x 8 H800, says an author (the
+# release's issue 1). Not run by us at this size: no such cluster was at hand.
 #
 #   DATA=orz_57k.json bash examples/train_orz_qwen2.5_7b.sh [more flags]
 #   MODEL, DATA, RUN_DIR, NODES, GPUS  by environment;  DRY_RUN=1  print the command and stop

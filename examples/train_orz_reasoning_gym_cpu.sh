@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # ORZ PPO on three of reasoning-gym's tasks, on a CPU: sums, greatest common divisors and counting legs.
 #
-# What it does: curates the tasks' questions (examples/curate_reasoning_gym.yaml); a supervised warm-up of the tiny base
-# model on the held-out half, with bare answers in the format, since it knows none of these tasks; then ORZ steps on the
-# other half, as the pipeline wrote it. It shows that curated data train with no further conversion, not that a model
-# this small reasons.
+# What it does: curates the tasks' questions (examples/curate_reasoning_gym.yaml); a supervised warm-up of the tiny
+# base model on the held-out half, with bare answers in the format, since it knows none of these tasks; then ORZ steps
+# on the other half, as the pipeline wrote it. It shows that curated data train with no further conversion, not that a
+# model this small reasons.
 # Hardware: 2 CPU cores, 6 GiB of memory. Time: minutes after set-up.
 #
 #   bash examples/train_orz_reasoning_gym_cpu.sh [more flags of python -m openrlhf_orz.cli.train_ppo_ray]

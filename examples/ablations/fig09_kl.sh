@@ -3,7 +3,7 @@
 #
 # Reproduces: Fig. 9 (Sec. 3.3, 7B), 500 steps. Without KL the benchmarks and the length rise most.
 #   ARM=none        the paper's (default): no reference model is loaded
-#   ARM=kl_loss     a term in the policy loss, estimator k3, the one of the release (orz_7b_ppo.py:156-159)
+#   ARM=kl_loss     a term in the policy loss, estimator k3, the one of the release (orz_7b_ppo.py:157-159)
 #   ARM=kl_penalty  reward shaping: minus the coefficient times the log-ratio at each token
 # KL_COEF: the figure's coefficients are not published; 0.05 is the only one in the paper (legend of Fig. 14).
 # Hardware: as train_orz_qwen2.5_7b.sh, and the reference model's forward on top. Hours: none are published.

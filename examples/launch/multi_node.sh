@@ -9,13 +9,13 @@
 #
 # What listens: Ray's servers on all interfaces of each machine: PORT (6379) to PORT+7, 20000 to 29999, and on the head
 # 44217 and 44227; then torch's rendezvous, NCCL and vLLM, on ports of their own. Ray asks for a token
-# (RAY_AUTH_TOKEN_PATH, by default ~/.ray/auth_token, made by the head), so that others cannot run code through it; NCCL,
-# gloo and vLLM ask for nothing, and nothing is encrypted: keep the machines in a network of their own. The dashboard
-# listens on loopback.
+# (RAY_AUTH_TOKEN_PATH, by default ~/.ray/auth_token, made by the head), so that others cannot run code through it;
+# NCCL, gloo and vLLM ask for nothing, and nothing is encrypted: keep the machines in a network of their own. The
+# dashboard listens on loopback.
 #
-# A machine that is lost ends the run; it starts again from the newest checkpoint (RESTARTS times) when a worker has come
-# back, which waits for the head: start the same worker command again. Ctrl-C or SIGTERM to the head saves a checkpoint
-# and stops both; the same commands go on.
+# A machine that is lost ends the run; it starts again from the newest checkpoint (RESTARTS times) when a worker has
+# come back, which waits for the head: start the same worker command again. Ctrl-C or SIGTERM to the head saves a
+# checkpoint and stops both; the same commands go on.
 #   NODE_IP (this machine's address, for a worker), RUN_DIR, RESTARTS, RESUME=0, WAIT_S (600)  by environment
 #   DRY_RUN=1  print the commands and stop
 set -euo pipefail
@@ -51,8 +51,9 @@ if [ "$role" = worker ]; then
    if [ -n "${DRY_RUN:-}" ]; then show "${start[@]}"; exit; fi
    [ -s "$RAY_AUTH_TOKEN_PATH" ] || say "waiting for the head's token in $RAY_AUTH_TOKEN_PATH"
    until [ -s "$RAY_AUTH_TOKEN_PATH" ] && timeout 5 bash -c ": </dev/tcp/$HEAD_IP/$PORT" 2>/dev/null; do
-      [ $SECONDS -lt "$WAIT_S" ] || die "no head at $HEAD_IP:$PORT, or no token in $RAY_AUTH_TOKEN_PATH (copy the head's), after WAIT_S=$WAIT_S s"
-      sleep 2
+      [ $SECONDS -lt "$WAIT_S" ] ||
+         die "no head at $HEAD_IP:$PORT, or no token in $RAY_AUTH_TOKEN_PATH (copy the head's), after WAIT_S=$WAIT_S s"
+      sleep 1
    done
    exec "${start[@]}"
 fi

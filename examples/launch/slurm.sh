@@ -3,15 +3,15 @@
 #
 # Hardware: the job's nodes (-N), all GPUs of each.
 #   sbatch -N 4 --time 24:00:00 examples/launch/slurm.sh examples/train_orz_qwen2.5_7b.sh [flags of the recipe]
-# RUN_DIR (default runs/RECIPE-JOB), MODEL, DATA, ARM ...  by environment: sbatch hands it on. Submit from the project's
-# folder. DRY_RUN=1 bash examples/launch/slurm.sh RECIPE  prints the commands.
+# RUN_DIR (default runs/RECIPE-JOB), MODEL, DATA, ARM ...  by environment: sbatch hands it on. Submit from the
+# project's folder. DRY_RUN=1 bash examples/launch/slurm.sh RECIPE  prints the commands.
 #
 # Ten minutes before the time limit Slurm sends SIGTERM to this script: the run finishes the step in hand, writes a
-# checkpoint and ends, and the job is queued again under its own number, so that it goes on with the same RUN_DIR. A job
-# that is preempted or has lost a node is queued again by Slurm itself (--requeue); it then goes on from the newest
-# checkpoint, since there may be no time to write one. Steps longer than that: a longer --signal, and
-# --orz.stop_timeout_s to go with it.
-# What listens, on several nodes: see multi_node.sh. HEAD_IP: the first node's address in the network to use.
+# checkpoint and ends, and the job is queued again under its own number, so that it goes on with the same RUN_DIR. A
+# job that is preempted or has lost a node is queued again by Slurm itself (--requeue); it then goes on from the
+# newest checkpoint, since there may be no time to write one. Steps longer than that: a longer --signal, and
+# --orz.stop_timeout_s to go with it. What listens, on several nodes: see multi_node.sh. HEAD_IP: the first node's
+# address in the network to use.
 #SBATCH --job-name=orz
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8

@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2034
 # What the recipes share: where they run, the paper's settings, the placement on GPUs, DRY_RUN. Sourced, never run.
 #
-# A recipe adds its own groups and calls `train`, which passes each flag once: a flag that comes again, from an ablation
-# or from your command line, takes the place of the first.
-# Paths among the variables below are meant from where the recipe was called; all others from the project's folder.
+# A recipe adds its own groups and calls `train`, which passes each flag once: a flag that comes again, from an
+# ablation or from your command line, takes the place of the first. Paths among the variables below are meant from
+# where the recipe was called; all others from the project's folder.
 
 for name in MODEL CRITIC TEACHER STUDENT DATA DATA_CN WARM_MODEL; do
    if [ -n "${!name:-}" ] && [ -e "${!name}" ]; then printf -v "$name" %s "$(realpath -s "${!name}")"; fi

@@ -32,7 +32,10 @@ SPLIT = {
     "vllm.tensor_parallel_size": 4, "vllm.enable_sleep": False,
 }  # fmt: skip
 SHARED = TOGETHER | {
-    "actor.num_nodes": 16, "critic.num_nodes": 16, "vllm.num_engines": 32, "vllm.tensor_parallel_size": 4
+    "actor.num_nodes": 16,
+    "critic.num_nodes": 16,
+    "vllm.num_engines": 32,
+    "vllm.tensor_parallel_size": 4,
 }
 LARGE = PAPER | {"actor.num_gpus_per_node": 8, "critic.num_gpus_per_node": 8, "data.max_len": 18432,
                  "train.max_tokens_per_gpu": 18432, "critic.save_value_network": True}  # fmt: skip

@@ -107,7 +107,15 @@ def test_the_two_languages_differ_in_what_is_kept(project):
 
 
 def test_flags_of_the_user_take_the_place_of_the_recipe_s(project):
-    given = ["--algo.advantage.lambd=0.9", "--orz.stop", "a b", "it's", "--ckpt.load_enable", "--data.input_template", ""]
+    given = [
+        "--algo.advantage.lambd=0.9",
+        "--orz.stop",
+        "a b",
+        "it's",
+        "--ckpt.load_enable",
+        "--data.input_template",
+        "",
+    ]
     project.run("examples/ablations/fig08_gae_lambda.sh", *given, RUN_DIR="r", ARM="0.95")
     (argv,) = starts(project.recorded(), TRAIN)
     assert "--algo.advantage.lambd" not in argv and argv.count("--algo.advantage.lambd=0.9") == 1
@@ -119,7 +127,7 @@ def test_paths_are_meant_from_where_the_recipe_is_called(project):
     (project.folder / "elsewhere").mkdir()
     (project.folder / "elsewhere/rows.jsonl").touch()
     shown = project.run(
-        "-c", 'cd elsewhere && bash ../examples/ablations/fig08_gae_lambda.sh', DATA="rows.jsonl", DRY_RUN="1"
+        "-c", "cd elsewhere && bash ../examples/ablations/fig08_gae_lambda.sh", DATA="rows.jsonl", DRY_RUN="1"
     )
     (command,) = printed(shown)
     assert command[command.index("--data.prompt_dataset") + 1] == str(project.folder / "elsewhere/rows.jsonl")

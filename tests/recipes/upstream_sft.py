@@ -11,7 +11,9 @@ def parser() -> argparse.ArgumentParser:
     package = find_spec("openrlhf").submodule_search_locations[0]
     path = Path(package) / "cli/train_sft.py"
     (block,) = (
-        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
     )
     end = next(i for i, node in enumerate(block.body) if "parse_args" in ast.unparse(node))
     names = {"argparse": argparse, "datetime": datetime}
