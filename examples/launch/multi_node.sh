@@ -16,7 +16,8 @@
 # A machine that is lost ends the run; it starts again from the newest checkpoint (RESTARTS times) when a worker has
 # come back, which waits for the head: start the same worker command again. Ctrl-C or SIGTERM to the head saves a
 # checkpoint and stops both; the same commands go on.
-#   NODE_IP (this machine's address, for a worker), RUN_DIR, RESTARTS, RESUME=0, WAIT_S (600)  by environment
+#   NODE_IP (this machine's address, for a worker), CPUS (as Ray counts them; a run needs one for each GPU and some
+#   more), RUN_DIR, RESTARTS, RESUME=0, WAIT_S (600)  by environment
 #   DRY_RUN=1  print the commands and stop
 set -euo pipefail
 # shellcheck source=../lib/launch.sh
@@ -41,6 +42,7 @@ ports=(
    --min-worker-port 20000 --max-worker-port 29999
 )
 node=(--num-gpus "$GPUS" --disable-usage-stats --block)
+[ -z "${CPUS:-}" ] || node+=(--num-cpus "$CPUS")
 show() { printf '%q ' "$@"; echo; }
 
 if [ "$role" = worker ]; then

@@ -1,4 +1,4 @@
-"""Waits until a Ray cluster has enough machines: wait_for_nodes.py ADDRESS NODES SECONDS. Exit status 1 if it never has."""
+"""Waits until a Ray cluster has enough machines: wait_for_nodes.py ADDRESS NODES SECONDS. Status 1 if it never has."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ def main(address: str, nodes: int, seconds: float) -> int:
             return 0
         if time.monotonic() > end:
             print(
-                f"[launch] only {found} of {nodes} machines after {seconds:g} s: start the workers, or set NODES or WAIT_S",
+                f"[launch] only {found} of {nodes} machines after {seconds:g} s: start the workers, or set NODES, WAIT_S",
                 file=sys.stderr,
             )
             return 1

@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         told = ", ".join(f"{name} {count}" for name, count in fates.most_common())
         if not kept:
             raise DataError(
-                f"--responses: no response can be kept ({told or 'the files are empty'}): take more samples (--n of the"
-                " evaluation), another reasoner, or a larger --max_tokens"
+                f"--responses: no response can be kept ({told or 'the files are empty'}): take more samples (--n of"
+                " the evaluation), another reasoner, or a larger --max_tokens"
             )
         args.output.parent.mkdir(parents=True, exist_ok=True)
         partial = args.output.with_name(args.output.name + ".partial")

@@ -1,4 +1,4 @@
-"""A reasoner's graded responses as supervised rows for a smaller model: which are kept, and what became of the others."""
+"""A reasoner's graded responses as supervised rows for a smaller model: which are kept, what became of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""examples/distill_reasoner.sh: each of its commands is taken by the real parser, OpenRLHF's SFT trainer's included."""
+"""examples/distill_reasoner.sh: the real parsers take each of its commands, OpenRLHF's SFT trainer's included."""
 
 import pytest
 import upstream_sft
