@@ -82,7 +82,7 @@ def clone_of(folder: Path, repo: Path, tag: str, tree: dict[str, bytes]) -> None
 
 
 def export(series, tree: dict[str, bytes], out: Path, repo: Path | None, author: str) -> list[str]:
-    """Write OUT/mails and the branch in OUT/repository; returns what was done, a line each. PatchError if a patch fails."""
+    """Write OUT/mails and the branch in OUT/repository; returns lines for the reader. PatchError if a patch fails."""
     if out.exists() and any(out.iterdir()):
         raise PatchError(f"{out} is not empty: give a new folder")
     mails, folder, tag = out / "mails", out / "repository", f"v{series.version}"

@@ -21,7 +21,7 @@ def main(address: str, nodes: int, seconds: float) -> int:
             return 0
         if time.monotonic() > end:
             print(
-                f"[launch] only {found} of {nodes} machines after {seconds:g} s: start the workers, or set NODES, WAIT_S",
+                f"[launch] only {found} of {nodes} machines after {seconds:g} s: start workers, or set NODES, WAIT_S",
                 file=sys.stderr,
             )
             return 1
