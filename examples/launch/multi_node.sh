@@ -31,6 +31,8 @@ GPUS=${GPUS:-$(count_gpus)}
 WAIT_S=${WAIT_S:-600}
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 export AUTOSCALER_METRIC_PORT=44217 DASHBOARD_METRIC_PORT=44227
+# Ray would run its workers, here all that computes, behind everything else on the machine (nice 15)
+export RAY_worker_niceness=${RAY_worker_niceness:-0}
 
 ports=(
    --node-manager-port $((PORT + 1))

@@ -18,7 +18,7 @@ PROGRAMS = ("ray", "srun", "scontrol", "docker", "nvidia-smi", "hostname")
 KEEP = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "NODES", "GPUS", "RUN_DIR", "HEAD_IP", "MODEL", "DATA",
         "RAY_JOB_STOP_WAIT_TIME_S")  # fmt: skip
 RECORDER = f"""#!{sys.executable}
-import json, os, signal, sys
+import json, os, signal, sys, time
 name = os.path.basename(sys.argv[0])
 signal.signal(signal.SIGTERM, lambda *_: (write("SIGTERM"), os._exit(143)))
 def write(what):
@@ -29,6 +29,8 @@ def write(what):
 write("started")
 for answer in json.loads(os.environ.get("ANSWERS", "[]")):
     if answer["program"] == name and answer.get("with", "") in " ".join(sys.argv[1:]):
+        while answer.get("until", "") not in open(os.environ["RECORD"]).read():  # such a start is recorded
+            time.sleep(0.02)
         print(answer.get("prints", ""))
         if answer.get("stays"):
             while True:

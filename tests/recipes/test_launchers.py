@@ -17,6 +17,7 @@ RECIPE = "examples/train_orz_qwen2.5_7b.sh"
 TWO_GPUS = {"program": "nvidia-smi", "prints": "GPU 0: A\nGPU 1: B"}
 RAY_STAYS = {"program": "ray", "with": "--block", "stays": True}
 RUN_STAYS = {"program": "python", "with": TRAIN, "stays": True}
+NODES_COME = {"program": "python", "with": "wait_for_nodes", "until": '"program": "ray"'}
 RESUMING = ["--ckpt.load_enable", "--orz.max_restarts", "3"]
 
 
@@ -81,7 +82,12 @@ def test_without_a_recipe(project, launcher):
 
 def test_the_head_starts_ray_waits_runs_and_ends_ray(project):
     process = project.start(
-        "examples/launch/multi_node.sh", "head", RECIPE, HEAD_IP="10.0.0.1", NODES="4", answers=[TWO_GPUS, RAY_STAYS]
+        "examples/launch/multi_node.sh",
+        "head",
+        RECIPE,
+        HEAD_IP="10.0.0.1",
+        NODES="4",
+        answers=[TWO_GPUS, RAY_STAYS, NODES_COME],
     )
     ends(process, 0)
     entries = project.recorded()
@@ -101,12 +107,17 @@ def test_the_head_starts_ray_waits_runs_and_ends_ray(project):
 def test_the_run_s_status_is_the_head_s(project):
     fails = {"program": "python", "with": TRAIN, "status": 7}
     script = "examples/launch/multi_node.sh"
-    ends(project.start(script, "head", RECIPE, HEAD_IP="h", NODES="1", GPUS="1", answers=[RAY_STAYS, fails]), 7)
+    ends(
+        project.start(
+            script, "head", RECIPE, HEAD_IP="h", NODES="1", GPUS="1", answers=[RAY_STAYS, NODES_COME, fails]
+        ),
+        7,
+    )
     assert ("ray", "SIGTERM") in [(e["program"], e["what"]) for e in project.recorded()]
 
 
 def test_without_all_nodes_nothing_is_run(project):
-    never = {"program": "python", "with": "wait_for_nodes", "status": 1}
+    never = NODES_COME | {"status": 1}
     script = "examples/launch/multi_node.sh"
     process = project.start(script, "head", RECIPE, HEAD_IP="h", NODES="2", GPUS="1", answers=[RAY_STAYS, never])
     assert "runs/train_orz_qwen2.5_7b.ray.log" in ends(process, 2)
@@ -117,7 +128,7 @@ def test_without_all_nodes_nothing_is_run(project):
 def test_a_signal_to_the_head_stops_the_run_before_ray(project):
     process = project.start(
         "examples/launch/multi_node.sh", "head", RECIPE, HEAD_IP="h", NODES="1", GPUS="1",
-        answers=[RAY_STAYS, RUN_STAYS],
+        answers=[RAY_STAYS, NODES_COME, RUN_STAYS],
     )  # fmt: skip
     wait_for(project, "python", TRAIN)
     process.send_signal(signal.SIGTERM)
@@ -191,7 +202,7 @@ def slurm_job(project, *answers):
     project.put(project.folder / "spool/slurm_script", (ROOT / "examples/launch/slurm.sh").read_text())
     env = SLURM | {"SLURM_JOB_NUM_NODES": "4", "SLURM_SUBMIT_DIR": str(project.folder)}
     addresses = {"program": "hostname", "prints": "10.0.0.9 172.17.0.1"}
-    return project.start("spool/slurm_script", RECIPE, answers=[addresses, RAY_STAYS, *answers], **env)
+    return project.start("spool/slurm_script", RECIPE, answers=[addresses, RAY_STAYS, NODES_COME, *answers], **env)
 
 
 def test_slurm_on_several_nodes(project):
