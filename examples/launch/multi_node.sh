@@ -85,23 +85,30 @@ fi
 
 ray_pid='' wait_pid='' run_pid=''
 # shellcheck disable=SC2329
-finish() { # the run first, which saves itself; Ray after it
+finish() { # the run first, which saves itself; Ray after it, which hangs if it is told so while it starts
    trap '' TERM INT
    local pid
-   for pid in $wait_pid $run_pid $ray_pid; do
+   for pid in $wait_pid $run_pid; do
       kill -TERM "$pid" 2>/dev/null && wait "$pid" || true
    done
+   [ -n "$ray_pid" ] && kill -TERM "$ray_pid" 2>/dev/null || return 0
+   for _ in $(seq $((5 * ${RAY_STOP_S:-20}))); do
+      kill -0 "$ray_pid" 2>/dev/null || return 0
+      sleep 0.2
+   done
+   kill -KILL -- "-$ray_pid" 2>/dev/null || true # with all that it has started: its own process group
 }
 trap finish EXIT
 trap 'exit 143' TERM INT
 mkdir -p "$(dirname "$RUN_DIR")"
-"${start[@]}" >"$RUN_DIR.ray.log" 2>&1 &
+# In sessions of their own: Ctrl-C reaches this script alone, and each of them one signal, in this order
+setsid "${start[@]}" >"$RUN_DIR.ray.log" 2>&1 &
 ray_pid=$!
-"${wait_for_all[@]}" &
+setsid "${wait_for_all[@]}" &
 wait_pid=$!
 wait "$wait_pid" || die "see $RUN_DIR.ray.log"
 wait_pid=''
-"${run[@]}" &
+setsid "${run[@]}" &
 run_pid=$!
 status=0
 wait "$run_pid" || status=$?

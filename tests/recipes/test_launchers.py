@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from expected import LAUNCHERS
@@ -134,6 +135,20 @@ def test_a_signal_to_the_head_stops_the_run_before_ray(project):
     process.send_signal(signal.SIGTERM)
     ends(process, 143)
     assert [(e["program"], e["what"]) for e in project.recorded()][-2:] == [("python", "SIGTERM"), ("ray", "SIGTERM")]
+
+
+def test_a_ray_that_does_not_end_is_killed(project):
+    deaf = RAY_STAYS | {"deaf": True}
+    process = project.start(
+        "examples/launch/multi_node.sh", "head", RECIPE, HEAD_IP="h", NODES="1", GPUS="1", RAY_STOP_S="1",
+        answers=[deaf, NODES_COME],
+    )  # fmt: skip
+    ends(process, 0)
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            assert str(project.folder / ".venv/bin/ray").encode() not in path.read_bytes(), path
+        except OSError:
+            pass  # has ended meanwhile
 
 
 def test_a_worker_waits_for_head_and_token(project):
