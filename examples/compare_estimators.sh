@@ -23,6 +23,6 @@ case $ARM in
    reinforce_baseline) arm=(--algo.advantage.estimator reinforce_baseline) ;;
    *) unknown_arm ;;
 esac
-output "estimator-$ARM"
+run_into "estimator-$ARM"
 export RUN_DIR
 exec bash examples/train_orz_qwen2.5_7b.sh "${arm[@]}" "$@"

@@ -12,7 +12,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
 colocated 1 1
-output orz-0.5b-1gpu
+run_into orz-0.5b-1gpu
 model=(
    --actor.model_name_or_path "${MODEL:-Qwen/Qwen2.5-0.5B}"
    --data.prompt_dataset "${DATA:-Open-Reasoner-Zero/orz_math_57k_collection}"

@@ -13,7 +13,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
 colocated "${NODES:-2}" "${GPUS:-8}"
-output orz-1.5b
+run_into orz-1.5b
 model=(
    --actor.model_name_or_path "${MODEL:-Qwen/Qwen2.5-1.5B}"
    --data.prompt_dataset "${DATA:-Open-Reasoner-Zero/orz_math_57k_collection}"

@@ -39,7 +39,7 @@ case $ARM in
    colocated) colocated 16 8 4 ;;
    *) unknown_arm ;;
 esac
-output "orz-32b-$ARM"
+run_into "orz-32b-$ARM"
 model=(
    --actor.model_name_or_path "${MODEL:-Qwen/Qwen2.5-32B}"
    --data.prompt_dataset "${DATA:-Open-Reasoner-Zero/orz_math_57k_collection}"

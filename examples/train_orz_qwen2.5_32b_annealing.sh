@@ -28,6 +28,6 @@ annealing=(
    --actor.lr_scheduler cosine_with_min_lr
    --actor.min_lr_ratio 0.3
 )
-output "orz-32b-annealing-$ARM"
+run_into "orz-32b-annealing-$ARM"
 export RUN_DIR
 exec bash examples/train_orz_qwen2.5_32b.sh "${annealing[@]}" "$@"

@@ -15,7 +15,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
 colocated "${NODES:-4}" "${GPUS:-8}"
-output orz-7b
+run_into orz-7b
 model=(
    --actor.model_name_or_path "${MODEL:-Qwen/Qwen2.5-7B}"
    --data.prompt_dataset "${DATA:-Open-Reasoner-Zero/orz_math_57k_collection}"

@@ -14,7 +14,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
 colocated "${NODES:-8}" "${GPUS:-8}" 2
-output orz-r1-distill-14b
+run_into orz-r1-distill-14b
 model=(
    --actor.model_name_or_path "${MODEL:-deepseek-ai/DeepSeek-R1-Distill-Qwen-14B}"
    --data.prompt_dataset "${DATA:-Open-Reasoner-Zero/orz_math_57k_collection}"

@@ -18,7 +18,7 @@ case $ARM in
    1.0 | 0.95) arm=(--algo.advantage.lambd "$ARM") ;;
    *) unknown_arm ;;
 esac
-output "fig08-lambda-$ARM"
+run_into "fig08-lambda-$ARM"
 export RUN_DIR
 # 2 x 445 steps hold the figure's 500
 exec bash examples/train_orz_qwen2.5_7b.sh "${arm[@]}" --train.num_episodes 2 "$@"

@@ -24,7 +24,7 @@ case $ARM in
    kl_penalty) arm=(--algo.kl.init_coef "$KL_COEF" --algo.kl.estimator k1) ;;
    *) unknown_arm ;;
 esac
-output "fig09-$ARM"
+run_into "fig09-$ARM"
 export RUN_DIR
 # 2 x 445 steps hold the figure's 500
 exec bash examples/train_orz_qwen2.5_7b.sh "${arm[@]}" --train.num_episodes 2 "$@"

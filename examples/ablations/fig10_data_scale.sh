@@ -25,6 +25,6 @@ case $ARM in # episodes: so many that they hold the figure's 500 steps of 128 pr
    30k) arm=(--data.max_samples 30000 --train.num_episodes 3) ;;
    *) unknown_arm ;;
 esac
-output "fig10-$ARM"
+run_into "fig10-$ARM"
 export RUN_DIR
 exec bash examples/train_orz_qwen2.5_7b.sh "${arm[@]}" "$@"

@@ -26,7 +26,7 @@ case $ARM in
       ;;
    *) unknown_arm ;;
 esac
-output "fig12-$ARM"
+run_into "fig12-$ARM"
 export RUN_DIR DATA="$RUN_DIR/curated/kept/train.jsonl"
 
 setup gpu

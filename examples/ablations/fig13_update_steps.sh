@@ -22,6 +22,6 @@ arm=(
    --rollout.n_samples_per_prompt "${BASH_REMATCH[2]}"
    --orz.policy_updates "${BASH_REMATCH[3]}"
 )
-output "fig13-$ARM"
+run_into "fig13-$ARM"
 export RUN_DIR
 exec bash examples/train_orz_qwen2.5_7b.sh "${arm[@]}" --train.num_episodes 3 "$@"

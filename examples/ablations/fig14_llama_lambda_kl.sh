@@ -22,6 +22,6 @@ case $ARM in
    1.0_kl0.05 | 0.998_kl0.05) arm=(--algo.kl.init_coef 0.05 --algo.kl.use_loss --algo.kl.estimator k3) ;;
    *) unknown_arm ;;
 esac
-output "fig14-$ARM"
+run_into "fig14-$ARM"
 export RUN_DIR
 exec bash examples/train_orz_qwen2.5_7b.sh "${arm[@]}" --algo.advantage.lambd "${ARM%_kl*}" --train.num_episodes 1 "$@"

@@ -31,6 +31,6 @@ setting=(
    --orz.critic_updates 8
    --train.num_episodes 20
 )
-output "fig15-$ARM"
+run_into "fig15-$ARM"
 export RUN_DIR
 exec bash examples/train_orz_qwen2.5_7b.sh "${setting[@]}" "${arm[@]}" "$@"

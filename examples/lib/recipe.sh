@@ -62,8 +62,8 @@ colocated() {
    )
 }
 
-# output NAME: where the run goes. A run that resumes needs the same RUN_DIR, and --ckpt.load_enable.
-output() {
+# run_into NAME: where the run goes. A run that resumes needs the same RUN_DIR, and --ckpt.load_enable.
+run_into() {
    RUN_DIR=${RUN_DIR:-runs/$1-$(date +%Y%m%d-%H%M%S)}
    output=(--ckpt.output_dir "$RUN_DIR" --ckpt.save_steps 50)
 }
