@@ -30,13 +30,12 @@ class Outcome:
     detail: str = ""
 
 
-def obtain(given: str) -> Path:
-    """A wheel: the file that is named, or openrlhf of that version, downloaded for this interpreter."""
+def obtain(given: str, folder: Path) -> Path:
+    """A wheel: the file that is named, or openrlhf of that version, downloaded for this interpreter to ``folder``."""
     if given.endswith(".whl"):
         if not Path(given).is_file():
             raise PatchError(f"{given} does not exist")
         return Path(given)
-    folder = Path(tempfile.mkdtemp(prefix="openrlhf-"))
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run(
         [*command, "--dest", folder, f"openrlhf=={given}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -126,7 +125,8 @@ def try_series(series, tree: dict[str, bytes]) -> tuple[dict[str, bytes], list[O
 
 def report(series, given: str) -> tuple[list[str], bool]:
     """(lines for the reader, whether the whole series applies)."""
-    version, tree = tree_of(obtain(given))
+    with tempfile.TemporaryDirectory() as folder:
+        version, tree = tree_of(obtain(given, Path(folder)))
     tree, outcomes = try_series(series, tree)
     lines, bad, broken = [], 0, 0
     for name in series.names:
