@@ -8,12 +8,11 @@
 #
 #   bash examples/quickstart.sh [more flags of python -m openrlhf_orz.cli.train_ppo_ray]
 #   RUN_DIR=...   where the run goes (default runs/quickstart-TIME)
-#   DRY_RUN=1     print the command and stop
+#   DRY_RUN=1     print the commands and stop
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
 RUN_DIR=${RUN_DIR:-runs/quickstart-$(date +%Y%m%d-%H%M%S)}
-PYTHON=${ORZ_VENV:-.venv}/bin/python
 CURATED=$RUN_DIR/additions
 STEPS=${STEPS:-70}
 PROMPTS=16
@@ -28,7 +27,7 @@ data=(
    --train.num_episodes 1
 )
 rollout=(
-   --rollout.batch_size $PROMPTS
+   --rollout.batch_size "$PROMPTS"
    --rollout.n_samples_per_prompt 8
    --rollout.max_new_tokens 48
 )
@@ -39,17 +38,8 @@ optimizer=(
    --orz.warmup_steps 0
    --orz.critic_updates 12
 )
-output=(--ckpt.output_dir "$RUN_DIR")
-command=("$PYTHON" -m openrlhf_orz.cli.train_ppo_ray
-   "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" "${output[@]}" "$@")
 
-if [ -n "${DRY_RUN:-}" ]; then
-   printf '%q ' "${command[@]}"
-   echo
-   exit 0
-fi
-bash tools/setup.sh
-mkdir -p "$RUN_DIR"
-"$PYTHON" -m openrlhf_orz.cli.curate --config examples/curate_arithmetic.yaml --output "$CURATED" \
+setup
+run "$python" -m openrlhf_orz.cli.curate --config examples/curate_arithmetic.yaml --output "$CURATED" \
    --set inputs.0.additions.rows=$((STEPS * PROMPTS))
-exec "${command[@]}"
+train "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" --ckpt.output_dir "$RUN_DIR" "$@"

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # ORZ PPO on three of reasoning-gym's tasks, on a CPU: sums, greatest common divisors and counting legs.
 #
-# What it does: curates the tasks' questions (examples/curate_reasoning_gym.yaml); a supervised warm-up of the tiny base
-# model on the held-out half, with bare answers in the format, since it knows none of these tasks; then ORZ steps on the
-# other half, as the pipeline wrote it. It shows that curated data train with no further conversion, not that a model this small reasons.
+# What it does: curates the tasks' questions (examples/curate_reasoning_gym.yaml); a supervised warm-up of the tiny
+# base model on the held-out half, with bare answers in the format, since it knows none of these tasks; then ORZ steps
+# on the other half, as the pipeline wrote it. It shows that curated data train with no further conversion, not that a
+# model this small reasons.
 # Hardware: 2 CPU cores, 6 GiB of memory. Time: minutes after set-up.
 #
 #   bash examples/train_orz_reasoning_gym_cpu.sh [more flags of python -m openrlhf_orz.cli.train_ppo_ray]
 #   RUN_DIR=...          where the run goes (default runs/reasoning-gym-TIME)
 #   SFT_ROWS, STEPS      size of the warm-up and of the run;  DRY_RUN=1  print the commands and stop
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
-PYTHON=${ORZ_VENV:-.venv}/bin/python
 RUN_DIR=${RUN_DIR:-runs/reasoning-gym-$(date +%Y%m%d-%H%M%S)}
 DATA=$RUN_DIR/curated
 WARM=$RUN_DIR/warm_start
@@ -22,13 +22,6 @@ PROMPTS=16
 export DS_ACCELERATOR=cpu
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
-curate=("$PYTHON" -m openrlhf_orz.cli.curate --config examples/curate_reasoning_gym.yaml --output "$DATA" --set heldout=0.5)
-make_rows=("$PYTHON" -m openrlhf_orz.cli.warm_start bare --data "$DATA/kept/test.jsonl" --output "$RUN_DIR/data"
-   --sft_rows "$SFT_ROWS"
-)
-one_process=(RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1
-   "MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 12000))}"
-)
 sft=(
    --model.model_name_or_path examples/tiny_base
    --data.dataset "$RUN_DIR/data/sft.jsonl"
@@ -46,8 +39,6 @@ sft=(
    --ckpt.disable_ds
    --ckpt.output_dir "$WARM"
 )
-warm_up=(env "${one_process[@]}" "$PYTHON" -m openrlhf.cli.train_sft "${sft[@]}")
-
 model=(
    --actor.model_name_or_path "$WARM"
    --data.max_len 256
@@ -59,7 +50,7 @@ data=(
    --train.num_episodes 1
 )
 rollout=(
-   --rollout.batch_size $PROMPTS
+   --rollout.batch_size "$PROMPTS"
    --rollout.n_samples_per_prompt 8
    --rollout.max_new_tokens 48
 )
@@ -70,22 +61,10 @@ optimizer=(
    --orz.warmup_steps 0
    --orz.critic_updates 12
 )
-output=(--ckpt.output_dir "$RUN_DIR")
-train=("$PYTHON" -m openrlhf_orz.cli.train_ppo_ray
-   "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" "${output[@]}" "$@")
 
-if [ -n "${DRY_RUN:-}" ]; then
-   show() { printf '%q ' "$@"; echo; }
-   show "${curate[@]}"
-   show "${make_rows[@]}"
-   show "${warm_up[@]}"
-   show "${train[@]}"
-   exit 0
-fi
-
-bash tools/setup.sh
-"${curate[@]}"
-"${make_rows[@]}"
-echo "[warm start] training on $SFT_ROWS answers; log: $RUN_DIR/warm_start.log"
-"${warm_up[@]}" >"$RUN_DIR/warm_start.log"
-"${train[@]}"
+setup
+run "$python" -m openrlhf_orz.cli.curate --config examples/curate_reasoning_gym.yaml --output "$DATA" --set heldout=0.5
+run "$python" -m openrlhf_orz.cli.warm_start bare --data "$DATA/kept/test.jsonl" --output "$RUN_DIR/data" \
+   --sft_rows "$SFT_ROWS"
+log "$RUN_DIR/warm_start.log" env "${one_process[@]}" "$python" -m openrlhf.cli.train_sft "${sft[@]}"
+train "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" --ckpt.output_dir "$RUN_DIR" "$@"

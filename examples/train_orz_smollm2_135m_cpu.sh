@@ -28,13 +28,8 @@ while [ $# -gt 0 ]; do
    esac
    shift
 done
-# paths are meant from where the recipe was called
-for name in DATA MODEL WARM_MODEL; do
-   if [ -e "${!name:-}" ]; then printf -v "$name" %s "$(realpath "${!name}")"; fi
-done
-cd "$(dirname "$0")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
-PYTHON=${ORZ_VENV:-.venv}/bin/python
 RUN_DIR=${RUN_DIR:-runs/smollm2-$(date +%Y%m%d-%H%M%S)}
 BASE=${MODEL:-.cache/smollm2-135m}
 WARM=${WARM_MODEL:-$RUN_DIR/warm_start}
@@ -47,13 +42,6 @@ export DS_ACCELERATOR=cpu
 # Threads that wait should not spin: trainer, critic and engine share the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
-get_model=("$PYTHON" -m openrlhf_orz.cli.warm_start model --data "$DATA" --output "$BASE")
-make_rows=("$PYTHON" -m openrlhf_orz.cli.warm_start rows --data "$DATA" --model "$BASE" --output "$RUN_DIR/data"
-   --sft_rows "$SFT_ROWS"
-)
-one_process=(RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1
-   "MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 12000))}"
-)
 sft=(
    --model.model_name_or_path "$BASE"
    --data.dataset "$RUN_DIR/data/sft.jsonl"
@@ -71,8 +59,6 @@ sft=(
    --ckpt.disable_ds
    --ckpt.output_dir "$WARM"
 )
-warm_up=(env "${one_process[@]}" "$PYTHON" -m openrlhf.cli.train_sft "${sft[@]}")
-
 model=(
    --actor.model_name_or_path "$WARM"
    --data.max_len 512
@@ -84,7 +70,7 @@ data=(
    --train.num_episodes 1
 )
 rollout=(
-   --rollout.batch_size $PROMPTS
+   --rollout.batch_size "$PROMPTS"
    --rollout.n_samples_per_prompt 8
    --rollout.max_new_tokens 160
 )
@@ -95,25 +81,14 @@ optimizer=(
    --orz.warmup_steps 0
    --orz.critic_updates 8
 )
-output=(--ckpt.output_dir "$RUN_DIR")
-train=("$PYTHON" -m openrlhf_orz.cli.train_ppo_ray
-   "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" "${output[@]}" ${flags[@]+"${flags[@]}"})
 
-if [ -n "${DRY_RUN:-}" ]; then
-   show() { printf '%q ' "$@"; echo; }
-   [ -n "${MODEL:-}" ] || show "${get_model[@]}"
-   show "${make_rows[@]}"
-   [ -n "${WARM_MODEL:-}" ] || show "${warm_up[@]}"
-   show "${train[@]}"
-   exit 0
-fi
-
-[ -x "$PYTHON" ] || bash tools/setup.sh cpu
-[ -n "${MODEL:-}" ] || "${get_model[@]}"
-"${make_rows[@]}"
+[ -x "$python" ] || setup cpu
+[ -n "${MODEL:-}" ] || run "$python" -m openrlhf_orz.cli.warm_start model --data "$DATA" --output "$BASE"
+run "$python" -m openrlhf_orz.cli.warm_start rows --data "$DATA" --model "$BASE" --output "$RUN_DIR/data" \
+   --sft_rows "$SFT_ROWS"
 if [ -z "${WARM_MODEL:-}" ]; then
-   echo "[warm start] training on $SFT_ROWS worked solutions; log: $RUN_DIR/warm_start.log"
-   "${warm_up[@]}" >"$RUN_DIR/warm_start.log"
-   echo "[warm start] $SECONDS s so far; the warmed-up model is in $WARM"
+   log "$RUN_DIR/warm_start.log" env "${one_process[@]}" "$python" -m openrlhf.cli.train_sft "${sft[@]}"
+   say "$SECONDS s so far; the warmed-up model is in $WARM"
 fi
-"${train[@]}"
+train "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" --ckpt.output_dir "$RUN_DIR" \
+   ${flags[@]+"${flags[@]}"}

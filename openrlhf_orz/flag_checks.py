@@ -210,6 +210,13 @@ def _ranks(values, explicit, refuse):
             f"--ds.ring_attn_size {ring} x --ds.tensor_parallel_size {tensor} does not divide the {ranks} ranks of"
             f" --{role}.num_nodes x --{role}.num_gpus_per_node",
         )
+    shared = values["train.colocate_all"] or values["train.colocate_actor_ref"]
+    actor, ref = ([values[f"{role}.num_nodes"], values[f"{role}.num_gpus_per_node"]] for role in ("actor", "ref"))
+    refuse(
+        values["algo.kl.init_coef"] > 0 and shared and actor != ref,
+        f"--algo.kl.init_coef {values['algo.kl.init_coef']:g} loads the reference model, which is to share the policy's"
+        f" GPUs: give --ref.num_nodes {actor[0]} and --ref.num_gpus_per_node {actor[1]}",
+    )
     refuse(
         ring > 1 and "flash_attention" not in values["ds.attn_implementation"],
         f"--ds.ring_attn_size {ring} needs --ds.attn_implementation flash_attention_2 (and a GPU), not"

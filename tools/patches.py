@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The patch series against the pinned OpenRLHF wheel: lint, apply, roundtrip, wheel.
+"""The patch series against the pinned OpenRLHF wheel: lint, apply, roundtrip, wheel, export, try.
 
-Standard library only. N in the patched version 0.11.2+orz.N is the number of
+Standard library only (and git for export). N in the patched version 0.11.2+orz.N is the number of
 patches in the series.
 """
 
@@ -16,7 +16,9 @@ import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import porting  # noqa: E402
 import unidiff  # noqa: E402
+import upstreaming  # noqa: E402
 from unidiff import PatchError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -237,9 +239,18 @@ def main(argv=None):
     add("apply", "unpack the release into DIR and apply the series").add_argument("dir")
     add("roundtrip", "apply and revert each patch and the whole series; the release must come back")
     add("wheel", "build the patched wheel").add_argument("--out", default=ROOT / "build")
+    one = add("export", "write the series as commits upon the release, for pull requests, into DIR")
+    one.add_argument("dir", type=Path)
+    one.add_argument("--repo", type=Path, help="a clone of OpenRLHF with the release's tag (default: from the wheel)")
+    one.add_argument("--author", default="openrlhf_orz <orz@localhost>", help="of the commits: 'NAME <MAIL>'")
+    add("try", "report what of the series applies to another release").add_argument("release", help="wheel or version")
     args = parser.parse_args(argv)
     try:
         series = Series(args.patches)
+        if args.command == "try":
+            lines, applies = porting.report(series, args.release)
+            print("\n".join(lines))
+            return 0 if applies else 1
         wheel = get_wheel(series, args.wheel)
         if args.command == "lint":
             problems = lint(series, wheel)
@@ -251,6 +262,9 @@ def main(argv=None):
         elif args.command == "roundtrip":
             roundtrip(series, wheel)
             print(f"{len(series.names)} patches apply and revert cleanly")
+        elif args.command == "export":
+            tree = read_tree(series, wheel)
+            print("\n".join(upstreaming.export(series, tree, args.dir, args.repo, args.author)))
         else:
             print(build_wheel(series, wheel, args.out))
     except PatchError as e:

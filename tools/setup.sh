@@ -54,8 +54,10 @@ key_torch() { pin torch; }
 key_stack() { hash_of "$REQUIREMENTS"; }
 key_report() { hash_of "$ROOT/requirements-report.txt"; }
 key_curate() { hash_of "$ROOT/requirements-curate.txt"; }
-# Built with -march=native: another processor under the same folder needs another build.
-key_deepspeed() { echo "$(pin deepspeed) $(pin torch) $MODE $OPS $(grep -m1 ^flags /proc/cpuinfo | sha256sum)"; }
+# On CPU built with -march=native: another processor under the same folder needs another build.
+key_deepspeed() {
+    echo "$(pin deepspeed) $(pin torch) $MODE $OPS $([ "$MODE" = gpu ] || grep -m1 ^flags /proc/cpuinfo | sha256sum)"
+}
 key_openrlhf() { hash_of "$ROOT"/patches/{UPSTREAM,series,*.patch} "$ROOT"/tools/{patches,unidiff}.py; }
 key_package() { echo "$ROOT $(hash_of "$ROOT/pyproject.toml")"; }
 

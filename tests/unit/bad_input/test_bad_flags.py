@@ -45,6 +45,10 @@ FLAGS = [
     ),
     ("--ds.ring_attn_size 2 --actor.num_gpus_per_node 3", ["--ds.ring_attn_size 2", "3 ranks"]),
     (
+        "--algo.kl.init_coef 0.1 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2",
+        ["--algo.kl.init_coef 0.1", "--ref.num_nodes 1 and --ref.num_gpus_per_node 2"],
+    ),
+    (
         "--ds.tensor_parallel_size 2 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2 --ds.param_dtype fp32",
         ["--ds.tensor_parallel_size 2", "--ds.param_dtype bf16"],
     ),

@@ -1,0 +1,71 @@
+"""Right answers of a reasoner as rows for SFT: ``python -m openrlhf_orz.cli.distill --responses F --output F``.
+
+Takes responses.jsonl of ``openrlhf_orz.cli.evaluate``, keeps what the grader found right, and writes JSON lines with
+``input`` and ``output`` for OpenRLHF's SFT trainer. examples/distill_reasoner.sh is the whole way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from openrlhf_orz.data.distill import select
+from openrlhf_orz.data.sources import DataError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m openrlhf_orz.cli.distill", description=__doc__)
+    parser.add_argument("--responses", type=Path, required=True, nargs="+", help="responses.jsonl of evaluations")
+    parser.add_argument("--output", type=Path, required=True, help="the rows, a .jsonl file")
+    parser.add_argument("--per_question", type=int, help="at most so many responses to a question (default: all)")
+    parser.add_argument("--max_tokens", type=int, help="leave out longer responses (tokens of the reasoner)")
+    return parser
+
+
+def lines(paths: list[Path]):
+    """The rows of the files; a line that is no JSON object is an error with its number."""
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if not isinstance(row, dict):
+                    raise DataError(
+                        f"--responses: {path}:{number} is no JSON object: run the evaluation again, which mends a last"
+                        " line that was cut, or remove it"
+                    )
+                yield row
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        for name in ("per_question", "max_tokens"):
+            if getattr(args, name) is not None and getattr(args, name) < 1:
+                raise DataError(f"--{name} is {getattr(args, name)}: it must be at least 1")
+        kept, fates = select(lines(args.responses), args.per_question, args.max_tokens)
+        told = ", ".join(f"{name} {count}" for name, count in fates.most_common())
+        if not kept:
+            raise DataError(
+                f"--responses: no response can be kept ({told or 'the files are empty'}): take more samples (--n of"
+                " the evaluation), another reasoner, or a larger --max_tokens"
+            )
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        partial = args.output.with_name(args.output.name + ".partial")
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+        os.replace(partial, args.output)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    questions = len({(row["bench"], row["id"]) for row in kept})
+    print(f"[distill] {len(kept)} responses to {questions} questions in {args.output}; of all: {told}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
