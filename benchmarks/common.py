@@ -207,9 +207,8 @@ def write_model(path: Path, size: str, seed: int = 0) -> Path:
 def shape(size: str) -> Shape:
     """The shape as plans know it."""
     kind, hidden, layers, heads, kv_heads, intermediate, vocabulary, tied = SHAPES[size]
-    return Shape(
-        kind, hidden, layers, heads, kv_heads, hidden // heads, intermediate, vocabulary, tied, qkv_bias=kind == "qwen2"
-    )
+    bias, head = kind == "qwen2", hidden // heads
+    return Shape(kind, hidden, layers, heads, kv_heads, head, intermediate, vocabulary, tied, qkv_bias=bias)
 
 
 def flops(size: str, lengths: list[int], responses: list[int]) -> dict:

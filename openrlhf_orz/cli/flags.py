@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.allow_abbrev = False  # a flag cut short would be some other one
     add_flags(parser)
     parser.add_argument(
-        "--dry_run", action="store_true", help="print what the run needs (openrlhf_orz.cli.plan, whose flags work, too)"
+        "--dry_run", action="store_true", help="print what the run needs; openrlhf_orz.cli.plan's flags work, too"
     )
     return parser
 

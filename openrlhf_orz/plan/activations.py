@@ -54,8 +54,8 @@ def forward(shape: Shape, b: int, tokens: int, tensor_parallel: int = 1) -> floa
 def head(shape: Shape, b: int, tokens: int, device: str, gradient: bool) -> float:
     """The chunked log-prob head: logits of a chunk, and with ``gradient`` that of the head's weight.
 
-    Logits: as the product gives them, in float32, and their gradient in the parameters' dtype. The weight's gradient is
-    summed in float32 and then handed on in the parameters' dtype.
+    Logits: as the product gives them, in float32, and their gradient in the parameters' dtype. The weight's gradient
+    is summed in float32 and then handed on in the parameters' dtype.
     """
     rows = min(tokens, max(1, CHUNK_ELEMENTS[device] // shape.vocabulary))
     wide = 0 if b == 4 else b

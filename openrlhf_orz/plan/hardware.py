@@ -17,7 +17,7 @@ class UnknownHardware(ValueError):
 class Hardware:
     """``per_node`` devices in each of ``nodes`` machines; 0: as many as the flags ask for.
 
-    memory_gib: of one device, as its driver reports it, rounded down. flops: dense bfloat16 (cpu: the run's dtype), 1/s.
+    memory_gib: of one device, as its driver reports it, rounded down. flops: dense bfloat16, cpu: the run's dtype; 1/s.
     bandwidth, link (inside a node), network (between nodes, for one device), host_link: bytes/s, one direction.
     """
 
@@ -78,8 +78,8 @@ def this_machine() -> Hardware:
     cores = len(os.sched_getaffinity(0))
     return Hardware(
         "cpu", memory, cores * CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, 10e9, 1e9, 10e9,
-        f"{cores} cores and {memory:.1f} GiB of this machine; 0.075 TFLOP/s a core is what float32 products reach on an"
-        " AMD Zen 3 (docs/smollm2.md), bandwidths are assumptions",
+        f"{cores} cores and {memory:.1f} GiB of this machine; 0.075 TFLOP/s a core is what float32 products reach on"
+        " an AMD Zen 3 (docs/smollm2.md), bandwidths are assumptions",
         host_gib=memory,
     )  # fmt: skip
 

@@ -82,7 +82,10 @@ class _Model:
     def resident(self) -> dict[str, float]:
         """Between passes. Asleep, optimizer and gradients are on the host."""
         states = self.states
-        return {f"{self.role} weights": states.weights, f"{self.role} optimizer": 0 if self.sleeps else states.optimizer}
+        return {
+            f"{self.role} weights": states.weights,
+            f"{self.role} optimizer": 0 if self.sleeps else states.optimizer,
+        }
 
     def training(self) -> dict[str, float]:
         """Either the backward of a micro-batch or the optimizer's step, whichever is larger."""
@@ -204,8 +207,8 @@ def memory(args, policy: Shape, critic: Shape | None, hardware: Hardware, cut: B
         if not hardware.is_cpu:
             host[f"processes ({place})"] = GPU_PROCESS_HOST * len(roles)
     if args.train.enable_ema:
-        host["average of the policy's weights"] = policy.policy_parameters() * b / (
-            cut.data_parallel_ranks if args.ds.zero_stage == 3 else 1
+        host["average of the policy's weights"] = (
+            policy.policy_parameters() * b / (cut.data_parallel_ranks if args.ds.zero_stage == 3 else 1)
         )
     # places are laid out side by side; a node full of the greediest place is the worst
     per_node = hardware.per_node

@@ -38,7 +38,8 @@ def known_shape(name: str) -> Shape:
     """From the table of shapes. Raises PlanError."""
     if name not in KNOWN:
         raise PlanError(
-            f"--actor.model_name_or_path {name} is not in the table of shapes ({', '.join(KNOWN)}): give plan() its shape"
+            f"--actor.model_name_or_path {name} is not in the table of shapes ({', '.join(KNOWN)}): give plan() its"
+            " shape"
         )
     return KNOWN[name]
 
@@ -53,7 +54,9 @@ def default_lengths(args, prompt: float | None = None, response: float | None = 
     longest = max(1, min(room, args.data.max_len - int(prompt)))
     if response is None:
         response = max(1, longest // 4)
-        said.append(f"response {response:g} tokens: a quarter of the longest, an assumption, --response_tokens sets it")
+        said.append(
+            f"response {response:g} tokens: a quarter of the longest, an assumption, --response_tokens sets it"
+        )
     return Lengths(prompt, min(response, longest), longest, "; ".join(said) or "as given")
 
 
@@ -115,7 +118,8 @@ def plan(
     elif needed > hardware.per_node * hardware.nodes:
         raise PlanError(
             f"the flags ask for {needed} GPUs, and --hardware has {hardware.per_node} x {hardware.nodes}: lower"
-            " --actor.num_nodes, --actor.num_gpus_per_node and the like, or give --hardware more"
+            " --actor.num_nodes, --actor.num_gpus_per_node and the like, let models share GPUs (--train.colocate_all), or"
+            " give --hardware more"
         )
     lengths = lengths or default_lengths(args)
     rates = rates or (CPU_RATES if hardware.is_cpu else Rates())

@@ -61,7 +61,7 @@ class Work:
 
 
 def work(args, policy: Shape, critic: Shape | None, cut: Batches, lengths: Lengths) -> Work:
-    """By phase. Sequences have mean length; a prompt counts with each of its responses in training, once in generation."""
+    """By phase. Sequences have mean length; a prompt counts with each response in training, once in generation."""
     n, r, count = round(lengths.sample), round(lengths.response), cut.samples
 
     def once(shape, head):
@@ -71,7 +71,9 @@ def work(args, policy: Shape, critic: Shape | None, cut: Batches, lengths: Lengt
     passes, computed = {}, {}
     prompts = args.rollout.batch_size if args.vllm.enable_prefix_caching else count
     prefill = prompts * flops.forward(policy, [round(lengths.prompt)], [])["body"]
-    passes["generation"] = prefill + flops.decode(policy, count * lengths.response, lengths.prompt + lengths.response / 2)
+    passes["generation"] = prefill + flops.decode(
+        policy, count * lengths.response, lengths.prompt + lengths.response / 2
+    )
     for forward in skip_plan(args):
         if forward.runs:
             passes[forward.name] = once(critic, False) if forward.name == "values" else once(policy, True)
@@ -109,8 +111,10 @@ def _gather(args, parameters: float, ranks: int, hardware: Hardware) -> float:
     return parameters * ITEMSIZE[args.ds.param_dtype] * (ranks - 1) / ranks / speed
 
 
-def generation(args, policy: Shape, hardware: Hardware, cut: Batches, lengths: Lengths, rates: Rates, cache_tokens: float):
-    """(seconds, what bounds it). Each engine decodes its share at full concurrency; then the longest response alone."""
+def generation(
+    args, policy: Shape, hardware: Hardware, cut: Batches, lengths: Lengths, rates: Rates, cache_tokens: float
+):
+    """(seconds, what bounds it). Each engine decodes its share at full concurrency, then the longest response alone."""
     b, tp, engines = ITEMSIZE[args.ds.param_dtype], args.vllm.tensor_parallel_size, args.vllm.num_engines
     requests = -(-cut.samples // engines)
     context = lengths.prompt + lengths.response / 2
@@ -134,7 +138,9 @@ def generation(args, policy: Shape, hardware: Hardware, cut: Batches, lengths: L
     return sum(times.values()), words
 
 
-def seconds(args, policy, critic, hardware: Hardware, cut: Batches, lengths: Lengths, done: Work, memory, rates: Rates):
+def seconds(
+    args, policy, critic, hardware: Hardware, cut: Batches, lengths: Lengths, done: Work, memory, rates: Rates
+):
     """Seconds of each phase of a step. ``hardware.per_node`` and ``nodes`` must be set."""
     b = ITEMSIZE[args.ds.param_dtype]
     found, bound = {}, {}
@@ -167,7 +173,9 @@ def seconds(args, policy, critic, hardware: Hardware, cut: Batches, lengths: Len
         compute = done.computed[name] / peak
         gathers = 1 if "training" not in name else 3 if args.actor.gradient_checkpointing_enable else 2
         count = shape.critic_parameters() if role == "critic" else shape.policy_parameters()
-        moved = 0.0 if hardware.is_cpu else micro * (gathers + ("training" in name)) * _gather(args, count, n, hardware)
+        moved = (
+            0.0 if hardware.is_cpu else micro * (gathers + ("training" in name)) * _gather(args, count, n, hardware)
+        )
         bound[name] = "computation" if compute >= moved else "gathering weights (ZeRO-3)"
         (training if "training" in name else found)[name] = max(compute, moved)
     if len(training) == 2 and place_of["critic"] != place_of["policy"]:  # side by side on GPUs of their own

@@ -17,8 +17,8 @@ ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
 class States:
     """Bytes on the device, and of the optimizer where it is offloaded on the host.
 
-    weights, gradients, optimizer: there all the time (gradients: from the first backward to the step). gathered: while a
-    pass runs, besides. bucket: while a backward runs. step: while the optimizer steps. host: offloaded.
+    weights, gradients, optimizer: there all the time (gradients: from the first backward to the step). gathered: while
+    a pass runs, besides. bucket: while a backward runs. step: while the optimizer steps. host: offloaded.
     """
 
     weights: float

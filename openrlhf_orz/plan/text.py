@@ -16,10 +16,10 @@ def assumptions(plan: Plan) -> list[str]:
     hardware, rates, lengths = plan.hardware, plan.rates, plan.lengths
     sources = CPU_SOURCES if hardware.is_cpu else SOURCES
     lines = [
-        f"hardware: {hardware.flops / 1e12:g} TFLOP/s, {hardware.bandwidth / 1e12:g} TB/s, {hardware.memory_gib:.1f} GiB"
-        f" each ({hardware.source})",
-        f"lengths: prompt {lengths.prompt:g}, response {lengths.response:g}, longest {lengths.longest_response:g} tokens"
-        f" ({lengths.source})",
+        f"hardware: {hardware.flops / 1e12:g} TFLOP/s, {hardware.bandwidth / 1e12:g} TB/s,"
+        f" {hardware.memory_gib:.1f} GiB each ({hardware.source})",
+        f"lengths: prompt {lengths.prompt:g}, response {lengths.response:g}, longest {lengths.longest_response:g}"
+        f" tokens ({lengths.source})",
     ]
     for name, value in asdict(rates).items():
         lines.append(f"{name} {value:g} ({sources[name]})")
@@ -53,7 +53,8 @@ def as_dict(plan: Plan, advice: list[tuple[str, Plan]], steps: int | None) -> di
             "peak_phase": memory.peak.name,
             "peak_place": memory.peak.place,
             "phases": [
-                {"place": p.place, "phase": p.name, "bytes": p.total, "parts": _nonzero(p.parts)} for p in memory.phases
+                {"place": p.place, "phase": p.name, "bytes": p.total, "parts": _nonzero(p.parts)}
+                for p in memory.phases
             ],
             "host_bytes": memory.host_total,
             "host_parts": memory.host,
@@ -61,7 +62,9 @@ def as_dict(plan: Plan, advice: list[tuple[str, Plan]], steps: int | None) -> di
             "kv_cache_tokens": memory.kv_cache_tokens,
             "problems": memory.problems,
         },
-        "changes_that_fit": [{"flags": w, "peak_bytes": p.memory.peak.total, "gpus": p.seconds.gpus} for w, p in advice],
+        "changes_that_fit": [
+            {"flags": w, "peak_bytes": p.memory.peak.total, "gpus": p.seconds.gpus} for w, p in advice
+        ],
         "flops": {"useful": plan.work.useful, "computed": plan.work.computed, "useful_per_step": plan.work.total},
         "seconds": {"phases": plan.seconds.phases, "bound_by": plan.seconds.bound_by, "step": plan.seconds.step},
         "gpu_hours_per_step": plan.seconds.gpu_hours,

@@ -77,7 +77,10 @@ def test_by_hand():
     assert shape.kv_bytes_per_token(2) == 2 * 1 * 2 * 2
 
 
-@pytest.mark.parametrize("config, named", [({"model_type": "bert"}, "bert"), ({"model_type": "qwen2", "num_attention_heads": 2}, "hidden_size")])  # fmt: skip
+@pytest.mark.parametrize(
+    "config, named",
+    [({"model_type": "bert"}, "bert"), ({"model_type": "qwen2", "num_attention_heads": 2}, "hidden_size")],
+)
 def test_what_cannot_be_counted_is_said(config, named):
     with pytest.raises(UnknownShape, match=named):
         shape_of(config)
