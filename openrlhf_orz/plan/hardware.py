@@ -17,7 +17,7 @@ class UnknownHardware(ValueError):
 class Hardware:
     """``per_node`` devices in each of ``nodes`` machines; 0: as many as the flags ask for.
 
-    memory_gib: of one device, as its driver reports it, rounded down. flops: dense bfloat16, cpu: the run's dtype; 1/s.
+    memory_gib: of one device, as drivers report it, rounded down. flops: dense bfloat16, cpu: the run's dtype; 1/s.
     bandwidth, link (inside a node), network (between nodes, for one device), host_link: bytes/s, one direction.
     """
 

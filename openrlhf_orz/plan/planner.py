@@ -117,9 +117,9 @@ def plan(
         hardware = replace(hardware, per_node=per_node, nodes=-(-needed // per_node))
     elif needed > hardware.per_node * hardware.nodes:
         raise PlanError(
-            f"the flags ask for {needed} GPUs, and --hardware has {hardware.per_node} x {hardware.nodes}: lower"
-            " --actor.num_nodes, --actor.num_gpus_per_node and the like, let models share GPUs (--train.colocate_all), or"
-            " give --hardware more"
+            f"the flags ask for {needed} GPUs, --hardware has {hardware.per_node} x {hardware.nodes}: lower"
+            " --actor.num_nodes, --actor.num_gpus_per_node and the like, let models share GPUs (--train.colocate_all),"
+            " or give --hardware more"
         )
     lengths = lengths or default_lengths(args)
     rates = rates or (CPU_RATES if hardware.is_cpu else Rates())

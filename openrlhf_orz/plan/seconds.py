@@ -114,7 +114,7 @@ def _gather(args, parameters: float, ranks: int, hardware: Hardware) -> float:
 def generation(
     args, policy: Shape, hardware: Hardware, cut: Batches, lengths: Lengths, rates: Rates, cache_tokens: float
 ):
-    """(seconds, what bounds it). Each engine decodes its share at full concurrency, then the longest response alone."""
+    """(seconds, what bounds it): an engine's share at full concurrency, then the longest response alone."""
     b, tp, engines = ITEMSIZE[args.ds.param_dtype], args.vllm.tensor_parallel_size, args.vllm.num_engines
     requests = -(-cut.samples // engines)
     context = lengths.prompt + lengths.response / 2
