@@ -97,3 +97,10 @@ def test_help_names_it(capsys):
     with pytest.raises(SystemExit):
         train_ppo_ray.main(["--help"])
     assert "--dry_run" in capsys.readouterr().out
+
+
+def test_no_run_has_the_flag():
+    from openrlhf_orz.cli.flags import parse
+
+    args, explicit = parse([*TINY, "--dry_run"])
+    assert not hasattr(args, "dry_run") and "dry_run" in explicit
