@@ -35,6 +35,7 @@ class Batches:
     tokens: int
     longest_pack: int
     forward_pack: int
+    forward_packs: int
     policy_micro_batches: int
     critic_micro_batches: int
 
@@ -62,15 +63,15 @@ def batches(args, lengths: Lengths) -> Batches:
     policy = min(args.orz.policy_updates, smallest)
     critic = min(args.orz.critic_updates, smallest) if args.critic.model_name_or_path else 0
 
-    def micro(updates):
-        if not updates:
-            return 0
-        size = -(-largest // updates)
+    def packs(size: int, part) -> int:
         if args.orz.fixed_micro_batches:
-            return updates * -(-size // args.train.micro_batch_size)
-        budget = args.train.max_tokens_per_gpu * args.ds.ring_attn_size * args.ds.tensor_parallel_size
+            return -(-size // part.micro_batch_size)
+        budget = part.max_tokens_per_gpu * args.ds.ring_attn_size * args.ds.tensor_parallel_size
         fit = max(1, int(budget // lengths.sample))  # whole samples alone share a pack
-        return updates * math.ceil(size / fit)
+        return math.ceil(size / fit)
+
+    def micro(updates):
+        return updates * packs(-(-largest // updates), args.train) if updates else 0
 
     return Batches(
         samples=samples,
@@ -84,6 +85,7 @@ def batches(args, lengths: Lengths) -> Batches:
         tokens=round(samples * lengths.sample),
         longest_pack=pack(args, args.train.max_tokens_per_gpu, args.train.micro_batch_size),
         forward_pack=pack(args, args.rollout.max_tokens_per_gpu, args.rollout.micro_batch_size),
+        forward_packs=packs(largest, args.rollout),
         policy_micro_batches=micro(policy) * args.train.max_epochs,
         critic_micro_batches=micro(critic) * args.train.max_epochs,
     )

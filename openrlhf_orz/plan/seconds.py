@@ -60,13 +60,26 @@ class Work:
         return sum(self.useful.values())
 
 
-def work(args, policy: Shape, critic: Shape | None, cut: Batches, lengths: Lengths) -> Work:
-    """By phase. Sequences have mean length; a prompt counts with each response in training, once in generation."""
-    n, r, count = round(lengths.sample), round(lengths.response), cut.samples
+def prompts_computed(args, samples: int, packs: float) -> float:
+    """Share of the prompts' tokens that are computed when ``samples`` of the rollout, taken at random, are sorted by
+    prompt and cut into ``packs``: each pack computes what it has of a prompt once. 1 where nothing is shared.
+    """
+    share = args.orz.share_prefixes == "auto" and args.ds.packing_samples
+    if not share or args.ds.attn_implementation != "orz_packed" or args.orz.fixed_micro_batches:
+        return 1.0
+    groups, each = args.rollout.batch_size, args.rollout.n_samples_per_prompt
+    distinct = groups * (1 - max(0.0, 1 - samples / (groups * each)) ** each)
+    return min(1.0, (distinct + packs - 1) / samples)  # a cut may fall into a group
 
-    def once(shape, head):
+
+def work(args, policy: Shape, critic: Shape | None, cut: Batches, lengths: Lengths) -> Work:
+    """By phase. Sequences have mean length; a prompt counts once in each pack, and once in generation."""
+    n, r, prompt, count = round(lengths.sample), round(lengths.response), round(lengths.prompt), cut.samples
+
+    def once(shape, head, samples, packs):
         found = flops.forward(shape, [n], [r if head else 0])
-        return count * (found["body"] + found["head"])
+        again = 1 - prompts_computed(args, samples, packs)
+        return count * (found["body"] + found["head"] - again * flops.forward(shape, [prompt], [])["body"])
 
     passes, computed = {}, {}
     prompts = args.rollout.batch_size if args.vllm.enable_prefix_caching else count
@@ -76,12 +89,18 @@ def work(args, policy: Shape, critic: Shape | None, cut: Batches, lengths: Lengt
     )
     for forward in skip_plan(args):
         if forward.runs:
-            passes[forward.name] = once(critic, False) if forward.name == "values" else once(policy, True)
+            values = forward.name == "values"
+            passes[forward.name] = once(
+                critic if values else policy, not values, count, cut.forward_packs * cut.data_parallel_ranks
+            )
     computed |= passes
     extra = 4 if args.actor.gradient_checkpointing_enable else 3
-    for name, shape in (("critic training", critic), ("policy training", policy)):
+    for name, shape, size, packs, updates in (
+        ("critic training", critic, cut.critic_mini_batch, cut.critic_micro_batches, cut.critic_updates),
+        ("policy training", policy, cut.policy_mini_batch, cut.policy_micro_batches, cut.policy_updates),
+    ):
         if shape:
-            one = once(shape, name[0] == "p") * args.train.max_epochs
+            one = once(shape, name[0] == "p", size, packs / updates) * args.train.max_epochs
             passes[name], computed[name] = 3 * one, extra * one
     return Work(passes, computed)
 
@@ -156,7 +175,7 @@ def seconds(
             part.num_nodes * part.num_gpus_per_node if part else args.vllm.num_engines * args.vllm.tensor_parallel_size
         )
     place_of = {role: place for place, roles in here.items() for role in roles}
-    packs = -(-cut.samples_per_rank * lengths.sample // cut.forward_pack)
+    packs = cut.forward_packs
     jobs = {
         "reference model": ("ref", policy, 1 * packs),
         "old log-probs": ("policy", policy, 1 * packs),

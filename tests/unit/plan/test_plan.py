@@ -14,7 +14,7 @@ from openrlhf_orz.plan.advice import advise, replan
 from openrlhf_orz.plan.hardware import UnknownHardware
 from openrlhf_orz.plan.hardware import parse as hardware
 from openrlhf_orz.plan.planner import Lengths, PlanError, default_lengths, plan
-from openrlhf_orz.plan.seconds import Rates
+from openrlhf_orz.plan.seconds import Rates, prompts_computed
 from openrlhf_orz.plan.shapes import KNOWN, Shape
 from openrlhf_orz.skip_plan import cost
 
@@ -49,12 +49,27 @@ def test_flops_by_hand():
 )  # fmt: skip
 def test_work_follows_the_skip_plan(flags):
     """In units of a forward, the head left out, it is what the start of a run prints."""
-    found = make(*COLOCATED, *ranks(1, 8), *flags, lengths=GIVEN)
+    found = make(*COLOCATED, *ranks(1, 8), *flags, "--orz.share_prefixes", "never", lengths=GIVEN)
     body = found.batches.samples * flops.forward(found.policy, [1000], [])["body"]
     head = found.batches.samples * flops.forward(found.policy, [], [900])["head"]
     computed = sum(value for name, value in found.work.computed.items() if name != "generation")
     assert computed / body == pytest.approx(cost(found.args), rel=10 * head / body / cost(found.args))
     assert computed / body > cost(found.args) - 1e-9
+
+
+def test_shared_prompts_by_hand():
+    """Two prompts of four responses, sorted and cut into three packs: at most 2 + 2 prompts of 8 are computed."""
+    args = arguments(
+        "--rollout.batch_size", 2, "--rollout.n_samples_per_prompt", 4, "--orz.critic_updates", 1, *ranks(1, 1)
+    )
+    args.ds.attn_implementation = "orz_packed"  # where flash-attn is, it would be that one
+    assert prompts_computed(args, 8, 3) == 4 / 8
+    assert prompts_computed(args, 8, 1) == 2 / 8
+    assert prompts_computed(args, 2, 2) == 1.0  # two at random in packs of their own
+    # two at random in one pack: 2 (1 - (6/8)^4) prompts
+    assert prompts_computed(args, 2, 1) == pytest.approx(2 * (1 - 0.75**4) / 2)
+    args.orz.share_prefixes = "never"
+    assert prompts_computed(args, 8, 1) == 1.0
 
 
 def test_seconds_follow_the_rates():
