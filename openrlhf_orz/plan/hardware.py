@@ -47,7 +47,7 @@ TABLE = {
     "h200": Hardware("h200", 139, 989e12, 4.8e12, 450e9, 50e9, 50e9, f"{NVIDIA} of H200 SXM; {DGX}"),
     "h800": Hardware(
         "h800", 79, 989e12, 3.35e12, 200e9, 50e9, 50e9,
-        f"as H100 SXM with NVLink cut to 400 GB/s both ways (DeepSeek-V3, arXiv 2412.19437); {DGX}",
+        f"as H100 SXM with NVLink cut to 400 GB/s both ways (arXiv 2505.09343); {DGX}",
     ),
     "a100-80": Hardware(
         "a100-80", 79, 312e12, 2.039e12, 300e9, 25e9, 25e9,
