@@ -21,6 +21,8 @@ RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "r
 sys.path.insert(0, str(ROOT))
 
 from openrlhf_orz.config import cpu_dtype  # noqa: E402
+from openrlhf_orz.plan.flops import forward  # noqa: E402
+from openrlhf_orz.plan.shapes import Shape  # noqa: E402
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -202,14 +204,16 @@ def write_model(path: Path, size: str, seed: int = 0) -> Path:
     return path
 
 
+def shape(size: str) -> Shape:
+    """The shape as plans know it."""
+    kind, hidden, layers, heads, kv_heads, intermediate, vocabulary, tied = SHAPES[size]
+    bias, head = kind == "qwen2", hidden // heads
+    return Shape(kind, hidden, layers, heads, kv_heads, head, intermediate, vocabulary, tied, qkv_bias=bias)
+
+
 def flops(size: str, lengths: list[int], responses: list[int]) -> dict:
-    """Useful FLOPs of one forward over these sequences: the layers (causal attention, half the square), and the
-    output head on the response tokens alone.
-    """
-    _, hidden, layers, heads, kv_heads, intermediate, vocabulary, _ = SHAPES[size]
-    weights = layers * (2 * hidden * hidden + 2 * hidden * hidden * kv_heads // heads + 3 * hidden * intermediate)
-    body = sum(2 * weights * n + 2 * layers * hidden * n * n for n in lengths)
-    return {"body": body, "head": 2 * hidden * vocabulary * sum(responses)}
+    """Useful FLOPs of one forward over these sequences, as plans count them."""
+    return forward(shape(size), lengths, responses)
 
 
 def training_flops(size: str, pairs: list[tuple[int, int]], shared: bool) -> int:

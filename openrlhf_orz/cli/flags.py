@@ -17,6 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.usage = f"{parser.prog} --actor.model_name_or_path M --data.prompt_dataset D [FLAGS]; --help lists them"
     parser.allow_abbrev = False  # a flag cut short would be some other one
     add_flags(parser)
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what the run needs; openrlhf_orz.cli.plan's flags work, too"
+    )
     return parser
 
 
@@ -66,6 +69,7 @@ def parse(argv: list[str]):
     except (ConfigError, AssertionError) as error:
         print(f"{parser.prog}: error:", *redact(str(error)).splitlines(), sep="\n  ", file=sys.stderr)
         raise SystemExit(2) from None
+    del args.dry_run  # no run has it: a checkpoint must not differ by it
     args.orz.own_agent = args.train.agent_func_path is None and args.reward.remote_url == ["orz"]
     # what a run finds out before Ray starts; as in a new run until then
     args.orz.resume_from, args.orz.restarts, args.orz.prompts_sha256, args.orz.flags = None, 0, None, None

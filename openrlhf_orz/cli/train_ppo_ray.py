@@ -223,6 +223,10 @@ def failed(error: Exception, args) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    if "--dry_run" in argv:
+        from openrlhf_orz.cli import plan
+
+        return plan.main([part for part in argv if part != "--dry_run"])
     args, explicit = parse(argv)
     hide(args)
     console.keep()

@@ -50,6 +50,12 @@ def rollout_metrics(
     return result
 
 
+def rank_metrics(shares: list[list[int]]) -> dict[str, float]:
+    """How many samples the data-parallel ranks train on, from the samples of each."""
+    sizes = [len(share) for share in shares]
+    return {"samples_per_rank_min": float(min(sizes)), "samples_per_rank_max": float(max(sizes))}
+
+
 # OpenRLHF's names and ours; what is not listed keeps its name
 RENAMED = {
     "timing/generation": "seconds_generation",

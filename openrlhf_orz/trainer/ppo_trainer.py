@@ -21,7 +21,7 @@ from openrlhf_orz.text_stats import reflects
 from openrlhf_orz.trainer.checkpointing import Checkpointing
 from openrlhf_orz.trainer.evaluation import evaluate_samples
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
-from openrlhf_orz.trainer.metrics import rollout_metrics, step_record
+from openrlhf_orz.trainer.metrics import rank_metrics, rollout_metrics, step_record
 from openrlhf_orz.trainer.process import memory_metrics
 from openrlhf_orz.trainer.rollout_stats import RolloutStats, length_metrics
 from openrlhf_orz.trainer.run_dir import RunDir, Tolerant
@@ -75,6 +75,7 @@ class OrzTrainer(Checkpointing):
         items = with_tokens([item for experience in experiences for item in split_experience_batch(experience)])
         ranks = len(self.actor_model_group._actor_handlers) // self.actor_model_group.duplicate_actors
         shares = balance_ranks([int(item.total_length) for item in items], ranks, self.hidden_size)
+        self.ours.update(rank_metrics(shares))
         return [make_experience_batch([items[i] for i in share]) for share in shares]
 
     def train_step(self, rollout_samples, global_step):

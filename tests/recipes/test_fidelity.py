@@ -7,7 +7,7 @@ import pytest
 from recorded import ROOT
 
 from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.config import STOP_STRINGS
+from openrlhf_orz.defaults import STOP_STRINGS
 
 TEXT = (ROOT / "docs/fidelity.md").read_text()
 FLAGS = sorted({found for found in re.findall(r"`(--[^`]+)`", TEXT)})

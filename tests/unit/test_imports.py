@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "flag_checks": {"redact"},
     "model_check": {"config"},
     "skip_plan": set(),
+    "plan": {"plan", "skip_plan"},  # pure: no torch either
     "redact": set(),
     "checkpoints": set(),
     "resume": {"checkpoints", "config", "redact"},
@@ -47,9 +48,8 @@ def test_direction(path):
     for name in imports(path):
         top, _, rest = name.partition(".")
         if top == "openrlhf":
-            assert layer not in ALONE | {"config", "defaults", "flag_checks", "model_check", "redact", "skip_plan"}, (
-                f"{layer} must not import {name}"
-            )
+            stand_alone = ALONE | {"config", "defaults", "flag_checks", "model_check", "plan", "redact", "skip_plan"}
+            assert layer not in stand_alone, f"{layer} must not import {name}"
         if top == "openrlhf_orz" and rest:
             target = rest.split(".")[0]
             assert target != "cli" or layer == "cli", f"nothing but cli imports {name}"
@@ -59,3 +59,9 @@ def test_direction(path):
 def test_algo_needs_torch_alone():
     for path in (PACKAGE / "algo").glob("*.py"):
         assert {name.split(".")[0] for name in imports(path)} <= {"torch", "random", "math", "typing", "openrlhf_orz"}
+
+
+def test_plans_need_nothing_but_python():
+    for path in (PACKAGE / "plan").glob("*.py"):
+        standard = {"__future__", "copy", "dataclasses", "math", "os", "re", "typing", "openrlhf_orz"}
+        assert {name.split(".")[0] for name in imports(path)} <= standard, path

@@ -3,7 +3,7 @@ import json
 import torch
 
 from openrlhf_orz.reward.verdict import Verdict
-from openrlhf_orz.trainer.metrics import rollout_metrics, step_record
+from openrlhf_orz.trainer.metrics import rank_metrics, rollout_metrics, step_record
 from openrlhf_orz.trainer.run_dir import RunDir
 
 
@@ -35,6 +35,10 @@ def test_step_record_names_and_nan():
         "seconds_generation": 1.0, "value_mean": 0.5, "critic_lr": 1e-5, "tokens_per_second": 25.0,
     }  # fmt: skip
     assert step_record(1, {"kl": 0.1}, {})["kl"] == 0.1
+
+
+def test_rank_metrics():
+    assert rank_metrics([[0, 3], [1, 2, 4]]) == {"samples_per_rank_min": 2, "samples_per_rank_max": 3}
 
 
 def test_run_dir(tmp_path):

@@ -1,0 +1,99 @@
+"""Accelerators by name: memory, dense rates and links, each with its source."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+
+GIB = 2**30
+
+
+class UnknownHardware(ValueError):
+    """A --hardware that is no name of the table; the message lists the names."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """``per_node`` devices in each of ``nodes`` machines; 0: as many as the flags ask for.
+
+    memory_gib: of one device, as drivers report it, rounded down. flops: dense bfloat16, cpu: the run's dtype; 1/s.
+    bandwidth, link (inside a node), network (between nodes, for one device), host_link: bytes/s, one direction.
+    """
+
+    name: str
+    memory_gib: float
+    flops: float
+    bandwidth: float
+    link: float
+    network: float
+    host_link: float
+    source: str
+    host_gib: float | None = None  # of one node; None: not known
+    per_node: int = 0
+    nodes: int = 0
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == "cpu"
+
+
+NVIDIA = "NVIDIA's data sheet"
+DGX = "network: one 400 Gb/s port for each GPU, as in DGX H100"
+CONSUMER = "network: 100 Gb/s for 8 GPUs, an assumption"
+# "flops" are without sparsity: half of what data sheets print in large type
+TABLE = {
+    "h100": Hardware("h100", 79, 989e12, 3.35e12, 450e9, 50e9, 50e9, f"{NVIDIA} of H100 SXM; {DGX}"),
+    "h200": Hardware("h200", 139, 989e12, 4.8e12, 450e9, 50e9, 50e9, f"{NVIDIA} of H200 SXM; {DGX}"),
+    "h800": Hardware(
+        "h800", 79, 989e12, 3.35e12, 200e9, 50e9, 50e9,
+        f"as H100 SXM with NVLink cut to 400 GB/s both ways (arXiv 2505.09343); {DGX}",
+    ),
+    "a100-80": Hardware(
+        "a100-80", 79, 312e12, 2.039e12, 300e9, 25e9, 25e9,
+        f"{NVIDIA} of A100 SXM 80 GB; network: one 200 Gb/s port for each GPU, as in DGX A100",
+    ),
+    "a100-40": Hardware(
+        "a100-40", 39, 312e12, 1.555e12, 300e9, 25e9, 25e9,
+        f"{NVIDIA} of A100 SXM 40 GB; network: one 200 Gb/s port for each GPU, as in DGX A100",
+    ),
+    "l40s": Hardware("l40s", 44, 362e12, 0.864e12, 25e9, 1.5e9, 25e9, f"{NVIDIA} of L40S; PCIe 4.0 x16; {CONSUMER}"),
+    "4090": Hardware(
+        "4090", 23, 165e12, 1.008e12, 25e9, 1.5e9, 25e9,
+        f"NVIDIA's Ada architecture paper (bfloat16 with float32 sums); PCIe 4.0 x16; {CONSUMER}",
+    ),
+    "mi300x": Hardware(
+        "mi300x", 191, 1307e12, 5.3e12, 448e9, 50e9, 50e9,
+        "AMD's data sheet of MI300X; network: one 400 Gb/s port for each GPU, an assumption",
+    ),
+}  # fmt: skip
+CPU_FLOPS_PER_CORE = 0.075e12  # float32, 2048^3 product, AMD Zen 3 with AVX2: docs/smollm2.md, docs/performance.md
+CPU_BANDWIDTH = 10e9  # bytes/s, all cores: an assumption
+NAMES = (*TABLE, "cpu")
+
+
+def this_machine() -> Hardware:
+    """The processors here; on CPU what is one device is all of a machine, shared by its ranks."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    cores = len(os.sched_getaffinity(0))
+    return Hardware(
+        "cpu", memory, cores * CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, 10e9, 1e9, 10e9,
+        f"{cores} cores and {memory:.1f} GiB of this machine; 0.075 TFLOP/s a core is what float32 products reach on"
+        " an AMD Zen 3 (docs/smollm2.md), bandwidths are assumptions",
+        host_gib=memory,
+    )  # fmt: skip
+
+
+def parse(text: str) -> Hardware:
+    """``NAME``, ``NAMExGPUS`` or ``NAMExGPUSxNODES``, as h100x8x16. Raises UnknownHardware."""
+    match = re.fullmatch(r"([a-z0-9-]+?)(?:x(\d+))?(?:x(\d+))?", text.lower())
+    name = match and match[1]
+    if name == "a100":
+        name = "a100-80"
+    if name not in NAMES or "0" in (match[2], match[3]):
+        raise UnknownHardware(
+            f"--hardware {text} is not NAME, NAMExGPUS or NAMExGPUSxNODES with a name of {', '.join(NAMES)}"
+        )
+    found = this_machine() if name == "cpu" else TABLE[name]
+    per_node = int(match[2] or 0)
+    return replace(found, per_node=per_node, nodes=int(match[3] or (1 if per_node else 0)))

@@ -1,0 +1,159 @@
+"""The shape of a decoder from its transformers configuration, and its parameters counted as transformers counts them.
+
+Notation: H hidden, L layers, Q = heads x head size, K = key-value heads x head size, I intermediate, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+DENSE = ("llama", "mistral", "qwen2", "qwen3")
+MOE = ("mixtral", "qwen2_moe", "qwen3_moe")
+KINDS = DENSE + MOE
+
+
+class UnknownShape(ValueError):
+    """A configuration that cannot be counted; the message names what is missing."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A dense decoder, or with ``experts`` a mixture of them in ``moe_layers`` of its layers."""
+
+    kind: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    moe_layers: int = 0
+    experts: int = 0
+    active_experts: int = 0
+    expert_intermediate: int = 0
+    shared_intermediate: int = 0  # of the expert that every token takes (Qwen2-MoE)
+
+    @property
+    def queries(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    def _attention(self) -> int:
+        """Weights of the four projections of one layer."""
+        return 2 * self.hidden * self.queries + 2 * self.hidden * self.keys
+
+    def _mlp(self, width: int) -> int:
+        return 3 * self.hidden * width
+
+    def _small(self) -> int:
+        """Of one layer: norms and biases."""
+        count = 2 * self.hidden + 2 * self.head_dim * self.qk_norm
+        count += self.qkv_bias * (self.queries + 2 * self.keys) + self.output_bias * self.hidden
+        return count
+
+    def layer_products(self) -> int:
+        """Weights that one token is multiplied with in all layers: of experts only those that it is sent to."""
+        routed = self.active_experts * self._mlp(self.expert_intermediate) + self.hidden * self.experts
+        shared = self._mlp(self.shared_intermediate) + self.hidden * bool(self.shared_intermediate)
+        dense = (self.layers - self.moe_layers) * self._mlp(self.intermediate)
+        return self.layers * self._attention() + dense + self.moe_layers * (routed + shared)
+
+    def body_parameters(self) -> int:
+        """Embedding, layers and last norm: the decoder without its output head."""
+        inactive = (self.experts - self.active_experts) * self._mlp(self.expert_intermediate) * self.moe_layers
+        biases = self.mlp_bias * (2 * self.intermediate + self.hidden) * (self.layers - self.moe_layers)
+        layers = self.layer_products() + inactive + self.layers * self._small() + biases
+        return self.vocabulary * self.hidden + layers + self.hidden
+
+    def policy_parameters(self) -> int:
+        """As ``AutoModelForCausalLM``: a tied head is the embedding and counts once."""
+        return self.body_parameters() + (0 if self.tied else self.vocabulary * self.hidden)
+
+    def critic_parameters(self) -> int:
+        """The decoder with a value head (1, H) without bias; no output head."""
+        return self.body_parameters() + self.hidden
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Keys and values of one token in all layers."""
+        return 2 * self.layers * self.keys * itemsize
+
+
+# From the config.json of Qwen/Qwen2.5-* on the Hugging Face hub: with these no network is needed.
+_QWEN = Shape("qwen2", 896, 24, 14, 2, 64, 4864, 151936, True, qkv_bias=True)
+KNOWN = {
+    "Qwen/Qwen2.5-0.5B": _QWEN,
+    "Qwen/Qwen2.5-1.5B": replace(_QWEN, hidden=1536, layers=28, heads=12, head_dim=128, intermediate=8960),
+    "Qwen/Qwen2.5-7B": replace(
+        _QWEN, hidden=3584, layers=28, heads=28, kv_heads=4, head_dim=128, intermediate=18944, vocabulary=152064,
+        tied=False,
+    ),
+    "Qwen/Qwen2.5-14B": replace(
+        _QWEN, hidden=5120, layers=48, heads=40, kv_heads=8, head_dim=128, intermediate=13824, vocabulary=152064,
+        tied=False,
+    ),
+    "Qwen/Qwen2.5-32B": replace(
+        _QWEN, hidden=5120, layers=64, heads=40, kv_heads=8, head_dim=128, intermediate=27648, vocabulary=152064,
+        tied=False,
+    ),
+}  # fmt: skip
+
+
+def shape_of(config) -> Shape:
+    """The shape from a configuration: a dict (config.json) or a transformers object.
+
+    Raises UnknownShape if its ``model_type`` is none of KINDS or an entry is missing.
+    """
+    values = config if isinstance(config, dict) else config.to_dict()
+    kind = values.get("model_type")
+    if kind not in KINDS:
+        raise UnknownShape(f"model_type {kind!r} is none of those that can be counted: {', '.join(KINDS)}")
+    try:
+        heads = values["num_attention_heads"]
+        shape = Shape(
+            kind=kind,
+            hidden=values["hidden_size"],
+            layers=values["num_hidden_layers"],
+            heads=heads,
+            kv_heads=values.get("num_key_value_heads") or heads,
+            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+            intermediate=values["intermediate_size"],
+            vocabulary=values["vocab_size"],
+            tied=bool(values.get("tie_word_embeddings", False)),
+            qk_norm=kind.startswith("qwen3"),
+        )
+        if kind.startswith("qwen2"):  # transformers: qkv_bias where there is such an entry, else always
+            shape = replace(shape, qkv_bias=values.get("qkv_bias", True))
+        else:
+            bias = bool(values.get("attention_bias", False))
+            shape = replace(shape, qkv_bias=bias, output_bias=bias, mlp_bias=bool(values.get("mlp_bias", False)))
+        return _with_experts(shape, values) if kind in MOE else shape
+    except KeyError as error:
+        raise UnknownShape(f"the configuration of this {kind} model lacks {error}") from None
+
+
+def _with_experts(shape: Shape, values: dict) -> Shape:
+    if shape.kind == "mixtral":
+        return replace(
+            shape, moe_layers=shape.layers, experts=values["num_local_experts"],
+            active_experts=values["num_experts_per_tok"], expert_intermediate=shape.intermediate,
+        )  # fmt: skip
+    step, dense = values.get("decoder_sparse_step", 1), set(values.get("mlp_only_layers") or ())
+    moe = sum(i not in dense and (i + 1) % step == 0 for i in range(shape.layers))
+    return replace(
+        shape,
+        moe_layers=moe,
+        # transformers names it anew in what it saves
+        experts=values["num_experts"] if "num_experts" in values else values["num_local_experts"],
+        active_experts=values["num_experts_per_tok"],
+        expert_intermediate=values["moe_intermediate_size"],
+        shared_intermediate=values.get("shared_expert_intermediate_size", 0) if shape.kind == "qwen2_moe" else 0,
+    )

@@ -1,0 +1,106 @@
+"""The command, and --dry_run of the training command: what they print, and their errors."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from openrlhf_orz.cli import plan, train_ppo_ray
+
+BASE = Path(__file__).parents[3] / "examples" / "tiny_base"
+SEVEN = ["--actor.model_name_or_path", "Qwen/Qwen2.5-7B", "--data.prompt_dataset", "d", "--train.colocate_all"]
+TINY = ["--actor.model_name_or_path", str(BASE), "--data.prompt_dataset", "d", "--data.max_len", "160", "--orz.device",
+        "cpu", "--rollout.batch_size", "16", "--rollout.n_samples_per_prompt", "8"]  # fmt: skip
+
+
+def test_json_is_all_that_it_prints(capsys):
+    assert plan.main([*SEVEN, "--hardware", "h100x8x4", "--json", "--steps", "100"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["policy_parameters"] == 7_615_616_512 and found["gpus"] == 32
+    assert found["batches"]["samples_per_rank"] == 256
+    memory = found["memory"]
+    assert memory["peak_bytes"] == max(phase["bytes"] for phase in memory["phases"]) and not memory["fits"]
+    changes = found["changes_that_fit"]
+    assert changes and all(change["peak_bytes"] <= memory["limit_bytes"] for change in changes)
+    assert found["gpu_hours"] == pytest.approx(100 * 32 * found["seconds"]["step"] / 3600)
+    assert all("(" in line or "assumption" in line for line in found["assumptions"])
+
+
+def test_text_and_dry_run_are_the_same(capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)  # neither needs it
+    assert plan.main(TINY) == 0
+    text = capsys.readouterr().out
+    assert train_ppo_ray.main(["--dry_run", *TINY]) == 0
+    assert capsys.readouterr().out == text
+    assert "fits" in text and "128 samples a step" in text and "854,144 parameters" in text
+
+
+def test_rates_and_lengths_are_taken(capsys):
+    flags = [*SEVEN, "--hardware", "h100x8x4", "--json"]
+    plan.main(flags)
+    before = json.loads(capsys.readouterr().out)
+    plan.main([*flags, "--training", "0.2", "--response_tokens", "300", "--prompt_tokens", "90"])
+    after = json.loads(capsys.readouterr().out)
+    assert after["lengths"]["response"] == 300 and after["lengths"]["prompt"] == 90
+    ratio = after["flops"]["computed"]["policy training"] / before["flops"]["computed"]["policy training"]
+    times = after["seconds"]["phases"]["policy training"] / before["seconds"]["phases"]["policy training"]
+    assert times == pytest.approx(2 * ratio)
+
+
+def test_a_configuration_file_stands_in_for_the_model(tmp_path, capsys):
+    file = tmp_path / "config.json"
+    file.write_text((BASE / "config.json").read_text())
+    flags = [*SEVEN, "--actor.model_name_or_path", "some/where", "--hardware", "h100x8", "--json"]
+    assert plan.main([*flags, "--model_config", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["policy_parameters"] == 854_144
+
+
+def test_a_model_that_cannot_be_had(capsys, monkeypatch):
+    from transformers import AutoConfig
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", offline)
+    flags = ["--actor.model_name_or_path", "some/where", "--data.prompt_dataset", "d", "--hardware", "h100x8"]
+    assert plan.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "--actor.model_name_or_path" in error and "--model_config FILE" in error and "no network" in error
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--hardware", "b17x8"], "--hardware b17x8"),
+        (["--hardware", "h100x8", "--actor.num_nodes", "3"], "24 GPUs"),
+        (["--hardware", "h100x8", "--orz.device", "cpu"], "--orz.device cpu"),
+    ],
+)
+def test_errors_name_the_flag(flags, named, capsys):
+    assert plan.main([*SEVEN, "--critic.num_nodes", "3", *flags] if "24" in named else [*SEVEN, *flags]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [(["--train.batch_siz", "3"], "--train.batch_size"), (["--train.max_epochs", "2"], "--train.max_epochs")],
+)
+def test_wrong_training_flags_end_dry_runs_as_they_end_runs(flags, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_ppo_ray.main(["--dry_run", *TINY, *flags])
+    assert stop.value.code == 2 and named in capsys.readouterr().err
+
+
+def test_help_names_it(capsys):
+    with pytest.raises(SystemExit):
+        train_ppo_ray.main(["--help"])
+    assert "--dry_run" in capsys.readouterr().out
+
+
+def test_no_run_has_the_flag():
+    from openrlhf_orz.cli.flags import parse
+
+    args, explicit = parse([*TINY, "--dry_run"])
+    assert not hasattr(args, "dry_run") and "dry_run" in explicit

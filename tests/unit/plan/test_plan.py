@@ -1,0 +1,171 @@
+"""Whole plans: batches, FLOPs, seconds, advice, and the recipes that must fit."""
+
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from planned import COLOCATED, arguments, make, ranks
+
+from openrlhf_orz.cli.flags import parse
+from openrlhf_orz.plan import flops
+from openrlhf_orz.plan.advice import advise, replan
+from openrlhf_orz.plan.hardware import UnknownHardware
+from openrlhf_orz.plan.hardware import parse as hardware
+from openrlhf_orz.plan.planner import Lengths, PlanError, default_lengths, plan
+from openrlhf_orz.plan.seconds import Rates, prompts_computed
+from openrlhf_orz.plan.shapes import KNOWN, Shape
+from openrlhf_orz.skip_plan import cost
+
+ROOT = Path(__file__).parents[3]
+GIVEN = Lengths(100, 900, 4000, "test")
+
+
+def test_batches_by_hand():
+    """128 x 64 on 32 ranks: 256 samples each, one policy step, twelve critic steps of 21 or 22."""
+    cut = make(*COLOCATED, *ranks(4, 8), "--train.max_tokens_per_gpu", 16000, lengths=GIVEN).batches
+    assert (cut.samples, cut.data_parallel_ranks, cut.samples_per_rank) == (8192, 32, 256)
+    assert (cut.policy_updates, cut.policy_mini_batch, cut.critic_updates, cut.critic_mini_batch) == (1, 256, 12, 22)
+    # 16 samples of 1000 tokens share a pack: 256 / 16 of the policy, 12 x ceil(22 / 16) of the critic
+    assert (cut.policy_micro_batches, cut.critic_micro_batches) == (16, 24)
+
+
+def test_an_uneven_rollout():
+    cut = make(*COLOCATED, *ranks(1, 8), "--rollout.batch_size", 10, "--rollout.n_samples_per_prompt", 10).batches
+    assert (cut.samples_per_rank, cut.smallest_per_rank) == (13, 12)
+
+
+def test_flops_by_hand():
+    # 144 weights of the layer, 2 FLOPs each for a token; scores and values: 2 x 2 x 4 x 3^2, half of it causal
+    shape = Shape("llama", 4, 1, 2, 1, 2, 8, 10, tied=True)
+    assert flops.forward(shape, [3], [2]) == {"body": 2 * 144 * 3 + 2 * 4 * 9, "head": 2 * 4 * 10 * 2}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--actor.gradient_checkpointing_enable",), ("--orz.cross_fit_values",), ("--algo.kl.init_coef", "0.1"),
+     ("--algo.advantage.estimator", "group_norm"), ("--orz.policy_updates", "2", "--train.max_epochs", "2")],
+)  # fmt: skip
+def test_work_follows_the_skip_plan(flags):
+    """In units of a forward, the head left out, it is what the start of a run prints."""
+    found = make(*COLOCATED, *ranks(1, 8), *flags, "--orz.share_prefixes", "never", lengths=GIVEN)
+    body = found.batches.samples * flops.forward(found.policy, [1000], [])["body"]
+    head = found.batches.samples * flops.forward(found.policy, [], [900])["head"]
+    computed = sum(value for name, value in found.work.computed.items() if name != "generation")
+    assert computed / body == pytest.approx(cost(found.args), rel=10 * head / body / cost(found.args))
+    assert computed / body > cost(found.args) - 1e-9
+
+
+def test_shared_prompts_by_hand():
+    """Two prompts of four responses, sorted and cut into three packs: at most 2 + 2 prompts of 8 are computed."""
+    args = arguments(
+        "--rollout.batch_size", 2, "--rollout.n_samples_per_prompt", 4, "--orz.critic_updates", 1, *ranks(1, 1)
+    )
+    args.ds.attn_implementation = "orz_packed"  # where flash-attn is, it would be that one
+    assert prompts_computed(args, 8, 3) == 4 / 8
+    assert prompts_computed(args, 8, 1) == 2 / 8
+    assert prompts_computed(args, 2, 2) == 1.0  # two at random in packs of their own
+    # two at random in one pack: 2 (1 - (6/8)^4) prompts
+    assert prompts_computed(args, 2, 1) == pytest.approx(2 * (1 - 0.75**4) / 2)
+    args.orz.share_prefixes = "never"
+    assert prompts_computed(args, 8, 1) == 1.0
+
+
+def test_seconds_follow_the_rates():
+    slow = make(*COLOCATED, *ranks(4, 8), "--ds.zero_stage", 2, lengths=GIVEN, rates=Rates(training=0.2))
+    fast = make(*COLOCATED, *ranks(4, 8), "--ds.zero_stage", 2, lengths=GIVEN, rates=Rates(training=0.4))
+    name = "policy training"
+    assert slow.seconds.phases[name] == pytest.approx(2 * fast.seconds.phases[name])
+    assert slow.seconds.phases[name] == pytest.approx(slow.work.computed[name] / (32 * 989e12 * 0.2))
+    assert slow.seconds.gpu_hours == pytest.approx(32 * slow.seconds.step / 3600)
+
+
+def test_small_packs_of_zero_3_wait_for_the_network():
+    flags = (*COLOCATED, *ranks(4, 8), "--ds.zero_stage", 3, "--data.max_len", 1024)
+    found = make(*flags, "--train.max_tokens_per_gpu", 1024, lengths=Lengths(100, 900, 1000, "test"))
+    assert "gathering" in found.seconds.bound_by["policy training"]
+    large = make(*flags, "--train.max_tokens_per_gpu", 32768, lengths=Lengths(100, 900, 1000, "test"))
+    assert large.seconds.bound_by["policy training"] == "computation"
+
+
+def test_longer_responses_take_longer():
+    times = [make(*COLOCATED, *ranks(1, 8), "--data.max_len", 8192, lengths=Lengths(100, n, 8000, "")).seconds.step
+             for n in (500, 1000, 2000, 4000)]  # fmt: skip
+    assert times == sorted(times)
+
+
+def test_what_does_not_fit_gets_changes_that_do():
+    found = make("--train.colocate_all", "--data.max_len", 8192, on="h100x8")
+    assert not found.fits
+    changes = advise(found)
+    assert changes
+    for words, after in changes:
+        assert after.fits, words
+        assert after.seconds.gpus == found.seconds.gpus
+    # the flags named, given to the parser, make that plan
+    given = ["--train.colocate_all", "--data.max_len", "8192", *shlex.split(changes[0][0])]
+    assert make(*given, on="h100x8").memory.peak.total == changes[0][1].memory.peak.total
+
+
+def test_one_change_is_preferred_to_several():
+    long = ("--data.max_len", 16384, "--train.max_tokens_per_gpu", 16384)
+    found = make(*COLOCATED, *ranks(1, 8), "--ds.zero_stage", 3, *long)
+    assert not found.fits and "activations" in max(found.memory.peak.parts, key=found.memory.peak.parts.get)
+    words = [words for words, _ in advise(found)]
+    assert "--actor.gradient_checkpointing_enable" in words
+    assert all(word.count("--") == 1 or ".num_nodes" in word or ".tensor_parallel" in word for word in words), words
+
+
+def test_no_advice_where_it_fits_and_none_where_nothing_helps():
+    fits = make(*COLOCATED, *ranks(4, 8), "--ds.zero_stage", 3, "--actor.gradient_checkpointing_enable")
+    assert fits.fits and advise(fits) == []
+    hopeless = make(*COLOCATED, *ranks(1, 1), on="4090", model="Qwen/Qwen2.5-32B")
+    assert not hopeless.fits and all(after.fits for _, after in advise(hopeless))
+
+
+def test_a_cache_that_holds_no_sequence_is_a_problem():
+    found = make(*COLOCATED, *ranks(1, 8), "--vllm.gpu_memory_utilization", "0.2", on="a100-40")
+    assert not found.fits and "--vllm.gpu_memory_utilization" in found.memory.problems[0]
+
+
+def test_too_few_gpus():
+    with pytest.raises(PlanError, match="32 GPUs.*8 x 1"):
+        plan(arguments(*COLOCATED, *ranks(4, 8)), hardware("h100x8"))
+
+
+def test_unknown_names():
+    with pytest.raises(PlanError, match="Qwen/Qwen2.5-7B"):
+        make(model="some/model")
+    for text in ("b17", "h100x", "h100x0", "h100x8x0", "x8"):
+        with pytest.raises(UnknownHardware, match="h100"):
+            hardware(text)
+    assert (hardware("h100x8x16").per_node, hardware("h100x8x16").nodes) == (8, 16)
+    assert (hardware("a100-40x4").name, hardware("a100-40x4").nodes) == ("a100-40", 1)
+
+
+def test_lengths_are_said_to_be_assumed():
+    args = arguments(*COLOCATED, "--data.max_len", 8192)
+    assert "assumption" in default_lengths(args).source
+    assert default_lengths(args, 100, 500) == Lengths(100, 500, 8092, "as given")
+
+
+def test_it_is_quick():
+    args, machine = arguments(*COLOCATED, *ranks(4, 8)), hardware("h100")
+    start = time.perf_counter()
+    for _ in range(10):
+        plan(args, machine)
+    assert (time.perf_counter() - start) / 10 < 0.05
+
+
+def test_the_7b_recipe_fits_on_four_nodes_of_80_gb(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    recipe = ROOT / "examples" / "train_orz_qwen2.5_7b.sh"
+    printed = subprocess.run(["bash", recipe], env={"DRY_RUN": "1", "RUN_DIR": "r", "PATH": "/usr/bin:/bin"},
+                             capture_output=True, text=True, check=True).stdout  # fmt: skip
+    args, _ = parse(shlex.split(printed)[3:])
+    for name in ("h100x8x4", "a100-80x8x4"):
+        found = plan(args, hardware(name))
+        assert found.fits and found.seconds.gpus == 32
+    assert KNOWN[args.actor.model_name_or_path] is found.policy
+    assert replan(found, []).memory.peak.total == found.memory.peak.total
