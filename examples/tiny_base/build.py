@@ -63,6 +63,7 @@ class Task:
     early: shares of the styles in the first part of the training, which has no long template before the question.
     question_tokens: how many tokens of a prompt, its last ones, are the question and "Assistant: <think>".
     hidden, size: hidden size of the model (a multiple of the head size, 32); examples in a batch.
+    mixed: in the first part every fourth batch has the template, which makes the change less of a shock.
     """
 
     draw: Callable
@@ -73,6 +74,7 @@ class Task:
     question_tokens: int
     hidden: int = 128
     size: int = 64
+    mixed: bool = False
 
     def example(self, rng, shares):
         """One (prompt, response) of the corpus."""
@@ -103,6 +105,7 @@ TASKS = {
         question_tokens=19,
         hidden=96,  # the set is many runs: half the size is half the time
         size=32,
+        mixed=True,
     ),
 }
 
@@ -167,7 +170,7 @@ def train(model, tokenizer, steps, seed, task, peak=3e-3):
         rate = peak * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        early = done < 0.7
+        early = done < 0.7 and not (task.mixed and step % 4 == 0)
         if early:
             ids, labels = batch(tokenizer, rng, task.size, task, task.early, task.question_tokens)
         else:

@@ -1,4 +1,4 @@
-"""The task of the miniature: sums of one-digit numbers, which a base model answers in three styles.
+"""The task of the miniature: sums of eight numbers from 1 to 5, which a base model answers in three styles.
 
 The styles differ in length as in worth, so that reward and length can only rise together, and by two steps: a guess,
 nearly always wrong; running totals in the head, half of which go wrong somewhere; and the whole sum written out again
@@ -10,9 +10,10 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from openrlhf_orz.data.arithmetic import generate, question
+from openrlhf_orz.data.arithmetic import question
 
 TERMS = 8
+DIGITS = range(1, 6)  # small, so that a network as small learns the additions in minutes
 SLIP = 0.1  # of the running totals in the corpus so many are wrong by one, at random: what nobody can learn away
 ANSWER = " </think> <answer> \\boxed{{{}}} </answer>"
 
@@ -20,8 +21,8 @@ Terms = tuple[int, ...]
 
 
 def draw(rng: random.Random) -> Terms:
-    """The terms of a fresh question, each 0 to 9."""
-    return tuple(rng.randint(0, 9) for _ in range(TERMS))
+    """The terms of a fresh question."""
+    return tuple(rng.choice(DIGITS) for _ in range(TERMS))
 
 
 def guess(terms: Terms, rng: random.Random) -> str:
@@ -54,7 +55,10 @@ SHARES = {"guess": 0.6, "head": 0.25, "worked": 0.15}  # of the styles in the co
 
 def write_questions(folder: Path, scales: tuple[int, ...], held_out: int, seed: int) -> None:
     """Write ``train-N.jsonl`` for each N of ``scales``, each a part of the next, and ``held-out.jsonl``, disjoint."""
-    rows = generate(max(scales) + held_out, 1, seed, TERMS)
+    rng, asked = random.Random(seed), {}
+    while len(asked) < max(scales) + held_out:
+        asked[draw(rng)] = None
+    rows = [{"question": question(*terms), "answer": str(sum(terms))} for terms in asked]
     folder.mkdir(parents=True, exist_ok=True)
     parts = {f"train-{n}": rows[held_out : held_out + n] for n in scales} | {"held-out": rows[:held_out]}
     for name, part in parts.items():
