@@ -104,7 +104,7 @@ TASKS = {
         early={"worked": 0.7, "head": 0.2, "guess": 0.1},
         question_tokens=19,
         hidden=96,  # the set is many runs: half the size is half the time
-        size=32,
+        size=16,
         mixed=True,
     ),
 }

@@ -5,6 +5,7 @@ from all that are: OUT/figures/*.svg and OUT/agreements.md. With --docs they go 
 """
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         runner = Runner(runs, options.jobs)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs is stopped, too
         try:
             runner()
         except KeyboardInterrupt:
