@@ -219,7 +219,7 @@ def main():
     """Build, measure and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write (this one)")
-    parser.add_argument("--steps", type=int, default=1000, help="batches of 64 (columns) or 32 solutions (1000)")
+    parser.add_argument("--steps", type=int, default=1000, help="batches of 64 (columns) or 16 solutions (1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", choices=TASKS, default="columns", help="the quickstart's, or the miniature's (sums)")
     parser.add_argument("--threads", type=int, default=1, help="threads (1, which made the shipped weights)")

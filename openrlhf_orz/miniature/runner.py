@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -91,19 +92,27 @@ class Runner:
         allowed = sorted(os.sched_getaffinity(0))
         for slot in range(jobs):
             self.cores.put(allowed[slot % len(allowed)])
+        # Ray's files lie here, and no note of a Ray that runs: its workers would not be on the run's core
+        self.scratch = Path(tempfile.gettempdir()) / f"m{os.getpid()}"  # short: names of sockets are limited
+        self.env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        self.env["RAY_TMPDIR"] = str(self.scratch)
 
     def __call__(self) -> None:
         """Returns when all have ended; those that failed are in ``failed``. Ctrl-C stops the ones that run."""
         missing = [run for run in self.runs if not run.finished()]
         print(f"[miniature] {len(self.runs)} runs, {len(self.runs) - len(missing)} finished before", flush=True)
-        with ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(self.one, run) for run in missing]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                self.stop()
-                raise
+        self.scratch.mkdir(exist_ok=True)
+        try:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                futures = [pool.submit(self.one, run) for run in missing]
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    self.stop()
+                    raise
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def stop(self) -> None:
         """Ask the runs to end, and start no other."""
@@ -142,6 +151,7 @@ class Runner:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,
+                env=self.env,
                 start_new_session=True,
             )
             self.children.add(child)
