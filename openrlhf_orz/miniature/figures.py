@@ -36,12 +36,11 @@ def draw_panel(ax, figure: Figure, results: Results, key: str) -> None:
     """One key's curves of the figure's arms."""
     title, limits = TITLES[key]
     for (colour, dashes), name in zip(LINES, (BASELINE, *figure.arms)):
-        runs = [run.curve(key) for run in results.get(name, {}).values()]
-        runs = [run for run in runs if run[0]]
-        if not runs:
+        runs = [dict(zip(*run.curve(key))) for run in results.get(name, {}).values()]
+        steps = sorted(set.intersection(*map(set, runs))) if runs else []
+        if not steps:
             continue
-        steps = min((steps for steps, _ in runs), key=len)
-        middle, low, high = band([values for _, values in runs], 1 if key == "held_out" else SPAN)
+        middle, low, high = band([[run[step] for step in steps] for run in runs], 1 if key == "held_out" else SPAN)
         label = figure.baseline if name == BASELINE else ARMS[name].label
         ax.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
         ax.plot(steps, middle, dashes, color=colour, linewidth=1.6, label=label)

@@ -52,7 +52,7 @@ def runs(tmp_path):
         lines = []
         for step in range(1, arms.STEPS + 1):
             reward = 0.1 + (0.8 if alike or step < 3 else 0.6) * step / arms.STEPS + 0.001 * run.seed
-            lines.append({"step": step, "reward": reward, "response_length": 80 * reward, "time": 100.0 * step,
+            lines.append({"step": step, "reward": reward, "response_length": 80 * reward, "seconds_step": 1.5,
                           "explained_variance": None if step == 1 else 0.5})  # fmt: skip
         (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         evals = [{"step": step, "eval_held-out_pass1": 0.1 + step / 100} for step in (0, 32, 64)]
@@ -79,6 +79,7 @@ def test_table_says_what_came_out(runs):
     assert rows["computing old log-probs changes nothing"].endswith("| agrees |")
     assert rows["cross-fit values changes nothing"].endswith("| does not agree |")
     assert "(miniature/lambda.svg)" in text
+    assert f"took {30 * arms.STEPS * 1.5 / 3600:.1f} hours" in text.replace("\n", " ")
 
 
 def test_pairs_that_should_be_alike(runs):
