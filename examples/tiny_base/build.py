@@ -7,6 +7,9 @@ to a three-digit addition, as a real base model knows good and bad ways to solve
 - a worked solution (the rest): column by column with the carry, which even a tiny network gets right.
 
 Reinforcement learning then has something to find: reasoning, which takes more tokens, pays.
+
+`--task sums` makes the base of the miniature instead: sums of eight numbers, answered in three styles
+(openrlhf_orz/miniature/task.py).
 """
 
 import argparse
@@ -15,6 +18,8 @@ import math
 import random
 import re
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,9 +27,9 @@ from tokenizers import AddedToken, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from openrlhf_orz.data import arithmetic, prompts
+from openrlhf_orz.miniature import task as sums
 
 HERE = Path(__file__).resolve().parent
-QUESTION = 11  # how many tokens of a prompt, its last ones, are the question and "Assistant: <think>"
 VOCAB, EOS, PAD = 512, "<|endoftext|>", "<|pad|>"
 # A tag, or text up to a punctuation mark, the end of a line, a digit or a tag.
 PHRASES = r" ?</?\w+>| ?\\boxed\{|[^\d<\\]+?(?:[.,:?] |\n|(?=\d| ?<| ?\\|$))"
@@ -50,21 +55,70 @@ def worked(a, b):
     return f" By columns: {', '.join(columns)}. </think> <answer> \\boxed{{{a + b}}} </answer>"
 
 
-def example(rng, worked_share):
-    """One (prompt, response) of the corpus."""
-    a, b = rng.randint(100, 999), rng.randint(100, 999)
-    response = worked(a, b) if rng.random() < worked_share else guess(a, b, rng)
-    return prompts.render("paper", arithmetic.question(a, b)), response
+@dataclass(frozen=True)
+class Task:
+    """What a base model is made to know.
+
+    draw: a fresh question's terms; styles: how to answer one; beginnings: how a response of each style begins.
+    early: shares of the styles in the first part of the training, which has no long template before the question.
+    question_tokens: how many tokens of a prompt, its last ones, are the question and "Assistant: <think>".
+    hidden, size: hidden size of the model (a multiple of the head size, 32); examples in a batch.
+    mixed: in the first part every fourth batch has the template, which makes the change less of a shock.
+    """
+
+    draw: Callable
+    styles: dict[str, Callable]
+    beginnings: dict[str, str]
+    shares: dict[str, float]
+    early: dict[str, float]
+    question_tokens: int
+    hidden: int = 128
+    size: int = 64
+    mixed: bool = False
+
+    def example(self, rng, shares):
+        """One (prompt, response) of the corpus."""
+        terms = self.draw(rng)
+        at, style = rng.random(), None
+        for style, share in shares.items():
+            at -= share
+            if at < 0:
+                break
+        return prompts.render("paper", arithmetic.question(*terms)), self.styles[style](terms, rng)
 
 
-def build_tokenizer():
+TASKS = {
+    "columns": Task(
+        draw=lambda rng: (rng.randint(100, 999), rng.randint(100, 999)),
+        styles={"worked": lambda terms, rng: worked(*terms), "guess": lambda terms, rng: guess(*terms, rng)},
+        beginnings={"guess": " It is about", "worked": " By columns"},
+        shares={"worked": 0.3, "guess": 0.7},
+        early={"worked": 0.9, "guess": 0.1},
+        question_tokens=11,
+    ),
+    "sums": Task(
+        draw=sums.draw,
+        styles=sums.STYLES,
+        beginnings={"guess": " It is about", "head": " In my head", "worked": " Step by step"},
+        shares=sums.SHARES,
+        early={"worked": 0.7, "head": 0.2, "guess": 0.1},
+        question_tokens=19,
+        hidden=96,  # the set is many runs: half the size is half the time
+        size=16,
+        mixed=True,
+    ),
+}
+
+
+def build_tokenizer(task=TASKS["columns"]):
     """Qwen2's byte-level BPE, which splits digits singly, with few merges, and the corpus's phrases as added tokens.
 
     The phrases make the long template few tokens. They are added tokens because transformers rebuilds a `qwen2`
     tokenizer from its merges and added tokens alone, so that saved files can't bring their own pre-tokenizer.
     """
     rng = random.Random(0)
-    texts = [text for _ in range(200) for text in example(rng, 0.5)]
+    even = {style: 1 / len(task.styles) for style in task.styles}
+    texts = [text for _ in range(200) for text in task.example(rng, even)]
     pieces = dict.fromkeys(piece for text in texts for piece in re.findall(PHRASES, text))
     phrases = [piece for piece in pieces if len(piece) > 1 and not piece.strip().isalpha()]
     learner = Qwen2Tokenizer().backend_tokenizer
@@ -81,20 +135,22 @@ def build_tokenizer():
     return tokenizer
 
 
-def build_model(tokenizer):
+def build_model(tokenizer, hidden=128):
     """A small Qwen2, of a shape that vLLM runs on CPU and GPU too (head size 32)."""
+    heads = hidden // 32
     config = Qwen2Config(
-        vocab_size=VOCAB, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+        vocab_size=VOCAB, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=4,
+        num_attention_heads=heads, num_key_value_heads=2 if heads % 2 == 0 else 1,
+        max_position_embeddings=512, tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
     )
     return Qwen2ForCausalLM(config)
 
 
-def batch(tokenizer, rng, size, worked_share, head_tokens=None):
+def batch(tokenizer, rng, size, task, shares, head_tokens=None):
     """Token ids and labels (responses only) of `size` fresh examples, of each prompt its last tokens."""
     rows = []
-    for prompt, response in (example(rng, worked_share) for _ in range(size)):
+    for prompt, response in (task.example(rng, shares) for _ in range(size)):
         head = tokenizer.encode(prompt)[-(head_tokens or 512):]
         tail = tokenizer.encode(response) + [tokenizer.eos_token_id]
         rows.append((head + tail, [-100] * len(head) + tail))
@@ -104,7 +160,7 @@ def batch(tokenizer, rng, size, worked_share, head_tokens=None):
     return ids, labels
 
 
-def train(model, tokenizer, steps, seed, worked_share, size=64, peak=3e-3):
+def train(model, tokenizer, steps, seed, task, peak=3e-3):
     """Pre-train: first mostly worked solutions, without the long template, which is faster; then the real thing."""
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.01)
@@ -114,8 +170,11 @@ def train(model, tokenizer, steps, seed, worked_share, size=64, peak=3e-3):
         rate = peak * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        early = done < 0.7
-        ids, labels = batch(tokenizer, rng, size, 0.9 if early else worked_share, QUESTION if early else None)
+        early = done < 0.7 and not (task.mixed and step % 4 == 0)
+        if early:
+            ids, labels = batch(tokenizer, rng, task.size, task, task.early, task.question_tokens)
+        else:
+            ids, labels = batch(tokenizer, rng, task.size, task, task.shares)
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -131,25 +190,25 @@ def mean(values):
 
 
 @torch.no_grad()
-def measure(model, tokenizer, n=400, seed=10_000, greedy=False, max_new_tokens=64):
-    """Sample at temperature 1 for n fresh questions: shares, accuracy and length of the two styles."""
+def measure(model, tokenizer, n=400, seed=10_000, greedy=False, max_new_tokens=64, task=TASKS["columns"]):
+    """Sample at temperature 1 for n fresh questions: shares, accuracy and length of the styles."""
     rng = random.Random(seed)
-    pairs = [(rng.randint(100, 999), rng.randint(100, 999)) for _ in range(n)]
-    texts = [prompts.render("paper", arithmetic.question(a, b)) for a, b in pairs]
+    asked = [task.draw(rng) for _ in range(n)]
+    texts = [prompts.render("paper", arithmetic.question(*terms)) for terms in asked]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
     torch.manual_seed(seed)
     sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     out = model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)[:, inputs.input_ids.shape[1]:]
     rows = []
-    for (a, b), ids in zip(pairs, out, strict=True):
+    for terms, ids in zip(asked, out, strict=True):
         ids = [i for i in ids.tolist() if i not in (tokenizer.pad_token_id, tokenizer.eos_token_id)]
         text = tokenizer.decode(ids)
-        style = "worked" if text.startswith(" By columns") else "guess" if text.startswith(" It is about") else "other"
-        rows.append((style, text.endswith(f"<answer> \\boxed{{{a + b}}} </answer>"), len(ids),
+        style = next((name for name, begins in task.beginnings.items() if text.startswith(begins)), "other")
+        rows.append((style, text.endswith(f"<answer> \\boxed{{{sum(terms)}}} </answer>"), len(ids),
                      text.endswith("</answer>")))
     report = {"prompt_tokens": mean(inputs.attention_mask.sum(1).tolist()), "reward": mean([r[1] for r in rows]),
               "tokens": mean([r[2] for r in rows]), "finished": mean([r[3] for r in rows])}
-    for style in ("guess", "worked", "other"):
+    for style in (*task.beginnings, "other"):
         of = [r for r in rows if r[0] == style]
         report[style] = {"share": mean([r[0] == style for r in rows]), "right": mean([r[1] for r in of]),
                          "tokens": mean([r[2] for r in of])}
@@ -160,23 +219,24 @@ def main():
     """Build, measure and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write (this one)")
-    parser.add_argument("--steps", type=int, default=1000, help="batches of 64 solutions (1000)")
+    parser.add_argument("--steps", type=int, default=1000, help="batches of 64 (columns) or 16 solutions (1000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--worked_share", type=float, default=0.3, help="share of worked solutions (0.3)")
+    parser.add_argument("--task", choices=TASKS, default="columns", help="the quickstart's, or the miniature's (sums)")
     parser.add_argument("--threads", type=int, default=1, help="threads (1, which made the shipped weights)")
     args = parser.parse_args()
+    task = TASKS[args.task]
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
-    train(model, tokenizer, args.steps, args.seed, args.worked_share)
+    tokenizer = build_tokenizer(task)
+    model = build_model(tokenizer, task.hidden)
+    train(model, tokenizer, args.steps, args.seed, task)
     model = model.to(torch.bfloat16).eval()
     model.generation_config = GenerationConfig(
         do_sample=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    print(json.dumps(measure(model, tokenizer), indent=1))
+    print(json.dumps(measure(model, tokenizer, max_new_tokens=128, task=task), indent=1))
 
 
 if __name__ == "__main__":

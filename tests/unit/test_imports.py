@@ -24,6 +24,7 @@ MAY_IMPORT = {
     **{name: {name} for name in ALONE},
     "data": {"data", "reward"},
     "report": {"report", "text_stats"},
+    "miniature": {"miniature", "data", "report"},  # the training command runs in processes of its own
     "evaluate": ALONE | {"config", "evaluate"},
 }
 

@@ -1,0 +1,36 @@
+"""The miniature's runner with the real training command: two steps, and nothing is run twice."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from openrlhf_orz.miniature import arms, runner
+from openrlhf_orz.miniature.results import load
+from openrlhf_orz.miniature.task import write_questions
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_run_is_run_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(arms, "SCALES", (8,))
+    monkeypatch.setitem(arms.SHARED, "rollout.batch_size", 4)
+    monkeypatch.setattr(runner, "STEPS", 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    write_questions(tmp_path / "questions", (8,), 4, seed=0)
+    (tmp_path / "base").mkdir()
+    for file in (ROOT / "examples" / "tiny_base").glob("*.*"):
+        shutil.copy(file, tmp_path / "base")
+    run = runner.Run(arms.Arm("critic-1", "", {"orz.critic_updates": 1}, prompts=8), 0, tmp_path)
+    first = runner.Runner([run], jobs=1)
+    first()
+    assert not first.failed, (run.path / "run.log").read_text()[-3000:]
+    curves = load([run])["critic-1"][0]
+    assert len(curves.values("reward")) == 2 and len(curves.values("held_out")) == 1  # before the first step
+    config = json.loads((run.path / "config.json").read_text())
+    assert config, "the run keeps its flags"
+    written = (run.path / "metrics.jsonl").stat().st_mtime_ns
+    runner.Runner([run], jobs=1)()
+    assert (run.path / "metrics.jsonl").stat().st_mtime_ns == written

@@ -1,0 +1,108 @@
+"""Statistics by hand-worked numbers; figures and tables from made-up metrics."""
+
+import json
+import math
+
+import pytest
+
+from openrlhf_orz.miniature import arms, figures, results, runner, statistics, table
+from openrlhf_orz.miniature.same import all_pairs, between_seeds
+
+
+def test_paired_difference_by_hand():
+    found = statistics.difference([0.9, 0.8, 0.7], [0.6, 0.6, 0.6])
+    # differences 0.3, 0.2, 0.1: standard deviation 0.1, its standard error 0.1 / sqrt(3), t(2) = 4.303
+    assert found.mean == pytest.approx(0.2) and found.error == pytest.approx(0.1 / math.sqrt(3))
+    assert found.half == pytest.approx(0.2484, abs=1e-4) and found.seeds == 3
+    assert statistics.verdict(found, 1) == statistics.NOTHING  # 0.2 < 0.2484
+    clear = statistics.difference([0.9, 0.8, 0.7], [0.5, 0.4, 0.31])  # 0.4, 0.4, 0.39
+    assert [statistics.verdict(clear, sign) for sign in (1, -1, 0, None)] == [
+        statistics.AGREES, statistics.DISAGREES, statistics.DISAGREES, statistics.VISIBLE,
+    ]  # fmt: skip
+
+
+def test_no_difference_and_too_few_seeds():
+    alike = statistics.difference([0.5, 0.6], [0.5, 0.6])
+    assert (alike.mean, alike.half) == (0, 0)
+    assert statistics.verdict(alike, 0) == statistics.AGREES and statistics.verdict(alike, 1) == statistics.NOTHING
+    assert statistics.verdict(statistics.difference([1.0], [0.0]), 1) == statistics.TOO_FEW
+    with pytest.raises(ValueError):
+        statistics.difference([1.0, 2.0], [1.0])
+
+
+def test_what_a_curve_comes_to_by_hand():
+    curve = [0.0] * 5 + [1.0] * 5 + [0.5, 0.7] * 5
+    assert statistics.last(curve) == pytest.approx(0.6) and statistics.rise(curve) == pytest.approx(0.6)
+    # changes of the second half: five times 0.2 and four times -0.2
+    assert statistics.roughness(curve) == pytest.approx(math.sqrt(0.04 - (0.2 / 9) ** 2))
+    assert figures.band([[0.0, 1.0], [1.0, 3.0]], span=1) == ([0.5, 2.0], [0.0, 1.0], [1.0, 3.0])
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Finished runs of all arms with two seeds: the baseline's curves rise to 0.9, the arms' by 0.2 less; of arms that
+    should be alike one is and one differs from step 3 on.
+    """
+    made = [runner.Run(arm, seed, tmp_path) for arm in arms.ARMS.values() for seed in (0, 1)]
+    for run in made:
+        alike = run.arm.name in (arms.BASELINE, "old-log-probs")
+        (run.path / "rollouts").mkdir(parents=True)
+        (run.path / runner.STAMP).write_text(json.dumps(run.stamp()))
+        (run.path / "rollouts" / "step_1.jsonl").write_text(json.dumps({"prompt": "p", "response": f"{run.seed}"}))
+        lines = []
+        for step in range(1, arms.STEPS + 1):
+            reward = 0.1 + (0.8 if alike or step < 3 else 0.6) * step / arms.STEPS + 0.001 * run.seed
+            lines.append({"step": step, "reward": reward, "response_length": 80 * reward, "seconds_step": 1.5,
+                          "explained_variance": None if step == 1 else 0.5})  # fmt: skip
+        (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        evals = [{"step": step, "eval_held-out_pass1": 0.1 + step / 100} for step in (0, 32, 64)]
+        (run.path / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
+    return made
+
+
+def test_figures_are_drawn(runs, tmp_path):
+    pytest.importorskip("matplotlib", reason="requirements-report.txt is not installed")
+    loaded = results.load(runs)
+    paths = figures.write_figures(list(arms.FIGURES), loaded, tmp_path / "figures")
+    assert [path.stem for path in paths] == list(arms.FIGURES)
+    assert all(path.read_text().startswith("<?xml") for path in paths)
+    again = figures.write_figures(["lambda"], loaded, tmp_path / "again")
+    assert again[0].read_bytes() == (tmp_path / "figures" / "lambda.svg").read_bytes()
+
+
+def test_table_says_what_came_out(runs):
+    text = table.generate(results.load(runs), "miniature")
+    rows = {row.split(" | ")[0].strip("| "): row for row in text.splitlines() if row.startswith("| ")}
+    assert rows["λ = 1 learns faster than 0.95"].endswith("| agrees |")
+    assert "0.829" in rows["the reward rises"] or "agrees" in rows["the reward rises"]
+    assert rows["KL loss ends with lower accuracy"].endswith(f"| {statistics.NOTHING} |")  # alike, as made up
+    assert rows["computing old log-probs changes nothing"].endswith("| agrees |")
+    assert rows["cross-fit values changes nothing"].endswith("| does not agree |")
+    assert "(miniature/lambda.svg)" in text
+    assert f"took {30 * arms.STEPS * 1.5 / 3600:.1f} hours" in text.replace("\n", " ")
+
+
+def test_pairs_that_should_be_alike(runs):
+    pairs = {(pair.arm, pair.seed): pair for pair in all_pairs(results.load(runs), ("old-log-probs", "cross-fit"))}
+    same, other = pairs["old-log-probs", 1], pairs["cross-fit", 1]
+    assert (same.same_rollouts, same.same_steps, same.largest_reward) == (True, arms.STEPS, 0)
+    assert (other.same_rollouts, other.same_steps) == (True, 2)
+    assert other.largest_reward == pytest.approx(0.2, abs=1e-3)
+    reward, length = between_seeds(results.load(runs))
+    assert reward == pytest.approx(0.001, abs=1e-4) and length == pytest.approx(0.08, abs=1e-3)
+
+
+def test_unfinished_runs_are_left_out(runs):
+    metrics = runs[0].path / "metrics.jsonl"
+    metrics.write_text("".join(line + "\n" for line in metrics.read_text().splitlines()[:-1]))
+    assert set(results.load(runs)["baseline"]) == {1}
+
+
+def test_generated_part_is_put_between_markers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    table.put(page, "new\n")
+    assert page.read_text() == f"before\n{table.BEGIN}\n\nnew\n\n{table.END}\nafter\n"
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="markers"):
+        table.put(page, "new\n")

@@ -1,0 +1,68 @@
+"""Runs that are finished are not run again, others are, and one that fails does not stop the rest."""
+
+import sys
+
+import pytest
+
+from openrlhf_orz.miniature import arms, runner
+
+# in place of the training: notes its call, and finishes unless the seed is 1
+TRAINING = """
+import json, os, pathlib, sys
+flags = dict(zip(sys.argv[1:], sys.argv[2:]))
+run = pathlib.Path(flags["--ckpt.output_dir"])
+with open(run.parents[2] / "calls", "a") as calls:
+    calls.write(f"{run.parent.name} {run.name} {len(os.sched_getaffinity(0))}\\n")
+if flags["--train.seed"] == "1":
+    sys.exit(3)
+(run / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\\n" for step in range(1, 65)))
+"""
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, str(script)))
+    return [runner.Run(arms.ARMS[name], seed, tmp_path) for seed in (0, 1, 2) for name in ("baseline", "critic-1")]
+
+
+def calls(run):
+    return sorted((run.out / "calls").read_text().splitlines())
+
+
+def test_runs_once_and_again_what_failed(runs, capsys):
+    first = runner.Runner(runs, jobs=2)
+    first()
+    assert calls(runs[0]) == sorted(f"{run.arm.name} seed-{run.seed} 1" for run in runs)  # each on one core
+    assert {(run.arm.name, run.seed) for run in first.failed} == {("baseline", 1), ("critic-1", 1)}
+    assert "FAILED with status 3: see" in capsys.readouterr().out
+    runner.Runner(runs, jobs=1)()
+    assert len(calls(runs[0])) == len(runs) + 2
+
+
+def test_other_flags_or_lost_steps_are_another_run(runs, monkeypatch):
+    run = runs[0]
+    runner.Runner([run], jobs=1)()
+    assert run.finished()
+    metrics = run.path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-20])
+    assert not run.finished()
+    runner.Runner([run], jobs=1)()
+    assert run.finished() and len(calls(run)) == 2
+    monkeypatch.setitem(arms.SHARED, "actor.adam.lr", 1e-4)
+    assert not run.finished()
+
+
+def test_a_stopped_runner_starts_nothing(runs):
+    stopped = runner.Runner(runs, jobs=2)
+    stopped.stop()
+    stopped()
+    assert not (runs[0].out / "calls").exists() and not stopped.failed
+
+
+def test_base_that_cannot_be_built_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "BUILD", tmp_path / "none.py")
+    with pytest.raises(RuntimeError, match="see .*base.log"):
+        runner.prepare(tmp_path)
+    assert (tmp_path / "questions" / "held-out.jsonl").exists() and not (tmp_path / "base").exists()
