@@ -106,6 +106,10 @@ setsid "${start[@]}" >"$RUN_DIR.ray.log" 2>&1 &
 ray_pid=$!
 setsid "${wait_for_all[@]}" &
 wait_pid=$!
+while kill -0 "$wait_pid" 2>/dev/null; do
+   kill -0 "$ray_pid" 2>/dev/null || die "Ray has ended: see $RUN_DIR.ray.log"
+   sleep 0.2
+done
 wait "$wait_pid" || die "see $RUN_DIR.ray.log"
 wait_pid=''
 setsid "${run[@]}" &

@@ -4,4 +4,6 @@ from recorded import Project
 
 @pytest.fixture
 def project(tmp_path):
-    return Project(tmp_path)
+    project = Project(tmp_path)
+    yield project
+    project.end()

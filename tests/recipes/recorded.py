@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +36,7 @@ for answer in json.loads(os.environ.get("ANSWERS", "[]")):
         if answer.get("deaf"):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if answer.get("stays"):
-            while True:
-                signal.pause()
+            time.sleep(120)
         sys.exit(answer.get("status", 0))
 """
 
@@ -46,6 +46,7 @@ class Project:
 
     def __init__(self, folder: Path):
         self.folder, self.record, self.bin = folder, folder / "record.jsonl", folder / "bin"
+        self.started: list[subprocess.Popen] = []
         # copies, not links: a script that follows a link must not find the real project, and set it up
         shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("tiny_base"))
         (folder / "tools").mkdir()
@@ -69,10 +70,19 @@ class Project:
         return env | {"MASTER_PORT": "23456", "ANSWERS": json.dumps(list(answers))} | given
 
     def start(self, script: str, *args: str, answers=(), **env: str) -> subprocess.Popen:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", script, *args], cwd=self.folder, env=self.env(answers, **env), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Leave nothing behind of a test that has failed."""
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def run(self, script: str, *args: str, status: int = 0, answers=(), **env: str) -> str:
         """What it prints; fails unless it ends with this status."""

@@ -126,6 +126,15 @@ def test_without_all_nodes_nothing_is_run(project):
     assert not any(TRAIN in e["argv"] for e in entries) and entries[-1]["what"] == "SIGTERM"
 
 
+def test_a_ray_that_cannot_start_is_not_waited_for(project):
+    fails = {"program": "ray", "with": "--block", "status": 1}
+    forever = {"program": "python", "with": "wait_for_nodes", "stays": True}
+    script = "examples/launch/multi_node.sh"
+    process = project.start(script, "head", RECIPE, HEAD_IP="h", NODES="1", GPUS="1", answers=[fails, forever])
+    assert "Ray has ended: see runs/train_orz_qwen2.5_7b.ray.log" in ends(process, 2)
+    assert not any(TRAIN in e["argv"] for e in project.recorded())
+
+
 def test_a_signal_to_the_head_stops_the_run_before_ray(project):
     process = project.start(
         "examples/launch/multi_node.sh", "head", RECIPE, HEAD_IP="h", NODES="1", GPUS="1",
