@@ -35,7 +35,7 @@ class Rates:
 SOURCES = {
     "training": "Llama 3 reports 38% to 43% on H100 (arXiv 2407.21783)",
     "prefill": "as training",
-    "decode": "the lower end of a rule of thumb, 60% to 85% (open-source-ai.tech/glossary/model-bandwidth-utilization)",
+    "decode": "low end of the usual 60% to 85% (open-source-ai.tech/glossary/model-bandwidth-utilization)",
     "concurrent": "max_num_seqs that vLLM 0.29 takes for an AsyncLLM",
     "overhead_s": "scheduling and sampling; an assumption",
 }

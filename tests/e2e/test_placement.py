@@ -21,9 +21,10 @@ NODES = GPUS = 2
 def cluster():
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 0})
-    for _ in range(NODES):
-        found.add_node(num_cpus=8, num_gpus=GPUS)
+    node = {"num_cpus": 8, "num_gpus": GPUS}
+    found = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    for _ in range(NODES - 1):
+        found.add_node(**node)
     yield found
     import ray
 
