@@ -113,7 +113,7 @@ RECIPES = {
     ),
 }  # fmt: skip
 
-# Scripts with tests of their own: test_distill_recipe.py and test_launchers.py
+# Scripts with tests of their own: test_distill_recipe.py, test_launchers.py, test_docker.py
 OTHERS = {"distill_reasoner.sh"}
 LAUNCHERS = {f"launch/{name}.sh" for name in ("one_node", "multi_node", "ray_job", "slurm", "docker")}
 LIBRARIES = {"lib/recipe.sh", "lib/launch.sh"}
