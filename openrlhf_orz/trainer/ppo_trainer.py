@@ -221,6 +221,8 @@ class OrzTrainer(Checkpointing):
 
     def save_logs_and_checkpoints(self, global_step, logs_dict=None, client_states=None):
         self.ours.update(self.all_faults(), restarts=self.args.orz.restarts, writes_failed=self.run_dir.failures)
+        if self.held_up is not None:
+            self.ours["seconds_checkpoint"], self.held_up = self.held_up, None
         record = step_record(global_step, logs_dict or {}, self.ours)
         self.run_dir.append("metrics.jsonl", {**record, "time": time.time()})
         logs = {key: value for key, value in record.items() if value is not None and key != "step"}

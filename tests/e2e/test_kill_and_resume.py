@@ -99,5 +99,7 @@ def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
     assert any(m["engines_restarted"] for m in [*metrics, *read_jsonl(run_dir / "lost-metrics.jsonl")])
     checkpoints.verify(run_dir / "checkpoints" / f"global_step{last}")
 
+    whole = read_jsonl(undisturbed.run_dir / "metrics.jsonl")
+    assert "seconds_checkpoint" not in whole[0] and all(m["seconds_checkpoint"] > 0 for m in whole[1:])
     assert rollouts(run_dir, last) == rollouts(undisturbed.run_dir, last)
-    same(metrics, read_jsonl(undisturbed.run_dir / "metrics.jsonl")[:last])
+    same(metrics, whole[:last])
