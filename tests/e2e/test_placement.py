@@ -18,8 +18,10 @@ NODES = GPUS = 2
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else Ray's workers run behind everything else, at nice 15
 
     node = {"num_cpus": 8, "num_gpus": GPUS}
     found = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
@@ -80,7 +82,7 @@ def test_a_run_across_two_nodes_is_the_planned_one(cluster, tmp_path, capsys):
     from openrlhf_orz.cli import plan
 
     data = tmp_path / "rows.jsonl"
-    rows = generate(10, (3, 3), seed=1)
+    rows = generate(5, (3, 3), seed=1)
     data.write_text("".join(json.dumps({k: row[k] for k in ("question", "answer")}) + "\n" for row in rows))
     flags = [
         "--actor.model_name_or_path", BASE, "--data.prompt_dataset", data, "--orz.device", "cpu",
@@ -94,15 +96,16 @@ def test_a_run_across_two_nodes_is_the_planned_one(cluster, tmp_path, capsys):
     assert planned["gpus"] == NODES * GPUS
 
     run = Run(tmp_path / "run", *flags, RAY_ADDRESS=cluster.address)
-    assert run.wait(1500) == 0, run.output()
-    metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    assert len(metrics) == 2
+    try:
+        assert run.wait(1500) == 0, run.output()
+    finally:
+        run.kill_tree()
+    (step,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     batches = planned["batches"]
-    for step in metrics:
-        assert step["samples_per_rank_max"] == batches["samples_per_rank"] == 8
-        assert step["samples_per_rank_min"] == batches["smallest_per_rank"] == 7
-        assert step["policy_updates"] == batches["policy_updates"] == 1
-        assert step["critic_updates"] == batches["critic_updates"] == 3
+    assert step["samples_per_rank_max"] == batches["samples_per_rank"] == 8
+    assert step["samples_per_rank_min"] == batches["smallest_per_rank"] == 7
+    assert step["policy_updates"] == batches["policy_updates"] == 1
+    assert step["critic_updates"] == batches["critic_updates"] == 3
 
     where = places(cluster.address)
     for name in ("OrzPolicyModelActor", "OrzCriticModelActor", "OrzRolloutActor"):
