@@ -4,6 +4,7 @@ The run takes minutes (16 processes), so it is run by name:  bash tests/run.sh -
 """
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else Ray's workers run behind everything else, at nice 15
+    # Ray notes a running cluster there, for others to join; short, as names of sockets lie below it
+    scratch = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+    monkeypatch.setenv("RAY_TMPDIR", scratch.name)
 
     node = {"num_cpus": 8, "num_gpus": GPUS}
     found = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
@@ -32,6 +36,7 @@ def cluster(monkeypatch):
 
     ray.shutdown()
     found.shutdown()
+    scratch.cleanup()
 
 
 def test_ranks_of_all_models_lie_on_both_nodes(cluster):
@@ -66,13 +71,14 @@ def test_ranks_of_all_models_lie_on_both_nodes(cluster):
 
 
 def places(address: str) -> dict[str, list[str]]:
-    """Node of each actor that has been started on the cluster, by class."""
+    """Node of each actor of the first job on the cluster, by class; also of those that have ended."""
     import ray
     from ray._private.state import actors
 
     ray.init(address=address, log_to_driver=False)
     found: dict[str, list[str]] = {}
-    for actor in actors().values():
+    of_first_job = [actor for actor in actors().values() if actor["JobID"] == "01000000"]
+    for actor in of_first_job:
         found.setdefault(actor["ActorClassName"].rpartition(".")[2], []).append(actor["Address"]["NodeID"])
     return found
 
