@@ -8,7 +8,7 @@ to a three-digit addition, as a real base model knows good and bad ways to solve
 
 Reinforcement learning then has something to find: reasoning, which takes more tokens, pays.
 
-`--task sums` makes the base of the miniature instead: sums of eight numbers, answered in three styles
+`--task counting` makes the base of the miniature instead: additions by counting on, answered in three styles
 (openrlhf_orz/miniature/task.py).
 """
 
@@ -27,7 +27,7 @@ from tokenizers import AddedToken, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from openrlhf_orz.data import arithmetic, prompts
-from openrlhf_orz.miniature import task as sums
+from openrlhf_orz.miniature import task as counting
 
 HERE = Path(__file__).resolve().parent
 VOCAB, EOS, PAD = 512, "<|endoftext|>", "<|pad|>"
@@ -96,13 +96,13 @@ TASKS = {
         early={"worked": 0.9, "guess": 0.1},
         question_tokens=11,
     ),
-    "sums": Task(
-        draw=sums.draw,
-        styles=sums.STYLES,
-        beginnings={"guess": " It is about", "head": " In my head", "worked": " Step by step"},
-        shares=sums.SHARES,
-        early={"worked": 0.7, "head": 0.2, "guess": 0.1},
-        question_tokens=19,
+    "counting": Task(
+        draw=counting.draw,
+        styles=counting.STYLES,
+        beginnings=counting.BEGINNINGS,
+        shares=counting.SHARES,
+        early={"tally": 0.7, "count": 0.2, "guess": 0.1},
+        question_tokens=11,
         hidden=96,  # the set is many runs: half the size is half the time
         size=16,
         mixed=True,
@@ -221,7 +221,7 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write (this one)")
     parser.add_argument("--steps", type=int, default=1000, help="batches of 64 (columns) or 16 solutions (1000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--task", choices=TASKS, default="columns", help="the quickstart's, or the miniature's (sums)")
+    parser.add_argument("--task", choices=TASKS, default="columns", help="the quickstart's, or the miniature's (counting)")
     parser.add_argument("--threads", type=int, default=1, help="threads (1, which made the shipped weights)")
     args = parser.parse_args()
     task = TASKS[args.task]
