@@ -62,7 +62,7 @@ class Task:
     draw: a fresh question's terms; styles: how to answer one; beginnings: how a response of each style begins.
     early: shares of the styles in the first part of the training, which has no long template before the question.
     question_tokens: how many tokens of a prompt, its last ones, are the question and "Assistant: <think>".
-    hidden, size: hidden size of the model (a multiple of the head size, 32); examples in a batch.
+    hidden, size, steps: hidden size of the model (a multiple of the head size, 32); examples in a batch; batches.
     mixed: in the first part every fourth batch has the template, which makes the change less of a shock.
     """
 
@@ -74,6 +74,7 @@ class Task:
     question_tokens: int
     hidden: int = 128
     size: int = 64
+    steps: int = 1000
     mixed: bool = False
 
     def example(self, rng, shares):
@@ -105,6 +106,7 @@ TASKS = {
         question_tokens=11,
         hidden=96,  # the set is many runs: half the size is half the time
         size=16,
+        steps=700,
         mixed=True,
     ),
 }
@@ -219,9 +221,9 @@ def main():
     """Build, measure and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write (this one)")
-    parser.add_argument("--steps", type=int, default=1000, help="batches of 64 (columns) or 16 solutions (1000)")
+    parser.add_argument("--steps", type=int, help="batches of 64 (columns) or 16 solutions (1000, 700)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--task", choices=TASKS, default="columns", help="the quickstart's, or the miniature's (counting)")
+    parser.add_argument("--task", choices=TASKS, default="columns", help="the quickstart's or the miniature's base")
     parser.add_argument("--threads", type=int, default=1, help="threads (1, which made the shipped weights)")
     args = parser.parse_args()
     task = TASKS[args.task]
@@ -229,7 +231,7 @@ def main():
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer(task)
     model = build_model(tokenizer, task.hidden)
-    train(model, tokenizer, args.steps, args.seed, task)
+    train(model, tokenizer, args.steps or task.steps, args.seed, task)
     model = model.to(torch.bfloat16).eval()
     model.generation_config = GenerationConfig(
         do_sample=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
