@@ -8,7 +8,7 @@ to a three-digit addition, as a real base model knows good and bad ways to solve
 
 Reinforcement learning then has something to find: reasoning, which takes more tokens, pays.
 
-`--task sums` makes the base of the miniature instead: sums of eight numbers, answered in three styles
+`--task counting` makes the base of the miniature instead: additions by counting on, answered in three styles
 (openrlhf_orz/miniature/task.py).
 """
 
@@ -27,7 +27,7 @@ from tokenizers import AddedToken, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from openrlhf_orz.data import arithmetic, prompts
-from openrlhf_orz.miniature import task as sums
+from openrlhf_orz.miniature import task as counting
 
 HERE = Path(__file__).resolve().parent
 VOCAB, EOS, PAD = 512, "<|endoftext|>", "<|pad|>"
@@ -62,7 +62,7 @@ class Task:
     draw: a fresh question's terms; styles: how to answer one; beginnings: how a response of each style begins.
     early: shares of the styles in the first part of the training, which has no long template before the question.
     question_tokens: how many tokens of a prompt, its last ones, are the question and "Assistant: <think>".
-    hidden, size: hidden size of the model (a multiple of the head size, 32); examples in a batch.
+    hidden, size, steps: hidden size of the model (a multiple of the head size, 32); examples in a batch; batches.
     mixed: in the first part every fourth batch has the template, which makes the change less of a shock.
     """
 
@@ -74,6 +74,7 @@ class Task:
     question_tokens: int
     hidden: int = 128
     size: int = 64
+    steps: int = 1000
     mixed: bool = False
 
     def example(self, rng, shares):
@@ -96,15 +97,16 @@ TASKS = {
         early={"worked": 0.9, "guess": 0.1},
         question_tokens=11,
     ),
-    "sums": Task(
-        draw=sums.draw,
-        styles=sums.STYLES,
-        beginnings={"guess": " It is about", "head": " In my head", "worked": " Step by step"},
-        shares=sums.SHARES,
-        early={"worked": 0.7, "head": 0.2, "guess": 0.1},
-        question_tokens=19,
+    "counting": Task(
+        draw=counting.draw,
+        styles=counting.STYLES,
+        beginnings=counting.BEGINNINGS,
+        shares=counting.SHARES,
+        early={"tally": 0.7, "count": 0.2, "guess": 0.1},
+        question_tokens=11,
         hidden=96,  # the set is many runs: half the size is half the time
         size=16,
+        steps=700,
         mixed=True,
     ),
 }
@@ -219,9 +221,9 @@ def main():
     """Build, measure and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write (this one)")
-    parser.add_argument("--steps", type=int, default=1000, help="batches of 64 (columns) or 16 solutions (1000)")
+    parser.add_argument("--steps", type=int, help="batches of 64 (columns) or 16 solutions (1000, 700)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--task", choices=TASKS, default="columns", help="the quickstart's, or the miniature's (sums)")
+    parser.add_argument("--task", choices=TASKS, default="columns", help="the quickstart's or the miniature's base")
     parser.add_argument("--threads", type=int, default=1, help="threads (1, which made the shipped weights)")
     args = parser.parse_args()
     task = TASKS[args.task]
@@ -229,7 +231,7 @@ def main():
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer(task)
     model = build_model(tokenizer, task.hidden)
-    train(model, tokenizer, args.steps, args.seed, task)
+    train(model, tokenizer, args.steps or task.steps, args.seed, task)
     model = model.to(torch.bfloat16).eval()
     model.generation_config = GenerationConfig(
         do_sample=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id

@@ -68,7 +68,7 @@ def prepare(out: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     with open(log, "w") as file:
         done = subprocess.run(
-            [sys.executable, str(BUILD), "--task", "sums", "--out", str(partial)], stdout=file, stderr=file
+            [sys.executable, str(BUILD), "--task", "counting", "--out", str(partial)], stdout=file, stderr=file
         )
     if done.returncode:
         raise RuntimeError(f"{BUILD} failed with status {done.returncode}: see {log}")

@@ -87,14 +87,14 @@ def test_script_makes_the_shipped_tokenizer(build, tokenizer):
     assert shipped["added_tokens"] == rebuilt["added_tokens"]
 
 
-@pytest.mark.parametrize("name", ["columns", "sums"])
+@pytest.mark.parametrize("name", ["columns", "counting"])
 def test_each_task_is_made_of_its_styles(build, name):
     """What the training cuts off is the template, and the measuring knows a style by how it begins."""
     task = build.TASKS[name]
     tokenizer = build.build_tokenizer(task)
     for style in task.styles:
         prompt, response = task.example(build.random.Random(1), {style: 1.0})
-        assert tokenizer.decode(tokenizer.encode(prompt)[-task.question_tokens :]).startswith("What is ")
+        assert "What is " in tokenizer.decode(tokenizer.encode(prompt)[-task.question_tokens :])
         assert response.startswith(task.beginnings[style])
     assert set(task.styles) == set(task.beginnings) == set(task.shares) == set(task.early)
     assert sum(task.shares.values()) == pytest.approx(1) and sum(task.early.values()) == pytest.approx(1)

@@ -58,11 +58,15 @@ def test_figures_and_claims_name_arms():
 
 
 def test_styles_by_hand():
-    assert task.worked((3, 4, 8)) == " Step by step: 3+4+8, 7+8, 15. </think> <answer> \\boxed{15} </answer>"
+    assert task.tally((147, 2)) == " One by one: 1=148, 2=149. </think> <answer> \\boxed{149} </answer>"
     rng = random.Random(0)
-    slips = sum(not task.head((1, 2, 3, 4), rng).startswith(" In my head: 3, 6, 10.") for _ in range(2000)) / 2000
-    assert abs(slips - (1 - (1 - task.SLIP) ** 3)) < 0.03
-    right = sum(task.guess((9, 9, 9), rng).endswith("\\boxed{27} </answer>") for _ in range(2000)) / 2000
+    counts = [task.count((147, 2), rng) for _ in range(2000)]
+    assert set(counts) == {
+        f" Counting: {items}. </think> <answer> \\boxed{{{n}}} </answer>"
+        for items, n in (("148", 148), ("148, 149", 149), ("148, 149, 150", 150))
+    }
+    assert abs(sum("boxed{149}" in text for text in counts) / 2000 - 1 / 3) < 0.04
+    right = sum(task.guess((120, 7), rng).endswith("\\boxed{127} </answer>") for _ in range(2000)) / 2000
     assert abs(right - 1 / 21) < 0.02
 
 
