@@ -19,18 +19,30 @@ from openrlhf_orz.data.arithmetic import generate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
+STARTED: list[Run] = []
+
+
+@pytest.fixture(autouse=True)
+def no_run_outlives_its_test():
+    yield
+    while STARTED:
+        run = STARTED.pop()
+        if run.process.poll() is None:
+            run.kill_tree()
 
 
 def start(tmp_path, *flags, steps=6, model=BASE, **env) -> Run:
     data = tmp_path / "rows.jsonl"
     rows = generate(2 * steps, (3, 3), seed=1)
     data.write_text("".join(json.dumps({k: row[k] for k in ("question", "answer")}) + "\n" for row in rows))
-    return Run(
+    run = Run(
         tmp_path / "run", "--actor.model_name_or_path", model, "--data.prompt_dataset", data, "--orz.device", "cpu",
         "--data.max_len", "160", "--rollout.max_new_tokens", "64", "--rollout.batch_size", "2",
         "--rollout.n_samples_per_prompt", "8", "--orz.critic_updates", "3", "--orz.warmup_steps", "0",
         "--ckpt.save_steps", "1", *flags, **env,
     )  # fmt: skip
+    STARTED.append(run)
+    return run
 
 
 def complete(run: Run, steps: int = 6) -> list[dict]:
