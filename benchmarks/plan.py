@@ -170,13 +170,13 @@ def main(argv=None) -> dict:
     result = common.Result("_".join(["plan", *options.sizes]), options.dtype)
     found = {size: {} for size in options.sizes}
     for size in options.sizes:
-        if "flops" in options.parts:
-            found[size]["flops"] = {role: count_flops(size, role, options) for role in ("actor", "critic")}
-            print(size, {role: part["error"] for role, part in found[size]["flops"].items()}, flush=True)
         if "memory" in options.parts:
             rate = common.matmul_rate(2048, options.dtype, len(os.sched_getaffinity(0)))
             found[size]["memory"] = measure_memory(size, options, rate) | {"matmul_tflops": rate / 1e12}
             print(size, json.dumps(found[size]["memory"]), flush=True)
+        if "flops" in options.parts:
+            found[size]["flops"] = {role: count_flops(size, role, options) for role in ("actor", "critic")}
+            print(size, {role: part["error"] for role, part in found[size]["flops"].items()}, flush=True)
     return result.finish(sizes=found, pack_tokens=2048, flops_tokens=options.tokens)
 
 
