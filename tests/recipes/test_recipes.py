@@ -1,6 +1,7 @@
 """Every shell recipe, run against recorders: what it starts is what DRY_RUN=1 prints, the real parser and validate()
 accept it, and it is what tests/recipes/expected.py says, arm by arm."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from recorded import ROOT, printed
 
 from openrlhf_orz.cli import curate, warm_start
 from openrlhf_orz.cli.flags import parse
+from openrlhf_orz.plan import hardware
+from openrlhf_orz.plan.planner import gpus_needed, plan
+from openrlhf_orz.plan.shapes import KNOWN, Shape, shape_of
 
 EXAMPLES = ROOT / "examples"
 TRAIN = "openrlhf_orz.cli.train_ppo_ray"
@@ -25,6 +29,35 @@ def value(args, name):
 def starts(entries: list[dict], module: str) -> list[list[str]]:
     """The arguments of each start of ``python -m module``."""
     return [e["argv"][e["argv"].index(module) + 1 :] for e in entries if module in e["argv"]]
+
+
+# shapes of what is in no table: a name of the hub, or what the recipe itself makes or is given
+SHAPES = {
+    "Qwen/Qwen2.5-Math-7B": KNOWN["Qwen/Qwen2.5-7B"],
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": KNOWN["Qwen/Qwen2.5-14B"],
+    "org/model": KNOWN["Qwen/Qwen2.5-32B"],
+    "org/critic": KNOWN["Qwen/Qwen2.5-32B"],
+    "org/llama": Shape("llama", 4096, 32, 32, 8, 128, 14336, 128256, False),  # Llama-3.1-8B
+}
+
+
+def planned(args):
+    """The recipe's plan, on the GPUs of 80 GB or the processor that it is for."""
+
+    def shape(name):
+        if name in KNOWN or name in SHAPES:
+            return KNOWN.get(name) or SHAPES[name]
+        folder = ROOT / name if (ROOT / name / "config.json").exists() else EXAMPLES / "tiny_base"
+        assert folder == ROOT / name or args.orz.device == "cpu", f"no shape for {name}"
+        return shape_of(json.loads((folder / "config.json").read_text()))
+
+    critic = args.critic.model_name_or_path
+    return plan(
+        args,
+        hardware.parse("cpu" if args.orz.device == "cpu" else "h100"),
+        shape(args.actor.model_name_or_path),
+        shape(critic) if critic else None,
+    )
 
 
 def test_no_script_is_without_a_test():
@@ -60,6 +93,9 @@ def test_what_it_trains_with(project, monkeypatch, script, arm):
         found = value(args, name)
         assert (tuple(found) if isinstance(found, list) else found) == expected, name
     assert args.orz.run_dir == str(ROOT / "run-dir") and "data.prompt_dataset" in explicit
+    found = planned(args)
+    assert found.hardware.per_node * found.hardware.nodes >= gpus_needed(args) and found.seconds.step > 0
+    assert found.fits or args.orz.device == "cpu", "what a recipe asks for must fit"
     for rest in starts(entries, "openrlhf_orz.cli.curate"):
         curate.configuration(rest)
     for rest in starts(entries, "openrlhf_orz.cli.warm_start"):
