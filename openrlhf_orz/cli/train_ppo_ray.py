@@ -107,6 +107,10 @@ def engine_args(args) -> dict:
         extra["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from, as the trainer's
     if args.orz.device == "cpu":
         extra["kv_cache_memory_bytes"] = args.orz.cpu_kvcache_mib * 2**20
+        if args.train.full_determinism_enable:
+            # of a seeded request whose prompt is cut into parts vLLM rewinds the generator, which a CPU's cannot do:
+            # the engine would die whenever a rollout's prompts come at once
+            extra["enable_chunked_prefill"] = False
     return extra
 
 

@@ -51,6 +51,8 @@ def make_engine(settings: EngineSettings):
     if settings.device == "cpu":
         extra.setdefault("kv_cache_memory_bytes", settings.kvcache_mib * 2**20)
         extra.setdefault("enforce_eager", True)
+        # of a seeded request whose prompt is cut into parts vLLM rewinds the generator, which a CPU's cannot do
+        extra.setdefault("enable_chunked_prefill", False)
     else:
         extra.setdefault("gpu_memory_utilization", settings.gpu_memory)
     return LLMEngine.from_engine_args(

@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, default=Path("runs/miniature"), help="default: runs/miniature")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core and 4 GiB each (2)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each (2)")
     parser.add_argument("--draw_only", action="store_true", help="run nothing: draw what is finished")
     parser.add_argument("--docs", action="store_true", help="write docs/miniature.md's generated part and its figures")
     return parser

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STEPS = 64
-PROMPTS, RESPONSES = 16, 8  # of a rollout
+PROMPTS, RESPONSES = 12, 8  # of a rollout
 SCALES = (32, 256, STEPS * PROMPTS)  # distinct prompts to train on; all arms see as many prompts in all
 HELD_OUT = 128
 EVALUATE_EVERY = 16

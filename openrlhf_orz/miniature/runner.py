@@ -58,9 +58,8 @@ def read_steps(path: Path) -> list[int]:
 
 
 def prepare(out: Path) -> None:
-    """The base model and the questions in ``out``, unless they are there. Raises RuntimeError if the build fails."""
-    if not (out / "questions" / "held-out.jsonl").exists():
-        write_questions(out / "questions", SCALES, HELD_OUT, seed=0)
+    """The questions, and the base model unless it is there, in ``out``. Raises RuntimeError if the build fails."""
+    write_questions(out / "questions", SCALES, HELD_OUT, seed=0)
     if (out / "base" / "config.json").exists():
         return
     print("[miniature] building the base model, once: minutes of one core", flush=True)
@@ -79,8 +78,8 @@ class Runner:
     """Runs ``runs`` that are not finished, ``jobs`` at a time.
 
     Each has one core to itself, however many run at a time: its sums then have the same order, and a seed gives the
-    same curves. Two such runs side by side take less time than one after the other on two cores, which many small
-    kernels cannot keep busy.
+    same curves. Each has a Ray, an engine and workers of its own, too: process groups, seeds, thread counts and vLLM's
+    settings belong to a process from its start, and arms differ in them.
     """
 
     def __init__(self, runs: list[Run], jobs: int):
