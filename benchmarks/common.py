@@ -8,7 +8,6 @@ import os
 import platform
 import random
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "r
 sys.path.insert(0, str(ROOT))
 
 from openrlhf_orz.config import cpu_dtype  # noqa: E402
+from openrlhf_orz.peak_memory import peak_rss_mib, reset_peak  # noqa: E402, F401
 from openrlhf_orz.plan.flops import forward  # noqa: E402
 from openrlhf_orz.plan.shapes import Shape  # noqa: E402
 
@@ -151,17 +151,6 @@ def matmul_rates(dtype: str, threads: int) -> dict:
         size = 256 if small else 2048
         rates[f"bf16_{size}"] = matmul_rate(size, "bf16", threads) / 1e12
     return rates
-
-
-def peak_rss_mib() -> float:
-    """Peak resident memory of this process, in MiB, since it began or since ``reset_peak``."""
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(match.group(1)) / 1024 if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def reset_peak() -> None:
-    """Let VmHWM begin again at the memory in use."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def model_config(size: str, attention: str | None = None, **changes):

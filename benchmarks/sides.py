@@ -62,10 +62,13 @@ class Timed:
 
     def reset_memory(self):
         common.reset_peak()
+        if hasattr(self, "memory"):  # ours counts by phase, too
+            self.memory.whole.clear()
 
     def report(self):
         """Seconds since ``start``, and the largest resident memory so far."""
-        return {**self.seconds, "memory_mib": common.peak_rss_mib()}
+        by_phase = self.memory.whole.values() if hasattr(self, "memory") else ()
+        return {**self.seconds, "memory_mib": max(common.peak_rss_mib(), *by_phase)}
 
 
 class StockPolicy(Timed, PolicyModelActor):

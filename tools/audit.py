@@ -1,6 +1,6 @@
-"""Known vulnerabilities of the pinned requirements: ``python tools/audit.py [REQUIREMENTS ...]``.
+"""Known vulnerabilities of the pinned requirements: ``python tools/audit.py [--database DIR] [REQUIREMENTS ...]``.
 
-Asks pip-audit (``pip install pip-audit``, in any environment whose Python runs this file) about every package that the
+``--database``: a checkout of github.com/pypa/advisory-database, where there is no network. Otherwise asks pip-audit (``pip install pip-audit``, in any environment whose Python runs this file) about every package that the
 files pin, and prints a line for each advisory; docs/security.md says why those that stand do. Exit status:
 
 0  no advisory but those accepted there
@@ -73,6 +73,11 @@ def audit(packages: dict[str, str], command: list[str] | None = None) -> tuple[i
         report = json.loads(result.stdout)["dependencies"]
     except (ValueError, KeyError, TypeError):
         return UNREACHED, ["pip-audit said:", *result.stderr.splitlines()[-3:]]
+    return judge(report)
+
+
+def judge(report: list[dict]) -> tuple[int, list[str]]:
+    """Exit status and lines to print, of pip-audit's ``dependencies``."""
     lines, stands = [], accepted()
     for package in report:
         if "skip_reason" in package:
@@ -83,22 +88,43 @@ def audit(packages: dict[str, str], command: list[str] | None = None) -> tuple[i
             kind = "accepted" if names & stands else "FOUND"
             lines.append(f"{kind}: {package['name']} {package['version']}: {advisory['id']}, mended in {fixed}")
     checked = sum("skip_reason" not in package for package in report)
-    lines.append(f"{checked} of {len(packages)} packages checked")
+    lines.append(f"{checked} of {len(report)} packages checked")
     if not checked:
         return UNREACHED, lines
     return (FOUND if any(line.startswith("FOUND") for line in lines) else 0), lines
 
 
+def offline(packages: list[tuple[Path, dict[str, str]]], folder: Path) -> int:
+    """The audit by a folder of advisories. Returns the exit status."""
+    import advisories  # needs PyYAML and packaging
+
+    date = advisories.newest(folder)
+    if not date:
+        print(f"error: --database {folder} holds no vulns/PACKAGE/*.yaml: nothing was checked", file=sys.stderr)
+        return UNREACHED
+    print(f"advisories up to {date}; younger ones are not known there")
+    worst = 0
+    for path, wanted in packages:
+        status, lines = judge(advisories.report(wanted, folder))
+        print(f"{path}:", *lines, sep="\n  ")
+        worst = max(worst, status)
+    return worst
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ours = [ROOT / "requirements-cpu.txt", ROOT / "requirements.txt"]
-    parser.add_argument("files", nargs="*", type=Path, default=ours, help="default: the two of this project")
-    files = parser.parse_args(argv).files
+    ours = sorted(ROOT.glob("requirements*.txt"))
+    parser.add_argument("files", nargs="*", type=Path, default=ours, help="default: all of this project")
+    parser.add_argument("--database", type=Path, help="a checkout of github.com/pypa/advisory-database")
+    options = parser.parse_args(argv)
+    files = options.files
     try:
         packages = [(path, pinned(path)) for path in files]
     except (Unpinned, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNREADABLE
+    if options.database:
+        return offline(packages, options.database)
     if not find_spec("pip_audit"):
         print("error: pip-audit is not installed, nothing was checked: pip install pip-audit", file=sys.stderr)
         return NOT_INSTALLED

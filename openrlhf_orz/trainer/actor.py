@@ -14,7 +14,8 @@ from openrlhf_orz.rollout.weight_sync import sync_to_engines
 from openrlhf_orz.skip_plan import needs_old_log_probs
 from openrlhf_orz.trainer.nonfinite import StepGuard
 from openrlhf_orz.trainer.policy_model import OrzActor
-from openrlhf_orz.trainer.process import RendezvousByFile, at_work, memory_metrics, share_cores
+from openrlhf_orz.trainer.memory import MemoryByPhase
+from openrlhf_orz.trainer.process import RendezvousByFile, at_work, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
 
@@ -106,8 +107,12 @@ class OrzPolicyModelActor(RankState, RendezvousByFile, PolicyModelActor):
             self.tokenizer.chat_template = chat_template(args.orz.prompt_template)
 
     def forward(self, *args, **kwargs):
-        with at_work(self.strategy.args):
+        with at_work(self.strategy.args), self.memory.phase("experience"):
             return super().forward(*args, **kwargs)
+
+    def broadcast_to_vllm(self):
+        with self.memory.phase("sync"):
+            super().broadcast_to_vllm()
 
     def sync_engine(self, index: int):
         """Give one engine, which has been started anew, the weights that the others have."""
@@ -119,13 +124,13 @@ class OrzPolicyModelActor(RankState, RendezvousByFile, PolicyModelActor):
 
     def sync_report(self):
         """Metrics of the last weight sync."""
-        return self.trainer.sync_report
+        return {**self.trainer.sync_report, **self.memory.take()}
 
     def fit(self, kl_ctl=0):
         start = time.monotonic()
-        with at_work(self.strategy.args):
+        with at_work(self.strategy.args), self.memory.phase("training"):
             status = super().fit(kl_ctl)
-        return {**status, "seconds_actor": time.monotonic() - start, **memory_metrics("actor")}
+        return {**status, "seconds_actor": time.monotonic() - start, **self.memory.take()}
 
     def set_values(self, values):
         """Advantages of the buffered rollout from values that the critic's training has just taken.

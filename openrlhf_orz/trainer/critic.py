@@ -14,7 +14,8 @@ from openrlhf_orz.models import shared_prefixes
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.trainer.actor import warmup_ratio
 from openrlhf_orz.trainer.nonfinite import StepGuard
-from openrlhf_orz.trainer.process import RendezvousByFile, at_work, memory_metrics, share_cores
+from openrlhf_orz.trainer.memory import MemoryByPhase
+from openrlhf_orz.trainer.process import RendezvousByFile, at_work, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
 
@@ -121,7 +122,7 @@ class OrzCriticModelActor(RankState, RendezvousByFile, CriticModelActor):
         super().init_model_from_pretrained(strategy, pretrain, max_steps)
 
     def forward(self, *args, **kwargs):
-        with at_work(self.strategy.args):
+        with at_work(self.strategy.args), self.memory.phase("experience"):
             return super().forward(*args, **kwargs)
 
     def take_values(self):
@@ -131,6 +132,6 @@ class OrzCriticModelActor(RankState, RendezvousByFile, CriticModelActor):
 
     def fit(self):
         start = time.monotonic()
-        with at_work(self.strategy.args):
+        with at_work(self.strategy.args), self.memory.phase("training"):
             status = super().fit()
-        return {**status, "seconds_critic": time.monotonic() - start, **memory_metrics("critic")}
+        return {**status, "seconds_critic": time.monotonic() - start, **self.memory.take()}

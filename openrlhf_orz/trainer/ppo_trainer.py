@@ -22,7 +22,7 @@ from openrlhf_orz.trainer.checkpointing import Checkpointing
 from openrlhf_orz.trainer.evaluation import evaluate_samples
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
 from openrlhf_orz.trainer.metrics import rank_metrics, rollout_metrics, step_record
-from openrlhf_orz.trainer.process import memory_metrics
+from openrlhf_orz.trainer.memory import memory_metrics
 from openrlhf_orz.trainer.rollout_stats import RolloutStats, length_metrics
 from openrlhf_orz.trainer.run_dir import RunDir, Tolerant
 from openrlhf_orz.trainer.samples import OrzSamplesGenerator

@@ -1,8 +1,7 @@
-"""What a rank's process uses: its process group, cores for the phase that runs, and memory."""
+"""What a rank's process uses: its process group, and cores for the phase that runs."""
 
 import glob
 import os
-import resource
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,11 +58,3 @@ def at_work(args):
         yield
     finally:
         mark.unlink(missing_ok=True)
-
-
-def memory_metrics(role: str) -> dict[str, float]:
-    """Largest resident memory of this process so far, and on a GPU what torch has allocated at most, in MiB."""
-    result = {f"{role}_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-    if torch.cuda.is_initialized():
-        result[f"{role}_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    return result

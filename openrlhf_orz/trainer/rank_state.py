@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 
 from openrlhf_orz.checkpoints import partial_path
 from openrlhf_orz.trainer import random_state
+from openrlhf_orz.trainer.memory import MemoryByPhase
 
 
 @contextmanager
@@ -26,6 +28,10 @@ class RankState:
 
     role: str  # "_actor" or "_critic", OpenRLHF's names
     resumed_steps = 0  # DeepSpeed's optimizer steps in the checkpoint that was loaded
+
+    @cached_property
+    def memory(self) -> MemoryByPhase:
+        return MemoryByPhase(self.role.lstrip("_"))
 
     def ds_engine(self):
         """DeepSpeed's engine."""

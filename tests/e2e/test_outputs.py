@@ -57,6 +57,8 @@ def test_metrics(run):
         assert m["response_length_p10"] <= m["response_length_p50"] <= m["response_length_p90"]
         assert 0 <= m["repetition"] < 1 and m["reflection"] == 0 and m["reflection_length_right"] is None
         assert m["engine_memory_mib"] > 100 and m["driver_memory_mib"] > 100
+        for key in ("actor_memory_mib_training", "actor_memory_mib_sync", "critic_memory_mib_experience"):
+            assert 100 < m[key] <= m[f"{key.split('_')[0]}_memory_mib"], key
         fits = [m[f"explained_variance_minibatch_{i:02}"] for i in range(1, 4)]
         assert all(fit is None or fit <= 1 for fit in fits) and any(fit is not None for fit in fits)
     # of one response in 16: the third step, of 8, may have none

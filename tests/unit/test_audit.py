@@ -53,3 +53,38 @@ def test_answers(tmp_path, monkeypatch, dependencies, status, line):
 
 def test_no_answer(tmp_path):
     assert audit.audit({"a": "1"}, answer(tmp_path, "Connection refused"))[0] == audit.UNREACHED
+
+
+ADVISORY = """
+id: PYSEC-2020-1
+modified: "2020-05-06T00:00:00Z"
+aliases: [CVE-2020-1]
+affected:
+- package: {name: some-package, ecosystem: PyPI}
+  ranges:
+  - type: ECOSYSTEM
+    events: [{introduced: "1.0"}, {fixed: "1.4"}, {introduced: "2.0"}, {last_affected: "2.2"}]
+  versions: ["0.7"]
+"""
+
+
+@pytest.mark.parametrize(
+    "version, touched",
+    [("0.7", True), ("0.9", False), ("1.0", True), ("1.3.9", True), ("1.4", False), ("2.2", True), ("2.3", False)],
+)
+def test_advisories_without_a_network(tmp_path, capsys, version, touched):
+    folder = tmp_path / "vulns" / "some-package"
+    folder.mkdir(parents=True)
+    (folder / "PYSEC-2020-1.yaml").write_text(ADVISORY)
+    (folder / "PYSEC-2020-2.yaml").write_text(ADVISORY + 'withdrawn: "2020-05-07T00:00:00Z"\n')
+    (tmp_path / "r.txt").write_text(f"Some_Package=={version}\nother==1\n")
+    status = audit.main(["--database", str(tmp_path), str(tmp_path / "r.txt")])
+    printed = capsys.readouterr().out
+    assert status == (audit.FOUND if touched else 0) and "up to 2020-05-06" in printed
+    line = f"FOUND: Some_Package {version}: PYSEC-2020-1, mended in 1.4"
+    assert (line in printed) is touched and "2 of 2 packages checked" in printed and "2020-2" not in printed
+
+
+def test_a_folder_without_advisories(tmp_path, capsys):
+    assert audit.main(["--database", str(tmp_path)]) == audit.UNREACHED
+    assert "--database" in capsys.readouterr().err

@@ -10,7 +10,8 @@ ALONE = {"algo", "models", "reward", "data", "report", "text_stats"}  # no OpenR
 MAY_IMPORT = {
     "rollout": ALONE | {"config", "defaults", "compat", "rollout"},
     "trainer": ALONE
-    | {"config", "skip_plan", "checkpoints", "resume", "redact", "compat", "rollout", "evaluate", "trainer"},
+    | {"config", "skip_plan", "checkpoints", "resume", "redact", "peak_memory", "compat", "rollout", "evaluate"}
+    | {"trainer"},
     "config": {"flag_checks", "skip_plan"},
     "defaults": set(),
     "flag_checks": {"redact"},
@@ -18,6 +19,7 @@ MAY_IMPORT = {
     "skip_plan": set(),
     "plan": {"plan", "skip_plan"},  # pure: no torch either
     "redact": set(),
+    "peak_memory": set(),
     "checkpoints": set(),
     "resume": {"checkpoints", "config", "redact"},
     "compat": {"compat"},
