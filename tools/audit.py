@@ -1,7 +1,8 @@
 """Known vulnerabilities of the pinned requirements: ``python tools/audit.py [--database DIR] [REQUIREMENTS ...]``.
 
-``--database``: a checkout of github.com/pypa/advisory-database, where there is no network. Otherwise asks pip-audit (``pip install pip-audit``, in any environment whose Python runs this file) about every package that the
-files pin, and prints a line for each advisory; docs/security.md says why those that stand do. Exit status:
+Asks pip-audit (``pip install pip-audit``, in any environment whose Python runs this file) about every package that the
+files pin, or, with ``--database`` and without a network, a checkout of github.com/pypa/advisory-database. Prints a line
+for each advisory; docs/security.md says why those that stand do. Exit status:
 
 0  no advisory but those accepted there
 1  some
