@@ -14,7 +14,6 @@ from openrlhf_orz.rollout.weight_sync import sync_to_engines
 from openrlhf_orz.skip_plan import needs_old_log_probs
 from openrlhf_orz.trainer.nonfinite import StepGuard
 from openrlhf_orz.trainer.policy_model import OrzActor
-from openrlhf_orz.trainer.memory import MemoryByPhase
 from openrlhf_orz.trainer.process import RendezvousByFile, at_work, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer

@@ -14,7 +14,6 @@ from openrlhf_orz.models import shared_prefixes
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.trainer.actor import warmup_ratio
 from openrlhf_orz.trainer.nonfinite import StepGuard
-from openrlhf_orz.trainer.memory import MemoryByPhase
 from openrlhf_orz.trainer.process import RendezvousByFile, at_work, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer

@@ -1,11 +1,10 @@
 """The trainer: OpenRLHF's PPO loop with ORZ's experience maker, metrics and run directory."""
 
-import math
 import time
 
 import ray
 import torch
-from openrlhf.trainer.ppo_trainer import PPOTrainer, prepare_datasets
+from openrlhf.trainer.ppo_trainer import PPOTrainer
 from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor, PPOTrainerAsync, TrainingActor
 from openrlhf.trainer.ppo_utils.experience import make_experience_batch, split_experience_batch
 from openrlhf.utils.logging_utils import init_logger
@@ -13,7 +12,6 @@ from transformers import AutoConfig
 
 from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
-from openrlhf_orz.data.prompt_loader import PromptLoader
 from openrlhf_orz.reward.extract import extract_answer
 from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
@@ -21,8 +19,9 @@ from openrlhf_orz.text_stats import reflects
 from openrlhf_orz.trainer.checkpointing import Checkpointing
 from openrlhf_orz.trainer.evaluation import evaluate_samples
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
-from openrlhf_orz.trainer.metrics import rank_metrics, rollout_metrics, step_record
 from openrlhf_orz.trainer.memory import memory_metrics
+from openrlhf_orz.trainer.metrics import rank_metrics, rollout_metrics, step_record
+from openrlhf_orz.trainer.prompts import load_prompts
 from openrlhf_orz.trainer.rollout_stats import RolloutStats, length_metrics
 from openrlhf_orz.trainer.run_dir import RunDir, Tolerant
 from openrlhf_orz.trainer.samples import OrzSamplesGenerator
@@ -31,18 +30,6 @@ from openrlhf_orz.trainer.watchdog import within
 logger = init_logger(__name__)
 
 SYNC_SEQUENCES = 8  # sequences on which --orz.check_sync compares
-
-
-def load_prompts(strategy, tokenizer):
-    """OpenRLHF's data sets, in an order fixed by seed and episode; a partial last rollout counts as steps, too.
-
-    Returns the prompts, the evaluation prompts (or None) and the number of policy steps of the run.
-    """
-    args = strategy.args
-    prompts, evaluation, _ = prepare_datasets(strategy, tokenizer)
-    prompts = PromptLoader(prompts.dataset, prompts.dataset.collate_fn, args.train.seed)
-    rollouts = math.ceil(len(prompts.dataset) / args.rollout.batch_size) * args.train.num_episodes
-    return prompts, evaluation, rollouts * args.train.max_epochs * args.orz.policy_updates
 
 
 def info(samples, key: str, missing: float = -1.0) -> torch.Tensor:

@@ -30,3 +30,15 @@ def test_prompts_are_not_cut_into_parts(tmp_path):
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert done.stdout.endswith("finished 60\n"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("flags, cut", [((), None), (("--train.full_determinism_enable",), False)])
+def test_training_does_not_cut_them_either(flags, cut):
+    """With seeds of its own for each request, that is: vLLM's default is the faster one elsewhere."""
+    from openrlhf_orz.cli.flags import parse
+    from openrlhf_orz.cli.train_ppo_ray import engine_args
+
+    given = ["--actor.model_name_or_path", str(BASE), "--data.prompt_dataset", "rows.jsonl", "--orz.device", "cpu"]
+    args, _ = parse([*given, *flags])
+    args.orz.own_agent = True
+    assert engine_args(args).get("enable_chunked_prefill") is cut

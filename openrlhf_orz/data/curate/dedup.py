@@ -16,8 +16,9 @@ import numpy as np
 
 from openrlhf_orz.data.curate.config import Dedup
 from openrlhf_orz.data.curate.minhash import Union, bands, candidates, runs
+from openrlhf_orz.data.curate.same_question import same_question
 from openrlhf_orz.data.curate.shards import Stage, read_lines, rejection, write_lines
-from openrlhf_orz.data.curate.signature import hash64, same_question, signature
+from openrlhf_orz.data.curate.signature import hash64, signature
 
 _PAIRS_AT_ONCE = 20_000
 _FAMILY_SHARE, _FAMILY_SIZE = 0.01, 20  # a family may have so large a share of the rows, or so many of them

@@ -10,7 +10,6 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import cached_property
 
 import xxhash
@@ -74,7 +73,7 @@ _PHRASES = re.compile(
     r"(?:final\s+)?answer\b[^.?:$\\\d]{0,80}(?:\.|$)"
     r"|^(?:please|kindly)\s+", re.I
 )  # fmt: skip
-_SMALL = frozenset("a an the of in on at to for and or is are be that this it as by with from".split())
+SMALL = frozenset("a an the of in on at to for and or is are be that this it as by with from".split())
 _SAME = {
     "calculate": "find", "compute": "find", "determine": "find", "evaluate": "find", "obtain": "find",
     "min": "minimum",
@@ -84,7 +83,7 @@ _SAME = {
     "perimeters": "perimeter",
 }  # fmt: skip
 # Words whose exchange makes another question, though all else is equal.
-_DECIDE = frozenset(
+DECIDE = frozenset(
     "minimum maximum sum product difference quotient ratio even odd positive negative nonnegative area perimeter "
     "volume "
     "surface median mean mode range prime composite more less fewer increase decrease increased decreased increasing "
@@ -106,7 +105,6 @@ _DECIDE = frozenset(
 )  # fmt: skip
 _SIMPLE = re.compile(r"(?:[A-Za-z0-9 \n?!:;'\"()+*/=<>^_-]|,(?!\d)|\.(?!\.))*")  # nothing in it to be respelt
 _BRACKETS = frozenset("()[]{}")
-_FRAMED = 0.8  # share of the shorter question's words in the longer one
 _PLACEHOLDER = "v"
 
 
@@ -127,7 +125,7 @@ class Signature:
     @cached_property
     def grams(self) -> set[str]:
         """Words and pairs of neighbouring words."""
-        words = [word for word in self.words if word not in _SMALL] or self.words
+        words = [word for word in self.words if word not in SMALL] or self.words
         return {*words, *(f"{a} {b}" for a, b in zip(words, words[1:]))}
 
     @cached_property
@@ -171,7 +169,7 @@ class Signature:
 
     @cached_property
     def deciding(self) -> Counter[str]:
-        return Counter(word for word in self.words if word in _DECIDE)
+        return Counter(word for word in self.words if word in DECIDE)
 
 
 def _drawing(code: str) -> str:
@@ -251,52 +249,3 @@ def _beside_maths(found: list[str], i: int) -> bool:
 
 def _beside_operator(found: list[str], i: int) -> bool:
     return (i > 0 and found[i - 1] in _OPERATORS) or (i + 1 < len(found) and found[i + 1] in _OPERATORS)
-
-
-def similarity(one: Signature, other: Signature) -> float:
-    """Jaccard similarity of words and word pairs, or of runs of letters, whichever is larger; 1 without words."""
-    if not one.grams and not other.grams:
-        return 1.0
-    words = len(one.grams & other.grams) / len(one.grams | other.grams)
-    return max(words, len(one.letters & other.letters) / len(one.letters | other.letters))
-
-
-def only_slips(one: list[str], other: list[str]) -> bool:
-    """Whether two texts differ in nothing but small words and typing errors."""
-    for kind, a, b, c, d in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        if kind == "equal":
-            continue
-        left, right = ([w for w in words if w not in _SMALL] for words in (one[a:b], other[c:d]))
-        if len(left) != len(right) or not all(_misspelt(x, y) for x, y in zip(left, right)):
-            return False
-    return True
-
-
-def _misspelt(one: str, other: str) -> bool:
-    if one in _DECIDE or other in _DECIDE:  # distinguishable is no slip for indistinguishable
-        return False
-    return min(len(one), len(other)) >= 4 and SequenceMatcher(None, one, other).ratio() >= 0.75
-
-
-def same_question(one: Signature, other: Signature, same_answer: bool, low: float, high: float) -> float | None:
-    """The similarity of two questions when they are one, else None.
-
-    Their mathematics must agree: in order with variables renamed; or, with equal answers, the same runs of it in
-    another order. Their words must be alike: at least `low` with equal answers, else `high`, and then but for typing
-    errors and small words the same. Words that decide what is asked (smallest or largest, sum or product) must be the
-    same ones, unless only one question has more of them and the answers agree.
-    """
-    if one.maths != other.maths and not (same_answer and sorted(one.chunks) == sorted(other.chunks)):
-        return None
-    if one.deciding != other.deciding:
-        exchanged = one.deciding - other.deciding and other.deciding - one.deciding
-        if exchanged or not same_answer:
-            return None
-    alike = similarity(one, other)
-    if not same_answer:
-        return alike if alike >= high and only_slips(one.words, other.words) else None
-    if len(one.maths) < 3:  # with little mathematics to agree on, the words have to say more
-        return alike if alike >= low + (high - low) / 4 else None
-    # One may stand in a longer frame: "Here is a problem. ..."
-    shared = len(one.grams & other.grams) / max(1, min(len(one.grams), len(other.grams)))
-    return alike if alike >= low or shared >= _FRAMED else None

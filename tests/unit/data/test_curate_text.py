@@ -10,7 +10,8 @@ from openrlhf_orz.data.curate.config import Exclude
 from openrlhf_orz.data.curate.dedup import answer_key, choose
 from openrlhf_orz.data.curate.exclude import excluded
 from openrlhf_orz.data.curate.language import fasttext_detector, language_of
-from openrlhf_orz.data.curate.signature import same_question, signature
+from openrlhf_orz.data.curate.same_question import same_question
+from openrlhf_orz.data.curate.signature import signature
 
 
 @pytest.mark.parametrize(

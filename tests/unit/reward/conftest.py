@@ -59,3 +59,9 @@ def grader():
 def plain_grader():
     with Grader(workers=2, plain=True) as made:
         yield made
+
+
+@pytest.fixture
+def own_grader():
+    with Grader(workers=2) as made:
+        yield made

@@ -1,12 +1,9 @@
 """The workers: killed, frozen, starved and abandoned, and the same verdicts all the while."""
 
-import asyncio
 import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,46 +16,12 @@ from openrlhf_orz.reward import slot as slots
 from openrlhf_orz.reward.slot import Keeper, Slot
 
 from .conftest import crowd, response
+from .processes import HANG_IN_C, children
 
 ROOT = Path(__file__).parents[3]
 # guards are asked first, so what must reach a worker and hang there goes to the pool directly
 HANG_IN_PYTHON = r"\sum_{k=1}^{10^7} \frac{1}{k^3+k+1}"
-HANG_IN_C = r"9^{9^{9}}"
 MEMORY_BOMB = r"\sin^{10^9}(x)"
-
-
-def children(pid: int) -> list[int]:
-    """Process ids of all descendants of ``pid``."""
-    found = []
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += [int(child), *children(int(child))]
-    except OSError:  # it ended meanwhile
-        pass
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def wait_for(condition, seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds * crowd()
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-@pytest.fixture
-def own_grader():
-    with Grader(workers=2) as made:
-        yield made
 
 
 @pytest.mark.parametrize("answer", [HANG_IN_PYTHON, HANG_IN_C])
@@ -206,116 +169,3 @@ def test_a_frozen_keeper_is_replaced_too():
     finally:
         slot.kill()
         keeper.close()
-
-
-def test_workers_are_recycled(monkeypatch):
-    monkeypatch.setattr(slots, "RECYCLE", 3)
-    keeper = Keeper(512, 1.5)
-    slot = Slot(keeper, 30.0)
-    try:
-        pids = set()
-        for n in range(10):
-            assert slot.ask(wire.JUDGE, f"{n}/2", f"{n}.0/2")[0] is Verdict.RIGHT
-            pids |= set(children(keeper.pid))
-        assert len(pids) >= 3
-    finally:
-        slot.kill()
-        keeper.close()
-
-
-def test_workers_end_with_a_parent_that_is_killed():
-    program = (
-        "import sys, time; from openrlhf_orz.reward import Grader, wire; import threading\n"
-        "g = Grader(workers=2); g.grade('<answer>\\\\boxed{1}</answer>', '1.0')\n"
-        "threading.Thread(target=g.pool.ask, args=(wire.JUDGE_PLAIN, '73', '9^{9^{9}}'), daemon=True).start()\n"
-        "time.sleep(0.3); print('up', flush=True); time.sleep(600)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout.readline() == "up\n"
-    workers = children(parent.pid)
-    assert len(workers) >= 2
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    assert wait_for(lambda: not any(map(alive, workers)))
-
-
-def test_a_missing_parser_is_said_and_not_graded():
-    """Every answer would be 0 otherwise, silently."""
-    program = (
-        "import sys; from openrlhf_orz.reward import Grader, slot\n"
-        "slot.sys = type('fake', (), {'executable': sys.argv[1]})\n"
-        "try: Grader(workers=1).grade('<answer>\\\\boxed{1}</answer>', '2')\n"
-        "except RuntimeError as error: print('cannot start' in str(error))"
-    )
-    done = subprocess.run([sys.executable, "-c", program, "/bin/false"], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "True\n", done.stderr
-
-
-def test_equal_questions_are_asked_once(own_grader):
-    asked = []
-    original = own_grader.pool._run
-    own_grader.pool._run = lambda *question: asked.append(question) or original(*question)
-    with ThreadPoolExecutor(16) as threads:
-        grades = list(threads.map(lambda n: own_grader.grade(response(f"{n % 4}/2"), "0.50"), range(64)))
-    assert len(asked) == 4
-    assert sum(grade.reward for grade in grades) == 16
-
-
-def test_an_event_loop_that_grades_keeps_ticking(grader):
-    grader.grade(response("1/2"), "0.50")
-
-    async def run() -> float:
-        longest, stop = 0.0, False
-
-        async def tick():
-            nonlocal longest
-            while not stop:
-                begin = time.perf_counter()
-                await asyncio.sleep(0.001)
-                longest = max(longest, time.perf_counter() - begin - 0.001)
-
-        ticking = asyncio.create_task(tick())
-        answers = [f"{n}/3" for n in range(60)] + ["9" * 1_000_000, r"\boxed{" * 10_000, "(1,(1,(1,(1,(1,1)))))"]
-        asks = [asyncio.to_thread(grader.grade, response(a), "73") for a in answers]
-        asks.append(asyncio.to_thread(grader.pool.ask, wire.JUDGE_PLAIN, "7", HANG_IN_C))
-        await asyncio.gather(*asks)
-        stop = True
-        await ticking
-        return longest
-
-    # 20 ms on idle cores (benchmarks/grader.py); a crowded machine delays any process
-    assert asyncio.run(run()) < 0.1 * crowd()
-
-
-def test_a_forked_child_gets_its_own_workers(own_grader):
-    own_grader.grade(response("1/2"), "0.50")
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = int(own_grader.grade(response("3/2"), "1.50").reward != 1)
-            own_grader.close()
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
-    assert own_grader.grade(response("5/2"), "2.50").reward == 1
-
-
-def test_one_pool_per_node_survives_its_death_and_ends_with_its_clients(monkeypatch):
-    monkeypatch.setenv("ORZ_GRADER_SCOPE", f"test-{os.getpid()}")
-    with Grader(workers=1, shared=True) as one, Grader(workers=1, shared=True) as two:
-        assert one.grade(response("1/2"), "0.50").reward == 1
-        assert two.grade(response("1/2"), "0.50").reward == 1
-        servers = [grader.pool._started for grader in (one, two) if grader.pool._started]
-        assert len(servers) == 1  # the second found it running
-        os.kill(servers[0].pid, signal.SIGKILL)
-        assert two.grade(response("3/2"), "1.50").reward == 1
-        last = next(
-            grader.pool._started
-            for grader in (two, one)
-            if grader.pool._started and grader.pool._started.poll() is None
-        )
-        one.close()
-        two.close()
-        assert wait_for(lambda: last.poll() is not None, 30)

@@ -1,0 +1,86 @@
+"""Arguments, tiny models and batches for ds_worker.py."""
+
+import os
+
+import torch
+
+from openrlhf_orz.models.packed_attention import NAME
+
+FLAGS = (
+    "--actor.model_name_or_path none --data.prompt_dataset none --rollout.batch_size 4 "
+    "--rollout.n_samples_per_prompt 2 --orz.critic_updates 2 --ds.param_dtype fp32 --orz.device cpu"
+).split()
+
+
+def make_args(*extra):
+    from openrlhf_orz.cli.flags import parse
+
+    args, _ = parse([*FLAGS, "--actor.num_gpus_per_node", os.environ["WORLD_SIZE"],
+                     "--critic.num_gpus_per_node", os.environ["WORLD_SIZE"], *extra])  # fmt: skip
+    args.orz.scratch = f"/tmp/orz-ds-worker-{os.getpid()}-"
+    return args
+
+
+def make_strategy(args):
+    from openrlhf.utils import get_strategy
+
+    strategy = get_strategy(args)
+    strategy.setup_distributed()
+    return strategy
+
+
+def model_config(attention="sdpa"):
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.1, tie_word_embeddings=True, attn_implementation=attention,
+    )  # fmt: skip
+
+
+def make_model(attention="sdpa"):
+    from transformers import Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(model_config(attention))
+
+
+def make_actor(strategy, args, lr=1e-2, packed=False):
+    """Stock's model, padded; or ours, packed, with log-probs of action tokens alone."""
+    if packed:
+        from openrlhf_orz.trainer.policy_model import OrzActor as Actor
+    else:
+        from openrlhf.models import Actor
+
+    actor = Actor(make_model(NAME if packed else "sdpa"))
+    actor.packing_samples = packed
+    adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0)  # eps: no sign of rounding
+    cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
+               max_norm=1e6, scheduler_steps=10)  # fmt: skip
+    return strategy.prepare((actor, cfg))
+
+
+def make_batch(size=8, length=12, seed=1):
+    """Sequences of different lengths, padded on the right; two prompt tokens each, two responses to a prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    sequences = torch.randint(1, 64, (size, length), generator=generator)
+    sequences[1::2, :2] = sequences[::2, :2]
+    lengths = torch.tensor([length - i % 5 for i in range(size)])
+    attention = (torch.arange(length) < lengths[:, None]).long()
+    action = attention[:, 1:].clone()
+    action[:, :1] = 0  # the second prompt token
+    return sequences, attention, action
+
+
+def make_critic(strategy, lr):
+    from openrlhf.models.model import _get_critic_model
+    from transformers.models.qwen2 import Qwen2Model
+
+    config = model_config(NAME)
+    config.normalize_reward = False
+    torch.manual_seed(0)
+    critic = _get_critic_model(Qwen2Model.__base__, Qwen2Model, "score", packing_samples=True)(config)
+    adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
+               max_norm=1.0, scheduler_steps=10)  # fmt: skip
+    return strategy.prepare((critic, cfg))
