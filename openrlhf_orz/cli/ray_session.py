@@ -61,7 +61,7 @@ def clean_leftovers(folders: tuple[str, ...]) -> list[str]:
         match = re.match(r"orz-(?:ray-)?(\d+)-[0-9a-f]{8}", os.path.basename(path))
         if not match or psutil.pid_exists(int(match[1])) or os.lstat(path).st_uid != os.getuid():
             continue
-        if "-engine-" in path:
+        if path.endswith(".json"):
             Family(path.removesuffix(".json")).bury()
         remove(path)
         removed.append(path)
@@ -179,5 +179,7 @@ def ray_session(args, stopping):
         yield ray
     finally:
         ray.shutdown()
+        for note in glob.glob(f"{args.orz.scratch}*.json"):
+            Family(note.removesuffix(".json")).bury()
         for left in [*glob.glob(f"{args.orz.scratch}*"), own_temporary]:
             remove(left)

@@ -1,7 +1,8 @@
-"""The processes below an engine, and their shared memory: what one that was killed or hangs leaves must go."""
+"""A process, those below it and their shared memory: what one that was killed or hangs leaves must go."""
 
 import json
 import os
+import time
 from pathlib import Path
 
 import psutil
@@ -18,12 +19,22 @@ def shared_memory(pid: int) -> set[str]:
     return {words[5] for line in lines if len(words := line.split()) == 6 and words[5].startswith(SHARED_MEMORY)}
 
 
-class Family:
-    """The descendants of this process, on record at ``path``, where a later start of the same engine finds them.
+def ended(process: psutil.Process) -> bool:
+    """Whether it runs no more; one that nobody has waited for has ended, too."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
-    vLLM's own process ends by itself when its engine dies, but not while it is stopped or stuck in a kernel; and no
-    process that is killed removes its shared memory.
+
+class Family:
+    """This process and its descendants, on record at ``path``, where a later start or the run's end finds them.
+
+    Ray's workers and vLLM's own process end by themselves when their parent dies, but not while they are stopped or
+    stuck in a kernel; and no process that is killed removes its shared memory.
     """
+
+    BURY_S = 30
 
     def __init__(self, path: str):
         self.path = Path(f"{path}.json")
@@ -53,7 +64,9 @@ class Family:
                     left.append(process)
             except psutil.NoSuchProcess:
                 pass
-        psutil.wait_procs(left, timeout=30)
+        end = time.monotonic() + self.BURY_S
+        while not all(map(ended, left)) and time.monotonic() < end:
+            time.sleep(0.05)
         for segment in note["segments"]:
             Path(segment).unlink(missing_ok=True)
         self.forget()

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from openrlhf_orz.checkpoints import partial_path
+from openrlhf_orz.rollout.family import Family
 from openrlhf_orz.trainer import random_state
 from openrlhf_orz.trainer.memory import MemoryByPhase
 
@@ -38,6 +39,7 @@ class RankState:
         raise NotImplementedError
 
     def init_model_from_pretrained(self, strategy, *args, **kwargs):
+        Family(f"{strategy.args.orz.scratch}rank-{os.getpid()}").record()  # for whoever ends a run in which this hangs
         # full determinism would fill every new tensor, too, for code that reads what it has not written
         torch.utils.deterministic.fill_uninitialized_memory = False
         resume = strategy.args.orz.resume_from

@@ -16,6 +16,7 @@ from runs import read_jsonl
 from safetensors.torch import load_file, save_file
 
 from openrlhf_orz.data.arithmetic import generate
+from openrlhf_orz.rollout.family import ended
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
@@ -84,8 +85,10 @@ def test_a_rank_that_hangs(tmp_path, phase, step):
     flag = f"--orz.{phase}_timeout_s"
     run = start(tmp_path, "--orz.max_restarts", "1", flag, "60", "--ckpt.save_steps", "2")
     run.wait_for_step(step)
-    run.named("OrzPolicyModelActor")[0].send_signal(signal.SIGSTOP)
+    (stopped,) = run.named("OrzPolicyModelActor")
+    stopped.send_signal(signal.SIGSTOP)
     assert complete(run)[-1]["restarts"] == 1
+    assert ended(stopped), "it must not keep its memory from the run that goes on"
     (report,) = (run.run_dir / "logs").glob(f"hang-{phase}-*.txt")
     assert "OrzPolicyModelActor" in report.read_text() and "OrzPPOTrainer" in report.read_text()
     assert flag in run.output()
