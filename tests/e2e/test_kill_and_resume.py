@@ -49,7 +49,7 @@ def same(ours: list[dict], theirs: list[dict]) -> None:
     assert [m["step"] for m in ours] == [m["step"] for m in theirs] == list(range(1, len(ours) + 1))
     for a, b in zip(ours, theirs):
         for key in a:
-            if not key.startswith(OF_TIME) and not key.endswith("_mib"):
+            if not key.startswith(OF_TIME) and "_mib" not in key:
                 found, expected = a[key], b.get(key)
                 close = found == expected or abs(found - expected) <= 1e-7 + 1e-5 * abs(expected)
                 assert close, (a["step"], key, found, expected)
