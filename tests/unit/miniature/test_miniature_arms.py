@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[3]
 BASE = ROOT / "examples" / "tiny_base"
 NAMES = list(arms.ARMS)
 FREE = {"data.prompt_dataset", "train.num_episodes"}  # by the scale
+UNLIKE = ("ckpt.", "orz.run_dir", "logger.wandb.run_name")  # directories, and a name with the minute of the start
 
 
 def values(name: str) -> dict:
@@ -38,7 +39,7 @@ def test_baseline_is_the_paper(baseline):
 def test_arm_differs_in_what_it_names(name, baseline):
     found = values(name)
     arm = arms.ARMS[name]
-    different = {key for key in found if found[key] != baseline[key] and not key.startswith(("ckpt.", "orz.run_dir"))}
+    different = {key for key in found if found[key] != baseline[key] and not key.startswith(UNLIKE)}
     expected = set(arm.flags) | (FREE if arm.prompts != arms.SCALES[-1] else set())
     if "orz.policy_updates" in arm.flags:
         expected.add("train.batch_size")  # follows from it
