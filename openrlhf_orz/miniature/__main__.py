@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from openrlhf_orz.miniature.arms import FIGURES, arms_of
+from openrlhf_orz.miniature.arms import FIGURES, Arm, arms_of
 from openrlhf_orz.miniature.figures import write_figures
 from openrlhf_orz.miniature.results import load
 from openrlhf_orz.miniature.runner import ROOT, Run, Runner, prepare
@@ -24,12 +24,22 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2, without 2 in figures of several arms")
     parser.add_argument("--out", type=Path, default=Path("runs/miniature"), help="default: runs/miniature")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each (2)")
     parser.add_argument("--draw_only", action="store_true", help="run nothing: draw what is finished")
     parser.add_argument("--docs", action="store_true", help="write docs/miniature.md's generated part and its figures")
     return parser
+
+
+def planned(figures: list[str], seeds: list[int] | None) -> list[tuple[int, Arm]]:
+    """Seed and arm of each run, all arms of a seed before the next: ``seeds``, or as many as each figure has."""
+    if seeds is None:
+        most = max(FIGURES[figure].seeds for figure in figures)
+        wanted = {seed: [figure for figure in figures if seed < FIGURES[figure].seeds] for seed in range(most)}
+    else:
+        wanted = dict.fromkeys(seeds, figures)
+    return [(seed, arm) for seed, some in wanted.items() for arm in arms_of(some)]
 
 
 def draw(figures: list[str], runs: list[Run], out: Path, docs: bool) -> None:
@@ -50,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: give 1 or more")
     out, start = options.out.resolve(), time.monotonic()
-    runs = [Run(arm, seed, out) for seed in dict.fromkeys(options.seeds) for arm in arms_of(options.figures)]
+    runs = [Run(arm, seed, out) for seed, arm in planned(options.figures, options.seeds)]
     failed: list[Run] = []
     if not options.draw_only:
         out.mkdir(parents=True, exist_ok=True)

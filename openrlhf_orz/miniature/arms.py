@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STEPS = 64
+STEPS = 24
 PROMPTS, RESPONSES = 12, 8  # of a rollout
-SCALES = (32, 256, STEPS * PROMPTS)  # distinct prompts to train on; all arms see as many prompts in all
+SCALES = (24, 96, STEPS * PROMPTS)  # distinct prompts to train on; all arms see as many prompts in all
 HELD_OUT = 128
-EVALUATE_EVERY = 16
+EVALUATE_EVERY = 12
 
 # The paper's settings are the command's defaults. What is not the paper's here: sizes; learning rates, since a network
 # this small learns at rates far above the paper's, without a warm-up of 50 steps; and full determinism, so that arms
@@ -69,13 +69,18 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: its title, the arms beside the baseline, how the baseline is called in it, and its panels."""
+    """A picture: its title, the arms beside the baseline, how the baseline is called in it, its panels, and how many
+    seeds it has unless told: fewer where there are many arms."""
 
     title: str
     arms: tuple[str, ...] = ()
     baseline: str = "the paper's settings"
     panels: tuple[str, ...] = ("reward", "response_length")
     paper: str = ""  # the paper's figure
+
+    @property
+    def seeds(self) -> int:
+        return 3 if len(self.arms) < 2 else 2
 
 
 FIGURES = {

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from openrlhf_orz.miniature.arms import BASELINE, SCALES
 from openrlhf_orz.miniature.results import Results
-from openrlhf_orz.miniature.statistics import Difference, difference, last, mean, rise, roughness
+from openrlhf_orz.miniature.statistics import FIRST, LAST, Difference, difference, last, mean, rise, roughness
 
 STATISTICS: dict[str, Callable[[list[float]], float]] = {
-    "in the last 10 steps": last,
+    f"in the last {LAST} steps": last,
     "over all steps": mean,
-    "from the first 5 to the last 10 steps": rise,
+    f"from the first {FIRST} to the last {LAST} steps": rise,
     "after the last step": lambda values: values[-1],
     "change from step to step, second half": roughness,
 }

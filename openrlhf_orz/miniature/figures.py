@@ -9,7 +9,7 @@ from openrlhf_orz.report.pictures import smooth
 
 # Okabe and Ito's, told apart by the colour-blind; and by their dashes without any colour
 LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
-SPAN = 6  # steps that the curves are smoothed over
+SPAN = 3  # steps that the curves are smoothed over
 TITLES = {
     "reward": ("Reward", (0, 1)),
     "response_length": ("Response length (tokens)", (0, None)),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LAST = 10  # steps at the end of a run
+FIRST, LAST = 3, 6  # steps at the beginning and at the end of a run
 # 97.5 % quantiles of Student's t by degrees of freedom; beyond the table the normal's, which is narrower by little
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -25,8 +25,8 @@ def last(values: Sequence[float]) -> float:
 
 
 def rise(values: Sequence[float]) -> float:
-    """The last LAST steps' mean less that of the first five."""
-    return last(values) - mean(values[:5])
+    """The last LAST steps' mean less that of the first FIRST."""
+    return last(values) - mean(values[:FIRST])
 
 
 def roughness(values: Sequence[float]) -> float:

@@ -15,14 +15,14 @@ with open(run.parents[2] / "calls", "a") as calls:
     calls.write(f"{run.parent.name} {run.name} {len(os.sched_getaffinity(0))}\\n")
 if flags["--train.seed"] == "1":
     sys.exit(3)
-(run / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\\n" for step in range(1, 65)))
+(run / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\\n" for step in range(1, STEPS + 1)))
 """
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     script = tmp_path / "training.py"
-    script.write_text(TRAINING)
+    script.write_text(TRAINING.replace("STEPS", str(arms.STEPS)))
     monkeypatch.setattr(runner, "COMMAND", (sys.executable, str(script)))
     return [runner.Run(arms.ARMS[name], seed, tmp_path) for seed in (0, 1, 2) for name in ("baseline", "critic-1")]
 
