@@ -35,6 +35,10 @@ class OrzRolloutActor(RolloutRayActor):
             cache = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
             os.makedirs(base, exist_ok=True)
+            os.makedirs(cache, exist_ok=True)
+            # compiled C++ headers lie below TMPDIR whatever that variable says, and take seconds at each start
+            with contextlib.suppress(FileExistsError):
+                os.symlink(cache, os.path.join(base, os.path.basename(cache)))
             os.environ["TMPDIR"] = tempfile.tempdir = base
 
     async def load_weights(self, source: tuple, slots: list, last: bool, check: bool = False):

@@ -192,3 +192,25 @@ def test_zero3_gathers_wait_where_the_device_has_no_streams():
     for make in (get_train_ds_config, get_eval_ds_config):
         zero = make(offload=False, stage=3)["zero_optimization"]
         assert zero["stage3_allgather_sequential"] == get_accelerator().is_synchronized_device()
+
+
+def test_compiled_headers_outlive_a_run(tmp_path):
+    """Inductor keeps them below TMPDIR, which is the run's own in an engine: seconds of a compiler at each start."""
+    (tmp_path / "machine").mkdir()
+    code = """
+import os, subprocess, sys
+import vllm
+from packaging import version
+from openrlhf_orz.rollout.engine import OrzRolloutActor
+for _ in range(2):  # a second engine on the node finds it done
+    OrzRolloutActor._configure_vllm_env(object.__new__(OrzRolloutActor), version, vllm, False)
+core = "import os; from torch._inductor import codecache; print(os.path.realpath(codecache._HEADER_DIR), os.environ['TMPDIR'])"
+subprocess.run([sys.executable, "-c", core], check=True)
+"""
+    run = tmp_path / "run"
+    env = {**os.environ, "TMPDIR": str(tmp_path / "machine"), "VLLM_RPC_BASE_PATH": str(run), "RAY_ADDRESS": "none"}
+    env.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stderr
+    headers, temporary = result.stdout.splitlines()[-1].split()
+    assert Path(headers).is_relative_to(tmp_path / "machine") and temporary == str(run)
