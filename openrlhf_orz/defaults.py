@@ -102,6 +102,7 @@ FLAGS = (
         "longest step from rollout to weight sync, then end with all stacks; 0: no limit",
         float,
     ),
+    Flag("trainer_timeout_s", 600.0, "end if the trainer's process has shown no life for so long; 0: never", float),
     Flag("sync_timeout_s", 1800.0, "longest weight sync, likewise", float),
     Flag("checkpoint_timeout_s", 3600.0, "longest write of a checkpoint, likewise", float),
     Flag(

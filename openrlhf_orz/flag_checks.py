@@ -24,7 +24,7 @@ RANGES = {
     "at least 0": (
         lambda x: x >= 0,
         "orz.warmup_steps orz.rollout_dump_every orz.max_restarts orz.start_timeout_s orz.generation_timeout_s "
-        "orz.training_timeout_s orz.sync_timeout_s orz.checkpoint_timeout_s orz.stop_timeout_s orz.logprob_gap_every "
+        "orz.training_timeout_s orz.trainer_timeout_s orz.sync_timeout_s orz.checkpoint_timeout_s orz.stop_timeout_s orz.logprob_gap_every "
         "data.dataloader_num_workers data.max_images_per_prompt ds.lora.rank "
         "algo.kl.init_coef actor.adam.lr critic.adam.lr actor.muon.lr critic.muon.lr actor.adam.weight_decay "
         "critic.adam.weight_decay actor.max_norm critic.max_norm actor.aux_loss_coef eval.temperature "

@@ -23,7 +23,7 @@ FREE = {
     "orz.generation_timeout_s", "orz.grader_workers", "orz.logprob_gap_every", "orz.max_restarts", "orz.max_skipped_steps", "orz.own_ray",
     "orz.report_every", "orz.restarts", "orz.resume_from", "orz.rollout_dump_every", "orz.rollout_dump_max", "orz.run_dir", "orz.scratch",
     "orz.share_prefixes", "orz.start_timeout_s", "orz.stop_timeout_s", "orz.sync_bucket_mib", "orz.sync_timeout_s",
-    "orz.training_timeout_s", "orz.worker_logs",
+    "orz.trainer_timeout_s", "orz.training_timeout_s", "orz.worker_logs",
     # the prompts themselves are compared, not what they are called
     "data.prompt_dataset", "data.prompt_split", "data.prompt_probs", "data.input_key", "data.label_key",
     "data.input_template", "data.max_samples", "orz.prompt_template", "orz.max_prompt_len",

@@ -116,6 +116,7 @@ def engine_args(args) -> dict:
 
 def train(args, explicit: set[str], stopping: Stopping) -> None:
     """One run, from checked arguments to the saved model. Raises what failed."""
+    from openrlhf_orz.cli.alive import watched
     from openrlhf_orz.cli.progress import Progress
     from openrlhf_orz.cli.run_report import LiveReport
     from openrlhf_orz.compat import check_openrlhf, launch
@@ -142,16 +143,17 @@ def train(args, explicit: set[str], stopping: Stopping) -> None:
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
         engines = ray_session.Engines(ray, OrzRolloutActor, args.orz.scratch, step)
         try:
-            launch(
-                args,
-                policy_cls=OrzPolicyModelActor,
-                critic_cls=OrzCriticModelActor,
-                reference_cls=OrzReferenceModelActor,
-                reward_cls=OrzRewardModelActor,
-                trainer_cls=OrzPPOTrainerAsync if args.train.async_enable else OrzPPOTrainer,
-                engine_cls=engines,
-                extra_engine_args=engine_args(args),
-            )
+            with watched(args, stopping):
+                launch(
+                    args,
+                    policy_cls=OrzPolicyModelActor,
+                    critic_cls=OrzCriticModelActor,
+                    reference_cls=OrzReferenceModelActor,
+                    reward_cls=OrzRewardModelActor,
+                    trainer_cls=OrzPPOTrainerAsync if args.train.async_enable else OrzPPOTrainer,
+                    engine_cls=engines,
+                    extra_engine_args=engine_args(args),
+                )
         finally:
             engines.shutdown()
             stopping.clear()
@@ -212,12 +214,16 @@ def failed(error: Exception, args) -> int:
     """Tell what ended the run; the exit status: 2 for what the user can mend, else 1. Raises what nobody foresaw."""
     from openrlhf_orz.compat import WrongBuild
     from openrlhf_orz.data.rows import DataError
+    from openrlhf_orz.trainer.watchdog import PhaseTimeout
 
     # what a worker raised is of the class of its cause, too: an OSError there is no fault of the flags
     if type(error).__module__.partition(".")[0] == "ray":
         cause = "\n".join(str(error).splitlines()[-12:])
         where = os.path.join(args.orz.run_dir, "logs")
         print(f"{redact(cause)}\nerror: training failed; all logs: {where}", file=sys.stderr)
+        return 1
+    if isinstance(error, PhaseTimeout):
+        print(f"error: {error}; all logs: {os.path.join(args.orz.run_dir, 'logs')}", file=sys.stderr)
         return 1
     if isinstance(error, (ConfigError, DataError, WrongBuild, OSError)):
         print(f"error: {redact(str(error))}", file=sys.stderr)

@@ -19,6 +19,7 @@ from openrlhf_orz.text_stats import reflects
 from openrlhf_orz.trainer.checkpointing import Checkpointing
 from openrlhf_orz.trainer.evaluation import evaluate_samples
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
+from openrlhf_orz.trainer.heartbeat import show_life
 from openrlhf_orz.trainer.memory import memory_metrics
 from openrlhf_orz.trainer.metrics import rank_metrics, rollout_metrics, step_record
 from openrlhf_orz.trainer.prompts import load_prompts
@@ -44,6 +45,7 @@ class OrzTrainer(Checkpointing):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        show_life(self.args, "trainer")
         self.run_dir = RunDir(self.args.orz.run_dir)
         self.logs = self.run_dir.path / "logs"
         for name in ("wandb_logger", "tensorboard_logger"):
@@ -265,6 +267,10 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
 class OrzGenerateSamplesActor(GenerateSamplesActor):
     prepare_datasets = staticmethod(load_prompts)
     samples_generator_cls = OrzSamplesGenerator
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        show_life(self.args, "generator")
 
     def fit(self, episode, total_consumed_prompts):
         # resumed where an episode has ended

@@ -103,6 +103,18 @@ def test_the_trainer_dies_and_no_restart_is_allowed(tmp_path):
     assert "OrzPPOTrainer" in run.output() and "error: training failed" in run.output()
 
 
+def test_the_trainer_hangs(tmp_path):
+    """Its own time-outs are stopped with it: the driver has to notice."""
+    run = start(tmp_path, "--orz.max_restarts", "1", "--orz.trainer_timeout_s", "20")
+    run.wait_for_step(2)
+    (stopped,) = run.named("OrzPPOTrainer")
+    stopped.send_signal(signal.SIGSTOP)
+    assert complete(run)[-1]["restarts"] == 1
+    assert ended(stopped) and not (run.run_dir / ".alive").exists()
+    (report,) = (run.run_dir / "logs").glob("hang-trainer-*.txt")
+    assert "OrzPPOTrainer" in report.read_text() and "--orz.trainer_timeout_s" in run.output()
+
+
 def test_values_that_are_not_finite(tmp_path):
     """A critic whose head is NaN: every step is left out, and the run ends naming why, with the batches kept."""
     import shutil
