@@ -68,7 +68,7 @@ def test_life_is_shown_until_the_driver_is_done(tmp_path, stopping):
 def test_silence_ends_the_run(tmp_path, stopping, monkeypatch):
     monkeypatch.setattr("openrlhf_orz.trainer.watchdog.involved", lambda: [os.getpid()])
     args = arguments(tmp_path)
-    with pytest.raises(PhaseTimeout, match="trainer-here-1 has shown no life for 0.5 s .--orz.trainer_timeout_s.: stack"):
+    with pytest.raises(PhaseTimeout, match="trainer-here-1 has shown no life for 0.5 s .--orz.trainer_timeout_s.:"):
         with watched(args, stopping):
             (folder(args) / "trainer-here-1").touch()
             time.sleep(20)
