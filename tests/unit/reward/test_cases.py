@@ -1,12 +1,11 @@
 """The table of judgements (cases.txt), through the real workers; and the table of mends."""
 
 import re
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from openrlhf_orz.reward import judge, lists, relations, scalars
+from openrlhf_orz.reward import lists, relations, scalars
 from openrlhf_orz.reward.mends import MENDS
 
 from .conftest import read_cases, response
@@ -21,12 +20,20 @@ def test_the_table_is_large_and_has_no_case_twice():
     assert sum(case.hack for case in CASES) >= 80
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_verdicts(grader, kind):
-    cases = [case for case in CASES if case.kind == kind]
+@pytest.fixture(scope="module")
+def graded(grader):
+    """Each case of the table with its grade."""
     with ThreadPoolExecutor(4) as threads:
-        grades = list(threads.map(lambda case: grader.grade(response(case.answer), case.gold), cases))
-    wrong = [(c.gold, c.answer, g.verdict.label, g.rule) for c, g in zip(cases, grades) if bool(g.reward) != c.right]
+        return list(zip(CASES, threads.map(lambda case: grader.grade(response(case.answer), case.gold), CASES)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verdicts(graded, kind):
+    wrong = [
+        (case.gold, case.answer, grade.verdict.label, grade.rule)
+        for case, grade in graded
+        if case.kind == kind and bool(grade.reward) != case.right
+    ]
     assert wrong == []
 
 
@@ -41,11 +48,11 @@ def test_references_that_are_no_answers_are_found(grader):
     assert [gold for gold in bad if grader.check_reference(gold)] == []
 
 
-def test_every_mend_exists_and_decides_a_case_of_the_table():
+def test_every_mend_exists_and_decides_a_case_of_the_table(graded):
     names = {**vars(scalars), **vars(lists), **vars(relations)}
     assert [name for name in MENDS if not callable(names[name])] == []
-    deciding = Counter(judge.judge(case.gold, case.answer)[1] for case in CASES)
-    assert [name for place, name in enumerate(MENDS, 1) if not deciding[place]] == []
+    deciding = {grade.rule for _, grade in graded}
+    assert [name for name in MENDS if name not in deciding] == []
 
 
 def test_plain_is_math_verify_alone(plain_grader):
