@@ -15,7 +15,7 @@ EVERY_S = 2.0
 
 
 def folder(args) -> Path:
-    """Where the files are; the driver makes it."""
+    """Where the files are; it is empty when the trainer starts."""
     return Path(args.orz.run_dir) / ".alive"
 
 
@@ -26,6 +26,7 @@ def show_life(args, name: str, every_s: float = EVERY_S) -> None:
     """
     Family(f"{args.orz.scratch}trainer-{os.getpid()}").record()
     path = folder(args) / f"{name}-{socket.gethostname()}-{os.getpid()}"
+    path.parent.mkdir(parents=True, exist_ok=True)  # without our driver (benchmarks) nobody has made it
     path.touch()
 
     def beat():

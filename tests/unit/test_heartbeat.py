@@ -65,6 +65,16 @@ def test_life_is_shown_until_the_driver_is_done(tmp_path, stopping):
     assert "heartbeat" not in [thread.name for thread in threading.enumerate()]
 
 
+def test_life_is_shown_without_a_driver(tmp_path):
+    args = arguments(tmp_path / "run")
+    args.orz.scratch = f"{tmp_path}/"
+    show_life(args, "trainer", every_s=0.05)
+    (file,) = folder(args).iterdir()
+    file.unlink()
+    time.sleep(0.2)
+    assert "heartbeat" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_silence_ends_the_run(tmp_path, stopping, monkeypatch):
     monkeypatch.setattr("openrlhf_orz.trainer.watchdog.involved", lambda: [os.getpid()])
     args = arguments(tmp_path)
