@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2, without 2 in figures of several arms")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as each figure has, 2 or 3")
     parser.add_argument("--out", type=Path, default=Path("runs/miniature"), help="default: runs/miniature")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each (2)")
     parser.add_argument("--draw_only", action="store_true", help="run nothing: draw what is finished")

@@ -30,8 +30,9 @@ SHARED = {
     "orz.report_every": -1,
     "logger.tensorboard_dir": "",
 }
-# The paper gives no coefficient for its KL arms.
-KL = 0.05
+# The paper gives no coefficient for its KL arms. WEAK is a common one; STRONG weighs as much as the reward: a style that
+# the base uses with probability p costs about -STRONG log p nats more than it, against a reward of at most 1.
+WEAK, STRONG = 0.05, 0.5
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,21 @@ class Arm:
     prompts: int = SCALES[-1]
 
 
+def kl_loss(coefficient: float) -> dict[str, object]:
+    """The flags of a KL loss; a penalty on the reward has the coefficient alone."""
+    return {"algo.kl.init_coef": coefficient, "algo.kl.use_loss": True, "algo.kl.estimator": "k3"}
+
+
 BASELINE = "baseline"
 ARMS = {
     arm.name: arm
     for arm in (
         Arm(BASELINE, "the paper's settings"),
         Arm("lambda-0.95", "λ = 0.95", {"algo.advantage.lambd": 0.95}),
-        Arm("kl-loss", "KL loss", {"algo.kl.init_coef": KL, "algo.kl.use_loss": True, "algo.kl.estimator": "k3"}),
-        Arm("kl-penalty", "KL penalty", {"algo.kl.init_coef": KL}),
+        Arm("kl-loss", f"KL loss {WEAK}", kl_loss(WEAK)),
+        Arm("kl-penalty", f"KL penalty {WEAK}", {"algo.kl.init_coef": WEAK}),
+        Arm("kl-loss-strong", f"KL loss {STRONG}", kl_loss(STRONG)),
+        Arm("kl-penalty-strong", f"KL penalty {STRONG}", {"algo.kl.init_coef": STRONG}),
         Arm("updates-4", "4 update steps", {"orz.policy_updates": 4}),
         Arm("critic-1", "1 critic update", {"orz.critic_updates": 1}),
         Arm("t-0.6", "T = 0.6", {"rollout.temperature": 0.6}),
@@ -69,18 +77,15 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture: its title, the arms beside the baseline, how the baseline is called in it, its panels, and how many
-    seeds it has unless told: fewer where there are many arms."""
+    """A picture: its title, the arms beside the baseline, how the baseline is called in it, its panels, the paper's
+    figure, and how many seeds it has unless told."""
 
     title: str
     arms: tuple[str, ...] = ()
     baseline: str = "the paper's settings"
     panels: tuple[str, ...] = ("reward", "response_length")
-    paper: str = ""  # the paper's figure
-
-    @property
-    def seeds(self) -> int:
-        return 3 if len(self.arms) < 2 else 2
+    paper: str = ""
+    seeds: int = 3
 
 
 FIGURES = {
@@ -88,7 +93,7 @@ FIGURES = {
     "lambda": Figure("GAE λ", ("lambda-0.95",), "λ = 1", paper="Fig. 8"),
     "kl": Figure(
         "KL regularisation",
-        ("kl-loss", "kl-penalty"),
+        ("kl-loss", "kl-penalty", "kl-loss-strong", "kl-penalty-strong"),
         "no KL",
         ("reward", "response_length", "held_out"),
         "Fig. 9",
@@ -109,7 +114,12 @@ FIGURES = {
         "Sec. 3.1",
     ),
     "temperature": Figure(
-        "Sampling", ("t-0.6", "t-1.2", "t-0.6-p-0.95"), "T = 1", ("reward", "response_length", "held_out"), "Fig. 15"
+        "Sampling",
+        ("t-0.6", "t-1.2", "t-0.6-p-0.95"),
+        "T = 1",
+        ("reward", "response_length", "held_out"),
+        "Fig. 15",
+        seeds=2,  # many arms
     ),
     "value-head": Figure(
         "Initialisation of the value head",

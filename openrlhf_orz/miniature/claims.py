@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from openrlhf_orz.miniature.arms import BASELINE, SCALES
+from openrlhf_orz.miniature.arms import BASELINE, SCALES, STRONG, WEAK
 from openrlhf_orz.miniature.results import Results
 from openrlhf_orz.miniature.statistics import FIRST, LAST, Difference, difference, last, mean, rise, roughness
 
@@ -61,10 +61,12 @@ def _claims():
     yield Claim("lambda", "and ends higher", "lambda-0.95", "reward", END, 1)
     yield Claim("lambda", "and with longer responses", "lambda-0.95", "response_length", END, 1)
     yield Claim("lambda", "and fluctuates less", "lambda-0.95", "reward", ROUGH, -1)
-    for arm, name in (("kl-loss", "KL loss"), ("kl-penalty", "a KL penalty")):
-        yield Claim("kl", f"{name} ends with lower accuracy", arm, "held_out", EVAL, 1)
-        yield Claim("kl", f"{name} slows training down", arm, "reward", WHOLE, 1)
-        yield Claim("kl", f"{name} holds the length down", arm, "response_length", END, 1)
+    for suffix, coefficient in (("", WEAK), ("-strong", STRONG)):
+        for kind, name in (("kl-loss", "KL loss"), ("kl-penalty", "a KL penalty")):
+            arm, name = kind + suffix, f"{name} of {coefficient}"
+            yield Claim("kl", f"{name} ends with lower accuracy", arm, "held_out", EVAL, 1)
+            yield Claim("kl", f"{name} slows training down", arm, "reward", WHOLE, 1)
+            yield Claim("kl", f"{name} holds the length down", arm, "response_length", END, 1)
     for scale in SCALES[1::-1]:
         arm = f"prompts-{scale}"
         yield Claim("data-scale", f"{scale} prompts end with a lower reward than {SCALES[-1]}", arm, "reward", END, 1)

@@ -139,4 +139,4 @@ def test_nothing_to_do_is_quick():
     began = time.monotonic()
     run = setup(venv)
     assert run.returncode == 0 and "nothing to do" in run.stdout, run.stdout + run.stderr
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20  # 2 s alone; installing anything takes far longer
