@@ -8,7 +8,13 @@ from openrlhf_orz.miniature.statistics import mean
 from openrlhf_orz.report.pictures import smooth
 
 # Okabe and Ito's, told apart by the colour-blind; and by their dashes without any colour
-LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#000000", (0, (5, 1, 1, 1, 1, 1))))
+LINES = (
+    ("#0072B2", "-"),
+    ("#D55E00", "--"),
+    ("#009E73", "-."),
+    ("#CC79A7", ":"),
+    ("#000000", (0, (5, 1, 1, 1, 1, 1))),
+)
 SPAN = 3  # steps that the curves are smoothed over
 TITLES = {
     "reward": ("Reward", (0, 1)),
