@@ -68,7 +68,7 @@ class Timed:
     def report(self):
         """Seconds since ``start``, and the largest resident memory so far."""
         by_phase = self.memory.whole.values() if hasattr(self, "memory") else ()
-        return {**self.seconds, "memory_mib": max(common.peak_rss_mib(), *by_phase)}
+        return {**self.seconds, "memory_mib": max([common.peak_rss_mib(), *by_phase])}
 
 
 class StockPolicy(Timed, PolicyModelActor):
