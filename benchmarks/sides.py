@@ -110,8 +110,10 @@ CLASSES = {
 
 def common_flags(model: Path, samples: int, dtype: str, ranks: int = 1) -> list[str]:
     """The same work for both sides: the paper's settings with as many samples."""
+    stage = "0" if ranks == 1 and dtype == "fp32" else "2"  # our default, and stock's best: ZeRO would only copy
     return [
         "--actor.model_name_or_path", str(model), "--data.prompt_dataset", "none", "--ds.param_dtype", dtype,
+        "--ds.zero_stage", stage,
         "--rollout.batch_size", str(samples // common.GROUP), "--rollout.n_samples_per_prompt", str(common.GROUP),
         "--actor.num_gpus_per_node", str(ranks), "--critic.num_gpus_per_node", str(ranks),
         "--vllm.num_engines", str(ranks), "--train.colocate_all", "--data.max_len", "4096",

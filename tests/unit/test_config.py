@@ -59,6 +59,21 @@ def test_derived():
     assert parse([*SMALL, "--train.micro_batch_size", "2"])[0].orz.fixed_micro_batches
 
 
+@pytest.mark.parametrize(
+    "flags, stage",
+    [
+        ("--ds.param_dtype fp32", 0),
+        ("--ds.param_dtype bf16", 2),  # needs a master copy
+        ("--ds.param_dtype fp32 --ds.zero_stage 3", 3),
+        ("--ds.param_dtype fp32 --ds.adam_offload", 2),
+        ("--ds.param_dtype fp32 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2", 2),
+        ("--ds.param_dtype fp32 --orz.device cuda --actor.num_gpus_per_node 1 --critic.num_gpus_per_node 1", 2),
+    ],
+)
+def test_no_zero_where_there_is_nothing_to_cut(flags, stage):
+    assert parse([*SMALL, *flags.split()])[0].ds.zero_stage == stage
+
+
 def test_off_policy_by_name():
     args, _ = parse([*SMALL, "--orz.policy_updates", "2"])
     assert args.train.batch_size == 8 and "several policy steps" in needs_old_log_probs(args)

@@ -1,0 +1,38 @@
+"""What the benchmarks build on OpenRLHF: their stopwatch on both sides, and the flags of their variants."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("openrlhf", reason="OpenRLHF is not installed: bash tools/setup.sh")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    for name in ("common", "sides", "levers"):
+        sys.modules.pop(name, None)
+
+
+def test_a_side_without_phases_reports_its_memory(load):
+    """Stock's actors have a peak alone; ours also know it by phase."""
+    timed = load("sides").Timed()
+    timed.start()
+    plain = timed.report()
+    assert plain["forward"] == plain["fit"] == 0 and plain["memory_mib"] > 10
+    timed.memory = type("Memory", (), {"whole": {"training": 1e9}})()
+    assert timed.report()["memory_mib"] == 1e9
+
+
+def test_the_variants_of_levers_are_flags(load, tmp_path):
+    sides, levers = load("sides"), load("levers")
+    flags = sides.common_flags(ROOT / "examples" / "tiny_base", 16, "fp32")
+    for name, extra in levers.VARIANTS.items():
+        args = sides.our_args([*flags, *(flag.format(n=4) for flag in extra)], tmp_path / name)
+        assert args.ds.packing_samples == (name != "padded_micro_batches")
+        assert args.orz.fixed_micro_batches == (name == "padded_micro_batches")
