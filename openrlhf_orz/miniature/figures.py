@@ -49,7 +49,7 @@ def draw_panel(ax, figure: Figure, results: Results, key: str) -> None:
         middle, low, high = band([[run[step] for step in steps] for run in runs], 1 if key == "held_out" else SPAN)
         label = figure.baseline if name == BASELINE else ARMS[name].label
         ax.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-        ax.plot(steps, middle, dashes, color=colour, linewidth=1.6, label=label)
+        ax.plot(steps, middle, linestyle=dashes, color=colour, linewidth=1.6, label=label)
     ax.set(title=title, xlabel="step")
     ax.set_ylim(*limits)
 
