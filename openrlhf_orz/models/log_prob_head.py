@@ -3,6 +3,9 @@
 Notation: N tokens, D hidden size, V vocabulary.
 """
 
+import inspect
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -87,6 +90,37 @@ def _add_product(total, a, b):
         total += a @ b
 
 
+@cache
+def liger():
+    """Liger's fused linear cross-entropy (an autograd function), or None where it is missing or of no use.
+
+    Before it knew ``token_grad_output`` its gradient of the weight was that of an unweighted sum: wrong for a loss
+    that weighs each token.
+    """
+    try:
+        from liger_kernel.ops import fused_linear_cross_entropy as fused
+    except ImportError:
+        return None
+    if "token_grad_output" not in inspect.signature(fused.fused_linear_cross_entropy_forward).parameters:
+        return None
+    return fused.LigerFusedLinearCrossEntropyFunction
+
+
+def liger_serves(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, temperature: float, with_entropy: bool) -> bool:
+    """It knows neither entropies nor temperatures, and would keep a weight that ZeRO-3 has gathered."""
+    plain = temperature == 1.0 and not with_entropy and not hasattr(weight_VD, "ds_id")
+    return hidden_ND.is_cuda and plain and liger() is not None
+
+
+def liger_log_probs(hidden_ND, weight_VD, labels_N, bias_V=None) -> torch.Tensor:
+    """Log-probs (N,) in float32 by Liger's kernel, in chunks whose logits it, too, computes again for the gradient."""
+    names = {"_input": hidden_ND, "weight": weight_VD, "target": labels_N, "bias": bias_V, "reduction": "none",
+             "accum_dtype": torch.float32}  # fmt: skip
+    given = inspect.signature(liger().forward).parameters
+    defaults = [names.get(name, each.default) for name, each in given.items() if name != "ctx"]
+    return -liger().apply(*defaults)[0]  # autograd functions take no keywords
+
+
 def log_probs_and_entropy(
     hidden_ND: torch.Tensor,
     weight_VD: torch.Tensor,
@@ -98,6 +132,8 @@ def log_probs_and_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log softmax(logits / temperature) at the labels and the entropy of that distribution, in nats.
 
+    On CUDA by Liger's kernel where that is installed and serves.
+
     Args:
         hidden_ND, weight_VD, bias_V: of one floating dtype; logits are in float32 after the product.
         labels_N: (N,) long.
@@ -107,6 +143,9 @@ def log_probs_and_entropy(
     Returns:
         log-probs (N,), entropy (N,), at least float32, differentiable in hidden states, weight and bias.
     """
+    if rows is None and liger_serves(hidden_ND, weight_VD, temperature, with_entropy):
+        log_probs_N = liger_log_probs(hidden_ND, weight_VD, labels_N, bias_V)
+        return log_probs_N, torch.zeros_like(log_probs_N)
     rows = rows or chunk_rows(weight_VD.shape[0], hidden_ND.device.type)
     return _LogProbs.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, rows, with_entropy)
 

@@ -17,6 +17,7 @@ from openrlhf_orz.trainer.policy_model import OrzActor
 from openrlhf_orz.trainer.process import RendezvousByFile, at_work, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
+from openrlhf_orz.trainer.single_rank import skip_reduction
 
 
 def warmup_ratio(steps: int, max_steps: int) -> float:
@@ -56,6 +57,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
         self.actor_loss_fn.on_policy = needs_old_log_probs(self.args) is None
+        skip_reduction(self.actor.model)
         self.guard = StepGuard.of(self, self.actor.model, "policy")
 
     def _init_vllm_sync_group(self, backend):

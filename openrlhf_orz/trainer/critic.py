@@ -17,6 +17,7 @@ from openrlhf_orz.trainer.nonfinite import StepGuard
 from openrlhf_orz.trainer.process import RendezvousByFile, at_work, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
+from openrlhf_orz.trainer.single_rank import skip_reduction
 
 logger = init_logger(__name__)
 
@@ -54,6 +55,7 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
         self.critic_loss_fn = RecordingValueLoss(self.critic_loss_fn.clip_eps)
+        skip_reduction(self.critic)
         self.guard = StepGuard.of(self, self.critic, "critic")
 
     def ppo_train(self):

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from ds_setup import make_actor, make_args, make_batch, make_critic, make_model, make_strategy
 
+from openrlhf_orz.trainer.single_rank import skip_reduction
+
 
 def zero(*cases):
     """A result for each STAGE:BOUNDARY; boundary 0 leaves the fix of upstream unused."""
@@ -25,6 +27,7 @@ def zero_case(stage, boundary):
     args = make_args("--ds.zero_stage", stage)
     strategy = make_strategy(args)
     actor, optim, scheduler = make_actor(strategy, args)
+    skip_reduction(actor.model)
     sequences, attention, action = make_batch()
     tokens, world, rank = action.sum(), dist.get_world_size(), dist.get_rank()
 
@@ -53,7 +56,8 @@ def zero_case(stage, boundary):
     for ours, theirs in zip(actor.model.module.parameters(), reference.model.parameters()):
         full = safe_get_full_fp32_param(ours)
         gap = max(gap, ((full if full is not None else ours.data) - theirs.data).abs().max().item())
-    return {"gap": gap, "grad_norm": strategy.get_grad_norm(actor), "reference_norm": norm}
+    reduces = actor.model.enable_backward_allreduce
+    return {"gap": gap, "grad_norm": strategy.get_grad_norm(actor), "reference_norm": norm, "reduces": reduces}
 
 
 def single_step():

@@ -48,6 +48,7 @@ def test_micro_batches_add_up_to_the_whole_batch(results, world, stage):
     result = results[world][f"{stage}:1"]
     assert result["gap"] < 1e-5, result
     assert result["grad_norm"] == pytest.approx(result["reference_norm"], rel=1e-4)
+    assert result["reduces"] != (world == 1 and stage == 0), "a lone rank has nobody to reduce with"
 
 
 @pytest.mark.parametrize("stage", [1, 2])
