@@ -4,7 +4,8 @@
     python benchmarks/step_time.py --peer trl
 
 Peer openrlhf: the stock trainer classes of the patched build. Its flags are the best of a trial of padded and packed
-micro-batches on a part of the rollouts. Both sides' processes live side by side and take turns; medians of repeats.
+micro-batches on a part of the rollouts. Both sides' processes live side by side and take turns (--one-at-a-time: one
+after the other, where memory does not hold both); medians of repeats.
 Ratios are ours over the peer's. Nothing else should run on the machine; its load stands in the result.
 """
 
@@ -47,6 +48,9 @@ def parse(argv=None):
     parser.add_argument("--max-tokens", type=int, help="our --train.max_tokens_per_gpu (default: our default)")
     parser.add_argument("--dtype", choices=tuple(common.DTYPES), default=common.cpu_dtype())
     parser.add_argument("--with-generation", action="store_true", help="vLLM engines too: the whole step")
+    parser.add_argument(
+        "--one-at-a-time", action="store_true", help="no turns: one side ends before the other starts, for its memory"
+    )
     parser.add_argument("--profile", action="store_true", help="one more step: where our training spends its time")
     args = parser.parse_args(argv)
     args.rollouts = args.rollouts or ROLLOUTS[args.size]
@@ -101,13 +105,36 @@ def time_generation(options, args, stock_args, pg):
     return engines, seconds
 
 
+def take_turns(options, both: dict, pairs, rows: dict, cores: int) -> None:
+    """Steps of the sides that are there, in turn, into ``rows``; then the sides end."""
+    vocabulary = common.SHAPES[options.size][6]
+    for i in range(options.repeats + 1):  # the first warms up
+        for name in rows:
+            side = both.get("ours" if name == "ours" else "stock")
+            if not side or i == 0 and name in ("same_cores_each", "as_shipped"):
+                continue
+            row = side.step(pairs, vocabulary, None if name == "ours" else modes(cores)[name])
+            print(f"{i} {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in row.items()), flush=True)
+            if i:
+                rows[name].append(row)
+        if i == 0:
+            for side in both.values():
+                side.call("reset_memory")
+    if options.profile and "ours" in both:
+        both["ours"].call("profile", True)
+        both["ours"].step(pairs, vocabulary)
+        for role, tables in zip(("policy", "critic"), both["ours"].call("profiled")):
+            print(f"{role}'s training:\n{tables[0]}", flush=True)
+    for side in both.values():
+        side.close()
+
+
 def against_openrlhf(options) -> dict:
     import sides
 
     cores = len(os.sched_getaffinity(0))
     pairs = common.draw_lengths(options.lengths, options.rollouts)
     lengths, responses = [p + r for p, r in pairs], [r for _, r in pairs]
-    vocabulary = common.SHAPES[options.size][6]
     rates = common.matmul_rates(options.dtype, cores)
     rows = {"ours": [], **{name: [] for name in modes(cores)}}
     generation = {}
@@ -124,28 +151,11 @@ def against_openrlhf(options) -> dict:
             if options.with_generation:
                 stock_args = sides.stock_args(flags, how, options.rollouts, args.bench_prompt)
                 engines, generation = time_generation(options, args, stock_args, pg)
-            ours = sides.Side("ours", args, pg, scratch, engines)
-            stock = sides.Side("stock", sides.stock_args(flags, how, options.rollouts), pg, scratch)
-            both = {"ours": ours, "stock": stock}
-            for i in range(options.repeats + 1):  # the first warms up
-                for name in rows:
-                    if i == 0 and name in ("same_cores_each", "as_shipped"):
-                        continue
-                    side = both["ours" if name == "ours" else "stock"]
-                    row = side.step(pairs, vocabulary, None if name == "ours" else modes(cores)[name])
-                    print(f"{i} {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in row.items()), flush=True)
-                    if i:
-                        rows[name].append(row)
-                if i == 0:
-                    for side in both.values():
-                        side.call("reset_memory")
-            if options.profile:
-                ours.call("profile", True)
-                ours.step(pairs, vocabulary)
-                for role, tables in zip(("policy", "critic"), ours.call("profiled")):
-                    print(f"{role}'s training:\n{tables[0]}", flush=True)
-            for side in both.values():
-                side.close()
+            arguments = {"ours": (args, engines), "stock": (sides.stock_args(flags, how, options.rollouts), None)}
+            for kinds in (("ours",), ("stock",)) if options.one_at_a_time else (("ours", "stock"),):
+                both = {kind: sides.Side(kind, kind_args, pg, scratch, kind_engines)
+                        for kind, (kind_args, kind_engines) in arguments.items() if kind in kinds}  # fmt: skip
+                take_turns(options, both, pairs, rows, cores)
             if engines:
                 import ray
 
@@ -183,6 +193,7 @@ def summary(options, phases, rates, rates_after, pairs, lengths, responses, how,
         "lengths": {"kind": options.lengths, **common.describe_lengths(pairs)},
         "size": options.size,
         "repeats": options.repeats,
+        "alternating": not options.one_at_a_time,
         "our_max_tokens": options.max_tokens or "default",
         "critic_updates": CRITIC_UPDATES,
         "note": NOTE,
