@@ -69,6 +69,7 @@ def against_trl(options) -> dict:
         with sides.session(args) as (pg, scratch):
             engines = sides.start_engine("ours", args, pg, engine_args(args))
             ours = sides.Side("ours", args, pg, scratch, engines)
+            ours.call("start")
             trl = Trl(model, prompts, tokens, options.repeats + 1, cores, options.dtype)
             for i in range(options.repeats + 1):
                 start = time.perf_counter()
