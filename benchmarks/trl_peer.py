@@ -90,7 +90,7 @@ def against_trl(options) -> dict:
     phases = {name: common.medians(found) for name, found in rows.items()}
     rates = {name: options.rollouts / row["step"] for name, row in phases.items()}
     return {
-        "samples_per_s_ratio": rates["ours"] / rates["trl"], "samples_per_s": rates, "seconds": phases,
+        "samples_per_s_ratio": rates["ours"] / rates["trl"], "samples_per_s": rates, "seconds_by_phase": phases,
         "rollouts": options.rollouts, "response_tokens_each": tokens, "size": options.size, "repeats": options.repeats,
         "trl_torch_transformers": versions, "trl_micro_batch": MICRO_BATCH,
         "note": "Ours trains a critic in 12 steps and a policy and grades the answers; GRPO trains the policy alone.",

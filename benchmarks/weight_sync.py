@@ -144,7 +144,7 @@ def main(argv=None) -> dict:
             dist.destroy_process_group()
     times = {name: common.median(found) for name, found in times.items()}
     return result.finish(
-        ratio=times["file"] / times["per_parameter"], speedup=times["per_parameter"] / times["file"], seconds=times,
+        ratio=times["file"] / times["per_parameter"], speedup=times["per_parameter"] / times["file"], seconds_by_route=times,
         bytes=size, bytes_per_s={name: size / s for name, s in times.items()}, parameters=len(parameters),
         size=options.size, threads=torch.get_num_threads(), cores=len(os.sched_getaffinity(0)), **extra,
     )  # fmt: skip
