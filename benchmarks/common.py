@@ -76,6 +76,14 @@ def load_average() -> list[float]:
     return [round(x, 2) for x in os.getloadavg()]
 
 
+def add_workload(parser) -> None:
+    """The flags of a benchmark that trains a shape on recorded rollouts."""
+    parser.add_argument("--size", choices=tuple(SHAPES), default="tiny")
+    parser.add_argument("--lengths", choices=("short", "long", "heavy"), default="heavy")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default=cpu_dtype())
+    parser.add_argument("--repeats", type=int, default=3)
+
+
 class Result:
     """One benchmark's result: ``finish`` writes results/NAME.json and prints it as the last line."""
 

@@ -30,13 +30,10 @@ VARIANTS = {
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(common.SHAPES), default="tiny")
-    parser.add_argument("--lengths", choices=("short", "long", "heavy"), default="heavy")
+    common.add_workload(parser)
     parser.add_argument("--rollouts", type=int, default=128, help="samples in a step; a multiple of 8")
     parser.add_argument("--micro-batch", type=int, default=4, help="samples of a padded micro-batch")
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS))
-    parser.add_argument("--dtype", choices=tuple(common.DTYPES), default=common.cpu_dtype())
-    parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args(argv)
 
 

@@ -18,15 +18,12 @@ import common  # noqa: E402
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(common.SHAPES), default="tiny")
-    parser.add_argument("--lengths", choices=("short", "long", "heavy"), default="heavy")
+    common.add_workload(parser)
     parser.add_argument("--samples", type=int, default=32, help="at x1")
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rank-factor", type=int, default=4, help="the factor at which ranks are compared")
     parser.add_argument("--max-tokens", type=int, default=2048, help="--train.max_tokens_per_gpu")
-    parser.add_argument("--dtype", choices=tuple(common.DTYPES), default=common.cpu_dtype())
-    parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args(argv)
 
 

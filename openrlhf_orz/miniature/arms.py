@@ -30,8 +30,8 @@ SHARED = {
     "orz.report_every": -1,
     "logger.tensorboard_dir": "",
 }
-# The paper gives no coefficient for its KL arms. WEAK is a common one; STRONG weighs as much as the reward: a style that
-# the base uses with probability p costs about -STRONG log p nats more than it, against a reward of at most 1.
+# The paper gives no coefficient for its KL arms. STRONG weighs as much as the reward: to answer always in a style that
+# the base uses with probability p costs about -STRONG log p, against a reward of at most 1.
 WEAK, STRONG = 0.05, 0.5
 
 
