@@ -36,11 +36,10 @@ def cpu_dtype() -> str:
     return "bf16" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "fp32"
 
 
-def whole_on_one_rank(values: dict) -> bool:
-    """Whether ZeRO could only copy: float32 parameters are their own master, and one rank shares with nobody."""
+def lone_rank(values: dict) -> bool:
+    """Whether policy and critic have one rank each and plain Adam on it, so that ZeRO has nothing to cut."""
     ranks = {values[f"{role}.num_nodes"] * values[f"{role}.num_gpus_per_node"] for role in ("actor", "critic")}
-    plain = values["ds.param_dtype"] == "fp32" and not values["ds.adam_offload"]
-    return plain and ranks == {1} and {values["actor.optim"], values["critic.optim"]} == {"adam"}
+    return ranks == {1} and {values["actor.optim"], values["critic.optim"]} == {"adam"} and not values["ds.adam_offload"]
 
 
 def derive(args, explicit: set[str]) -> None:
@@ -65,8 +64,12 @@ def derive(args, explicit: set[str]) -> None:
         default("train.colocate_all", True)
         default("vllm.enforce_eager", True)
         default("ds.param_dtype", cpu_dtype())
-        if whole_on_one_rank(values):
-            default("ds.zero_stage", 0)  # nothing to cut: ZeRO's copies would be a quarter of a 135M model's step
+        if lone_rank(values) and values["ds.param_dtype"] == "fp32":
+            default("ds.zero_stage", 0)  # ZeRO's copies would be a quarter of a 135M model's step
+        elif lone_rank(values) and values["ds.param_dtype"] == "bf16":
+            default("ds.zero_stage", 1)  # half of the critic's: this stage sums gradients in place, and in float32
+            if values["ds.zero_stage"] == 1:
+                default("ds.grad_accum_dtype", "fp32")
         for name in ("vllm.enable_sleep", "ds.enable_sleep"):
             if values[name]:
                 print(f"[orz] --{name} has no effect on CPU and is off", flush=True)

@@ -31,7 +31,7 @@ FREE = {
 # By how many ranks a checkpoint is cut: DeepSpeed cannot cut it anew.
 LAYOUT = (
     "actor.num_nodes", "actor.num_gpus_per_node", "critic.num_nodes", "critic.num_gpus_per_node",
-    "ds.zero_stage", "ds.ring_attn_size", "ds.tensor_parallel_size", "ds.zpg", "ds.param_dtype",
+    "ds.zero_stage", "ds.ring_attn_size", "ds.tensor_parallel_size", "ds.zpg", "ds.param_dtype", "ds.grad_accum_dtype",
 )  # fmt: skip
 
 

@@ -1,93 +1,120 @@
-"""Log-probs and entropy of chosen tokens straight from hidden states: the logits exist only a chunk at a time.
+"""Log-probs and entropy of chosen tokens straight from hidden states: the logits exist only a tile at a time.
 
 Notation: N tokens, D hidden size, V vocabulary.
 """
 
 import inspect
+import math
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}  # logits of a chunk: 64 MiB in float32 on CPU, 512 MiB on CUDA
+TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # logits held at once: 16 MiB in float32 on CPU, 512 MiB on CUDA
 
 
-def chunk_rows(vocabulary: int, device_type: str) -> int:
-    """Tokens whose logits are held at once."""
-    return max(1, CHUNK_ELEMENTS.get(device_type, 2**27) // vocabulary)
+def tile_shape(tokens: int, vocabulary: int, elements: int) -> tuple[int, int]:
+    """(tokens, vocabulary) of a tile of at most ``elements`` logits, as square as it can be.
+
+    The gradients of hidden states and of the weight are sums over tiles: so both are read and written least.
+    """
+    rows = max(1, min(tokens, max(math.isqrt(elements), elements // vocabulary)))
+    return rows, max(1, min(vocabulary, elements // rows))
 
 
 class _LogProbs(torch.autograd.Function):
-    """Recomputes a chunk's logits in the backward pass, so that neither pass holds (N, V)."""
+    """Recomputes a tile's logits in the backward pass, so that neither pass holds (N, V)."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, temperature, rows, with_entropy):
-        log_probs_N = hidden_ND.new_empty(labels_N.shape, dtype=_wide(hidden_ND.dtype))
-        lse_N, entropy_N = torch.empty_like(log_probs_N), torch.zeros_like(log_probs_N)
-        for part in _parts(len(labels_N), rows):
-            logits = _logits(hidden_ND[part], weight_VD, bias_V, temperature)
-            lse_N[part] = lse = logits.logsumexp(-1)
-            log_probs_N[part] = logits.gather(-1, labels_N[part, None])[:, 0] - lse
-            if with_entropy:  # H = lse - sum p z
-                entropy_N[part] = lse - (logits * (logits - lse[:, None]).exp_()).sum(-1)
+    def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy):
+        wide = _wide(hidden_ND.dtype)
+        log_probs_N = hidden_ND.new_zeros(labels_N.shape, dtype=wide)  # the label's logit at first
+        lse_N, entropy_N = torch.full_like(log_probs_N, -torch.inf), torch.zeros_like(log_probs_N)
+        for rows, columns in _tiles(len(labels_N), len(weight_VD), elements):
+            logits = _logits(hidden_ND[rows], weight_VD, bias_V, columns, temperature)
+            before, lse_N[rows] = lse_N[rows].clone(), torch.logaddexp(lse_N[rows], logits.logsumexp(-1))
+            labels, here = _inside(labels_N[rows], columns)
+            log_probs_N[rows] += torch.where(here, logits.gather(1, labels[:, None])[:, 0], 0)
+            if with_entropy:  # the mean logit so far: H = lse - sum p z
+                p = (logits - lse_N[rows, None]).exp_()
+                entropy_N[rows] = entropy_N[rows] * (before - lse_N[rows]).exp() + (p * logits).sum(-1)
+        log_probs_N -= lse_N
+        if with_entropy:
+            entropy_N = lse_N - entropy_N
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, lse_N, entropy_N)
-        ctx.temperature, ctx.rows, ctx.with_entropy = temperature, rows, with_entropy
+        ctx.temperature, ctx.elements, ctx.with_entropy = temperature, elements, with_entropy
         return log_probs_N, entropy_N
 
     @staticmethod
     def backward(ctx, grad_log_probs_N, grad_entropy_N):
         hidden_ND, weight_VD, bias_V, labels_N, lse_N, entropy_N = ctx.saved_tensors
-        wide, entropy_counts = lse_N.dtype, ctx.with_entropy and bool(grad_entropy_N.any())
-        grad_hidden_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        # summed over chunks in float32: in bfloat16 later chunks would be rounded away
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if ctx.needs_input_grad[1] else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=wide) if ctx.needs_input_grad[2] else None
-        for part in _parts(len(labels_N), ctx.rows):
-            log_p = _logits(hidden_ND[part], weight_VD, bias_V, ctx.temperature).sub_(lse_N[part, None])
+        entropy_counts = ctx.with_entropy and bool(grad_entropy_N.any())
+        sums = [_Sum(x, needed) for x, needed in zip((hidden_ND, weight_VD, bias_V), ctx.needs_input_grad)]
+        grad_hidden_ND, grad_weight_VD, grad_bias_V = sums
+        for rows, columns in _tiles(len(labels_N), len(weight_VD), ctx.elements):
+            log_p = _logits(hidden_ND[rows], weight_VD, bias_V, columns, ctx.temperature).sub_(lse_N[rows, None])
             # d log p_y / dz = onehot_y - p;  dH / dz = -p (log p + H)
-            factor = -grad_log_probs_N[part, None]
+            factor = -grad_log_probs_N[rows, None]
             if entropy_counts:
-                grad = log_p.exp().mul_(factor - grad_entropy_N[part, None] * (log_p + entropy_N[part, None]))
+                grad = log_p.exp().mul_(factor - grad_entropy_N[rows, None] * (log_p + entropy_N[rows, None]))
             else:
                 grad = log_p.exp_().mul_(factor)
-            grad.scatter_add_(1, labels_N[part, None], -factor)
+            labels, here = _inside(labels_N[rows], columns)
+            grad.scatter_add_(1, labels[:, None], -factor * here[:, None])
             if ctx.temperature != 1.0:
                 grad.div_(ctx.temperature)
             grad = grad.to(hidden_ND.dtype)
-            if grad_hidden_ND is not None:
-                grad_hidden_ND[part] = grad @ weight_VD
-            if grad_weight_VD is not None:
-                _add_product(grad_weight_VD, grad.t(), hidden_ND[part])
-            if grad_bias_V is not None:
-                grad_bias_V += grad.sum(0, dtype=wide)
-        return (
-            grad_hidden_ND,
-            None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
-            None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
-            None, None, None, None,
-        )  # fmt: skip
+            grad_hidden_ND.add(rows, columns.start == 0, lambda: grad @ weight_VD[columns])
+            grad_weight_VD.add(columns, rows.start == 0, lambda: grad.t() @ hidden_ND[rows])
+            grad_bias_V.add(columns, rows.start == 0, lambda: grad.sum(0))
+        return (*(total.result() for total in sums), None, None, None, None)
+
+
+class _Sum:
+    """A gradient, in its tensor's dtype where each part has one summand, else in float32: later ones would be lost."""
+
+    def __init__(self, like: torch.Tensor | None, needed: bool):
+        self.like, self.needed, self.total = like, needed, None
+
+    def add(self, part: slice, first: bool, summand) -> None:
+        if not self.needed:
+            return
+        value = summand()
+        if self.total is None:
+            self.total = torch.empty_like(self.like)
+        if first:
+            self.total[part] = value
+            return
+        if self.total.dtype != _wide(self.total.dtype):
+            self.total = self.total.to(_wide(self.total.dtype))
+        self.total[part] += value
+
+    def result(self) -> torch.Tensor | None:
+        return self.total.to(self.like.dtype) if self.needed else None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _parts(total: int, rows: int):
-    return (slice(start, min(start + rows, total)) for start in range(0, total, rows))
+def _tiles(tokens: int, vocabulary: int, elements: int):
+    rows, columns = tile_shape(tokens, vocabulary, elements)
+    for start in range(0, tokens, rows):
+        for first in range(0, vocabulary, columns):
+            yield slice(start, min(start + rows, tokens)), slice(first, min(first + columns, vocabulary))
 
 
-def _logits(hidden, weight, bias, temperature):
-    logits = F.linear(hidden, weight, bias)
+def _logits(hidden, weight, bias, columns, temperature):
+    logits = F.linear(hidden, weight[columns], None if bias is None else bias[columns])
     logits = logits.to(_wide(logits.dtype))
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _add_product(total, a, b):
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def _inside(labels, columns):
+    """Where in a tile each token's label is (anywhere, if not in it), and whether it is in it."""
+    here = (labels >= columns.start) & (labels < columns.stop)
+    return (labels - columns.start).clamp(0, columns.stop - columns.start - 1), here
 
 
 @cache
@@ -127,7 +154,7 @@ def log_probs_and_entropy(
     labels_N: torch.Tensor,
     bias_V: torch.Tensor | None = None,
     temperature: float = 1.0,
-    rows: int | None = None,
+    elements: int | None = None,
     with_entropy: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log softmax(logits / temperature) at the labels and the entropy of that distribution, in nats.
@@ -137,17 +164,17 @@ def log_probs_and_entropy(
     Args:
         hidden_ND, weight_VD, bias_V: of one floating dtype; logits are in float32 after the product.
         labels_N: (N,) long.
-        rows: tokens in a chunk; default by device, see ``chunk_rows``.
+        elements: logits held at once; default by device.
         with_entropy: without it the entropies are 0 and cost nothing.
 
     Returns:
         log-probs (N,), entropy (N,), at least float32, differentiable in hidden states, weight and bias.
     """
-    if rows is None and liger_serves(hidden_ND, weight_VD, temperature, with_entropy):
+    if elements is None and liger_serves(hidden_ND, weight_VD, temperature, with_entropy):
         log_probs_N = liger_log_probs(hidden_ND, weight_VD, labels_N, bias_V)
         return log_probs_N, torch.zeros_like(log_probs_N)
-    rows = rows or chunk_rows(weight_VD.shape[0], hidden_ND.device.type)
-    return _LogProbs.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, rows, with_entropy)
+    elements = elements or TILE_ELEMENTS.get(hidden_ND.device.type, 2**27)
+    return _LogProbs.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy)
 
 
 class LogProbHead(nn.Linear):

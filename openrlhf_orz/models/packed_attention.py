@@ -16,6 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from openrlhf_orz.models.causal_attention import CausalAttention
+
 NAME = "orz_packed"
 
 
@@ -144,6 +146,10 @@ def grouped_attention(q_THD, k_TKD, v_TKD, groups, scale, dropout=0.0, window=No
     qs, ks, vs = (_ToGroups.apply(x, groups) for x in (q_THD, k_TKD, v_TKD))
     outs = []
     for q, k, v, g in zip(qs, ks, vs, groups):
+        if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and window is None and not dropout:
+            out = CausalAttention.apply(*(x.transpose(1, 2) for x in (q, k, v)), scale)
+            outs.append(out.transpose(1, 2))
+            continue
         mask = None
         if window is not None and g.longest > window:
             distance = torch.arange(g.longest, device=q.device)[:, None] - torch.arange(g.longest, device=q.device)

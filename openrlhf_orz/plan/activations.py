@@ -4,9 +4,11 @@ Counted from what autograd keeps of a Llama-like layer of transformers with SDPA
 shapes.py; b bytes of an element.
 """
 
+import math
+
 from openrlhf_orz.plan.shapes import Shape
 
-CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}  # models/log_prob_head.py: logits held at once; a test compares them
+TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # models/log_prob_head.py: logits held at once; a test compares them
 
 
 def _norm(width: float, b: int) -> float:
@@ -52,13 +54,14 @@ def forward(shape: Shape, b: int, tokens: int, tensor_parallel: int = 1) -> floa
 
 
 def head(shape: Shape, b: int, tokens: int, device: str, gradient: bool) -> float:
-    """The chunked log-prob head: logits of a chunk, and with ``gradient`` that of the head's weight.
+    """The log-prob head in tiles: logits of a tile, and with ``gradient`` that of the head's weight.
 
     Logits: as the product gives them, in float32, and their gradient in the parameters' dtype. The weight's gradient
-    is summed in float32 and then handed on in the parameters' dtype.
+    is summed in float32, and then handed on in the parameters' dtype, where a tile does not hold all tokens.
     """
-    rows = min(tokens, max(1, CHUNK_ELEMENTS[device] // shape.vocabulary))
+    elements = TILE_ELEMENTS[device]
+    rows = min(tokens, max(math.isqrt(elements), elements // shape.vocabulary))
     wide = 0 if b == 4 else b
-    logits = rows * shape.vocabulary * (4 + wide + (b if gradient and wide else 0) + (0 if gradient else 4))
-    weight = shape.vocabulary * shape.hidden * (4 + wide) if gradient else 0
+    logits = min(elements, tokens * shape.vocabulary) * (4 + wide + (b if gradient and wide else 0) + (0 if gradient else 4))
+    weight = shape.vocabulary * shape.hidden * (4 + wide if rows < tokens else b) if gradient else 0
     return logits + weight

@@ -43,13 +43,15 @@ def trained(parameters: int, args, ranks: int) -> States:
     weights = p * b * (shard if stage == 3 else 1)
     if stage == 3 and args.ds.zpg > 1:  # ZeRO++ keeps a second copy within a group
         weights += p * b / args.ds.zpg
-    gradients = p * grad * (shard if stage >= 2 else 1)
-    bucket = min(p, REDUCE_BUCKET) * b * (2 if args.ds.overlap_comm else 1) if stage >= 1 else 0
+    # in bfloat16 at ZeRO-1, float32 sums stand beside the gradients of each backward, and the step reads them in place
+    summed = stage == 1 and args.ds.param_dtype == "bf16" and grad == 4 and not args.ds.adam_offload
+    gradients = p * (grad + b * summed) * (shard if stage >= 2 else 1)
+    bucket = min(p, REDUCE_BUCKET) * b * (2 if args.ds.overlap_comm else 1) if stage >= 1 and not summed else 0
     # gradients in float32 for the step: of the rank's part, in stage 3 of one group of parameters
     if stage == 3:
         step = 4 * min(p * shard, SUB_GROUP)
     else:
-        step = 4 * p * (shard if stage else (b == 2))
+        step = 0 if summed else 4 * p * (shard if stage else (b == 2))
     host = 0.0
     if on_host:  # with it the float32 gradients that the step reads
         host, optimizer, step = optimizer + 4 * p * shard, 0, 0

@@ -22,9 +22,16 @@ def zero(*cases):
     return {case: zero_case(*case.split(":")) for case in cases}
 
 
+def stage_flags(stage):
+    """``sums``: bfloat16 at ZeRO-1 with gradients summed in float32."""
+    if stage != "sums":
+        return ["--ds.zero_stage", stage]
+    return ["--ds.param_dtype", "bf16", "--ds.zero_stage", "1", "--ds.grad_accum_dtype", "fp32"]
+
+
 def zero_case(stage, boundary):
     """Every rank trains its half in micro-batches of 2 samples."""
-    args = make_args("--ds.zero_stage", stage)
+    args = make_args(*stage_flags(stage))
     strategy = make_strategy(args)
     actor, optim, scheduler = make_actor(strategy, args)
     skip_reduction(actor.model)
@@ -46,18 +53,23 @@ def zero_case(stage, boundary):
 
     reference = Actor(make_model())
     reference.packing_samples = False
+    if stage == "sums":
+        reference.bfloat16().float()
+    before = [p.detach().clone() for p in reference.parameters()]
     torch_optim = torch.optim.AdamW(reference.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0)
     loss(reference, list(range(8))).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in reference.parameters()]).item()
     torch_optim.step()
     from deepspeed.utils import safe_get_full_fp32_param
 
-    gap = 0.0
-    for ours, theirs in zip(actor.model.module.parameters(), reference.model.parameters()):
+    gap, apart, moved = 0.0, 0.0, 0.0
+    for ours, theirs, was in zip(actor.model.module.parameters(), reference.model.parameters(), before):
         full = safe_get_full_fp32_param(ours)
-        gap = max(gap, ((full if full is not None else ours.data) - theirs.data).abs().max().item())
+        difference = (full if full is not None else ours.data) - theirs.data
+        gap = max(gap, difference.abs().max().item())
+        apart, moved = apart + difference.square().sum().item(), moved + (theirs - was).square().sum().item()
     reduces = actor.model.enable_backward_allreduce
-    return {"gap": gap, "grad_norm": strategy.get_grad_norm(actor), "reference_norm": norm, "reduces": reduces}
+    return {"gap": gap, "relative": (apart / moved) ** 0.5, "grad_norm": strategy.get_grad_norm(actor), "reference_norm": norm, "reduces": reduces}
 
 
 def single_step():
@@ -147,13 +159,13 @@ def nonfinite(folder, *stages):
 
 
 def nonfinite_case(folder, stage):
-    """Optimizer steps: good, one with a NaN in rank 0's first sample, good, then NaNs until the run gives up."""
+    """Steps: good, with a NaN in rank 0's first sample, good, with zero gradients, then NaNs until the run gives up."""
     from deepspeed.utils import safe_get_full_fp32_param
     from openrlhf.trainer.ppo_utils.experience import Experience
 
     from openrlhf_orz.trainer.actor import OrzActorPPOTrainer
 
-    args = make_args("--ds.zero_stage", stage, "--ckpt.output_dir", f"{folder}/{stage}")
+    args = make_args(*stage_flags(stage), "--ckpt.output_dir", f"{folder}/{stage}")
     strategy = make_strategy(args)
     actor, optim, scheduler = make_actor(strategy, args)
     trainer = OrzActorPPOTrainer(strategy, actor, None, optim, scheduler, micro_train_batch_size=1)
@@ -163,9 +175,11 @@ def nonfinite_case(folder, stage):
         params = actor.model.module.parameters()
         return torch.cat([(w if (w := safe_get_full_fp32_param(p)) is not None else p.data).flatten() for p in params])
 
-    def step(bad):
+    def step(kind):
         advantages = torch.randn(action.shape, generator=torch.Generator().manual_seed(2)) * action
-        if bad and dist.get_rank() == 0:
+        if kind == "zero":
+            advantages.zero_()
+        if kind == "nan" and dist.get_rank() == 0:
             advantages[0, 4] = float("nan")
         trainer.replay_buffer.append(
             Experience(
@@ -182,12 +196,12 @@ def nonfinite_case(folder, stage):
         return (weights() - before).abs().max().item(), status
 
     result = {"steps": [], "ended": None}
-    for bad in (False, True, False):
-        moved, status = step(bad)
+    for kind in ("good", "nan", "good", "zero"):
+        moved, status = step(kind)
         result["steps"].append([moved, status["policy_updates"], status["policy_steps_skipped"]])
     for number in range(1, 6):
         try:
-            step(True)
+            step("nan")
         except FloatingPointError as error:
             result["ended"] = [number, str(error)]
             break

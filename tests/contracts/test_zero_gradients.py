@@ -37,18 +37,21 @@ def run_ranks(world: int, *case: str) -> dict:
 def results():
     """One process group each for one rank and two, as each start takes seconds."""
     return {
-        1: run_ranks(1, "zero", "0:1", "1:1", "2:1", "3:1", "1:0", "2:0"),
-        2: run_ranks(2, "zero", "0:1", "1:1", "2:1", "3:1"),
+        1: run_ranks(1, "zero", "0:1", "1:1", "2:1", "3:1", "sums:1", "1:0", "2:0"),
+        2: run_ranks(2, "zero", "0:1", "1:1", "2:1", "3:1", "sums:1"),
     }
 
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", ["0", "1", "2", "3", "sums"])
 def test_micro_batches_add_up_to_the_whole_batch(results, world, stage):
     result = results[world][f"{stage}:1"]
-    assert result["gap"] < 1e-5, result
-    assert result["grad_norm"] == pytest.approx(result["reference_norm"], rel=1e-4)
-    assert result["reduces"] != (world == 1 and stage == 0), "a lone rank has nobody to reduce with"
+    if stage == "sums":  # rounding to bfloat16 turns steps of Adam's on the smallest gradients
+        assert result["relative"] < 0.1, result
+    else:
+        assert result["gap"] < 1e-5, result
+    assert result["grad_norm"] == pytest.approx(result["reference_norm"], rel=1e-2 if stage == "sums" else 1e-4)
+    assert result["reduces"] != (world == 1 and stage in ("0", "sums")), "a lone rank has nobody to reduce with"
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -56,7 +59,7 @@ def test_without_the_boundary_only_the_last_micro_batch_trains(results, stage):
     """The upstream bug that 0008-dynamic-batch-gradients mends; if this fails, the patch can be dropped."""
     result = results[1][f"{stage}:0"]
     assert abs(result["grad_norm"] - result["reference_norm"]) > 0.05 * result["reference_norm"], result
-    assert result["gap"] > 1e-4, result
+    assert result["gap"] > 1e-4 and result["relative"] > 0.2, result
 
 
 def test_single_step_gradient_equals_stock():
@@ -79,11 +82,12 @@ def test_cross_fitted_values_are_taken_before_the_update_that_uses_them():
 
 def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path):
     """In each ZeRO stage: no weight moves, the next step is as good as ever, and the third NaN in a row ends the run."""
-    for stage, result in run_ranks(2, "nonfinite", str(tmp_path), "0", "1", "2", "3").items():
-        good, skipped, after = result["steps"]
+    for stage, result in run_ranks(2, "nonfinite", str(tmp_path), "0", "1", "2", "3", "sums").items():
+        good, skipped, after, zero = result["steps"]
         assert good[0] > 1e-4 and good[1:] == [1, 0], (stage, result)
         assert skipped == [0.0, 0, 1], (stage, result)
         assert after[0] > 1e-4 and after[1:] == [1, 0], (stage, result)
+        assert zero[1:] == [1, 0], (stage, result)  # nothing to learn is no reason to skip
         assert result["finite"] and result["ended"][0] == 3, (stage, result)
         assert "--orz.max_skipped_steps" in result["ended"][1]
         dumps = sorted((tmp_path / stage / "nonfinite").iterdir())

@@ -60,18 +60,23 @@ def test_derived():
 
 
 @pytest.mark.parametrize(
-    "flags, stage",
+    "flags, expected",
     [
-        ("--ds.param_dtype fp32", 0),
-        ("--ds.param_dtype bf16", 2),  # needs a master copy
-        ("--ds.param_dtype fp32 --ds.zero_stage 3", 3),
-        ("--ds.param_dtype fp32 --ds.adam_offload", 2),
-        ("--ds.param_dtype fp32 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2", 2),
-        ("--ds.param_dtype fp32 --orz.device cuda --actor.num_gpus_per_node 1 --critic.num_gpus_per_node 1", 2),
+        ("--ds.param_dtype fp32", (0, None)),
+        ("--ds.param_dtype bf16", (1, "fp32")),  # needs a master copy
+        ("--ds.param_dtype bf16 --ds.zero_stage 2", (2, None)),
+        ("--ds.param_dtype bf16 --ds.grad_accum_dtype bf16", (1, "bf16")),
+        ("--ds.param_dtype fp32 --ds.zero_stage 3", (3, None)),
+        ("--ds.param_dtype fp32 --ds.adam_offload", (2, None)),
+        ("--ds.param_dtype fp32 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2", (2, None)),
+        ("--ds.param_dtype bf16 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2", (2, None)),
+        ("--ds.param_dtype fp32 --orz.device cuda --actor.num_gpus_per_node 1 --critic.num_gpus_per_node 1", (2, None)),
+        ("--ds.param_dtype bf16 --orz.device cuda --actor.num_gpus_per_node 1 --critic.num_gpus_per_node 1", (2, None)),
     ],
 )
-def test_no_zero_where_there_is_nothing_to_cut(flags, stage):
-    assert parse([*SMALL, *flags.split()])[0].ds.zero_stage == stage
+def test_least_of_zero_where_there_is_nothing_to_cut(flags, expected):
+    ds = parse([*SMALL, *flags.split()])[0].ds
+    assert (ds.zero_stage, ds.grad_accum_dtype) == expected
 
 
 def test_off_policy_by_name():

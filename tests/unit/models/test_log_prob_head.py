@@ -1,11 +1,11 @@
-"""Log-probs from hidden states equal those from full logits, gradients too, whatever the chunk."""
+"""Log-probs from hidden states equal those from full logits, gradients too, whatever the tile."""
 
 import pytest
 import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from openrlhf_orz.models.log_prob_head import LogProbHead, chunk_rows, install, log_probs_and_entropy
+from openrlhf_orz.models.log_prob_head import LogProbHead, install, log_probs_and_entropy, tile_shape
 
 N, D, V = 37, 16, 101
 
@@ -35,13 +35,13 @@ def test_by_hand():
     assert entropy.tolist() == pytest.approx([0.5623351, 0.6931472])
 
 
-@pytest.mark.parametrize("rows", [1, 10, 37, 100])
+@pytest.mark.parametrize("elements", [1, 101, 150, 1010, 37 * 60, 10**4])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("bias", [False, True])
-def test_equals_full_logits(rows, temperature, bias):
+def test_equals_full_logits(elements, temperature, bias):
     hidden, weight, labels, bias = inputs(bias=bias)
     leaves = [x for x in (hidden, weight, bias) if x is not None]
-    got = log_probs_and_entropy(hidden, weight, labels, bias, temperature, rows)
+    got = log_probs_and_entropy(hidden, weight, labels, bias, temperature, elements)
     expected = reference(hidden, weight, labels, bias, temperature)
     weights = torch.randn(2, N, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for first, second in ((1, 0), (0, 1), (1, 1)):
@@ -59,29 +59,33 @@ def test_equals_full_logits(rows, temperature, bias):
 def test_gradcheck():
     hidden, weight, labels, bias = inputs()
     assert torch.autograd.gradcheck(
-        lambda h, w, b: log_probs_and_entropy(h, w, labels, b, 0.9, 10), (hidden, weight, bias)
+        lambda h, w, b: log_probs_and_entropy(h, w, labels, b, 0.9, 300), (hidden, weight, bias)
     )
 
 
 def test_bfloat16_sums_its_weight_gradient_in_float32():
     hidden, weight, labels, _ = inputs(torch.float32, bias=False)
     low = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight)]
-    many = [torch.autograd.grad(log_probs_and_entropy(*low, labels, rows=rows)[0].sum(), low) for rows in (1, N)]
+    many = [torch.autograd.grad(log_probs_and_entropy(*low, labels, elements=elements)[0].sum(), low)
+            for elements in (1, 300, N * V)]
     exact = torch.autograd.grad(log_probs_and_entropy(low[0].float(), low[1].float(), labels)[0].sum(), low)
     for gradients in many:
         for a, b in zip(gradients, exact):
             assert (a.float() - b.float()).abs().max() < 0.02 * b.float().abs().max()
 
 
-def test_chunks_are_bounded():
-    for vocabulary in (512, 49152, 151936):
-        for device in ("cpu", "cuda", "xpu"):
-            assert chunk_rows(vocabulary, device) * vocabulary <= 2**27
-    assert chunk_rows(10**9, "cpu") == 1
+def test_tiles_are_bounded():
+    for elements in (1, 1000, 2**22, 2**27):
+        for tokens, vocabulary in ((1, 10**9), (3, 512), (10**6, 512), (5000, 151936)):
+            rows, columns = tile_shape(tokens, vocabulary, elements)
+            assert 1 <= rows <= tokens and 1 <= columns <= vocabulary and rows * columns <= elements
+    assert tile_shape(10**6, 151936, 2**22) == (2048, 2048)  # as square as it can be
+    assert tile_shape(10**6, 512, 2**22) == (8192, 512)  # a small vocabulary whole
+    assert tile_shape(100, 151936, 2**22) == (100, 41943)  # few tokens at once
 
 
 def test_no_tensor_of_tokens_by_vocabulary():
-    """The largest tensor that either pass makes is a chunk."""
+    """The largest tensor that either pass makes is a tile."""
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -96,8 +100,8 @@ def test_no_tensor_of_tokens_by_vocabulary():
     hidden, weight, labels = torch.randn(400, 4), torch.randn(1000, 4), torch.arange(400)
     hidden.requires_grad_(), weight.requires_grad_()
     with Watch():
-        log_probs_and_entropy(hidden, weight, labels, rows=20)[0].sum().backward()
-    assert largest == 20 * 1000
+        log_probs_and_entropy(hidden, weight, labels, elements=20_000)[0].sum().backward()
+    assert 19_000 < largest <= 20_000
 
 
 def model(tied=True):

@@ -128,3 +128,19 @@ def test_positions_that_do_not_begin_with_0_are_refused():
         ours(torch.ones(1, 4, dtype=torch.long), position_ids=torch.tensor([[3, 4, 5, 0]]))
     with pytest.raises(ValueError, match="where others have been"):
         ours(torch.ones(1, 4, dtype=torch.long), position_ids=torch.tensor([[0, 1, 3, 4]]))
+
+
+def test_bfloat16_on_a_cpu_goes_by_blocks(monkeypatch):
+    """And stays as near to float32 as SDPA does."""
+    called = []
+    real = packed_attention.CausalAttention.apply
+    monkeypatch.setattr(packed_attention.CausalAttention, "apply", lambda *args: called.append(1) or real(*args))
+    ours, exact = models()
+    theirs = copy.deepcopy(exact).bfloat16()
+    ours.bfloat16()
+    ids = sequences()
+    for model, run in ((ours, packed), (theirs, alone), (exact, alone)):
+        run(model, ids).float().square().sum().backward()
+    assert called
+    for p, q, r in zip(*(model.parameters() for model in (ours, theirs, exact))):
+        assert (p.grad.float() - r.grad).norm() <= 2 * (q.grad.float() - r.grad).norm() + 0.01 * r.grad.norm()

@@ -45,6 +45,13 @@ def test_float32():
     assert states("--ds.param_dtype", "fp32", "--ds.zero_stage", 0, n=1).optimizer == 8 * P  # no second master
 
 
+def test_bfloat16_with_float32_sums():
+    """At ZeRO-1: gradients of a backward 2, their sums 4, which the step reads; master and moments 12."""
+    found = states("--ds.param_dtype", "bf16", "--ds.zero_stage", 1, "--ds.grad_accum_dtype", "fp32", n=1)
+    assert (found.weights, found.gradients, found.optimizer) == (2 * P, 6 * P, 12 * P)
+    assert (found.bucket, found.step) == (0, 0)
+
+
 def test_activations_by_hand():
     # H = 4, Q = 4, K = 2, I = 8; float32. Two norms of 3 x 4, attention 3 x 4 + 2 x 2, MLP 4 x 8 numbers of 4 bytes
     shape = Shape("llama", 4, 3, 2, 1, 2, 8, 10, tied=True)
@@ -56,14 +63,14 @@ def test_activations_by_hand():
     assert activations.training(shape, 4, 5, checkpointing=True) == 5 * (288 + 3 * 16 + ends + working)
 
 
-def test_a_chunk_of_logits():
+def test_a_tile_of_logits():
     shape = KNOWN["Qwen/Qwen2.5-7B"]
-    assert activations.CHUNK_ELEMENTS == log_prob_head.CHUNK_ELEMENTS
-    rows = log_prob_head.chunk_rows(shape.vocabulary, "cuda")
-    weight = shape.vocabulary * shape.hidden * (4 + 2)
-    assert activations.head(shape, 2, 10**6, "cuda", gradient=True) == rows * shape.vocabulary * (4 + 2 + 2) + weight
-    few = activations.head(shape, 2, 3, "cuda", gradient=True)
-    assert few == 3 * shape.vocabulary * 8 + weight
+    assert activations.TILE_ELEMENTS == log_prob_head.TILE_ELEMENTS
+    tile, weight = 2**27, shape.vocabulary * shape.hidden
+    assert activations.head(shape, 2, 10**6, "cuda", gradient=True) == tile * (4 + 2 + 2) + weight * (4 + 2)
+    # all tokens in a tile: the weight's gradient has one summand
+    assert activations.head(shape, 2, 3000, "cuda", gradient=True) == tile * 8 + weight * 2
+    assert activations.head(shape, 2, 3, "cuda", gradient=True) == 3 * shape.vocabulary * 8 + weight * 2
 
 
 def test_kv_cache():

@@ -1,0 +1,67 @@
+"""Causal attention on a CPU whose backward is matrix products of whole blocks.
+
+PyTorch's own backward on a CPU takes two to seven times as long in bfloat16 (as long in float32); its forward is used
+as it is.
+Notation: N sequences of L tokens, H heads, K key heads, G = H / K, D head size.
+"""
+
+import torch
+
+BLOCK = 64  # queries at once; keys after the block's last are not looked at
+
+
+class CausalAttention(torch.autograd.Function):
+    """softmax(scale q k^T, causal) v of q (N, H, L, D), k and v (N, K, L, D), of one dtype, on CPU."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale):
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        q, k, v, out, lse = ctx.saved_tensors
+        return *causal_attention_gradients(grad_out, q, k, v, out, lse, ctx.scale), None
+
+
+def causal_attention_gradients(grad_out, q, k, v, out, lse, scale):
+    """Gradients of q, k and v. ``lse`` (N, H, L): log-sum-exp of the scaled scores, at least float32.
+
+    With P the weights and c = sum(out grad_out) over D: dv = P^T do, dS = P (do v^T - c), dq = dS k, dk = dS^T q. What
+    is subtracted, lse and c, goes into the products as further columns: a score rounded to bfloat16 is then rounded
+    relative to log P, and so most exact where P is large.
+    """
+    (count, heads, length, size), keys = q.shape, k.shape[1]
+    grouped = (count * keys, heads // keys, length)
+    means = (grad_out * out).sum(-1, dtype=lse.dtype)
+    queries = torch.cat([q.reshape(*grouped, size), *_columns(-lse / scale, q.dtype, grouped)], -1)
+    grads = torch.cat([grad_out.reshape(*grouped, size), *_columns(-means, q.dtype, grouped)], -1)
+    wide = queries.shape[-1]
+    ones = k.new_ones(count * keys, length, wide - size)
+    k, v = (x.reshape(count * keys, length, size) for x in (k, v))
+    keys_t, values_t = (torch.cat([x, ones], -1).transpose(1, 2) for x in (k, v))
+    dq = q.new_empty(*grouped, size)
+    dk, dv = (k.new_zeros(k.shape, dtype=lse.dtype) for _ in range(2))
+    for start in range(0, length, BLOCK):
+        end = min(start + BLOCK, length)
+        block = (count * keys, grouped[1], end - start)
+        q_block, grad_block = (x[:, :, start:end].reshape(block[0], -1, wide) for x in (queries, grads))
+        weights = (q_block @ keys_t[..., :end]).mul_(scale).exp_()
+        weights.view(*block, end)[..., start:].tril_()
+        scores = (grad_block @ values_t[..., :end]).mul_(weights)
+        dq[:, :, start:end] = (scores @ k[:, :end]).view(*block, size)
+        dk[:, :end] += scores.transpose(1, 2) @ q_block[..., :size]
+        dv[:, :end] += weights.transpose(1, 2) @ grad_block[..., :size]
+    shape = (count, keys, length, size)
+    return dq.mul_(scale).view(q.shape), dk.mul_(scale).to(q.dtype).view(shape), dv.to(q.dtype).view(shape)
+
+
+def _columns(x, dtype, shape):
+    """(N, H, L) as columns of ``dtype`` that sum to it."""
+    columns = []
+    for _ in range(1 if dtype == x.dtype else 2):
+        columns.append(x.to(dtype).reshape(*shape, 1))
+        x = x - columns[-1].view(x.shape).to(x.dtype)
+    return columns

@@ -1,0 +1,74 @@
+"""Causal attention by blocks equals PyTorch's, gradients too, in every dtype, whatever the block."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from openrlhf_orz.models import causal_attention
+from openrlhf_orz.models.causal_attention import CausalAttention
+
+
+def inputs(dtype, length, heads=4, keys=2, count=2, size=8):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(n):
+        x = torch.randn(count, length, n, size, generator=generator, dtype=torch.float64)
+        return x.to(dtype).transpose(1, 2).requires_grad_()
+
+    return random(heads), random(keys), random(keys), random(heads).detach()
+
+
+def gradients(attention, q, k, v, weights):
+    out = attention(q, k, v)
+    return out.detach(), torch.autograd.grad(out, (q, k, v), weights)
+
+
+def ours(q, k, v, scale=0.3):
+    return CausalAttention.apply(q, k, v, scale)
+
+
+def theirs(q, k, v, scale=0.3):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+
+
+@pytest.mark.parametrize("length", [1, 3, 16, 37])
+@pytest.mark.parametrize("block", [1, 5, 16, 64])
+@pytest.mark.parametrize("keys", [1, 2, 4])
+def test_equals_pytorch(length, block, keys, monkeypatch):
+    monkeypatch.setattr(causal_attention, "BLOCK", block)
+    *leaves, weights = inputs(torch.float64, length, keys=keys)
+    (out, found), (expected_out, expected) = (gradients(f, *leaves, weights) for f in (ours, theirs))
+    torch.testing.assert_close(out, expected_out)
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradcheck():
+    *leaves, _ = inputs(torch.float64, 7, count=1, size=4)
+    assert torch.autograd.gradcheck(ours, leaves)
+
+
+@pytest.mark.parametrize("dtype, slack", [(torch.float32, 1.5), (torch.bfloat16, 3.5), (torch.float16, 3.5)])
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+def test_as_exact_as_pytorch(dtype, slack, spread):
+    """Distance to float64 is a small multiple of that of PyTorch's own gradients, with sharp attention, too."""
+    q, k, v, weights = inputs(dtype, 200, size=16)
+    q = (q.detach() * spread).requires_grad_()
+    _, found = gradients(ours, q, k, v, weights)
+    _, same_dtype = gradients(theirs, q, k, v, weights)
+    exact_leaves = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    _, exact = gradients(theirs, *exact_leaves, weights.double())
+    for a, b, c in zip(found, same_dtype, exact):
+        assert (a.double() - c).norm() <= slack * (b.double() - c).norm() + 1e-7 * c.norm()
+
+
+def test_padding_on_the_right_changes_nothing():
+    """As groups of sequences use it: whatever stands there, with no gradient on it."""
+    *leaves, weights = inputs(torch.float32, 20)
+    longer = [torch.cat([x.detach(), 100 * torch.ones_like(x[:, :, :9])], 2).requires_grad_() for x in leaves]
+    padded = torch.cat([weights, torch.zeros_like(weights[:, :, :9])], 2)
+    _, alone = gradients(ours, *leaves, weights)
+    _, together = gradients(ours, *longer, padded)
+    for a, b in zip(alone, together):
+        torch.testing.assert_close(a, b[:, :, :20])
+        assert not b[:, :, 20:].any()
