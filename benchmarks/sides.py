@@ -109,11 +109,13 @@ CLASSES = {
 
 
 def common_flags(model: Path, samples: int, dtype: str, ranks: int = 1) -> list[str]:
-    """The same work for both sides: the paper's settings with as many samples."""
-    stage = "0" if ranks == 1 and dtype == "fp32" else "2"  # our default, and stock's best: ZeRO would only copy
+    """The same work for both sides: the paper's settings with as many samples. ZeRO as it is our default on a CPU,
+    which spares a lone rank copies; stock has the same flags for it.
+    """
+    zero = {"fp32": ["0"], "bf16": ["1", "--ds.grad_accum_dtype", "fp32"]}.get(dtype, ["2"]) if ranks == 1 else ["2"]
     return [
         "--actor.model_name_or_path", str(model), "--data.prompt_dataset", "none", "--ds.param_dtype", dtype,
-        "--ds.zero_stage", stage,
+        "--ds.zero_stage", *zero,
         "--rollout.batch_size", str(samples // common.GROUP), "--rollout.n_samples_per_prompt", str(common.GROUP),
         "--actor.num_gpus_per_node", str(ranks), "--critic.num_gpus_per_node", str(ranks),
         "--vllm.num_engines", str(ranks), "--train.colocate_all", "--data.max_len", "4096",
@@ -129,11 +131,15 @@ def our_args(flags: list[str], run_dir: Path, prompt: str = "1+1="):
 
 
 def stock_flags(how: str) -> list[str]:
-    """``padded:N``: micro-batches of N samples; ``packed:N``: OpenRLHF's dynamic batches of N tokens, packed, by SDPA."""
-    kind, _, number = how.partition(":")
+    """``padded:N``: micro-batches of N samples; ``packed:N``: OpenRLHF's dynamic batches of N tokens, packed, by SDPA.
+    With a further ``:zero2`` at that stage, OpenRLHF's default.
+    """
+    kind, number, *stage = how.split(":")
     if kind == "padded":
-        return ["--train.micro_batch_size", number, "--rollout.micro_batch_size", number]
-    return ["--train.dynamic_batch_enable", "--ds.packing_samples", "--train.max_tokens_per_gpu", number]
+        flags = ["--train.micro_batch_size", number, "--rollout.micro_batch_size", number]
+    else:
+        flags = ["--train.dynamic_batch_enable", "--ds.packing_samples", "--train.max_tokens_per_gpu", number]
+    return flags + (["--ds.zero_stage", "2"] if stage == ["zero2"] else [])
 
 
 def stock_args(flags: list[str], how: str, samples: int, prompt: str = "1+1="):
@@ -148,6 +154,8 @@ def stock_args(flags: list[str], how: str, samples: int, prompt: str = "1+1="):
         "--vllm.enforce_eager",
     ]  # fmt: skip
     args = check_args(build_parser().parse_args([*flags, *paper, *stock_flags(how)]))
+    if how.endswith(":zero2"):
+        args.ds.grad_accum_dtype = None
     args.bench_prompt = prompt
     return args
 

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import common  # noqa: E402
 
 TRIALS = {
-    "tiny": ("padded:4", "padded:8", "padded:16", "packed:2048", "packed:8192"),
-    "smollm2-135m": ("padded:1", "padded:4", "packed:512", "packed:2048"),
+    "tiny": ("padded:4", "padded:8", "padded:16", "packed:2048", "packed:8192", "packed:2048:zero2"),
+    "smollm2-135m": ("padded:1", "packed:512", "packed:512:zero2", "packed:1024"),
     "wide-vocab": ("padded:1", "padded:4", "packed:512", "packed:2048"),
 }
 ROLLOUTS = {"tiny": 128, "smollm2-135m": 32, "wide-vocab": 32}

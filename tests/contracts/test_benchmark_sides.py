@@ -36,3 +36,12 @@ def test_the_variants_of_levers_are_flags(load, tmp_path):
         args = sides.our_args([*flags, *(flag.format(n=4) for flag in extra)], tmp_path / name)
         assert args.ds.packing_samples == (name != "padded_micro_batches")
         assert args.orz.fixed_micro_batches == (name == "padded_micro_batches")
+
+
+def test_stock_is_given_our_zero_and_its_own(load, tmp_path):
+    sides = load("sides")
+    flags = sides.common_flags(ROOT / "examples" / "tiny_base", 16, "bf16")
+    both = [sides.our_args(flags, tmp_path), *(sides.stock_args(flags, how, 16) for how in ("padded:1", "packed:9"))]
+    assert {(args.ds.zero_stage, args.ds.grad_accum_dtype) for args in both} == {(1, "fp32")}
+    own = sides.stock_args(flags, "packed:512:zero2", 16).ds
+    assert (own.zero_stage, own.grad_accum_dtype, own.packing_samples) == (2, None, True)
