@@ -46,8 +46,10 @@ def worker_env(args, local: bool) -> dict[str, str]:
         # Ray's one thread for each worker would leave cores idle; the trainers share them by phase
         env["OMP_NUM_THREADS"] = str(max(1, cores // args.vllm.num_engines))
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        # threads that wait must not spin: critic, policy, engine and graders share the cores
+        # threads that wait must not spin for long, as critic, policy, engine and graders share the cores; not at all,
+        # and a forward of many small operations on two cores takes a third longer
         env["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+        env["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "10000")
     if local:
         env["VLLM_HOST_IP"] = "127.0.0.1"
         env["GLOO_SOCKET_IFNAME"] = "lo"
