@@ -99,7 +99,9 @@ class OrzPolicyModelActor(RankState, RendezvousByFile, PolicyModelActor):
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
         args = strategy.args
-        self.model_cls = partial(OrzActor, share=args.orz.share_prefixes == "auto")
+        self.model_cls = partial(
+            OrzActor, share=args.orz.share_prefixes == "auto", on_cpu=args.orz.device == "cpu"
+        )
         if args.orz.actor_warmup_steps is not None:
             args.actor.lr_warmup_ratio = warmup_ratio(args.orz.actor_warmup_steps, max_steps)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)

@@ -10,7 +10,7 @@ from openrlhf.utils.logging_utils import init_logger
 from transformers.utils import cached_file
 
 from openrlhf_orz.algo.masked import explained_variances, fit_sums
-from openrlhf_orz.models import shared_prefixes
+from openrlhf_orz.models import rms_norm, shared_prefixes
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.trainer.actor import warmup_ratio
 from openrlhf_orz.trainer.nonfinite import StepGuard
@@ -103,6 +103,8 @@ class OrzCriticModelActor(RankState, RendezvousByFile, CriticModelActor):
         critic = super().build_model(strategy, pretrain)
         if strategy.args.orz.share_prefixes == "auto":
             shared_prefixes.install(critic)
+        if strategy.args.orz.device == "cpu":
+            rms_norm.install(critic)
         prefix = critic.value_head_prefix
         if has_weight(pretrain, f"{prefix}.weight"):
             logger.info(f"value head: from {pretrain}")

@@ -2,16 +2,18 @@
 
 from openrlhf.models import Actor
 
-from openrlhf_orz.models import log_prob_head, shared_prefixes
+from openrlhf_orz.models import log_prob_head, rms_norm, shared_prefixes
 
 
 class OrzActor(Actor):
-    def __init__(self, *args, share=True, **kwargs):
+    def __init__(self, *args, share=True, on_cpu=False, **kwargs):
         super().__init__(*args, **kwargs)
         # in a list: a second name for the head's parameters would be saved and synced twice
         self._head = [log_prob_head.install(self.model)]
         if share:
             shared_prefixes.install(self.model)
+        if on_cpu:
+            rms_norm.install(self.model)
 
     def forward_tokens(
         self, sequences, attention_mask, position_ids, labels=None, needed=None, return_entropy=False, **mm_inputs
