@@ -85,7 +85,7 @@ def add_workload(parser) -> None:
 
 
 class Result:
-    """One benchmark's result: ``finish`` writes results/NAME.json and prints it as the last line."""
+    """One benchmark's result: ``finish`` writes results/DTYPE/NAME.json and prints it as the last line."""
 
     def __init__(self, name: str, dtype: str | None = None):
         self.name, self.dtype = name, dtype
@@ -103,8 +103,9 @@ class Result:
             "seconds": round(time.time() - self.start, 1),
             "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        folder = RESULTS / (self.dtype or "")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n")
         print(json.dumps(record), flush=True)
         return record
 

@@ -61,6 +61,7 @@ class Step:
         import torch
         from transformers import AutoModel, AutoModelForCausalLM
 
+        from openrlhf_orz.models import rms_norm
         from openrlhf_orz.models.log_prob_head import install
         from openrlhf_orz.models.packed_attention import NAME
 
@@ -76,6 +77,8 @@ class Step:
         if options.checkpointing == "on" or (options.checkpointing == "auto" and size == "qwen2.5-1.5b"):
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.head = install(self.model) if role == "actor" and path == "ours" else None
+        if path == "ours" and options.device == "cpu":
+            rms_norm.install(self.model)
         parameters = [*self.model.parameters(), *(self.value.parameters() if self.value else ())]
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 

@@ -1,4 +1,4 @@
-"""Causal attention on a CPU as matrix products of whole blocks, for half precision.
+"""Causal attention on a CPU as matrix products of whole blocks, for bfloat16.
 
 PyTorch's own takes, in bfloat16 with its instructions, up to twice as long forward and two to seven times as long
 backward; in float32 it is as fast.

@@ -146,7 +146,7 @@ def grouped_attention(q_THD, k_TKD, v_TKD, groups, scale, dropout=0.0, window=No
     qs, ks, vs = (_ToGroups.apply(x, groups) for x in (q_THD, k_TKD, v_TKD))
     outs = []
     for q, k, v, g in zip(qs, ks, vs, groups):
-        if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and window is None and not dropout:
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and window is None and not dropout:
             out = CausalAttention.apply(*(x.transpose(1, 2) for x in (q, k, v)), scale)
             outs.append(out.transpose(1, 2))
             continue

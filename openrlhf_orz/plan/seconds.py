@@ -42,7 +42,7 @@ SOURCES = {
 CPU_RATES = Rates(training=0.35, prefill=0.35, decode=0.5, overhead_s=0.015)
 CPU_SOURCES = SOURCES | {
     "training": "useful FLOPs over the machine's matrix product, 0.28 to 0.35 for the tiny model"
-    " (benchmarks/results/step_time_openrlhf_tiny_heavy.json)",
+    " (benchmarks/results/fp32/step_time_openrlhf_tiny_heavy.json)",
     "decode": "an assumption",
     "overhead_s": "9,000 tokens/s of the tiny model at 128 requests",
 }

@@ -58,7 +58,7 @@ def test_gpu_train_step_on_cpu(load, tmp_path, capsys):
         found = result["sizes"]["tiny"][role]
         assert found["ours"]["first_loss"] == pytest.approx(found["naive"]["first_loss"], abs=1e-5)
         assert found["ours"]["tokens_per_s"] > 0 and 0 < found["ours"]["mfu"]
-    written = json.loads((tmp_path / "gpu_train_step_cpu.json").read_text())
+    written = json.loads((tmp_path / "fp32" / "gpu_train_step_cpu.json").read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == written
     assert {"hardware", "versions", "dtype", "load_average"} <= set(written)
 
