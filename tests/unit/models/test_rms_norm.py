@@ -41,6 +41,7 @@ def test_equals_transformers(dtype, close):
     module = norm(dtype=dtype)
     x = (10 * torch.randn(2, 50, 24)).to(dtype).requires_grad_()
     weights = torch.randn(2, 50, 24).to(dtype)
+    assert torch.equal(ours(module, x), module(x))
     for a, b in zip(*(
         (y, *torch.autograd.grad(y, (x, module.weight), weights)) for y in (ours(module, x), module(x))
     )):  # fmt: skip
