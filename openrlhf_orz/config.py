@@ -39,7 +39,8 @@ def cpu_dtype() -> str:
 def lone_rank(values: dict) -> bool:
     """Whether policy and critic have one rank each and plain Adam on it, so that ZeRO has nothing to cut."""
     ranks = {values[f"{role}.num_nodes"] * values[f"{role}.num_gpus_per_node"] for role in ("actor", "critic")}
-    return ranks == {1} and {values["actor.optim"], values["critic.optim"]} == {"adam"} and not values["ds.adam_offload"]
+    adam = {values["actor.optim"], values["critic.optim"]} == {"adam"} and not values["ds.adam_offload"]
+    return ranks == {1} and adam
 
 
 def derive(args, explicit: set[str]) -> None:

@@ -91,7 +91,9 @@ class _Sum:
         self.total[part] += value
 
     def result(self) -> torch.Tensor | None:
-        return self.total.to(self.like.dtype) if self.needed else None
+        if not self.needed:
+            return None
+        return torch.zeros_like(self.like) if self.total is None else self.total.to(self.like.dtype)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

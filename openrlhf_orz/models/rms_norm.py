@@ -8,7 +8,7 @@ from torch import nn
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight, by the same operations as transformers': equal to the last bit, as a reference model's are."""
+    """x / rms(x) * weight, by transformers' operations: equal to the last bit, as a reference model's should be."""
 
     @staticmethod
     def forward(ctx, x, weight, eps):
@@ -50,9 +50,8 @@ def install(model: nn.Module) -> int:
             continue
         if set(dict(module.named_parameters(recurse=False))) != {"weight"} or not module.weight.numel():  # 0: ZeRO-3
             continue
-        probe = torch.linspace(-2, 3, 3 * module.weight.numel(), dtype=module.weight.dtype, device=module.weight.device)
+        probe = torch.linspace(-2, 3, 3 * module.weight.numel()).view(3, -1).to(module.weight)
         with torch.no_grad():
-            probe = probe.view(3, -1)
             same = torch.equal(module(probe), _forward(module, probe))
         if same:
             module.forward = _forward.__get__(module)

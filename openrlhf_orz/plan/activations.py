@@ -62,6 +62,7 @@ def head(shape: Shape, b: int, tokens: int, device: str, gradient: bool) -> floa
     elements = TILE_ELEMENTS[device]
     rows = min(tokens, max(math.isqrt(elements), elements // shape.vocabulary))
     wide = 0 if b == 4 else b
-    logits = min(elements, tokens * shape.vocabulary) * (4 + wide + (b if gradient and wide else 0) + (0 if gradient else 4))
+    each = 4 + wide + (wide if gradient else 4)
+    logits = min(elements, tokens * shape.vocabulary) * each
     weight = shape.vocabulary * shape.hidden * (4 + wide if rows < tokens else b) if gradient else 0
     return logits + weight

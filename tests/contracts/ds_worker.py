@@ -159,7 +159,7 @@ def nonfinite(folder, *stages):
 
 
 def nonfinite_case(folder, stage):
-    """Steps: good, with a NaN in rank 0's first sample, good, with zero gradients, then NaNs until the run gives up."""
+    """Steps: good, a NaN in rank 0's first sample, good, zero gradients, then NaNs until the run gives up."""
     from deepspeed.utils import safe_get_full_fp32_param
     from openrlhf.trainer.ppo_utils.experience import Experience
 

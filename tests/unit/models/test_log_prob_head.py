@@ -74,6 +74,12 @@ def test_bfloat16_sums_its_weight_gradient_in_float32():
             assert (a.float() - b.float()).abs().max() < 0.02 * b.float().abs().max()
 
 
+def test_no_tokens_have_no_gradient():
+    hidden, weight = torch.zeros(0, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    log_probs_and_entropy(hidden, weight, torch.zeros(0, dtype=torch.long))[0].sum().backward()
+    assert hidden.grad.shape == (0, D) and not weight.grad.any()
+
+
 def test_tiles_are_bounded():
     for elements in (1, 1000, 2**22, 2**27):
         for tokens, vocabulary in ((1, 10**9), (3, 512), (10**6, 512), (5000, 151936)):

@@ -49,7 +49,9 @@ def test_equals_transformers(dtype, close):
         assert (a - b).abs().max() <= close * b.abs().max()
 
 
-@pytest.mark.parametrize("config, count", [(LlamaConfig(**SMALL), 5), (Qwen3Config(**SMALL), 9), (Gemma2Config(**SMALL), 0)])
+@pytest.mark.parametrize(
+    "config, count", [(LlamaConfig(**SMALL), 5), (Qwen3Config(**SMALL), 9), (Gemma2Config(**SMALL), 0)]
+)
 def test_installed_where_it_equals(config, count):
     """Qwen3 norms queries and keys, too; Gemma's weight has an offset."""
     torch.manual_seed(0)
