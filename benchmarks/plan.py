@@ -81,11 +81,14 @@ def count_flops(size: str, role: str, options) -> dict:
     # the first layer's input needs no gradient of its own; the head's chunk is computed again in the backward
     useful = 3 * (one["body"] + head)
     again = one["head"] if role == "actor" else 0
+    # RMSNorm's backward sums over tokens by a product, for its weight
+    _, hidden, layers, *_ = common.SHAPES[size]
+    again += 2 * hidden * (2 * layers + 1) * (PROMPT + RESPONSE) * count
     measured = sum(by_operation.values())
     attention = sum(v for k, v in by_operation.items() if "attention" in k)
     predicted_attention = 3 * count * 2 * common.SHAPES[size][2] * common.SHAPES[size][1] * (PROMPT + RESPONSE) ** 2
     return {
-        "counted": measured, "counted_without_recomputed_logits": measured - again, "formula": useful,
+        "counted": measured, "counted_without_recomputed_logits_and_norms": measured - again, "formula": useful,
         "error": useful / (measured - again) - 1,
         "error_attention": predicted_attention / attention - 1 if attention else None, "by_operation": by_operation,
     }  # fmt: skip

@@ -68,7 +68,8 @@ def derive(args, explicit: set[str]) -> None:
         if lone_rank(values) and values["ds.param_dtype"] == "fp32":
             default("ds.zero_stage", 0)  # ZeRO's copies would be a quarter of a 135M model's step
         elif lone_rank(values) and values["ds.param_dtype"] == "bf16":
-            default("ds.zero_stage", 1)  # half of the critic's: this stage sums gradients in place, and in float32
+            # half of the critic's training would be copies at stage 2; this one sums gradients in place, and in float32
+            default("ds.zero_stage", 1)
             if values["ds.zero_stage"] == 1:
                 default("ds.grad_accum_dtype", "fp32")
         for name in ("vllm.enable_sleep", "ds.enable_sleep"):
