@@ -45,6 +45,10 @@ def parse(argv=None):
     parser.add_argument(
         "--stock", default="auto", help="padded:N samples, packed:N tokens, or auto: the best by trial"
     )
+    parser.add_argument(
+        "--stock-memory", choices=("own", "ours"), default="own",
+        help="ours: stock's processes, too, keep memory that they have freed, as only our command has it",
+    )  # fmt: skip
     parser.add_argument("--max-tokens", type=int, help="our --train.max_tokens_per_gpu (default: our default)")
     parser.add_argument("--dtype", choices=tuple(common.DTYPES), default=common.cpu_dtype())
     parser.add_argument("--with-generation", action="store_true", help="vLLM engines too: the whole step")
@@ -74,7 +78,7 @@ def choose_stock(options, model, pairs, pg, scratch, cores) -> tuple[str, dict]:
     vocabulary, seconds = common.SHAPES[options.size][6], {}
     for how in TRIALS[options.size]:
         args = sides.stock_args(sides.common_flags(model, count, options.dtype), how, count)
-        side = sides.Side("stock", args, pg, scratch)
+        side = sides.Side("stock", args, pg, scratch, keep_memory=options.stock_memory == "ours")
         side.step(part, vocabulary, modes(cores)["same_cores"])
         seconds[how] = side.step(part, vocabulary, modes(cores)["same_cores"])["training"]
         side.close()
@@ -153,7 +157,8 @@ def against_openrlhf(options) -> dict:
                 engines, generation = time_generation(options, args, stock_args, pg)
             arguments = {"ours": (args, engines), "stock": (sides.stock_args(flags, how, options.rollouts), None)}
             for kinds in (("ours",), ("stock",)) if options.one_at_a_time else (("ours", "stock"),):
-                both = {kind: sides.Side(kind, kind_args, pg, scratch, kind_engines)
+                both = {kind: sides.Side(kind, kind_args, pg, scratch, kind_engines,
+                                         kind == "ours" or options.stock_memory == "ours")
                         for kind, (kind_args, kind_engines) in arguments.items() if kind in kinds}  # fmt: skip
                 take_turns(options, both, pairs, rows, cores)
             if engines:
@@ -194,6 +199,7 @@ def summary(options, phases, rates, rates_after, pairs, lengths, responses, how,
         "size": options.size,
         "repeats": options.repeats,
         "alternating": not options.one_at_a_time,
+        "stock_memory": options.stock_memory,
         "our_max_tokens": options.max_tokens or "default",
         "critic_updates": CRITIC_UPDATES,
         "note": NOTE,
@@ -214,6 +220,8 @@ def main(argv=None) -> dict:
     else:
         run = against_openrlhf
     name = f"step_time_{options.peer}_{options.size}_{options.lengths}"
+    if options.stock_memory == "ours":
+        name += "_stock_keeps_memory"
     result = common.Result(name, options.dtype)
     return result.finish(**run(options))
 

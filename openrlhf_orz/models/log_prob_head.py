@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # logits held at once: 16 MiB in float32 on CPU, 512 MiB on CUDA
+KEPT_ELEMENTS = {"cpu": 2**27, "cuda": 0}  # half precision: logits of a small pack, which a backward need not compute again
 
 
 def tile_shape(tokens: int, vocabulary: int, elements: int) -> tuple[int, int]:
@@ -24,15 +25,19 @@ def tile_shape(tokens: int, vocabulary: int, elements: int) -> tuple[int, int]:
 
 
 class _LogProbs(torch.autograd.Function):
-    """Recomputes a tile's logits in the backward pass, so that neither pass holds (N, V)."""
+    """Recomputes a tile's logits in the backward pass, so that neither pass holds (N, V), unless ``keep`` is set."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy, keep):
         wide = _wide(hidden_ND.dtype)
         log_probs_N = hidden_ND.new_zeros(labels_N.shape, dtype=wide)  # the label's logit at first
         lse_N, entropy_N = torch.full_like(log_probs_N, -torch.inf), torch.zeros_like(log_probs_N)
+        kept = []
         for rows, columns in _tiles(len(labels_N), len(weight_VD), elements):
-            logits = _logits(hidden_ND[rows], weight_VD, bias_V, columns, temperature)
+            product = _product(hidden_ND[rows], weight_VD, bias_V, columns)
+            if keep:
+                kept.append(product)
+            logits = _logits(product, temperature)
             before, lse_N[rows] = lse_N[rows].clone(), torch.logaddexp(lse_N[rows], logits.logsumexp(-1))
             labels, here = _inside(labels_N[rows], columns)
             log_probs_N[rows] += torch.where(here, logits.gather(1, labels[:, None])[:, 0], 0)
@@ -42,18 +47,19 @@ class _LogProbs(torch.autograd.Function):
         log_probs_N -= lse_N
         if with_entropy:
             entropy_N = lse_N - entropy_N
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, lse_N, entropy_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, lse_N, entropy_N, *kept)
         ctx.temperature, ctx.elements, ctx.with_entropy = temperature, elements, with_entropy
         return log_probs_N, entropy_N
 
     @staticmethod
     def backward(ctx, grad_log_probs_N, grad_entropy_N):
-        hidden_ND, weight_VD, bias_V, labels_N, lse_N, entropy_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, labels_N, lse_N, entropy_N, *kept = ctx.saved_tensors
         entropy_counts = ctx.with_entropy and bool(grad_entropy_N.any())
         sums = [_Sum(x, needed) for x, needed in zip((hidden_ND, weight_VD, bias_V), ctx.needs_input_grad)]
         grad_hidden_ND, grad_weight_VD, grad_bias_V = sums
-        for rows, columns in _tiles(len(labels_N), len(weight_VD), ctx.elements):
-            log_p = _logits(hidden_ND[rows], weight_VD, bias_V, columns, ctx.temperature).sub_(lse_N[rows, None])
+        for i, (rows, columns) in enumerate(_tiles(len(labels_N), len(weight_VD), ctx.elements)):
+            product = kept[i] if kept else _product(hidden_ND[rows], weight_VD, bias_V, columns)
+            log_p = _logits(product, ctx.temperature).sub_(lse_N[rows, None])
             # d log p_y / dz = onehot_y - p;  dH / dz = -p (log p + H)
             factor = -grad_log_probs_N[rows, None]
             if entropy_counts:
@@ -68,7 +74,7 @@ class _LogProbs(torch.autograd.Function):
             grad_hidden_ND.add(rows, columns.start == 0, lambda: grad @ weight_VD[columns])
             grad_weight_VD.add(columns, rows.start == 0, lambda: grad.t() @ hidden_ND[rows])
             grad_bias_V.add(columns, rows.start == 0, lambda: grad.sum(0))
-        return (*(total.result() for total in sums), None, None, None, None)
+        return (*(total.result() for total in sums), None, None, None, None, None)
 
 
 class _Sum:
@@ -107,9 +113,12 @@ def _tiles(tokens: int, vocabulary: int, elements: int):
             yield slice(start, min(start + rows, tokens)), slice(first, min(first + columns, vocabulary))
 
 
-def _logits(hidden, weight, bias, columns, temperature):
-    logits = F.linear(hidden, weight[columns], None if bias is None else bias[columns])
-    logits = logits.to(_wide(logits.dtype))
+def _product(hidden, weight, bias, columns):
+    return F.linear(hidden, weight[columns], None if bias is None else bias[columns])
+
+
+def _logits(product, temperature):
+    logits = product.to(_wide(product.dtype))
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
@@ -117,6 +126,12 @@ def _inside(labels, columns):
     """Where in a tile each token's label is (anywhere, if not in it), and whether it is in it."""
     here = (labels >= columns.start) & (labels < columns.stop)
     return (labels - columns.start).clamp(0, columns.stop - columns.start - 1), here
+
+
+def keeps_logits(tokens: int, weight_VD: torch.Tensor) -> bool:
+    """Whether all logits are kept for the backward: in half precision, as the product gave them, and few of them."""
+    half = weight_VD.dtype != _wide(weight_VD.dtype)
+    return half and tokens * len(weight_VD) <= KEPT_ELEMENTS.get(weight_VD.device.type, 0)
 
 
 @cache
@@ -176,7 +191,8 @@ def log_probs_and_entropy(
         log_probs_N = liger_log_probs(hidden_ND, weight_VD, labels_N, bias_V)
         return log_probs_N, torch.zeros_like(log_probs_N)
     elements = elements or TILE_ELEMENTS.get(hidden_ND.device.type, 2**27)
-    return _LogProbs.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy)
+    keep = torch.is_grad_enabled() and keeps_logits(len(labels_N), weight_VD)
+    return _LogProbs.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy, keep)
 
 
 class LogProbHead(nn.Linear):

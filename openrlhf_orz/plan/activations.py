@@ -8,7 +8,9 @@ import math
 
 from openrlhf_orz.plan.shapes import Shape
 
-TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # models/log_prob_head.py: logits held at once; a test compares them
+# models/log_prob_head.py: logits held at once, and those kept in half precision; a test compares them
+TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
+KEPT_ELEMENTS = {"cpu": 2**27, "cuda": 0}
 
 
 def _norm(width: float, b: int) -> float:
@@ -57,7 +59,8 @@ def head(shape: Shape, b: int, tokens: int, device: str, gradient: bool) -> floa
     """The log-prob head in tiles: logits of a tile, and with ``gradient`` that of the head's weight.
 
     Logits: as the product gives them, in float32, and their gradient in the parameters' dtype. The weight's gradient
-    is summed in float32, and then handed on in the parameters' dtype, where a tile does not hold all tokens.
+    is summed in float32, and then handed on in the parameters' dtype, where a tile does not hold all tokens. All logits
+    of a small pack are kept for the backward, in half precision.
     """
     elements = TILE_ELEMENTS[device]
     rows = min(tokens, max(math.isqrt(elements), elements // shape.vocabulary))
@@ -65,4 +68,5 @@ def head(shape: Shape, b: int, tokens: int, device: str, gradient: bool) -> floa
     each = 4 + wide + (wide if gradient else 4)
     logits = min(elements, tokens * shape.vocabulary) * each
     weight = shape.vocabulary * shape.hidden * (4 + wide if rows < tokens else b) if gradient else 0
-    return logits + weight
+    kept = wide * tokens * shape.vocabulary
+    return logits + weight + (kept if gradient and kept <= wide * KEPT_ELEMENTS[device] else 0)

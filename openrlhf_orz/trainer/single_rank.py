@@ -20,3 +20,30 @@ def skip_reduction(engine) -> None:
         engine.enable_backward_allreduce = False
     if summed:
         engine.optimizer.backward_prologue = partial(engine.optimizer.clear_lp_grads, set_to_none=True)
+        _copy_first_gradients(engine.optimizer)
+
+
+def _copy_first_gradients(optimizer: BF16_Optimizer) -> None:
+    """A step's first gradients are copied where they are summed in float32, not added to zeros by way of a third tensor.
+
+    So the sums need not be zeroed after each step (twice, by DeepSpeed), but where a parameter got no gradient.
+    """
+    add = optimizer._update_hp_grad
+
+    def update(parameter, group, index, clear_lp_grads):
+        total, has_gradient = optimizer.fp32_groups_gradients[group][index], optimizer.fp32_groups_has_gradients[group]
+        if has_gradient[index]:
+            return add(parameter, group, index, clear_lp_grads)
+        if parameter.grad is None:  # what a step before this one has left
+            total.zero_()
+            return None
+        total.copy_(parameter.grad.view(total.shape))
+        parameter._hp_grad = total
+        has_gradient[index] = True
+        return parameter.grad.zero_() if clear_lp_grads else None
+
+    def clear():
+        for has_gradient in optimizer.fp32_groups_has_gradients:
+            has_gradient[:] = [False] * len(has_gradient)
+
+    optimizer._update_hp_grad, optimizer.clear_hp_grads = update, clear

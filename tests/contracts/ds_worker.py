@@ -4,6 +4,7 @@
 ``single_step``: the policy gradient of ORZ's single step, skipped or not, packed or not, against stock OpenRLHF's.
 ``cross_fit``: the values that the critic's training takes, against those before it.
 ``nonfinite``: a NaN in one sample of one rank, by ZeRO stage.
+``lone_rank``: what a lone bfloat16 rank is spared changes nothing, nor do gradients that a step before has left.
 ``degenerate``: a step of policy and critic on batches with nothing to learn, or hardly anything in them.
 """
 
@@ -209,6 +210,40 @@ def nonfinite_case(folder, stage):
     return result
 
 
+def lone_rank():
+    """The largest difference of any weight after each of four steps of two micro-batches; no gradient of one weight
+    in the second, nan in the third.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    args = make_args(*stage_flags("sums"))
+    strategy = make_strategy(args)
+    sequences, attention, action = make_batch()
+    actors = [make_actor(strategy, args) for _ in range(2)]
+    actors[0][0].model.enable_backward_allreduce = False  # it rounds to bfloat16
+    skip_reduction(actors[1][0].model)
+    gaps, norms, moved, before = [], [], [], None
+    for step in range(4):
+        now = []
+        for actor, optim, scheduler in actors:
+            frozen = actor.model.module.model.layers[1].mlp.up_proj.weight
+            frozen.requires_grad_(step != 1)
+            for half in (slice(0, 4), slice(4, 8)):
+                log_probs = actor(sequences[half], action[half], attention_mask=attention[half])
+                loss = -(log_probs * action[half]).sum() / action.sum()
+                if step == 2:
+                    loss = loss * float("nan")
+                strategy.backward(loss, actor, optim, is_boundary=half.stop == 8)
+            strategy.optimizer_step(optim, actor, scheduler)
+            norms.append(strategy.get_grad_norm(actor))
+            weights = list(actor.model.module.parameters())
+            now.append([torch.cat([safe_get_full_fp32_param(w).flatten(), w.float().flatten()]) for w in weights])
+        gaps.append(max((a - b).abs().max().item() for a, b in zip(*now)))
+        moved.append(None if before is None else max((a - b).abs().max().item() for a, b in zip(now[1], before)))
+        before = [w.clone() for w in now[1]]
+    return {"gaps": gaps, "norms": [str(norm) for norm in norms], "moved": moved[1:]}
+
+
 def degenerate():
     """By kind of batch and by model: the samples that each rank trained on, how many it has, the loss and gradient
     norm, the number of updates, the largest change of a weight, and whether all weights are finite.
@@ -266,7 +301,7 @@ def degenerate():
 
 
 if __name__ == "__main__":
-    cases = [zero, single_step, cross_fit, nonfinite, degenerate]
+    cases = [zero, single_step, cross_fit, nonfinite, lone_rank, degenerate]
     result = {case.__name__: case for case in cases}[sys.argv[1]](*sys.argv[2:])
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(result))

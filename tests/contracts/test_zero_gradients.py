@@ -54,6 +54,14 @@ def test_micro_batches_add_up_to_the_whole_batch(results, world, stage):
     assert result["reduces"] != (world == 1 and stage in ("0", "sums")), "a lone rank has nobody to reduce with"
 
 
+def test_a_lone_rank_is_spared_work_and_nothing_else():
+    """Bit by bit, also where a parameter gets no gradient and after a step that was skipped."""
+    result = run_ranks(1, "lone_rank")
+    assert result["gaps"] == [0.0] * 4, result
+    assert result["norms"][::2] == result["norms"][1::2], result
+    assert result["moved"][1] == 0.0 and min(result["moved"][0], result["moved"][2]) > 0, result
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_without_the_boundary_only_the_last_micro_batch_trains(results, stage):
     """The upstream bug that 0008-dynamic-batch-gradients mends; if this fails, the patch can be dropped."""

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from openrlhf_orz.models import log_prob_head
 from openrlhf_orz.models.log_prob_head import LogProbHead, install, log_probs_and_entropy, tile_shape
 
 N, D, V = 37, 16, 101
@@ -72,6 +73,36 @@ def test_bfloat16_sums_its_weight_gradient_in_float32():
     for gradients in many:
         for a, b in zip(gradients, exact):
             assert (a.float() - b.float()).abs().max() < 0.02 * b.float().abs().max()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logits_kept_or_computed_again_are_the_same(monkeypatch, temperature):
+    """In half precision a small pack's logits are kept: not one bit differs, and a second backward finds them."""
+    hidden, weight, labels, bias = inputs(torch.float32)
+    leaves = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight, bias)]
+
+    def run(elements):
+        log_probs, entropy = log_probs_and_entropy(leaves[0], leaves[1], labels, leaves[2], temperature, elements)
+        total = (log_probs + 0.1 * entropy).sum()
+        return log_probs, log_probs.grad_fn, [torch.autograd.grad(total, leaves, retain_graph=True) for _ in range(2)]
+
+    for elements in (300, 10**4):
+        kept, function, gradients = run(elements)
+        saved = sum(x.numel() for x in function.saved_tensors[6:])
+        assert saved == N * V
+        monkeypatch.setattr(log_prob_head, "KEPT_ELEMENTS", {"cpu": N * V - 1})
+        again, function, others = run(elements)
+        assert len(function.saved_tensors) == 6
+        assert torch.equal(kept, again)
+        for a, b in zip((*gradients[0], *gradients[1]), (*others[0], *others[1])):
+            assert torch.equal(a, b)
+        monkeypatch.undo()
+
+
+def test_logits_are_kept_in_half_precision_alone():
+    few, many = torch.empty(1000, 1, dtype=torch.bfloat16), torch.empty(2**20, 1, dtype=torch.bfloat16, device="meta")
+    assert log_prob_head.keeps_logits(10, few) and not log_prob_head.keeps_logits(10, few.float())
+    assert not log_prob_head.keeps_logits(10, many) and not log_prob_head.keeps_logits(2**20, few)
 
 
 def test_no_tokens_have_no_gradient():

@@ -66,10 +66,15 @@ def test_activations_by_hand():
 def test_a_tile_of_logits():
     shape = KNOWN["Qwen/Qwen2.5-7B"]
     assert activations.TILE_ELEMENTS == log_prob_head.TILE_ELEMENTS
+    assert activations.KEPT_ELEMENTS == log_prob_head.KEPT_ELEMENTS
     tile, weight = 2**27, shape.vocabulary * shape.hidden
     assert activations.head(shape, 2, 10**6, "cuda", gradient=True) == tile * (4 + 2 + 2) + weight * (4 + 2)
     # all tokens in a tile: the weight's gradient has one summand
     assert activations.head(shape, 2, 3000, "cuda", gradient=True) == tile * 8 + weight * 2
+    # few tokens on a CPU in half precision: their logits are kept
+    few, tile = 800 * shape.vocabulary, 2**22
+    assert activations.head(shape, 2, 800, "cpu", gradient=True) == few * 2 + tile * 8 + weight * 2
+    assert activations.head(shape, 4, 800, "cpu", gradient=True) == tile * 4 + weight * 4
     assert activations.head(shape, 2, 3, "cuda", gradient=True) == 3 * shape.vocabulary * 8 + weight * 2
 
 
