@@ -104,6 +104,8 @@ def derive(args, explicit: set[str]) -> None:
     values["orz.fixed_micro_batches"] = bool(fixed) and "train.dynamic_batch_enable" not in explicit
     if values["orz.device"] == "cpu":
         default("train.max_tokens_per_gpu", 2048)  # a 135M model's activations: 1.2 MB a token
+        # a forward alone keeps none, and two threads do better on more tokens
+        default("rollout.max_tokens_per_gpu", max(8192, values["train.max_tokens_per_gpu"]))
 
     for role in ("actor", "critic"):
         values[f"orz.{role}_warmup_steps"] = (

@@ -51,6 +51,8 @@ def worker_env(args, local: bool) -> dict[str, str]:
         # Ray's one thread for each worker would leave cores idle; the trainers share them by phase
         env["OMP_NUM_THREADS"] = str(max(1, cores // args.vllm.num_engines))
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # else vLLM's core and its worker are two processes, and the one waits for the other by spinning on a core
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         # threads that wait must not spin for long, as critic, policy, engine and graders share the cores; not at all,
         # and a forward of many small operations on two cores takes a third longer
         env["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")

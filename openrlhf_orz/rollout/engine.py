@@ -11,6 +11,7 @@ import psutil
 import ray
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
 from openrlhf_orz.rollout.agent import AgentExecutor
 from openrlhf_orz.rollout.family import Family
@@ -40,6 +41,13 @@ class OrzRolloutActor(RolloutRayActor):
             with contextlib.suppress(FileExistsError):
                 os.symlink(cache, os.path.join(base, os.path.basename(cache)))
             os.environ["TMPDIR"] = tempfile.tempdir = base
+
+    async def generate(self, prompt_token_ids, sampling_params, multi_modal_data=None):
+        """As upstream, which waits for the last output alone: vLLM is not asked for all those before it, each with all
+        tokens so far."""
+        params = sampling_params.clone()
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        return await super().generate(prompt_token_ids, params, multi_modal_data)
 
     async def load_weights(self, source: tuple, slots: list, last: bool, check: bool = False):
         """Load the tensors in ``slots`` of the trainer's buffer ``source``; after the ``last`` ones forget what was
