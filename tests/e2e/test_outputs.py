@@ -59,8 +59,9 @@ def test_metrics(run):
         assert m["engine_memory_mib"] > 100 and m["driver_memory_mib"] > 100
         for key in ("actor_memory_mib_training", "actor_memory_mib_sync", "critic_memory_mib_experience"):
             assert 100 < m[key] <= m[f"{key.split('_')[0]}_memory_mib"], key
-        fits = [m[f"explained_variance_minibatch_{i:02}"] for i in range(1, 4)]
-        assert all(fit is None or fit <= 1 for fit in fits) and any(fit is not None for fit in fits)
+    # none where all rewards of a mini-batch are alike, as a partial rollout's may be
+    fits = [m[f"explained_variance_minibatch_{i:02}"] for m in metrics for i in range(1, 4)]
+    assert all(fit is None or fit <= 1 for fit in fits) and any(fit is not None for fit in fits)
     # of one response in 16: the third step, of 8, may have none
     assert all(m["logprob_gap_tokens"] > 0 and m["logprob_gap_mean"] < 0.05 for m in metrics[:2])
     # the tiny base's critic learns what the reward depends on
