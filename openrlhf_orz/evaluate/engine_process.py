@@ -67,6 +67,7 @@ def make_engine(settings: EngineSettings):
 def generate(engine, settings: EngineSettings, requests, hand_over) -> None:
     """Run all ``requests``, at most ``batch_size`` at a time; ``hand_over(row)`` gets each response when it ends."""
     from vllm import SamplingParams, TokensPrompt
+    from vllm.sampling_params import RequestOutputKind
 
     waiting, running = list(reversed(requests)), {}
     limit = engine.model_config.max_model_len
@@ -77,6 +78,7 @@ def generate(engine, settings: EngineSettings, requests, hand_over) -> None:
                 temperature=settings.temperature, top_p=settings.top_p, seed=request.seed,
                 max_tokens=max(1, min(settings.max_new_tokens, limit - len(request.prompt))),
                 stop=list(settings.stop), include_stop_str_in_output=True, skip_special_tokens=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )  # fmt: skip
             name = "|".join(map(str, request.key))
             running[name] = request, time.monotonic()

@@ -142,6 +142,48 @@ def test_engines():
     assert issubclass(OrzWorkerExtension, WorkerWrap)
 
 
+def test_generation_asks_for_the_last_output_alone():
+    import asyncio
+
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    from openrlhf_orz.rollout.engine import OrzRolloutActor
+
+    class Recorder:
+        async def generate(self, prompt, params, request_id):
+            self.asked = params
+            yield "all"
+
+    engine, given = object.__new__(OrzRolloutActor), SamplingParams(max_tokens=7, stop=["x"])
+    engine.llm, engine._mm_pad_token_ids = Recorder(), None
+    assert asyncio.run(engine.generate([1, 2], given)) == "all"
+    asked = engine.llm.asked
+    assert (asked.output_kind, asked.max_tokens, asked.stop) == (RequestOutputKind.FINAL_ONLY, 7, ["x"])
+    assert given.output_kind == RequestOutputKind.CUMULATIVE  # the caller's stay as they are
+
+
+def test_environment_of_workers_on_a_cpu(monkeypatch):
+    """Freed memory stays, an engine is one process; what the user has set wins, and on a GPU nothing is set."""
+    from openrlhf_orz.cli.flags import parse
+    from openrlhf_orz.cli.ray_session import worker_env
+
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "VLLM_ENABLE_V1_MULTIPROCESSING")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+
+    def env(device):
+        args, _ = parse(["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", "--orz.device", device])
+        args.orz.scratch = "/dev/shm/orz-0-"
+        return worker_env(args, local=True)
+
+    assert [env("cpu")[name] for name in names] == [str(2**60), "0", "0"]
+    assert not set(names) & set(env("cuda"))
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    assert [env("cpu")[name] for name in names] == [str(2**60), "65536", "1"]
+
+
 def test_flash_attention_is_optional():
     import torch
     from openrlhf.models.ring_attn_utils import gather_and_pad_tensor, unpad_and_slice_tensor

@@ -41,6 +41,17 @@ def test_a_flag_given_wins():
     assert args.orz.actor_warmup_steps is None and args.orz.critic_warmup_steps == 50
 
 
+def test_packs_on_a_cpu():
+    """Forwards keep no activations: their packs are larger; a number given stays, and is a lower bound to theirs."""
+    def packs(*flags):
+        args, _ = parse([*SMALL, *flags])
+        return args.train.max_tokens_per_gpu, args.rollout.max_tokens_per_gpu
+
+    assert packs() == (2048, 8192)
+    assert packs("--train.max_tokens_per_gpu", "16384") == (16384, 16384)
+    assert packs("--rollout.max_tokens_per_gpu", "1024") == (2048, 1024)
+
+
 def test_every_upstream_flag_is_there():
     from openrlhf_orz.compat import build_parser as upstream
 
