@@ -8,7 +8,6 @@ import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 import common
 import torch
@@ -17,13 +16,10 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor
 
-from openrlhf_orz.cli import ray_session
+from openrlhf_orz.cli.ray_session import ray_session, trainer_env
 from openrlhf_orz.trainer.actor import OrzPolicyModelActor
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
 from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
-
-
-KEEP_MEMORY = ray_session.KEEP_MEMORY
 
 
 class Timed:
@@ -193,8 +189,8 @@ def recorded_rollouts(pairs: list[tuple[int, int]], vocabulary: int, seed: int =
 class Side:
     """A policy and a critic in processes of their own, and their trainer in this one."""
 
-    def __init__(self, kind: str, args, pg, scratch: str, engines=None, keep_memory=None):
-        """``keep_memory``: whether freed memory stays with the processes, as our command has it; default: ours do."""
+    def __init__(self, kind: str, args, pg, scratch: str, engines=None, keep_memory: bool = False):
+        """``keep_memory``: whether freed memory stays with stock's processes, too, as it does with ours."""
         import ray
         from openrlhf.trainer.ray.launcher import RayActorGroup
         from openrlhf.utils import get_strategy
@@ -204,8 +200,8 @@ class Side:
             args.orz.own_ray, args.orz.scratch = True, scratch
         trainer_cls, policy_cls, critic_cls = CLASSES[kind]
         strategy, model = get_strategy(args), args.actor.model_name_or_path
-        keeps = kind == "ours" if keep_memory is None else keep_memory
-        actor = ray.remote(num_gpus=1, runtime_env={"env_vars": KEEP_MEMORY if keeps else {}})
+        env = trainer_env("cpu") if kind == "ours" or keep_memory else {}
+        actor = ray.remote(num_gpus=1, runtime_env={"env_vars": env})
         self.groups = [
             RayActorGroup(1, role.num_gpus_per_node, actor(cls), pg=pg, num_gpus_per_actor=0.1)
             for role, cls in ((args.actor, policy_cls), (args.critic, critic_cls))
@@ -289,17 +285,14 @@ def generate(args, engines) -> float:
 
 @contextmanager
 def session(args, ranks: int = 1):
-    """Ray on loopback, as our command starts it, and one placement group. Yields (placement group, scratch prefix).
-
-    But for ``KEEP_MEMORY``, which a ``Side`` gives to its own processes.
-    """
+    """Ray on loopback, as our command starts it, and one placement group. Yields (placement group, scratch prefix)."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # as this process: the matrix product that MFU is held against runs here
     os.environ.setdefault("RAY_worker_niceness", "0")
     from openrlhf_orz.cli.stopping import Stopping
 
-    with mock.patch.object(ray_session, "KEEP_MEMORY", {}), ray_session.ray_session(args, Stopping(args)) as ray:
+    with ray_session(args, Stopping(args)) as ray:
         from ray.util.placement_group import placement_group
 
         pg = placement_group([{"GPU": 1, "CPU": 1}] * ranks, strategy="PACK")

@@ -158,7 +158,7 @@ def against_openrlhf(options) -> dict:
             arguments = {"ours": (args, engines), "stock": (sides.stock_args(flags, how, options.rollouts), None)}
             for kinds in (("ours",), ("stock",)) if options.one_at_a_time else (("ours", "stock"),):
                 both = {kind: sides.Side(kind, kind_args, pg, scratch, kind_engines,
-                                         kind == "ours" or options.stock_memory == "ours")
+                                         options.stock_memory == "ours")
                         for kind, (kind_args, kind_engines) in arguments.items() if kind in kinds}  # fmt: skip
                 take_turns(options, both, pairs, rows, cores)
             if engines:

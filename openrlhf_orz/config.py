@@ -105,7 +105,8 @@ def derive(args, explicit: set[str]) -> None:
     if values["orz.device"] == "cpu":
         default("train.max_tokens_per_gpu", 2048)  # a 135M model's activations: 1.2 MB a token
         # a forward alone keeps none, and two threads do better on more tokens
-        default("rollout.max_tokens_per_gpu", max(8192, values["train.max_tokens_per_gpu"]))
+        budget = values["train.max_tokens_per_gpu"]
+        default("rollout.max_tokens_per_gpu", max(budget, min(4 * budget, 8192)))
 
     for role in ("actor", "critic"):
         values[f"orz.{role}_warmup_steps"] = (

@@ -30,9 +30,14 @@ def resources_needed(args) -> int:
     return total
 
 
-# glibc hands freed memory back to the kernel and takes it again for each micro-batch; on a CPU, where clearing a page
-# costs as much as the arithmetic on it, a process keeps what it has once needed, in one heap.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0"}
+def trainer_env(device: str) -> dict[str, str]:
+    """What the processes that train have besides in theirs. What is set already wins.
+
+    glibc hands freed memory back to the kernel and takes it again for each micro-batch. On a CPU, where clearing a page
+    costs as much as the arithmetic on it, a trainer keeps what it has once needed, in one heap.
+    """
+    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0"} if device == "cpu" else {}
+    return {name: os.environ.get(name, value) for name, value in keep.items()}
 
 
 def worker_env(args, local: bool) -> dict[str, str]:
@@ -57,7 +62,6 @@ def worker_env(args, local: bool) -> dict[str, str]:
         # and a forward of many small operations on two cores takes a third longer
         env["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         env["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "10000")
-        env.update({name: os.environ.get(name, value) for name, value in KEEP_MEMORY.items()})
     if local:
         env["VLLM_HOST_IP"] = "127.0.0.1"
         env["GLOO_SOCKET_IFNAME"] = "lo"

@@ -141,15 +141,16 @@ def train(args, explicit: set[str], stopping: Stopping) -> None:
         from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
 
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+        trainer = ray.remote(num_gpus=1, runtime_env={"env_vars": ray_session.trainer_env(args.orz.device)})
         engines = ray_session.Engines(ray, OrzRolloutActor, args.orz.scratch, step)
         try:
             with watched(args, stopping):
                 launch(
                     args,
-                    policy_cls=OrzPolicyModelActor,
-                    critic_cls=OrzCriticModelActor,
-                    reference_cls=OrzReferenceModelActor,
-                    reward_cls=OrzRewardModelActor,
+                    policy_cls=trainer(OrzPolicyModelActor),
+                    critic_cls=trainer(OrzCriticModelActor),
+                    reference_cls=trainer(OrzReferenceModelActor),
+                    reward_cls=trainer(OrzRewardModelActor),
                     trainer_cls=OrzPPOTrainerAsync if args.train.async_enable else OrzPPOTrainer,
                     engine_cls=engines,
                     extra_engine_args=engine_args(args),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # logits held at once: 16 MiB in float32 on CPU, 512 MiB on CUDA
-KEPT_ELEMENTS = {"cpu": 2**27, "cuda": 0}  # half precision: logits of a small pack, which a backward need not compute again
+KEPT_ELEMENTS = {"cpu": 2**27, "cuda": 0}  # of half-precision logits: a pack with no more keeps them for the backward
 
 
 def tile_shape(tokens: int, vocabulary: int, elements: int) -> tuple[int, int]:

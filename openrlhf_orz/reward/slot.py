@@ -81,8 +81,6 @@ class Keeper:
                 process = subprocess.Popen(
                     [sys.executable, _WORKER, *map(str, arguments)],
                     pass_fds=[theirs.fileno()],
-                    # trainers keep memory that they have freed; what a hostile answer made a grader take goes back
-                    env={name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,

@@ -24,7 +24,7 @@ def skip_reduction(engine) -> None:
 
 
 def _copy_first_gradients(optimizer: BF16_Optimizer) -> None:
-    """A step's first gradients are copied where they are summed in float32, not added to zeros by way of a third tensor.
+    """A step's first gradients are copied where they are summed in float32, not added to zeros by way of a copy.
 
     So the sums need not be zeroed after each step (twice, by DeepSpeed), but where a parameter got no gradient.
     """

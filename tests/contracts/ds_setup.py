@@ -21,6 +21,13 @@ def make_args(*extra):
     return args
 
 
+def stage_flags(stage):
+    """``sums``: bfloat16 at ZeRO-1 with gradients summed in float32."""
+    if stage != "sums":
+        return ["--ds.zero_stage", stage]
+    return ["--ds.param_dtype", "bf16", "--ds.zero_stage", "1", "--ds.grad_accum_dtype", "fp32"]
+
+
 def make_strategy(args):
     from openrlhf.utils import get_strategy
 

@@ -164,24 +164,29 @@ def test_generation_asks_for_the_last_output_alone():
 
 
 def test_environment_of_workers_on_a_cpu(monkeypatch):
-    """Freed memory stays, an engine is one process; what the user has set wins, and on a GPU nothing is set."""
+    """Trainers, and they alone, keep freed memory; an engine is one process; what the user has set wins; on a GPU
+    nothing is set."""
     from openrlhf_orz.cli.flags import parse
-    from openrlhf_orz.cli.ray_session import worker_env
+    from openrlhf_orz.cli.ray_session import trainer_env, worker_env
 
-    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "VLLM_ENABLE_V1_MULTIPROCESSING")
-    for name in names:
+    engine = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", engine):
         monkeypatch.delenv(name, raising=False)
 
     def env(device):
         args, _ = parse(["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", "--orz.device", device])
         args.orz.scratch = "/dev/shm/orz-0-"
-        return worker_env(args, local=True)
+        return worker_env(args, local=True), trainer_env(device)
 
-    assert [env("cpu")[name] for name in names] == [str(2**60), "0", "0"]
-    assert not set(names) & set(env("cuda"))
+    workers, trainers = env("cpu")
+    assert workers[engine] == "0" and not any(name.startswith("MALLOC_") for name in workers)
+    assert trainers == {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0"}
+    workers, trainers = env("cuda")
+    assert engine not in workers and not trainers
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    assert [env("cpu")[name] for name in names] == [str(2**60), "65536", "1"]
+    monkeypatch.setenv(engine, "1")
+    workers, trainers = env("cpu")
+    assert workers[engine] == "1" and trainers["MALLOC_MMAP_MAX_"] == "65536"
 
 
 def test_flash_attention_is_optional():

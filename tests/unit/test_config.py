@@ -42,12 +42,14 @@ def test_a_flag_given_wins():
 
 
 def test_packs_on_a_cpu():
-    """Forwards keep no activations: their packs are larger; a number given stays, and is a lower bound to theirs."""
+    """Forwards keep no activations: their packs are larger, but follow a number given; one of their own stays."""
+
     def packs(*flags):
         args, _ = parse([*SMALL, *flags])
         return args.train.max_tokens_per_gpu, args.rollout.max_tokens_per_gpu
 
     assert packs() == (2048, 8192)
+    assert packs("--train.max_tokens_per_gpu", "512") == (512, 2048)
     assert packs("--train.max_tokens_per_gpu", "16384") == (16384, 16384)
     assert packs("--rollout.max_tokens_per_gpu", "1024") == (2048, 1024)
 
