@@ -54,6 +54,7 @@ def rank_of_trainer(rank, kind, directory):
     path = f"{directory}/weights"
     ways = {"file": FileTransport(path, torch.bfloat16, call), "ipc": IpcTransport(CPU, torch.bfloat16, call)}
     nbytes = weights.send(ways[kind])
+    dist.barrier()  # rank 0 alone knows of the file: the other one may be here before the engine has read it
     assert not os.path.exists(path)
     if rank == 0:
         ours.send(None)
