@@ -222,6 +222,8 @@ def main(argv=None) -> dict:
     name = f"step_time_{options.peer}_{options.size}_{options.lengths}"
     if options.stock_memory == "ours":
         name += "_stock_keeps_memory"
+    if options.one_at_a_time:
+        name += "_one_at_a_time"
     result = common.Result(name, options.dtype)
     return result.finish(**run(options))
 
