@@ -45,8 +45,9 @@ class Timed:
         self.seconds[phase] += time.perf_counter() - start
         return result
 
-    def forward(self, *args, **kwargs):
-        return self.timed("forward", super().forward, *args, **kwargs)
+    def execute_batch(self, method, *args):
+        call = super().execute_batch
+        return self.timed(method, call, method, *args) if method == "forward" else call(method, *args)
 
     def fit(self, *args, **kwargs):
         return self.timed("fit", super().fit, *args, **kwargs)

@@ -36,7 +36,7 @@ def trainer_env(device: str) -> dict[str, str]:
     glibc hands freed memory back to the kernel and takes it again for each micro-batch. On a CPU, where clearing a page
     costs as much as the arithmetic on it, a trainer keeps what it has once needed, in one heap.
     """
-    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0"} if device == "cpu" else {}
+    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"} if device == "cpu" else {}
     return {name: os.environ.get(name, value) for name, value in keep.items()}
 
 

@@ -29,65 +29,80 @@ class CausalAttention(torch.autograd.Function):
 
 
 def causal_attention(q, k, v, scale):
-    """The result, and the log-sum-exp of the scaled scores (N, H, L), at least float32.
+    """The result, and the log-sum-exp of the scaled scores, (N K, L G, 1), at least float32.
 
     The maximum of a row's scores, which the softmax subtracts, goes into a second product as a further column: a score
     rounded to bfloat16 is then rounded relative to its distance from the largest, and so most exact where it counts.
     """
     (count, heads, length, size), keys = q.shape, k.shape[1]
+    group = heads // keys
     wide = torch.promote_types(q.dtype, torch.float32)
     power, rest = _split(scale)
-    queries, k, v = (x.reshape(count * keys, -1, length, size) for x in (q * power, k, v))
-    keys_t, v = _transposed(k[:, 0], 1), v[:, 0]
-    future = k.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
-    out = torch.empty_like(queries)
-    lse = queries.new_empty(queries.shape[:3], dtype=wide)
-    step = BLOCK if length > 2 * BLOCK else max(1, BLOCK // 2)
-    for start in range(0, length, step):
-        end = min(start + step, length)
-        block = (*queries.shape[:2], end - start)
-        q_block = queries[:, :, start:end].reshape(block[0], -1, size)
-        scores = q_block @ keys_t[:, :size, :end]
-        scores.view(*block, end)[..., start:] += future[: block[2], : block[2]]
+    queries = q.new_empty(count * keys, length * group, size + 1)
+    queries[..., :size] = _rows(q * power, keys)
+    keys_t, v = _transposed(k, 1), v.reshape(-1, length, size)
+    out = q.new_empty(count * keys, length * group, size)
+    lse = out.new_empty(*out.shape[:2], 1, dtype=wide)
+    for start, end, rows, future in _blocks(length, group, q, BLOCK if length > 2 * BLOCK else max(1, BLOCK // 2)):
+        scores = queries[:, rows, :size] @ keys_t[:, :size, :end]
+        scores[..., start:].add_(future)
         largest = scores.amax(-1, keepdim=True)
-        weights = _scaled(torch.cat([q_block, -largest], -1) @ keys_t[..., :end], rest).exp_()
-        weights.view(*block, end)[..., start:].tril_()
-        total = weights.sum(-1, keepdim=True, dtype=wide)
-        out[:, :, start:end] = ((weights @ v[:, :end]) / total).view(*block, size)
-        lse[:, :, start:end] = (largest.to(wide) * rest + total.log()).view(block)
-    return out.view(q.shape), lse.view(count, heads, length)
+        queries[:, rows, size:] = -largest
+        weights = _scaled(queries[:, rows] @ keys_t[..., :end], rest)
+        weights[..., start:].add_(future)
+        total = weights.exp_().sum(-1, keepdim=True, dtype=wide)
+        out[:, rows] = (weights @ v[:, :end]).div_(total)
+        lse[:, rows] = total.log_().add_(largest, alpha=rest)
+    return _heads(out, q.shape, keys), lse
 
 
 def causal_attention_gradients(grad_out, q, k, v, out, lse, scale):
-    """Gradients of q, k and v. ``lse`` (N, H, L): log-sum-exp of the scaled scores, at least float32.
+    """Gradients of q, k and v.
 
     With P the weights and c = sum(out grad_out) over D: dv = P^T do, dS = P (do v^T - c), dq = dS k, dk = dS^T q. What
     is subtracted, lse and c, goes into the products as further columns: a score rounded to bfloat16 is then rounded
     relative to log P, and so most exact where P is large.
     """
     (count, heads, length, size), keys = q.shape, k.shape[1]
-    grouped = (count * keys, heads // keys, length)
     power, rest = _split(scale)
-    means = (grad_out * out).sum(-1, dtype=lse.dtype)
-    queries = torch.cat([(q * power).reshape(*grouped, size), *_columns(-lse / rest, q.dtype, grouped)], -1)
-    grads = torch.cat([grad_out.reshape(*grouped, size), *_columns(-means, q.dtype, grouped)], -1)
-    wide = queries.shape[-1]
-    k, v = (x.reshape(count * keys, length, size) for x in (k, v))
-    keys_t, values_t = (_transposed(x, wide - size) for x in (k, v))
-    dq = q.new_empty(*grouped, size)
+    means = _rows((grad_out * out).sum(-1, keepdim=True, dtype=lse.dtype), keys)
+    queries = torch.cat([_rows(q * power, keys), *_columns(-lse / rest, q.dtype)], -1)
+    grads = torch.cat([_rows(grad_out, keys), *_columns(-means, q.dtype)], -1)
+    keys_t, values_t = (_transposed(x, queries.shape[-1] - size) for x in (k, v))
+    k = k.reshape(-1, length, size)
+    dq = q.new_empty(*queries.shape[:2], size)
     dk, dv = (k.new_zeros(k.shape, dtype=lse.dtype) for _ in range(2))
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        block = (count * keys, grouped[1], end - start)
-        q_block, grad_block = (x[:, :, start:end].reshape(block[0], -1, wide) for x in (queries, grads))
-        weights = _scaled(q_block @ keys_t[..., :end], rest).exp_()
-        weights.view(*block, end)[..., start:].tril_()
-        scores = (grad_block @ values_t[..., :end]).mul_(weights)
-        dq[:, :, start:end] = (scores @ k[:, :end]).view(*block, size)
-        dk[:, :end] += scores.transpose(1, 2) @ q_block[..., :size]
-        dv[:, :end] += weights.transpose(1, 2) @ grad_block[..., :size]
+    for start, end, rows, future in _blocks(length, heads // keys, q, BLOCK):
+        weights = _scaled(queries[:, rows] @ keys_t[..., :end], rest)
+        weights[..., start:].add_(future)
+        weights.exp_()
+        scores = (grads[:, rows] @ values_t[..., :end]).mul_(weights)
+        dq[:, rows] = scores @ k[:, :end]
+        dk[:, :end].add_(scores.transpose(1, 2) @ queries[:, rows, :size])
+        dv[:, :end].add_(weights.transpose(1, 2) @ grads[:, rows, :size])
     shape = (count, keys, length, size)
-    return dq.mul_(scale).view(q.shape), _scaled(dk, rest).to(q.dtype).view(shape), dv.to(q.dtype).view(shape)
+    return _heads(dq.mul_(scale), q.shape, keys), _scaled(dk, rest).to(q.dtype).view(shape), dv.to(q.dtype).view(shape)
+
+
+def _blocks(length, group, like, step):
+    """Of each block of positions: start, end, rows of its queries, and what is added to scores of its own keys."""
+    future = like.new_full((step, step), -torch.inf).triu_(1).repeat_interleave(group, 0)
+    for start in range(0, length, step):
+        end = min(start + step, length)
+        size = end - start
+        yield start, end, slice(start * group, end * group), future[: size * group, :size]
+
+
+def _rows(x, keys):
+    """(N, H, L, D) as (N K, L G, D): a block's queries of one key head lie together."""
+    return x.unflatten(1, (keys, -1)).transpose(2, 3).reshape(len(x) * keys, -1, x.shape[-1])
+
+
+def _heads(rows, shape, keys):
+    """(N K, L G, D) as (N, H, L, D) that lies as (N, L, H, D)."""
+    count, heads, length, size = shape
+    by_head = rows.view(count, keys, length, heads // keys, size).transpose(1, 2)
+    return by_head.reshape(count, length, heads, size).transpose(1, 2)
 
 
 def _split(scale):
@@ -101,14 +116,14 @@ def _scaled(x, rest):
 
 
 def _transposed(x, ones):
-    """(B, L, D) as (B, D + ones, L) with rows of ones; contiguous, as a product takes it fastest."""
-    return torch.cat([x.transpose(1, 2), x.new_ones(len(x), ones, x.shape[1])], 1)
+    """(N, K, L, D) as (N K, D + ones, L) with rows of ones; contiguous, as a product takes it fastest."""
+    x = x.transpose(2, 3).flatten(0, 1)
+    return torch.cat([x, x.new_ones(len(x), ones, x.shape[2])], 1)
 
 
-def _columns(x, dtype, shape):
-    """(N, H, L) as columns of ``dtype`` that sum to it."""
-    columns = []
-    for _ in range(1 if dtype == x.dtype else 2):
-        columns.append(x.to(dtype).reshape(*shape, 1))
-        x = x - columns[-1].view(x.shape).to(x.dtype)
-    return columns
+def _columns(x, dtype):
+    """(..., 1) as columns of ``dtype`` that sum to it."""
+    if dtype == x.dtype:
+        return [x]
+    first = x.to(dtype)
+    return [first, (x - first).to(dtype)]

@@ -7,6 +7,7 @@ elsewhere sequences of similar length are attended to together, each to itself.
 Notation: T tokens of a pack, H heads, D head size, N sequences of a group, L its longest.
 """
 
+import threading
 import weakref
 from dataclasses import dataclass
 
@@ -182,8 +183,8 @@ def varlen_attention(q_THD, k_TKD, v_TKD, sequences, scale, window=None) -> torc
     return out
 
 
-class _Sequences:
-    """The sequences of the pack at hand, found once for all layers of a forward and its backward."""
+class _Sequences(threading.local):
+    """The sequences of a thread's pack at hand, found once for all layers of a forward and its backward."""
 
     def __init__(self):
         self.of = None

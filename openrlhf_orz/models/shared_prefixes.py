@@ -6,6 +6,8 @@ gradients add up by themselves (as in Prefix Grouper, arXiv 2506.05433, here for
 Notation: T tokens of the pack as given, U of them kept, D hidden size.
 """
 
+import threading
+
 import torch
 from torch import nn
 
@@ -47,14 +49,14 @@ class PrefixSharing:
     """Hooks around a decoder (the model without its head) that share prefixes of packs, and of nothing else."""
 
     def __init__(self, decoder: nn.Module):
-        self.source = None
+        self.pack = threading.local()  # of a thread: values are taken by several at once
         decoder.register_forward_pre_hook(self.before, with_kwargs=True)
         decoder.register_forward_hook(self.after)
 
     def before(self, decoder, args, kwargs):
         ids = args[0] if args else kwargs.get("input_ids")
         positions = kwargs.get("position_ids")
-        self.source = None
+        self.pack.source = None
         packed = (
             ids is not None and positions is not None and ids.shape[0] == 1 and kwargs.get("attention_mask") is None
         )
@@ -63,15 +65,15 @@ class PrefixSharing:
         kept, source = share_prefixes(ids[0].cpu(), positions[0].cpu())
         if len(kept) == len(source):
             return None
-        self.source, kept = source.to(ids.device), kept.to(ids.device)
+        self.pack.source, kept = source.to(ids.device), kept.to(ids.device)
         kwargs = {**kwargs, "position_ids": positions[:, kept]}
         if args:
             return (ids[:, kept], *args[1:]), kwargs
         return args, {**kwargs, "input_ids": ids[:, kept]}
 
     def after(self, decoder, args, output):
-        if self.source is not None:
-            output.last_hidden_state = output.last_hidden_state[0].index_select(0, self.source)[None]
+        if self.pack.source is not None:
+            output.last_hidden_state = output.last_hidden_state[0].index_select(0, self.pack.source)[None]
         return output
 
 

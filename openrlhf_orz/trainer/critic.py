@@ -14,7 +14,7 @@ from openrlhf_orz.models import rms_norm, shared_prefixes
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.trainer.actor import warmup_ratio
 from openrlhf_orz.trainer.nonfinite import StepGuard
-from openrlhf_orz.trainer.process import RendezvousByFile, at_work, share_cores
+from openrlhf_orz.trainer.process import RendezvousByFile, at_work, in_threads, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
 from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
 from openrlhf_orz.trainer.single_rank import skip_reduction
@@ -124,9 +124,27 @@ class OrzCriticModelActor(RankState, RendezvousByFile, CriticModelActor):
             args.critic.lr_warmup_ratio = warmup_ratio(args.orz.critic_warmup_steps, max_steps)
         super().init_model_from_pretrained(strategy, pretrain, max_steps)
 
-    def forward(self, *args, **kwargs):
+    def execute_batch(self, method_name, all_data, start_idx, end_idx):
+        """Values on a CPU: cores take a pack each, not all of them each operation."""
+        if method_name != "forward":
+            return super().execute_batch(method_name, all_data, start_idx, end_idx)
         with at_work(self.strategy.args), self.memory.phase("experience"):
-            return super().forward(*args, **kwargs)
+            packs = [{name: data[i] for name, data in all_data.items()} for i in range(start_idx, end_idx)]
+            if not self.forwards_side_by_side or min(len(packs), torch.get_num_threads()) < 2:
+                return super().execute_batch(method_name, all_data, start_idx, end_idx)
+            self.critic.train = lambda mode=True: self.critic  # not back to training while another pack is at work
+            try:
+                self.critic.eval()
+                return in_threads(lambda pack: self.forward(**pack), packs)
+            finally:
+                del self.critic.train
+                self.critic.train()
+
+    @property
+    def forwards_side_by_side(self):
+        """Whether threads may be in the model at once: not where ranks meet there, or ZeRO-3 gathers weights."""
+        alone = torch.distributed.get_world_size() == 1 and self.critic.zero_optimization_stage() < 3
+        return alone and self.strategy.args.orz.device == "cpu"
 
     def take_values(self):
         """The values of the rollout just trained on, (A,) of each sample in the buffer's order; they are let go."""

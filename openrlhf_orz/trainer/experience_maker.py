@@ -9,6 +9,7 @@ from openrlhf.utils.logging_utils import init_logger
 from openrlhf_orz.algo.advantages import discounted_sum, gae
 from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
 from openrlhf_orz.skip_plan import needs_old_log_probs
+from openrlhf_orz.trainer.process import cores
 
 logger = init_logger(__name__)
 
@@ -25,8 +26,10 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         together = args.ds.ring_attn_size * args.ds.tensor_parallel_size
         ranks = args.actor.num_nodes * args.actor.num_gpus_per_node // together
 
-        def for_every_rank(count):  # as many batches, none of them empty
-            return min(-(-count // ranks), len(lengths) // ranks) * ranks
+        def for_every_rank(count):  # as many batches, none of them empty, on a CPU as many for each core, too
+            count = -(-count // ranks)
+            side_by_side = min(count, max(1, cores() // ranks)) if args.orz.device == "cpu" else 1
+            return min(-(-count // side_by_side) * side_by_side, len(lengths) // ranks) * ranks
 
         if args.orz.fixed_micro_batches:
             count = for_every_rank(-(-len(lengths) // args.rollout.micro_batch_size))

@@ -2,7 +2,9 @@
 
 import glob
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,3 +60,18 @@ def at_work(args):
         yield
     finally:
         mark.unlink(missing_ok=True)
+
+
+def in_threads(call, items: list) -> list:
+    """``call`` of each item, by a thread for each, or as many as torch has threads, which it has them share.
+
+    So a core waits for the other once in a while, where otherwise it does in each operation.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(items))
+    share = partial(torch.set_num_threads, threads // workers)
+    try:
+        with ThreadPoolExecutor(workers, initializer=share) as pool:
+            return list(pool.map(call, items))
+    finally:
+        torch.set_num_threads(threads)

@@ -170,7 +170,7 @@ def test_environment_of_workers_on_a_cpu(monkeypatch):
     from openrlhf_orz.cli.ray_session import trainer_env, worker_env
 
     engine = "VLLM_ENABLE_V1_MULTIPROCESSING"
-    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", engine):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX", engine):
         monkeypatch.delenv(name, raising=False)
 
     def env(device):
@@ -180,7 +180,7 @@ def test_environment_of_workers_on_a_cpu(monkeypatch):
 
     workers, trainers = env("cpu")
     assert workers[engine] == "0" and not any(name.startswith("MALLOC_") for name in workers)
-    assert trainers == {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0"}
+    assert trainers == {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
     workers, trainers = env("cuda")
     assert engine not in workers and not trainers
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")

@@ -105,3 +105,13 @@ def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path):
         tensors = load_file(next(d for d in dumps if "rank0" in d.name))
         assert len({name.split(".")[0] for name in tensors}) == 4
         assert any(t.isnan().any() for name, t in tensors.items() if name.endswith("advantages"))
+
+
+def test_values_of_packs_by_a_thread_each():
+    """With two cores and more; and one after the other where ZeRO-3 gathers weights and where ranks share the cores."""
+    by_stage = run_ranks(1, "values", "0", "1", "2", "3", "sums")
+    for stage, result in by_stage.items():
+        assert result["gap"] < (1e-2 if stage == "sums" else 1e-5), (stage, result)
+        assert result["modes"] == [False] and result["training"], (stage, result)
+        assert (result["threads"] > 1) == (stage != "3" and result["cores"] > 1), (stage, result)
+    assert run_ranks(2, "values", "2")["2"]["threads"] == 1

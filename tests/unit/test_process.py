@@ -1,12 +1,13 @@
 """Cores go to the processes that compute, and follow them."""
 
 import os
+from threading import Barrier
 from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
-from openrlhf_orz.trainer.process import at_work, cores, share_cores  # noqa: E402
+from openrlhf_orz.trainer.process import at_work, cores, in_threads, share_cores  # noqa: E402
 
 
 @pytest.fixture
@@ -51,3 +52,24 @@ def test_on_cuda_nothing_changes(args, tmp_path):
     with at_work(args):
         share_cores(args)
         assert torch.get_num_threads() == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("threads, items, share", [(4, 2, 2), (2, 5, 1), (3, 2, 1), (1, 3, 1)])
+def test_threads_share_the_cores(args, threads, items, share):
+    torch.set_num_threads(threads)
+    together = Barrier(min(threads, items), timeout=30)
+
+    def call(item):
+        if item < together.parties:  # each thread has one of these: all are at work at once
+            together.wait()
+        return item, torch.get_num_threads()
+
+    assert in_threads(call, list(range(items))) == [(item, share) for item in range(items)]
+    assert torch.get_num_threads() == threads
+
+
+def test_a_failure_in_a_thread_is_raised_and_gives_the_cores_back(args):
+    torch.set_num_threads(2)
+    with pytest.raises(ZeroDivisionError):
+        in_threads(lambda item: 1 // item, [1, 0])
+    assert torch.get_num_threads() == 2

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from openrlhf_orz.models.packed_attention import NAME, paths
 from openrlhf_orz.models.shared_prefixes import install, share_prefixes
+from openrlhf_orz.trainer.process import in_threads
 
 
 def pack(sequences: list[list[int]]):
@@ -86,7 +87,7 @@ def test_values_and_gradients_equal_each_sequence_alone(checkpointing, window):
     sequences = rollout()
     ids, positions = pack(sequences)
     got = ours(ids[None], position_ids=positions[None]).logits
-    assert len(sharing.source) == len(ids) and int(sharing.source.max()) + 1 < 0.7 * len(ids)
+    assert len(sharing.pack.source) == len(ids) and int(sharing.pack.source.max()) + 1 < 0.7 * len(ids)
     expected = torch.cat([theirs(torch.tensor([s])).logits for s in sequences], 1)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(2))
@@ -101,11 +102,11 @@ def test_what_is_no_pack_passes_by():
     sharing = install(ours)
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits)
-    assert sharing.source is None
+    assert sharing.pack.source is None
     ours.config._attn_implementation = "sdpa"  # whose mask knows nothing of shared prefixes
     ids, positions = pack([[1, 2, 3], [1, 2, 4]])
     ours(ids[None], position_ids=positions[None])
-    assert sharing.source is None
+    assert sharing.pack.source is None
 
 
 def test_not_with_dropout_or_a_router():
@@ -113,3 +114,26 @@ def test_not_with_dropout_or_a_router():
     routed = models()[0]
     routed.config.output_router_logits = True
     assert install(routed) is None
+
+
+def test_packs_in_several_threads_do_not_meet():
+    """Values are taken so: each thread reads its own pack's prefixes and sequences."""
+    ours, _ = models()
+    install(ours)
+    packs = [pack(rollout(prompts, samples)) for prompts in (1, 2, 3) for samples in (2, 3, 5)] * 3
+
+    @torch.no_grad()
+    def logits(given):
+        ids, positions = given
+        return ours(ids[None], position_ids=positions[None]).logits
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = [logits(given) for given in packs]
+        torch.set_num_threads(4)
+        together = in_threads(logits, packs)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(alone, together):
+        assert torch.equal(a, b)
