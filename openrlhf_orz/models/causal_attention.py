@@ -44,14 +44,14 @@ def causal_attention(q, k, v, scale):
     out = q.new_empty(count * keys, length * group, size)
     lse = out.new_empty(*out.shape[:2], 1, dtype=wide)
     for start, end, rows, future in _blocks(length, group, q, BLOCK if length > 2 * BLOCK else max(1, BLOCK // 2)):
-        scores = queries[:, rows, :size] @ keys_t[:, :size, :end]
+        scores = torch.bmm(queries[:, rows, :size], keys_t[:, :size, :end])
         scores[..., start:].add_(future)
-        largest = scores.amax(-1, keepdim=True)
+        largest = scores.to(wide).amax(-1, keepdim=True)  # in bfloat16 it takes twice as long
         queries[:, rows, size:] = -largest
-        weights = _scaled(queries[:, rows] @ keys_t[..., :end], rest)
+        weights = _scaled(torch.bmm(queries[:, rows], keys_t[..., :end]), rest)
         weights[..., start:].add_(future)
         total = weights.exp_().sum(-1, keepdim=True, dtype=wide)
-        out[:, rows] = (weights @ v[:, :end]).div_(total)
+        out[:, rows] = torch.bmm(weights, v[:, :end]).div_(total)
         lse[:, rows] = total.log_().add_(largest, alpha=rest)
     return _heads(out, q.shape, keys), lse
 
@@ -72,14 +72,14 @@ def causal_attention_gradients(grad_out, q, k, v, out, lse, scale):
     k = k.reshape(-1, length, size)
     dq = q.new_empty(*queries.shape[:2], size)
     dk, dv = (k.new_zeros(k.shape, dtype=lse.dtype) for _ in range(2))
-    for start, end, rows, future in _blocks(length, heads // keys, q, BLOCK):
-        weights = _scaled(queries[:, rows] @ keys_t[..., :end], rest)
+    for start, end, rows, future in _blocks(length, heads // keys, q, BLOCK if length < 6 * BLOCK else 2 * BLOCK):
+        weights = _scaled(torch.bmm(queries[:, rows], keys_t[..., :end]), rest)
         weights[..., start:].add_(future)
         weights.exp_()
-        scores = (grads[:, rows] @ values_t[..., :end]).mul_(weights)
-        dq[:, rows] = scores @ k[:, :end]
-        dk[:, :end].add_(scores.transpose(1, 2) @ queries[:, rows, :size])
-        dv[:, :end].add_(weights.transpose(1, 2) @ grads[:, rows, :size])
+        scores = torch.bmm(grads[:, rows], values_t[..., :end]).mul_(weights)
+        dq[:, rows] = torch.bmm(scores, k[:, :end])
+        dk[:, :end].add_(torch.bmm(scores.transpose(1, 2), queries[:, rows, :size]))
+        dv[:, :end].add_(torch.bmm(weights.transpose(1, 2), grads[:, rows, :size]))
     shape = (count, keys, length, size)
     return _heads(dq.mul_(scale), q.shape, keys), _scaled(dk, rest).to(q.dtype).view(shape), dv.to(q.dtype).view(shape)
 
