@@ -20,7 +20,13 @@ def skip_reduction(engine) -> None:
         engine.enable_backward_allreduce = False
     if summed:
         engine.optimizer.backward_prologue = partial(engine.optimizer.clear_lp_grads, set_to_none=True)
+        engine.optimizer.get_grads_for_norm = partial(_grads_for_norm, engine)
         _copy_first_gradients(engine.optimizer)
+
+
+def _grads_for_norm(engine, for_clipping=False):
+    """What DeepSpeed takes the norm of: the norm, which the strategy has taken before the step; what it clips: all."""
+    return engine.optimizer.fp32_groups_gradients_flat if for_clipping else ([engine._global_grad_norm.view(1)], {})
 
 
 def _copy_first_gradients(optimizer: BF16_Optimizer) -> None:

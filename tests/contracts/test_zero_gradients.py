@@ -55,10 +55,13 @@ def test_micro_batches_add_up_to_the_whole_batch(results, world, stage):
 
 
 def test_a_lone_rank_is_spared_work_and_nothing_else():
-    """Bit by bit, also where a parameter gets no gradient and after a step that was skipped."""
+    """Bit by bit, also where a parameter gets no gradient and after a step that was skipped; the norm, which is taken
+    once, of all gradients and not of each parameter's, to rounding.
+    """
     result = run_ranks(1, "lone_rank")
     assert result["gaps"] == [0.0] * 4, result
-    assert result["norms"][::2] == result["norms"][1::2], result
+    all_work, spared = ([float(norm) for norm in result["norms"][i::2]] for i in (0, 1))
+    assert spared == pytest.approx(all_work, rel=1e-5, nan_ok=True), result
     assert result["moved"][1] == 0.0 and min(result["moved"][0], result["moved"][2]) > 0, result
 
 
