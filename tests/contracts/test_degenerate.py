@@ -155,6 +155,18 @@ def test_every_rank_gets_as_many_batches_and_each_sample_is_in_one(flags):
                 assert max(len(batch.index) for batch in batches) <= 3
 
 
+@pytest.mark.parametrize("cores, device, counts", [(2, "cpu", [1, 2, 4, 4, 6]), (4, "cpu", [1, 2, 3, 4, 8]),
+                                                   (2, "cuda", [1, 2, 3, 4, 5])])  # fmt: skip
+def test_on_a_cpu_each_core_gets_as_many_packs(monkeypatch, cores, device, counts):
+    """Packs of the same size as the budget cuts 1 to 5 of; values are taken by a core each."""
+    monkeypatch.setattr("openrlhf_orz.trainer.experience_maker.cores", lambda: cores)
+    maker = make_maker(OrzExperienceMaker, "gae", 2, "--train.max_tokens_per_gpu", "40", "--ds.packing_samples")
+    maker.args.orz.device, maker.args.rollout.max_tokens_per_gpu = device, 40
+    for needed, expected in enumerate(counts, 1):
+        batches = maker.split_rollout_samples([make_sample(i, 16) for i in range(2 * needed)])
+        assert len(batches) == expected, needed
+
+
 @pytest.fixture(scope="module")
 def trained():
     return {world: run_ranks(world, "degenerate") for world in (1, 2)}
