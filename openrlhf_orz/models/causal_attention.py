@@ -13,11 +13,15 @@ BLOCK = 64  # queries at once; keys after the block's last are not looked at
 
 
 class CausalAttention(torch.autograd.Function):
-    """softmax(scale q k^T, causal) v of q (N, H, L, D), k and v (N, K, L, D), of one dtype."""
+    """softmax(scale q k^T, causal) v of q (N, H, L, D), k and v (N, K, L, D), of one dtype.
+
+    ``lengths``: of the sequences, longest first; what is behind their ends, in result and gradients, is undefined.
+    """
 
     @staticmethod
-    def forward(ctx, q, k, v, scale):
-        out, lse = causal_attention(q, k, v, scale)
+    def forward(ctx, q, k, v, scale, lengths=None):
+        ctx.lengths = lengths or [q.shape[2]] * len(q)
+        out, lse = causal_attention(q, k, v, scale, ctx.lengths)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scale = scale
         return out
@@ -25,10 +29,10 @@ class CausalAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         q, k, v, out, lse = ctx.saved_tensors
-        return *causal_attention_gradients(grad_out, q, k, v, out, lse, ctx.scale), None
+        return *causal_attention_gradients(grad_out, q, k, v, out, lse, ctx.scale, ctx.lengths), None, None
 
 
-def causal_attention(q, k, v, scale):
+def causal_attention(q, k, v, scale, lengths):
     """The result, and the log-sum-exp of the scaled scores, (N K, L G, 1), at least float32.
 
     The maximum of a row's scores, which the softmax subtracts, goes into a second product as a further column: a score
@@ -43,20 +47,21 @@ def causal_attention(q, k, v, scale):
     keys_t, v = _transposed(k, 1), v.reshape(-1, length, size)
     out = q.new_empty(count * keys, length * group, size)
     lse = out.new_empty(*out.shape[:2], 1, dtype=wide)
-    for start, end, rows, future in _blocks(length, group, q, BLOCK if length > 2 * BLOCK else max(1, BLOCK // 2)):
-        scores = torch.bmm(queries[:, rows, :size], keys_t[:, :size, :end])
+    step = BLOCK if length > 2 * BLOCK else max(1, BLOCK // 2)
+    for start, end, here, rows, future in _blocks(lengths, keys, group, q, step):
+        scores = torch.bmm(queries[here, rows, :size], keys_t[here, :size, :end])
         scores[..., start:].add_(future)
         largest = scores.to(wide).amax(-1, keepdim=True)  # in bfloat16 it takes twice as long
-        queries[:, rows, size:] = -largest
-        weights = _scaled(torch.bmm(queries[:, rows], keys_t[..., :end]), rest)
+        queries[here, rows, size:] = -largest
+        weights = _scaled(torch.bmm(queries[here, rows], keys_t[here, :, :end]), rest)
         weights[..., start:].add_(future)
         total = weights.exp_().sum(-1, keepdim=True, dtype=wide)
-        out[:, rows] = torch.bmm(weights, v[:, :end]).div_(total)
-        lse[:, rows] = total.log_().add_(largest, alpha=rest)
+        out[here, rows] = torch.bmm(weights, v[here, :end]).div_(total)
+        lse[here, rows] = total.log_().add_(largest, alpha=rest)
     return _heads(out, q.shape, keys), lse
 
 
-def causal_attention_gradients(grad_out, q, k, v, out, lse, scale):
+def causal_attention_gradients(grad_out, q, k, v, out, lse, scale, lengths):
     """Gradients of q, k and v.
 
     With P the weights and c = sum(out grad_out) over D: dv = P^T do, dS = P (do v^T - c), dq = dS k, dk = dS^T q. What
@@ -72,25 +77,29 @@ def causal_attention_gradients(grad_out, q, k, v, out, lse, scale):
     k = k.reshape(-1, length, size)
     dq = q.new_empty(*queries.shape[:2], size)
     dk, dv = (k.new_zeros(k.shape, dtype=lse.dtype) for _ in range(2))
-    for start, end, rows, future in _blocks(length, heads // keys, q, BLOCK if length < 6 * BLOCK else 2 * BLOCK):
-        weights = _scaled(torch.bmm(queries[:, rows], keys_t[..., :end]), rest)
+    step = BLOCK if length < 6 * BLOCK else 2 * BLOCK
+    for start, end, here, rows, future in _blocks(lengths, keys, heads // keys, q, step):
+        weights = _scaled(torch.bmm(queries[here, rows], keys_t[here, :, :end]), rest)
         weights[..., start:].add_(future)
         weights.exp_()
-        scores = torch.bmm(grads[:, rows], values_t[..., :end]).mul_(weights)
-        dq[:, rows] = torch.bmm(scores, k[:, :end])
-        dk[:, :end].add_(torch.bmm(scores.transpose(1, 2), queries[:, rows, :size]))
-        dv[:, :end].add_(torch.bmm(weights.transpose(1, 2), grads[:, rows, :size]))
+        scores = torch.bmm(grads[here, rows], values_t[here, :, :end]).mul_(weights)
+        dq[here, rows] = torch.bmm(scores, k[here, :end])
+        dk[here, :end].add_(torch.bmm(scores.transpose(1, 2), queries[here, rows, :size]))
+        dv[here, :end].add_(torch.bmm(weights.transpose(1, 2), grads[here, rows, :size]))
     shape = (count, keys, length, size)
     return _heads(dq.mul_(scale), q.shape, keys), _scaled(dk, rest).to(q.dtype).view(shape), dv.to(q.dtype).view(shape)
 
 
-def _blocks(length, group, like, step):
-    """Of each block of positions: start, end, rows of its queries, and what is added to scores of its own keys."""
+def _blocks(lengths, keys, group, like, step):
+    """Of each block of positions: start, end, key heads of the sequences that reach it, rows of its queries, and what
+    is added to the scores of its own keys.
+    """
     future = like.new_full((step, step), -torch.inf).triu_(1).repeat_interleave(group, 0)
-    for start in range(0, length, step):
-        end = min(start + step, length)
+    for start in range(0, lengths[0], step):
+        end = min(start + step, lengths[0])
         size = end - start
-        yield start, end, slice(start * group, end * group), future[: size * group, :size]
+        here = slice(keys * sum(length > start for length in lengths))
+        yield start, end, here, slice(start * group, end * group), future[: size * group, :size]
 
 
 def _rows(x, keys):

@@ -36,11 +36,12 @@ class Group:
 
     ``rows`` has the token of each slot; in padding that is any, as causal attention keeps it from all real tokens.
     ``own_rows`` and ``own_slots`` are tokens and slots of what a sequence does not share with the one before it,
-    ``slots`` those of all real tokens.
+    ``slots`` those of all real tokens. ``lengths``: N numbers, longest first.
     """
 
     count: int
     longest: int
+    lengths: list[int]
     rows: torch.Tensor
     slots: torch.Tensor
     own_rows: torch.Tensor
@@ -92,7 +93,8 @@ def make_groups(sequences: list[Path], device) -> list[Group]:
             own_rows, order = own_rows.sort()
             own_slots = own_slots[order]
         indices = (rows.flatten(), torch.cat(slots), own_rows, own_slots)
-        groups.append(Group(len(chosen), longest, *(index.to(device) for index in indices)))
+        lengths = [len(path.rows) for path in chosen]
+        groups.append(Group(len(chosen), longest, lengths, *(index.to(device) for index in indices)))
     return groups
 
 
@@ -148,7 +150,7 @@ def grouped_attention(q_THD, k_TKD, v_TKD, groups, scale, dropout=0.0, window=No
     outs = []
     for q, k, v, g in zip(qs, ks, vs, groups):
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and window is None and not dropout:
-            out = CausalAttention.apply(*(x.transpose(1, 2) for x in (q, k, v)), scale)
+            out = CausalAttention.apply(*(x.transpose(1, 2) for x in (q, k, v)), scale, g.lengths)
             outs.append(out.transpose(1, 2))
             continue
         mask = None

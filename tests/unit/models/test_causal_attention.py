@@ -72,3 +72,19 @@ def test_padding_on_the_right_changes_nothing():
     for a, b in zip(alone, together):
         torch.testing.assert_close(a, b[:, :, :20])
         assert not b[:, :, 20:].any()
+
+
+@pytest.mark.parametrize("block", [1, 4, 64])
+def test_sequences_of_several_lengths_are_each_by_itself(block, monkeypatch):
+    """Whatever stands behind an end; a block there is not computed."""
+    monkeypatch.setattr(causal_attention, "BLOCK", block)
+    lengths = [20, 9, 8, 1]
+    *leaves, weights = inputs(torch.float64, 20, count=4)
+    weights = torch.stack([w * (torch.arange(20) < n)[:, None] for w, n in zip(weights, lengths)])
+    out, found = gradients(lambda *x: CausalAttention.apply(*x, 0.3, lengths), *leaves, weights)
+    for i, n in enumerate(lengths):
+        alone = [x.detach()[i : i + 1, :, :n].requires_grad_() for x in leaves]
+        expected_out, expected = gradients(theirs, *alone, weights[i : i + 1, :, :n])
+        torch.testing.assert_close(out[i : i + 1, :, :n], expected_out)
+        for a, b in zip(found, expected):
+            torch.testing.assert_close(a[i : i + 1, :, :n], b)
