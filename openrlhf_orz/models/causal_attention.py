@@ -10,6 +10,7 @@ import math
 import torch
 
 BLOCK = 64  # queries at once; keys after the block's last are not looked at
+UNREACHED = 1e4  # log-sum-exp of a row that no block has reached: backward, in larger blocks, its weights are 0
 
 
 class CausalAttention(torch.autograd.Function):
@@ -45,8 +46,8 @@ def causal_attention(q, k, v, scale, lengths):
     queries = q.new_empty(count * keys, length * group, size + 1)
     queries[..., :size] = _rows(q * power, keys)
     keys_t, v = _transposed(k, 1), v.reshape(-1, length, size)
-    out = q.new_empty(count * keys, length * group, size)
-    lse = out.new_empty(*out.shape[:2], 1, dtype=wide)
+    out = q.new_zeros(count * keys, length * group, size)
+    lse = out.new_full((*out.shape[:2], 1), UNREACHED, dtype=wide)
     step = BLOCK if length > 2 * BLOCK else max(1, BLOCK // 2)
     for start, end, here, rows, future in _blocks(lengths, keys, group, q, step):
         scores = torch.bmm(queries[here, rows, :size], keys_t[here, :size, :end])
