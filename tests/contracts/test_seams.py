@@ -128,6 +128,8 @@ def test_model_actors():
     ]  # fmt: skip
     assert CriticPPOTrainer.replay_buffer_cls is NaiveReplayBuffer
     assert parameters(CriticModelActor.build_model) == ["self", "strategy", "pretrain"]
+    batch = ["self", "method_name", "all_data", "start_idx", "end_idx"]
+    assert parameters(CriticModelActor.execute_batch) == batch
     assert parameters(NaiveReplayBuffer.partition_micro_batches) == ["self", "strategy"]
 
 
@@ -207,6 +209,15 @@ def test_fp32_parameters():
 
     assert [convert_to_torch_dtype(name) for name in ("bf16", "fp16", "fp32")] == [
         torch.bfloat16, torch.float16, torch.float32]  # fmt: skip
+
+
+def test_what_a_lone_rank_is_spared():
+    """Methods of DeepSpeed's optimizer that single_rank replaces on its instance."""
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+    assert parameters(BF16_Optimizer.get_grads_for_norm) == ["self", "for_clipping"]
+    assert parameters(BF16_Optimizer._update_hp_grad) == ["self", "lp", "group_idx", "param_idx", "clear_lp_grads"]
+    assert parameters(BF16_Optimizer.clear_hp_grads) == ["self"] == parameters(BF16_Optimizer.backward_prologue)
 
 
 def test_remote_code_as_upstream_unless_switched_off(monkeypatch):
