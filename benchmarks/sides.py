@@ -25,8 +25,7 @@ from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
 class Timed:
     """Mixed into a model actor: seconds by phase, peak memory, and for stock its threads in each phase."""
 
-    threads = None
-    profiling, table = False, None
+    threads, profiling, table = None, False, None
 
     def set_threads(self, forward, fit):
         self.threads = {"forward": forward, "fit": fit}

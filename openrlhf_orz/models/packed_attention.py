@@ -82,7 +82,8 @@ def make_groups(sequences: list[Path], device) -> list[Group]:
     groups = []
     for members in group_by_length([len(path.rows) for path in sequences]):
         chosen = [sequences[i] for i in members]
-        longest = len(chosen[0].rows)
+        lengths = [len(path.rows) for path in chosen]
+        longest = lengths[0]
         rows = torch.zeros(len(chosen), longest, dtype=torch.long)
         for row, path in zip(rows, chosen):
             row[: len(path.rows)] = path.rows
@@ -93,7 +94,6 @@ def make_groups(sequences: list[Path], device) -> list[Group]:
             own_rows, order = own_rows.sort()
             own_slots = own_slots[order]
         indices = (rows.flatten(), torch.cat(slots), own_rows, own_slots)
-        lengths = [len(path.rows) for path in chosen]
         groups.append(Group(len(chosen), longest, lengths, *(index.to(device) for index in indices)))
     return groups
 
