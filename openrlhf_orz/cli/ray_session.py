@@ -34,9 +34,11 @@ def trainer_env(device: str) -> dict[str, str]:
     """What the processes that train have besides in theirs. What is set already wins.
 
     glibc hands freed memory back to the kernel and takes it again for each micro-batch. On a CPU, where clearing a page
-    costs as much as the arithmetic on it, a trainer keeps what it has once needed, in one heap for all its threads.
+    costs as much as the arithmetic on it, a trainer keeps what it has once needed, in a heap for its main thread and one
+    for each of those that take values.
     """
-    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
+    heaps = 1 + len(os.sched_getaffinity(0))
+    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": str(heaps)}
     return {name: os.environ.get(name, value) for name, value in keep.items() if device == "cpu"}
 
 

@@ -97,7 +97,7 @@ def _blocks(lengths, keys, group, like, step):
     """
     future = like.new_full((step, step), -torch.inf).triu_(1).repeat_interleave(group, 0)
     for start in range(0, lengths[0], step):
-        end = min(start + step, lengths[0])
+        end = min(start + step, like.shape[2])
         size = end - start
         here = slice(keys * sum(length > start for length in lengths))
         yield start, end, here, slice(start * group, end * group), future[: size * group, :size]

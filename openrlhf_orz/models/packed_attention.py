@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from openrlhf_orz.models.causal_attention import CausalAttention
+from openrlhf_orz.models.causal_attention import BLOCK, CausalAttention
 
 NAME = "orz_packed"
 
@@ -77,13 +77,19 @@ def group_by_length(lengths: list[int], slack: float = 1.25, free: int = 32) -> 
     return groups
 
 
-def make_groups(sequences: list[Path], device) -> list[Group]:
-    """The groups of a pack."""
+def make_groups(sequences: list[Path], device, blocks: bool = False) -> list[Group]:
+    """The groups of a pack; for ``blocks`` as attention by blocks has them.
+
+    It skips what lies behind a sequence's end, so that its groups may be wider; and L is one of few numbers, as oneDNN
+    compiles a product for each shape and keeps a thousand of them.
+    """
+    multiple = BLOCK // 2 if blocks else 1
+    bounds = {"slack": 1.5, "free": BLOCK} if blocks else {}
     groups = []
-    for members in group_by_length([len(path.rows) for path in sequences]):
+    for members in group_by_length([len(path.rows) for path in sequences], **bounds):
         chosen = [sequences[i] for i in members]
         lengths = [len(path.rows) for path in chosen]
-        longest = lengths[0]
+        longest = -(-lengths[0] // multiple) * multiple
         rows = torch.zeros(len(chosen), longest, dtype=torch.long)
         for row, path in zip(rows, chosen):
             row[: len(path.rows)] = path.rows
@@ -144,12 +150,17 @@ def _collect(xs, groups, shape):
     return out
 
 
+def by_blocks(q: torch.Tensor) -> bool:
+    """Whether attention of such queries is ``CausalAttention``, unless it has a window or dropout."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16
+
+
 def grouped_attention(q_THD, k_TKD, v_TKD, groups, scale, dropout=0.0, window=None) -> torch.Tensor:
     """Attention (T, H, D) of each sequence to itself; K key heads, H a multiple of K; ``window`` tokens back."""
     qs, ks, vs = (_ToGroups.apply(x, groups) for x in (q_THD, k_TKD, v_TKD))
     outs = []
     for q, k, v, g in zip(qs, ks, vs, groups):
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and window is None and not dropout:
+        if by_blocks(q) and window is None and not dropout:
             out = CausalAttention.apply(*(x.transpose(1, 2) for x in (q, k, v)), scale, g.lengths)
             outs.append(out.transpose(1, 2))
             continue
@@ -191,10 +202,10 @@ class _Sequences(threading.local):
     def __init__(self):
         self.of = None
 
-    def find(self, position_ids: torch.Tensor) -> tuple[list[Path], list[Group]]:
+    def find(self, position_ids: torch.Tensor, blocks: bool) -> tuple[list[Path], list[Group]]:
         if self.of is None or self.of() is not position_ids:
             self.paths = paths(position_ids[0].cpu())
-            self.groups = make_groups(self.paths, position_ids.device)
+            self.groups = make_groups(self.paths, position_ids.device, blocks)
             self.of = weakref.ref(position_ids)
         return self.paths, self.groups
 
@@ -219,7 +230,7 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    sequences, groups = _sequences.find(position_ids)
+    sequences, groups = _sequences.find(position_ids, by_blocks(query))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if q.is_cuda and q.dtype != torch.float32 and not dropout:
         out = varlen_attention(q, k, v, sequences, scaling, sliding_window)

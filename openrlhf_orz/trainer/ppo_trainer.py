@@ -38,6 +38,13 @@ def info(samples, key: str, missing: float = -1.0) -> torch.Tensor:
     return torch.tensor([float(sample.info[key]) if key in sample.info else missing for sample in samples])
 
 
+def as_numbers(info: dict) -> dict:
+    """A sample's metrics without tensors of one number: of a batch, numbers are one tensor on their way to the ranks;
+    tensors are a list of them, pickled one by one.
+    """
+    return {key: x.item() if isinstance(x, torch.Tensor) and x.dim() == 0 else x for key, x in info.items()}
+
+
 class OrzTrainer(Checkpointing):
     """What ORZ adds to OpenRLHF's training loop, synchronous or not."""
 
@@ -62,6 +69,8 @@ class OrzTrainer(Checkpointing):
     def balance_experiences(self, experiences, args):
         """One experience for each data-parallel rank, by work instead of by count."""
         items = with_tokens([item for experience in experiences for item in split_experience_batch(experience)])
+        for item in items:
+            item.info = as_numbers(item.info)
         ranks = len(self.actor_model_group._actor_handlers) // self.actor_model_group.duplicate_actors
         shares = balance_ranks([int(item.total_length) for item in items], ranks, self.hidden_size)
         self.ours.update(rank_metrics(shares))

@@ -182,13 +182,35 @@ def test_environment_of_workers_on_a_cpu(monkeypatch):
 
     workers, trainers = env("cpu")
     assert workers[engine] == "0" and not any(name.startswith("MALLOC_") for name in workers)
-    assert trainers == {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
+    heaps = str(1 + len(os.sched_getaffinity(0)))
+    assert trainers == {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": heaps}
     workers, trainers = env("cuda")
     assert engine not in workers and not trainers
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
     monkeypatch.setenv(engine, "1")
     workers, trainers = env("cpu")
     assert workers[engine] == "1" and trainers["MALLOC_MMAP_MAX_"] == "65536"
+
+
+def test_metrics_are_one_tensor_on_their_way_to_the_ranks():
+    """And come out as they went in."""
+    import torch
+    from openrlhf.trainer.ppo_utils.experience import Experience, make_experience_batch, split_experience_batch
+
+    from openrlhf_orz.trainer.ppo_trainer import as_numbers
+
+    infos = [
+        {"reward": torch.tensor(0.1 * i), "clipped": torch.tensor(i == 1), "tokens": torch.tensor(i), "more": [i]}
+        for i in range(3)
+    ]
+    items = [Experience(sequences=torch.arange(i + 1), info=as_numbers(info)) for i, info in enumerate(infos)]
+    batch = make_experience_batch(items)
+    for key in ("reward", "clipped", "tokens"):
+        assert isinstance(batch.info[key], torch.Tensor) and batch.info[key].shape == (3,)
+    for item, info in zip(split_experience_batch(batch), infos):
+        assert item.info["more"] == info["more"]
+        for key in ("reward", "clipped", "tokens"):
+            assert item.info[key].dtype == info[key].dtype and torch.equal(item.info[key], info[key])
 
 
 def test_flash_attention_is_optional():

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from openrlhf_orz.models import packed_attention
-from openrlhf_orz.models.packed_attention import NAME, group_by_length
+from openrlhf_orz.models.packed_attention import NAME, Path, group_by_length, make_groups
 
 LENGTHS = [5, 33, 1, 170, 64, 7, 200, 199]
 
@@ -120,6 +120,30 @@ def test_groups():
     assert sorted(i for group in groups for i in group) == list(range(300))
     for group in groups:
         assert all(lengths[group[0]] <= 1.25 * lengths[i] + 32 for i in group)
+
+
+def test_groups_of_attention_by_blocks():
+    """Of other lengths they have the shapes of a product that has been compiled; tokens and lengths stay as they are."""
+    shapes = set()
+    for seed in range(20):
+        lengths = torch.randint(1, 700, (12,), generator=torch.Generator().manual_seed(seed)).tolist()
+        ends = torch.tensor(lengths).cumsum(0)
+        sequences = [Path(torch.arange(end - n, end), 0) for n, end in zip(lengths, ends)]
+        groups = make_groups(sequences, "cpu", blocks=True)
+        assert sorted(n for g in groups for n in g.lengths) == sorted(lengths)
+        assert torch.cat([g.own_rows for g in groups]).sort()[0].equal(torch.arange(sum(lengths)))
+        for g in groups:
+            assert g.longest - 32 < g.lengths[0] <= g.longest and g.longest % 32 == 0
+            assert torch.equal(g.rows[g.own_slots], g.own_rows) and len(g.rows) == g.count * g.longest
+            assert g.lengths[0] <= 1.5 * g.lengths[-1] + 64
+        shapes.update(g.longest for g in groups)
+    assert len(shapes) <= 700 // 32 + 1
+
+
+def test_a_pack_by_blocks_equals_its_sequences_alone(monkeypatch):
+    """As on a CPU in bfloat16, here in float32, so that a wrong token shows."""
+    monkeypatch.setattr(packed_attention, "by_blocks", lambda q: True)
+    test_a_pack_equals_its_sequences_alone(1)
 
 
 def test_positions_that_do_not_begin_with_0_are_refused():
