@@ -7,6 +7,7 @@ every engine and returns when they have loaded what is in it. ``open_source`` is
 
 import os
 import pickle
+import threading
 from multiprocessing.reduction import ForkingPickler
 from typing import Callable
 
@@ -35,7 +36,8 @@ class FileTransport:
         self.slots += slots
         if dist.get_rank() == 0:
             if self.file is None:
-                self.file = os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+                self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                self.file = os.fdopen(self.fd, "wb", closefd=False)
             for slot, (_, weight) in zip(slots, weights):
                 self.file.seek(slot.offset)
                 weight = weight.detach().to("cpu", self.dtype).contiguous().reshape(-1)
@@ -47,9 +49,14 @@ class FileTransport:
             self.call(("file", self.path), self.slots, True)
 
     def close(self) -> None:
-        if self.file is not None:
+        if self.file is None:
+            return
+        try:
             self.file.close()
+        finally:
             os.unlink(self.path)
+            # whoever lets go of the file last waits until the kernel has freed its pages: a fifth of the whole sync
+            threading.Thread(target=os.close, args=(self.fd,)).start()
 
 
 class IpcTransport:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import resource
+import time
 
 import pytest
 import torch
@@ -88,6 +90,40 @@ def test_file_is_gone_after_a_failure(alone, tmp_path):
     with pytest.raises(RuntimeError, match="died"):
         Weights(model(), torch.float32, LIMIT).send(FileTransport(f"{tmp_path}/weights", torch.float32, call))
     assert not os.path.exists(f"{tmp_path}/weights")
+
+
+def test_file_is_gone_where_it_cannot_be_written(alone, tmp_path):
+    """Weights smaller than the file's buffer are written when it is closed."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, limit[1]))
+    try:
+        with pytest.raises(OSError):
+            Weights(model(), torch.float32, LIMIT).send(FileTransport(f"{tmp_path}/weights", torch.float32, print))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not os.path.exists(f"{tmp_path}/weights")
+
+
+def test_file_is_let_go(alone, tmp_path):
+    """Its pages are freed beside what goes on; soon no descriptor holds them."""
+
+    def held():
+        return [fd for fd in os.listdir("/proc/self/fd") if "/weights" in readlink(fd)]
+
+    def readlink(fd):
+        try:
+            return os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:  # the one that listed them
+            return ""
+
+    def call(source, slots, last):
+        assert held()
+
+    Weights(model(), torch.float32, LIMIT).send(FileTransport(f"{tmp_path}/weights", torch.float32, call))
+    end = time.monotonic() + 30
+    while held() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not held()
 
 
 def test_verify_names_what_is_skipped_or_stale(alone):
