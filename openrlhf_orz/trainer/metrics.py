@@ -89,3 +89,10 @@ def step_record(step: int, status: dict, ours: dict) -> dict[str, float | None]:
         if record.get(f"seconds_{phase}") and tokens in record:
             record[f"tokens_per_second_{phase}"] = record[tokens] / record[f"seconds_{phase}"]
     return {key: value if isinstance(value, int) or math.isfinite(value) else None for key, value in record.items()}
+
+
+def as_numbers(metrics: dict) -> dict:
+    """A sample's metrics without tensors of one number: of a batch, numbers are one tensor on their way to the ranks;
+    tensors are a list of them, pickled one by one.
+    """
+    return {key: x.item() if isinstance(x, torch.Tensor) and x.dim() == 0 else x for key, x in metrics.items()}

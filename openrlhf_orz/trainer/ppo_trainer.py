@@ -21,7 +21,7 @@ from openrlhf_orz.trainer.evaluation import evaluate_samples
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
 from openrlhf_orz.trainer.heartbeat import show_life
 from openrlhf_orz.trainer.memory import memory_metrics
-from openrlhf_orz.trainer.metrics import rank_metrics, rollout_metrics, step_record
+from openrlhf_orz.trainer.metrics import as_numbers, rank_metrics, rollout_metrics, step_record
 from openrlhf_orz.trainer.prompts import load_prompts
 from openrlhf_orz.trainer.rollout_stats import RolloutStats, length_metrics
 from openrlhf_orz.trainer.run_dir import RunDir, Tolerant
@@ -36,13 +36,6 @@ SYNC_SEQUENCES = 8  # sequences on which --orz.check_sync compares
 def info(samples, key: str, missing: float = -1.0) -> torch.Tensor:
     """A per-sample number of single-sample experiences as (B,) float."""
     return torch.tensor([float(sample.info[key]) if key in sample.info else missing for sample in samples])
-
-
-def as_numbers(info: dict) -> dict:
-    """A sample's metrics without tensors of one number: of a batch, numbers are one tensor on their way to the ranks;
-    tensors are a list of them, pickled one by one.
-    """
-    return {key: x.item() if isinstance(x, torch.Tensor) and x.dim() == 0 else x for key, x in info.items()}
 
 
 class OrzTrainer(Checkpointing):

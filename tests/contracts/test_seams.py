@@ -197,7 +197,7 @@ def test_metrics_are_one_tensor_on_their_way_to_the_ranks():
     import torch
     from openrlhf.trainer.ppo_utils.experience import Experience, make_experience_batch, split_experience_batch
 
-    from openrlhf_orz.trainer.ppo_trainer import as_numbers
+    from openrlhf_orz.trainer.metrics import as_numbers
 
     infos = [
         {"reward": torch.tensor(0.1 * i), "clipped": torch.tensor(i == 1), "tokens": torch.tensor(i), "more": [i]}
