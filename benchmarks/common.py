@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 sys.path.insert(0, str(ROOT))
 
-from openrlhf_orz.config import cpu_dtype  # noqa: E402
-from openrlhf_orz.peak_memory import peak_rss_mib, reset_peak  # noqa: E402, F401
-from openrlhf_orz.plan.flops import forward  # noqa: E402
-from openrlhf_orz.plan.shapes import Shape  # noqa: E402
+from openrlhf_orz.plan.flops import forward
+from openrlhf_orz.plan.shapes import Shape
+from openrlhf_orz.runtime.peak_memory import peak_rss_mib, reset_peak  # noqa: F401  for the sides
+from openrlhf_orz.settings.derive import cpu_dtype
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
 
-import curate_pool  # noqa: E402
+import curate_pool
 
-from openrlhf_orz.data.curate import pipeline  # noqa: E402
-from openrlhf_orz.data.curate.config import load  # noqa: E402
+from openrlhf_orz.data.curate import pipeline
+from openrlhf_orz.data.curate.config import load
 
 EXCLUDED = {
     "choice": "multiple_choice",

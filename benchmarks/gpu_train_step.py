@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import common  # noqa: E402
+import common
 
 
 def parse(argv):
@@ -61,7 +61,7 @@ class Step:
         import torch
         from transformers import AutoModel, AutoModelForCausalLM
 
-        from openrlhf_orz.models import rms_norm
+        from openrlhf_orz.models.cpu import rms_norm
         from openrlhf_orz.models.log_prob_head import install
         from openrlhf_orz.models.packed_attention import NAME
 

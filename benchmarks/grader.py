@@ -28,9 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from grader_rows import HOSTILE, pairs, response, rewritten  # noqa: E402
+from grader_rows import HOSTILE, pairs, response, rewritten
 
-from openrlhf_orz.reward import Grader  # noqa: E402
+from openrlhf_orz.reward import Grader
 
 BARE = """
 import json, sys, time, logging

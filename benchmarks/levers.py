@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import common  # noqa: E402
+import common
 
 PADDED = ("--ds.attn_implementation", "sdpa", "--train.micro_batch_size", "{n}", "--rollout.micro_batch_size", "{n}")
 VARIANTS = {

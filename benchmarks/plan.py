@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import common  # noqa: E402
+import common
 
 PROMPT, RESPONSE, GROUPS, SAMPLES = 108, 96, 5, 8  # ten sequences of 204 tokens fill a pack of 2048
 STEPS = {"tiny": 2, "smollm2-135m": 1}

@@ -16,7 +16,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor
 
-from openrlhf_orz.cli.ray_session import ray_session, trainer_env
+from openrlhf_orz.runtime.ray_session import ray_session, trainer_env
 from openrlhf_orz.trainer.actor import OrzPolicyModelActor
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
 from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
@@ -124,7 +124,7 @@ def common_flags(model: Path, samples: int, dtype: str, ranks: int = 1) -> list[
 
 
 def our_args(flags: list[str], run_dir: Path, prompt: str = "1+1="):
-    from openrlhf_orz.cli.flags import parse
+    from openrlhf_orz.settings.command_line import parse
 
     args, _ = parse([*flags, "--orz.device", "cpu", "--ckpt.output_dir", str(run_dir), "--orz.warmup_steps", "0"])
     args.bench_prompt, args.logger.tensorboard_dir = prompt, None
@@ -290,7 +290,7 @@ def session(args, ranks: int = 1):
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # as this process: the matrix product that MFU is held against runs here
     os.environ.setdefault("RAY_worker_niceness", "0")
-    from openrlhf_orz.cli.stopping import Stopping
+    from openrlhf_orz.runtime.stopping import Stopping
 
     with ray_session(args, Stopping(args)) as ray:
         from ray.util.placement_group import placement_group

@@ -26,11 +26,11 @@ from pathlib import Path
 import psutil
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests" / "e2e")]
-import common  # noqa: E402
-from faults import Run, wait_for  # noqa: E402
+import common
+from faults import Run, wait_for
 
-from openrlhf_orz.data.arithmetic import generate  # noqa: E402
-from openrlhf_orz.data.prompt_loader import PromptLoader  # noqa: E402
+from openrlhf_orz.data.arithmetic import generate
+from openrlhf_orz.data.prompt_loader import PromptLoader
 
 BASE = common.ROOT / "examples" / "tiny_base"
 PROMPTS, BATCH, SAMPLES, SEED = 1000, 8, 8, 42
@@ -111,7 +111,7 @@ class Soak:
             filler.unlink()
             return True
         names = {
-            "grader": ("reward/worker.py",),
+            "grader": ("workers/worker.py",),
             "engine": ("OrzRolloutActor", "EngineCore"),
             "stopped_engine": ("EngineCore",),
             "stopped_trainer": ("OrzPolicyModelActor", "OrzCriticModelActor"),

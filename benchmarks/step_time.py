@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import common  # noqa: E402
+import common
 
 TRIALS = {
     "tiny": ("padded:4", "padded:8", "padded:16", "packed:2048", "packed:8192", "packed:2048:zero2"),

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import common  # noqa: E402
+import common
 
 
 def parse(argv):
@@ -45,8 +45,8 @@ class Receiver:
     def load_weights(self, source, slots, last):
         import torch
 
-        from openrlhf_orz.rollout.buckets import views
-        from openrlhf_orz.rollout.transport import open_source, read_slots
+        from openrlhf_orz.rollout.sync.buckets import views
+        from openrlhf_orz.rollout.sync.transport import open_source, read_slots
 
         for name, weight in views(open_source(source, torch.device("cpu")), read_slots(slots)):
             self.parameters[name].data.copy_(weight)
@@ -63,8 +63,8 @@ def send_file(model, dtype, receivers, args) -> None:
     import ray
     import torch
 
-    from openrlhf_orz.rollout.transport import FileTransport
-    from openrlhf_orz.rollout.weight_sync import Weights
+    from openrlhf_orz.rollout.sync.send import Weights
+    from openrlhf_orz.rollout.sync.transport import FileTransport
 
     def load(source, slots, last):
         ray.get([receiver.load_weights.remote(source, slots, last) for receiver in receivers])

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from openrlhf_orz.data.curate import collect, normalise  # noqa: E402
-from openrlhf_orz.data.curate.decontaminate import BUILTIN, save_builtin  # noqa: E402
+from openrlhf_orz.data.curate import collect, normalise
+from openrlhf_orz.data.curate.decontaminate import BUILTIN, save_builtin
 
 
 def questions(arguments: list[str]):

@@ -16,10 +16,10 @@ import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import porting  # noqa: E402
-import unidiff  # noqa: E402
-import upstreaming  # noqa: E402
-from unidiff import PatchError  # noqa: E402
+import porting
+import unidiff
+import upstreaming
+from unidiff import PatchError
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADERS = ("Subject", "Why-not-a-subclass", "Upstream-status", "Drop-when", "Test")
@@ -234,7 +234,7 @@ def main(argv=None):
     common.add_argument("--wheel", help="the upstream wheel (default: downloaded once into .cache/)")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    add = lambda name, text: commands.add_parser(name, help=text, parents=[common])  # noqa: E731
+    add = lambda name, text: commands.add_parser(name, help=text, parents=[common])
     add("lint", "check headers, names, paths, size, white space, and that the result compiles")
     add("apply", "unpack the release into DIR and apply the series").add_argument("dir")
     add("roundtrip", "apply and revert each patch and the whole series; the release must come back")

@@ -9,7 +9,7 @@ to a three-digit addition, as a real base model knows good and bad ways to solve
 Reinforcement learning then has something to find: reasoning, which takes more tokens, pays.
 
 `--task counting` makes the base of the miniature instead: additions by counting on, answered in three styles
-(openrlhf_orz/miniature/task.py).
+(examples/miniature/task.py).
 """
 
 import argparse
@@ -17,6 +17,7 @@ import json
 import math
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +27,13 @@ import torch
 from tokenizers import AddedToken, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from openrlhf_orz.data import arithmetic, prompts
-from openrlhf_orz.miniature import task as counting
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from miniature import task as counting
+
+from openrlhf_orz.data import arithmetic, prompts
+
 VOCAB, EOS, PAD = 512, "<|endoftext|>", "<|pad|>"
 # A tag, or text up to a punctuation mark, the end of a line, a digit or a tag.
 PHRASES = r" ?</?\w+>| ?\\boxed\{|[^\d<\\]+?(?:[.,:?] |\n|(?=\d| ?<| ?\\|$))"
@@ -125,13 +129,19 @@ def build_tokenizer(task=TASKS["columns"]):
     phrases = [piece for piece in pieces if len(piece) > 1 and not piece.strip().isalpha()]
     learner = Qwen2Tokenizer().backend_tokenizer
     size = VOCAB - len(phrases) - 2  # and two special tokens
-    learner.train_from_iterator([ENGLISH, *phrases], trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
-    ))
+    learner.train_from_iterator(
+        [ENGLISH, *phrases],
+        trainers.BpeTrainer(vocab_size=size, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())),
+    )
     learned = json.loads(learner.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
-        learned["vocab"], [tuple(merge) for merge in learned["merges"]],
-        eos_token=EOS, unk_token=EOS, pad_token=PAD, padding_side="left", model_max_length=512,
+        learned["vocab"],
+        [tuple(merge) for merge in learned["merges"]],
+        eos_token=EOS,
+        unk_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        model_max_length=512,
     )
     tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in phrases])
     return tokenizer
@@ -141,10 +151,17 @@ def build_model(tokenizer, hidden=128):
     """A small Qwen2, of a shape that vLLM runs on CPU and GPU too (head size 32)."""
     heads = hidden // 32
     config = Qwen2Config(
-        vocab_size=VOCAB, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=4,
-        num_attention_heads=heads, num_key_value_heads=2 if heads % 2 == 0 else 1,
-        max_position_embeddings=512, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+        vocab_size=VOCAB,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=4,
+        num_attention_heads=heads,
+        num_key_value_heads=2 if heads % 2 == 0 else 1,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
     )
     return Qwen2ForCausalLM(config)
 
@@ -153,7 +170,7 @@ def batch(tokenizer, rng, size, task, shares, head_tokens=None):
     """Token ids and labels (responses only) of `size` fresh examples, of each prompt its last tokens."""
     rows = []
     for prompt, response in (task.example(rng, shares) for _ in range(size)):
-        head = tokenizer.encode(prompt)[-(head_tokens or 512):]
+        head = tokenizer.encode(prompt)[-(head_tokens or 512) :]
         tail = tokenizer.encode(response) + [tokenizer.eos_token_id]
         rows.append((head + tail, [-100] * len(head) + tail))
     width = max(len(ids) for ids, _ in rows)
@@ -200,20 +217,28 @@ def measure(model, tokenizer, n=400, seed=10_000, greedy=False, max_new_tokens=6
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
     torch.manual_seed(seed)
     sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)[:, inputs.input_ids.shape[1]:]
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)[:, inputs.input_ids.shape[1] :]
     rows = []
     for terms, ids in zip(asked, out, strict=True):
         ids = [i for i in ids.tolist() if i not in (tokenizer.pad_token_id, tokenizer.eos_token_id)]
         text = tokenizer.decode(ids)
         style = next((name for name, begins in task.beginnings.items() if text.startswith(begins)), "other")
-        rows.append((style, text.endswith(f"<answer> \\boxed{{{sum(terms)}}} </answer>"), len(ids),
-                     text.endswith("</answer>")))
-    report = {"prompt_tokens": mean(inputs.attention_mask.sum(1).tolist()), "reward": mean([r[1] for r in rows]),
-              "tokens": mean([r[2] for r in rows]), "finished": mean([r[3] for r in rows])}
+        rows.append(
+            (style, text.endswith(f"<answer> \\boxed{{{sum(terms)}}} </answer>"), len(ids), text.endswith("</answer>"))
+        )
+    report = {
+        "prompt_tokens": mean(inputs.attention_mask.sum(1).tolist()),
+        "reward": mean([r[1] for r in rows]),
+        "tokens": mean([r[2] for r in rows]),
+        "finished": mean([r[3] for r in rows]),
+    }
     for style in (*task.beginnings, "other"):
         of = [r for r in rows if r[0] == style]
-        report[style] = {"share": mean([r[0] == style for r in rows]), "right": mean([r[1] for r in of]),
-                         "tokens": mean([r[2] for r in of])}
+        report[style] = {
+            "share": mean([r[0] == style for r in rows]),
+            "right": mean([r[1] for r in of]),
+            "tokens": mean([r[2] for r in of]),
+        }
     return report
 
 

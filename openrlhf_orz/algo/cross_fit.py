@@ -4,7 +4,7 @@ With gamma = lambda = 1 the returns need no values (Sec. 2.1.3), so a sample's v
 trains the critic on it: before the update that uses the sample, after those that used others.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 

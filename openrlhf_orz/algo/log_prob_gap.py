@@ -1,6 +1,6 @@
 """How far the policy that sampled (vLLM's) is from the policy that trains, pure torch."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 

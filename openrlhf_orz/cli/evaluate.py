@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from openrlhf_orz.config import cpu_dtype, detect_device
-from openrlhf_orz.defaults import STOP_STRINGS
 from openrlhf_orz.evaluate.benchmarks import BENCHMARKS, HARNESS
 from openrlhf_orz.evaluate.questions import EvaluationError, load_questions
+from openrlhf_orz.settings.derive import cpu_dtype, detect_device
+from openrlhf_orz.settings.flags import STOP_STRINGS
 
 
 def build_parser() -> argparse.ArgumentParser:

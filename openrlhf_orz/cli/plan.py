@@ -12,13 +12,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from openrlhf_orz.cli.flags import parse
 from openrlhf_orz.plan import hardware as machines
 from openrlhf_orz.plan.advice import advise
 from openrlhf_orz.plan.planner import PlanError, default_lengths, plan
 from openrlhf_orz.plan.seconds import CPU_RATES, Rates
 from openrlhf_orz.plan.shapes import KNOWN, Shape, UnknownShape, shape_of
 from openrlhf_orz.plan.text import as_dict, describe
+from openrlhf_orz.settings.command_line import parse
 
 PROGRAM = "python -m openrlhf_orz.cli.plan"
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from openrlhf_orz.data.curate.config import PassRate
 from openrlhf_orz.data.curate.pass_rate import Sampler
 from openrlhf_orz.data.sources import DataError
-from openrlhf_orz.defaults import STOP_STRINGS
 from openrlhf_orz.reward.verifiers import make_verifier
+from openrlhf_orz.settings.flags import STOP_STRINGS
 
 _GRADED_AT_ONCE = 64
 

@@ -8,16 +8,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from openrlhf_orz import checkpoints, resume
-from openrlhf_orz.cli import console, ray_session
-from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.cli.stopping import Stopping
-from openrlhf_orz.cli.supervise import RESTARTS, is_child, supervise
-from openrlhf_orz.config import ConfigError, check_rollouts, prompt_budget
-from openrlhf_orz.redact import copy_redacted, hide, redact
-from openrlhf_orz.skip_plan import describe
-from openrlhf_orz.trainer.run_dir import save_config
-from openrlhf_orz.trainer.stop import Stopped
+from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
+from openrlhf_orz.runtime.run_dir import save_config
+from openrlhf_orz.runtime.stop import Stopped
+from openrlhf_orz.runtime.stopping import Stopping
+from openrlhf_orz.runtime.supervise import RESTARTS, is_child, supervise
+from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.derive import ConfigError, check_rollouts, prompt_budget
+from openrlhf_orz.settings.redact import copy_redacted, hide, redact
+from openrlhf_orz.settings.skip_plan import describe
 
 
 def prepare_data(args) -> int:
@@ -26,8 +25,8 @@ def prepare_data(args) -> int:
     Raises DataError, naming flag, file and line, if there is nothing to train on.
     """
     from openrlhf_orz.data.prepare import prepare_prompts
-    from openrlhf_orz.model_check import check_models
     from openrlhf_orz.reward.grader import Grader
+    from openrlhf_orz.settings.models import check_models
 
     tokenizer = check_models(args)
     template = args.orz.prompt_template if args.data.input_template is None else args.data.input_template
@@ -116,10 +115,10 @@ def engine_args(args) -> dict:
 
 def train(args, explicit: set[str], stopping: Stopping) -> None:
     """One run, from checked arguments to the saved model. Raises what failed."""
-    from openrlhf_orz.cli.alive import watched
-    from openrlhf_orz.cli.progress import Progress
-    from openrlhf_orz.cli.run_report import LiveReport
-    from openrlhf_orz.compat import check_openrlhf, launch
+    from openrlhf_orz.runtime.alive import watched
+    from openrlhf_orz.runtime.progress import Progress
+    from openrlhf_orz.runtime.run_report import LiveReport
+    from openrlhf_orz.settings.upstream import check_openrlhf, launch
 
     check_openrlhf()
     run_dir = Path(args.orz.run_dir)
@@ -213,9 +212,9 @@ def summary(args) -> str:
 
 def failed(error: Exception, args) -> int:
     """Tell what ended the run; the exit status: 2 for what the user can mend, else 1. Raises what nobody foresaw."""
-    from openrlhf_orz.compat import WrongBuild
     from openrlhf_orz.data.rows import DataError
-    from openrlhf_orz.trainer.watchdog import PhaseTimeout
+    from openrlhf_orz.runtime.watchdog import PhaseTimeout
+    from openrlhf_orz.settings.upstream import WrongBuild
 
     # what a worker raised is of the class of its cause, too: an OSError there is no fault of the flags
     if type(error).__module__.partition(".")[0] == "ray":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openrlhf_orz.algo.text_stats import reflects
 from openrlhf_orz.evaluate import engine_process
 from openrlhf_orz.evaluate.engine_process import EngineSettings, Request
 from openrlhf_orz.evaluate.questions import EvaluationError, Question, sample_seed
@@ -21,7 +22,6 @@ from openrlhf_orz.reward.extract import has_format
 from openrlhf_orz.reward.grader import Grader
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.reward.verifiers import make_verifier
-from openrlhf_orz.text_stats import reflects
 
 PROGRESS_S = 15
 

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from openrlhf_orz.models.causal_attention import BLOCK, CausalAttention
+from openrlhf_orz.models.cpu.attention import BLOCK, CausalAttention
 
 NAME = "orz_packed"
 

@@ -9,7 +9,7 @@ from openrlhf_orz.plan.batches import Batches
 from openrlhf_orz.plan.hardware import GIB, Hardware
 from openrlhf_orz.plan.shapes import Shape
 from openrlhf_orz.plan.states import ITEMSIZE, frozen, trained
-from openrlhf_orz.skip_plan import needs_old_log_probs
+from openrlhf_orz.settings.skip_plan import needs_old_log_probs
 
 # Assumptions, printed with the plan
 CUDA_PROCESS = 0.75 * GIB  # context, kernels and NCCL of one process on a GPU

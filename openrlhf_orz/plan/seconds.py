@@ -14,7 +14,7 @@ from openrlhf_orz.plan.hardware import Hardware
 from openrlhf_orz.plan.memory import places
 from openrlhf_orz.plan.shapes import Shape
 from openrlhf_orz.plan.states import ITEMSIZE
-from openrlhf_orz.skip_plan import skip_plan
+from openrlhf_orz.settings.skip_plan import skip_plan
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The paper's pictures as PNGs, by matplotlib, for one run or several laid over each other."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from openrlhf_orz.report.run_data import Run, columns
 

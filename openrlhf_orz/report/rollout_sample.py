@@ -5,8 +5,8 @@ import random
 import zlib
 from dataclasses import dataclass, field
 
+from openrlhf_orz.algo.text_stats import reflects
 from openrlhf_orz.report.run_data import Run, read_rows
-from openrlhf_orz.text_stats import reflects
 
 MAX_STEPS = 40  # whose rollout files are read
 MAX_READ = 400  # responses taken from one file

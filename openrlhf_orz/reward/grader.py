@@ -6,11 +6,12 @@ import os
 import threading
 import time
 
-from openrlhf_orz.reward import extract, guards, wire
+from openrlhf_orz.reward import extract, guards
 from openrlhf_orz.reward.mends import MENDS
-from openrlhf_orz.reward.node import NodePool
-from openrlhf_orz.reward.pool import Pool
 from openrlhf_orz.reward.verdict import Grade, Verdict
+from openrlhf_orz.reward.workers import wire
+from openrlhf_orz.reward.workers.node import NodePool
+from openrlhf_orz.reward.workers.pool import Pool
 
 MAX_GOLD_CHARS = 8_000  # a longer reference is no answer, and would not fit a message
 _RULE_NAMES = {**dict(enumerate(MENDS, 1)), 63: "identical"}

@@ -9,7 +9,7 @@ from openrlhf_orz.reward.verdict import Verdict
 
 def prepare() -> None:
     """Import the package, outside an answer's budget. ImportError when it is not installed."""
-    import reasoning_gym  # noqa: F401
+    import reasoning_gym  # noqa: F401  the import itself is what takes long
 
 
 def score(entry: str, answer: str) -> tuple[Verdict, int]:

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from openrlhf_orz.reward import extract, guards, wire
+from openrlhf_orz.reward import extract, guards
 from openrlhf_orz.reward.grader import Grader
 from openrlhf_orz.reward.verdict import Grade, Verdict
+from openrlhf_orz.reward.workers import wire
 
 
 class Verifier(Protocol):

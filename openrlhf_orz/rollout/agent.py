@@ -11,10 +11,10 @@ from copy import deepcopy
 
 from openrlhf.utils.agent import SingleTurnAgentExecutor
 
-from openrlhf_orz.defaults import STOP_STRINGS
 from openrlhf_orz.reward.extract import has_format
 from openrlhf_orz.reward.grader import Grader
 from openrlhf_orz.reward.rules import rule_number
+from openrlhf_orz.settings.flags import STOP_STRINGS
 
 # how a response ended, as numbers for OpenRLHF's extra_logs
 STOPPED_AT_EOS, CUT_BY_LENGTH = -1, -2  # else the index of the stop string

@@ -14,7 +14,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from openrlhf_orz.rollout.agent import AgentExecutor
-from openrlhf_orz.rollout.family import Family
+from openrlhf_orz.runtime.processes import Family
 
 
 class OrzRolloutActor(RolloutRayActor):

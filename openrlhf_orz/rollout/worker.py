@@ -1,14 +1,14 @@
 """The extension of vLLM's worker (``worker_extension_cls``): OpenRLHF's weight sync, ours in buckets, its proof."""
 
 import weakref
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
 
-from openrlhf_orz.rollout.buckets import views
-from openrlhf_orz.rollout.checksums import EngineReport, checksum, find_sources
-from openrlhf_orz.rollout.transport import open_source, read_slots
+from openrlhf_orz.rollout.sync.buckets import views
+from openrlhf_orz.rollout.sync.checksums import EngineReport, checksum, find_sources
+from openrlhf_orz.rollout.sync.transport import open_source, read_slots
 
 
 def tied_heads(model: torch.nn.Module) -> list[torch.nn.Module]:

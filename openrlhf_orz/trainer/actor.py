@@ -10,13 +10,13 @@ from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 from openrlhf_orz.algo.cross_fit import cross_fit_advantages
 from openrlhf_orz.algo.log_prob_gap import LogProbGap
 from openrlhf_orz.data.prompts import chat_template
-from openrlhf_orz.rollout.weight_sync import sync_to_engines
-from openrlhf_orz.skip_plan import needs_old_log_probs
+from openrlhf_orz.rollout.sync.send import sync_to_engines
+from openrlhf_orz.runtime.cores import RendezvousByFile, at_work, share_cores
+from openrlhf_orz.settings.skip_plan import needs_old_log_probs
+from openrlhf_orz.trainer.mini_batches import OrzReplayBuffer
 from openrlhf_orz.trainer.nonfinite import StepGuard
 from openrlhf_orz.trainer.policy_model import OrzActor
-from openrlhf_orz.trainer.process import RendezvousByFile, at_work, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
-from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
 from openrlhf_orz.trainer.single_rank import skip_reduction
 
 
@@ -99,9 +99,7 @@ class OrzPolicyModelActor(RankState, RendezvousByFile, PolicyModelActor):
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
         args = strategy.args
-        self.model_cls = partial(
-            OrzActor, share=args.orz.share_prefixes == "auto", on_cpu=args.orz.device == "cpu"
-        )
+        self.model_cls = partial(OrzActor, share=args.orz.share_prefixes == "auto", on_cpu=args.orz.device == "cpu")
         if args.orz.actor_warmup_steps is not None:
             args.actor.lr_warmup_ratio = warmup_ratio(args.orz.actor_warmup_steps, max_steps)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)

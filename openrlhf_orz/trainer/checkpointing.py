@@ -12,10 +12,10 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.utils.logging_utils import init_logger
 
-from openrlhf_orz import checkpoints
+from openrlhf_orz.runtime import checkpoints
+from openrlhf_orz.runtime.stop import Stopped, StopRequested, stop_if_asked, training_mark
+from openrlhf_orz.runtime.watchdog import within
 from openrlhf_orz.trainer import random_state
-from openrlhf_orz.trainer.stop import Stopped, StopRequested, stop_if_asked, training_mark
-from openrlhf_orz.trainer.watchdog import within
 
 logger = init_logger(__name__)
 

@@ -10,13 +10,14 @@ from openrlhf.utils.logging_utils import init_logger
 from transformers.utils import cached_file
 
 from openrlhf_orz.algo.masked import explained_variances, fit_sums
-from openrlhf_orz.models import rms_norm, shared_prefixes
+from openrlhf_orz.models import shared_prefixes
+from openrlhf_orz.models.cpu import rms_norm
 from openrlhf_orz.models.value_head import init_value_head
+from openrlhf_orz.runtime.cores import RendezvousByFile, at_work, in_threads, share_cores
 from openrlhf_orz.trainer.actor import warmup_ratio
+from openrlhf_orz.trainer.mini_batches import OrzCriticReplayBuffer
 from openrlhf_orz.trainer.nonfinite import StepGuard
-from openrlhf_orz.trainer.process import RendezvousByFile, at_work, in_threads, share_cores
 from openrlhf_orz.trainer.rank_state import RankState
-from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
 from openrlhf_orz.trainer.single_rank import skip_reduction
 
 logger = init_logger(__name__)

@@ -8,8 +8,8 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.algo.advantages import discounted_sum, gae
 from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
-from openrlhf_orz.skip_plan import needs_old_log_probs
-from openrlhf_orz.trainer.process import cores
+from openrlhf_orz.runtime.cores import cores
+from openrlhf_orz.settings.skip_plan import needs_old_log_probs
 
 logger = init_logger(__name__)
 

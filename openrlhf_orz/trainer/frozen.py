@@ -2,8 +2,8 @@
 
 from openrlhf.trainer.ray.launcher import ReferenceModelActor, RewardModelActor
 
-import openrlhf_orz.models.packed_attention  # noqa: F401  (registers --ds.attn_implementation orz_packed)
-from openrlhf_orz.trainer.process import RendezvousByFile, at_work
+import openrlhf_orz.models.packed_attention  # noqa: F401  registers --ds.attn_implementation orz_packed
+from openrlhf_orz.runtime.cores import RendezvousByFile, at_work
 
 
 class OrzReferenceModelActor(RendezvousByFile, ReferenceModelActor):

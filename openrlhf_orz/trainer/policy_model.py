@@ -2,7 +2,8 @@
 
 from openrlhf.models import Actor
 
-from openrlhf_orz.models import log_prob_head, rms_norm, shared_prefixes
+from openrlhf_orz.models import log_prob_head, shared_prefixes
+from openrlhf_orz.models.cpu import rms_norm
 
 
 class OrzActor(Actor):

@@ -12,21 +12,21 @@ from transformers import AutoConfig
 
 from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
+from openrlhf_orz.algo.text_stats import reflects
 from openrlhf_orz.reward.extract import extract_answer
 from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
-from openrlhf_orz.text_stats import reflects
+from openrlhf_orz.rollout.generation import OrzSamplesGenerator
+from openrlhf_orz.runtime.heartbeat import show_life
+from openrlhf_orz.runtime.memory import memory_metrics
+from openrlhf_orz.runtime.run_dir import RunDir, Tolerant
+from openrlhf_orz.runtime.watchdog import within
 from openrlhf_orz.trainer.checkpointing import Checkpointing
 from openrlhf_orz.trainer.evaluation import evaluate_samples
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
-from openrlhf_orz.trainer.heartbeat import show_life
-from openrlhf_orz.trainer.memory import memory_metrics
 from openrlhf_orz.trainer.metrics import as_numbers, rank_metrics, rollout_metrics, step_record
 from openrlhf_orz.trainer.prompts import load_prompts
 from openrlhf_orz.trainer.rollout_stats import RolloutStats, length_metrics
-from openrlhf_orz.trainer.run_dir import RunDir, Tolerant
-from openrlhf_orz.trainer.samples import OrzSamplesGenerator
-from openrlhf_orz.trainer.watchdog import within
 
 logger = init_logger(__name__)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from openrlhf_orz.checkpoints import partial_path
-from openrlhf_orz.rollout.family import Family
+from openrlhf_orz.runtime.checkpoints import partial_path
+from openrlhf_orz.runtime.memory import MemoryByPhase
+from openrlhf_orz.runtime.processes import Family
 from openrlhf_orz.trainer import random_state
-from openrlhf_orz.trainer.memory import MemoryByPhase
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from openrlhf_orz.text_stats import reflects, repetition
+from openrlhf_orz.algo.text_stats import reflects, repetition
 from openrlhf_orz.trainer.metrics import mean
 
 QUANTILES = (10, 50, 90)  # per cent

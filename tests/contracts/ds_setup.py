@@ -13,7 +13,7 @@ FLAGS = (
 
 
 def make_args(*extra):
-    from openrlhf_orz.cli.flags import parse
+    from openrlhf_orz.settings.command_line import parse
 
     args, _ = parse([*FLAGS, "--actor.num_gpus_per_node", os.environ["WORLD_SIZE"],
                      "--critic.num_gpus_per_node", os.environ["WORLD_SIZE"], *extra])  # fmt: skip

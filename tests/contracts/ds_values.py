@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from ds_setup import make_args, make_batch, make_critic, make_strategy, stage_flags
 
+from openrlhf_orz.runtime.memory import MemoryByPhase
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
-from openrlhf_orz.trainer.memory import MemoryByPhase
 
 
 def values(*stages):

@@ -66,7 +66,13 @@ def zero_case(stage, boundary):
         gap = max(gap, difference.abs().max().item())
         apart, moved = apart + difference.square().sum().item(), moved + (theirs - was).square().sum().item()
     reduces = actor.model.enable_backward_allreduce
-    return {"gap": gap, "relative": (apart / moved) ** 0.5, "grad_norm": strategy.get_grad_norm(actor), "reference_norm": norm, "reduces": reduces}
+    return {
+        "gap": gap,
+        "relative": (apart / moved) ** 0.5,
+        "grad_norm": strategy.get_grad_norm(actor),
+        "reference_norm": norm,
+        "reduces": reduces,
+    }
 
 
 def single_step():

@@ -7,13 +7,13 @@ import pytest
 
 pytest.importorskip("openrlhf", reason="OpenRLHF is not installed: bash tools/setup.sh")
 
-import torch  # noqa: E402
-from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
-from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
-from test_zero_gradients import run_ranks  # noqa: E402
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+from test_zero_gradients import run_ranks
 
-from openrlhf_orz.cli.flags import parse  # noqa: E402
-from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens  # noqa: E402
+from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
 
 GROUPED = ("rloo", "group_norm", "dr_grpo")
 

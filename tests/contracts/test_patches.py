@@ -13,9 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-import unidiff  # noqa: E402
+import unidiff
 
-import patches  # noqa: E402
+import patches
 
 SERIES = patches.Series(ROOT / "patches")
 FIRST = SERIES.names[0]
@@ -67,7 +67,7 @@ def test_git_applies_the_same(tmp_path, wheel, capsys):
     patches.write_tree(patches.read_tree(SERIES, wheel), tmp_path / "git")
     for name in SERIES.names:
         subprocess.run(["git", "apply", SERIES.folder / name], cwd=tmp_path / "git", check=True)
-    tree = lambda d: {p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()}  # noqa: E731
+    tree = lambda d: {p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()}
     assert tree(tmp_path / "ours") == tree(tmp_path / "git")
 
 

@@ -40,7 +40,7 @@ def flat(steps):
 
 
 def test_critic_steps_shuffled_each_sample_once(mesh):
-    from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
+    from openrlhf_orz.trainer.mini_batches import OrzCriticReplayBuffer
 
     lengths = [10 + i % 7 for i in range(30)]
     first, second = partitions(mesh, OrzCriticReplayBuffer, lengths, rollouts=2)
@@ -55,7 +55,7 @@ def test_critic_steps_shuffled_each_sample_once(mesh):
 
 
 def test_one_policy_step_with_all_samples(mesh):
-    from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
+    from openrlhf_orz.trainer.mini_batches import OrzReplayBuffer
 
     (steps,) = partitions(mesh, OrzReplayBuffer, [50, 20, 30, 100, 10])
     assert len(steps) == 1 and sorted(flat(steps)[0]) == [0, 1, 2, 3, 4]
@@ -63,14 +63,14 @@ def test_one_policy_step_with_all_samples(mesh):
 
 
 def test_fixed_number_of_samples(mesh):
-    from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
+    from openrlhf_orz.trainer.mini_batches import OrzReplayBuffer
 
     (steps,) = partitions(mesh, OrzReplayBuffer, [500] * 8, fixed=True)
     assert [len(micro) for micro in steps[0]] == [3, 3, 2]
 
 
 def test_fewer_samples_than_steps(mesh):
-    from openrlhf_orz.trainer.replay_buffer import OrzCriticReplayBuffer
+    from openrlhf_orz.trainer.mini_batches import OrzCriticReplayBuffer
 
     (steps,) = partitions(mesh, OrzCriticReplayBuffer, [10, 20], critic_updates=12)
     assert sorted(flat(steps)) == [[0], [1]]
@@ -78,7 +78,7 @@ def test_fewer_samples_than_steps(mesh):
 
 def test_packs_hold_responses_to_one_prompt(mesh):
     """Ten responses each to two prompts of 15 tokens, interleaved: the packs of 100 tokens are by prompt."""
-    from openrlhf_orz.trainer.replay_buffer import OrzReplayBuffer
+    from openrlhf_orz.trainer.mini_batches import OrzReplayBuffer
 
     tokens = [[i % 2] * 15 + [i] * 5 for i in range(20)]
     (steps,) = partitions(mesh, OrzReplayBuffer, [20] * 20, tokens=tokens)

@@ -16,13 +16,13 @@ def parameters(function) -> list[str]:
 
 
 def test_installed_build_is_ours():
-    from openrlhf_orz.compat import check_openrlhf
+    from openrlhf_orz.settings.upstream import check_openrlhf
 
     check_openrlhf()
 
 
 def test_other_builds_are_refused(monkeypatch):
-    from openrlhf_orz import compat
+    from openrlhf_orz.settings import upstream as compat
 
     series = (Path(__file__).parents[2] / "patches" / "series").read_text().split()
     assert compat.PATCHES == len(series)
@@ -168,8 +168,8 @@ def test_generation_asks_for_the_last_output_alone():
 def test_environment_of_workers_on_a_cpu(monkeypatch):
     """Trainers, and they alone, keep freed memory; an engine is one process; what the user has set wins; on a GPU
     nothing is set."""
-    from openrlhf_orz.cli.flags import parse
-    from openrlhf_orz.cli.ray_session import trainer_env, worker_env
+    from openrlhf_orz.runtime.ray_session import trainer_env, worker_env
+    from openrlhf_orz.settings.command_line import parse
 
     engine = "VLLM_ENABLE_V1_MULTIPROCESSING"
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX", engine):

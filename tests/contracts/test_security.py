@@ -49,8 +49,8 @@ def test_code_of_repositories_is_off_wherever_something_is_loaded():
 def test_the_switch_follows_the_flag(monkeypatch):
     import os
 
-    from openrlhf_orz.cli.flags import parse
-    from openrlhf_orz.cli.ray_session import worker_env
+    from openrlhf_orz.runtime.ray_session import worker_env
+    from openrlhf_orz.settings.command_line import parse
 
     for flags, expected in (((), "0"), (("--orz.trust_remote_code",), "1")):
         monkeypatch.setenv("OPENRLHF_TRUST_REMOTE_CODE", "1")  # what stands in the environment does not count

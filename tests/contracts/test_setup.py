@@ -119,7 +119,7 @@ def test_other_mode(tmp_path):
 
 def test_unreachable_index_and_rerun(tmp_path):
     venv = tmp_path / "venv"
-    env = {name: "" for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL")}
+    env = dict.fromkeys(("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"), "")
     env |= {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": 1}
     words = "pip cannot reach its package index", "PIP_INDEX_URL", "run again"
     refused(setup(venv, "cpu", ORZ_MIN_FREE_GB=0, **env), *words)

@@ -11,10 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-import porting  # noqa: E402
-import upstreaming  # noqa: E402
+import porting
+import upstreaming
 
-import patches  # noqa: E402
+import patches
 
 SERIES = patches.Series(ROOT / "patches")
 NEEDS_GIT = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

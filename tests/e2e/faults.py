@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from runs import ENV
 
-from openrlhf_orz.rollout.family import shared_memory as mapped
+from openrlhf_orz.runtime.processes import shared_memory as mapped
 
 
 def wait_for(condition, timeout: float) -> bool:

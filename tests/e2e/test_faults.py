@@ -16,7 +16,7 @@ from runs import read_jsonl
 from safetensors.torch import load_file, save_file
 
 from openrlhf_orz.data.arithmetic import generate
-from openrlhf_orz.rollout.family import ended
+from openrlhf_orz.runtime.processes import ended
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
@@ -147,7 +147,7 @@ def test_a_full_disk_and_logs_that_cannot_be_written(tmp_path):
         assert last["step"] == 6 and last["checkpoints_failed"] >= 1 and last["writes_failed"] >= 1
         assert "is kept" in (tmp_path / "run" / "warnings.log").read_text()
         (tmp_path / "run" / "rollouts").unlink()
-        from openrlhf_orz import checkpoints
+        from openrlhf_orz.runtime import checkpoints
 
         assert checkpoints.newest_valid(disk / "checkpoints")[0] is not None
         assert not list((disk / "checkpoints").glob(".partial-*"))

@@ -10,8 +10,8 @@ import pytest
 from faults import Run, is_loopback, listening, no_traces, of_run, shared_memory
 from runs import read_jsonl
 
-from openrlhf_orz import checkpoints
 from openrlhf_orz.data.arithmetic import generate
+from openrlhf_orz.runtime import checkpoints
 
 pytestmark = pytest.mark.e2e
 BASE = Path(__file__).parents[2] / "examples" / "tiny_base"

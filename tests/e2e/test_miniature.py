@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-from openrlhf_orz.miniature import arms, runner
-from openrlhf_orz.miniature.results import load
-from openrlhf_orz.miniature.task import write_questions
+from miniature import arms, runner
+from miniature.results import load
+from miniature.task import write_questions
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ from runs import read_jsonl, succeed, write_sums
 from tiny_models import write_model
 from transformers import Qwen2ForCausalLM
 
-from openrlhf_orz.config import cpu_dtype
-from openrlhf_orz.rollout.checksums import SyncError
-from openrlhf_orz.rollout.transport import IpcTransport
-from openrlhf_orz.rollout.weight_sync import Weights, verify
+from openrlhf_orz.rollout.sync.checksums import SyncError
+from openrlhf_orz.rollout.sync.send import Weights, verify
+from openrlhf_orz.rollout.sync.transport import IpcTransport
+from openrlhf_orz.settings.derive import cpu_dtype
 
 pytestmark = pytest.mark.e2e
 

@@ -6,8 +6,8 @@ import shlex
 import pytest
 from recorded import ROOT
 
-from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.defaults import STOP_STRINGS
+from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.flags import STOP_STRINGS
 
 TEXT = (ROOT / "docs/fidelity.md").read_text()
 FLAGS = sorted({found for found in re.findall(r"`(--[^`]+)`", TEXT)})

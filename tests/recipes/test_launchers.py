@@ -11,7 +11,7 @@ import pytest
 from expected import LAUNCHERS
 from recorded import ROOT, printed
 
-from openrlhf_orz.cli.flags import parse
+from openrlhf_orz.settings.command_line import parse
 
 TRAIN = "openrlhf_orz.cli.train_ppo_ray"
 RECIPE = "examples/train_orz_qwen2.5_7b.sh"

@@ -10,10 +10,10 @@ from expected import LAUNCHERS, LIBRARIES, OTHERS, RECIPES
 from recorded import ROOT, printed
 
 from openrlhf_orz.cli import curate, warm_start
-from openrlhf_orz.cli.flags import parse
 from openrlhf_orz.plan import hardware
 from openrlhf_orz.plan.planner import gpus_needed, plan
 from openrlhf_orz.plan.shapes import KNOWN, Shape, shape_of
+from openrlhf_orz.settings.command_line import parse
 
 EXAMPLES = ROOT / "examples"
 TRAIN = "openrlhf_orz.cli.train_ppo_ray"

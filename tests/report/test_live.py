@@ -9,8 +9,8 @@ import time
 
 from example_runs import write_run
 
-from openrlhf_orz.cli.progress import Progress
-from openrlhf_orz.cli.run_report import LiveReport
+from openrlhf_orz.runtime.progress import Progress
+from openrlhf_orz.runtime.run_report import LiveReport
 
 
 def refresh(page) -> int:

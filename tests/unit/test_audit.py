@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-import audit  # noqa: E402
+import audit
 
 
 @pytest.mark.parametrize("name, at_least", [("requirements-cpu.txt", 150), ("requirements.txt", 20)])

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from openrlhf_orz import checkpoints
-from openrlhf_orz.checkpoints import Damaged
+from openrlhf_orz.runtime import checkpoints
+from openrlhf_orz.runtime.checkpoints import Damaged
 
 
 def write(path, step, content="weights", best=False):

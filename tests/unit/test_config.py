@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from openrlhf_orz.cli.flags import build_parser, explicit_flags, parse
-from openrlhf_orz.config import prompt_budget
-from openrlhf_orz.defaults import FLAGS
-from openrlhf_orz.skip_plan import needs_old_log_probs
-from openrlhf_orz.trainer.run_dir import save_config
+from openrlhf_orz.runtime.run_dir import save_config
+from openrlhf_orz.settings.command_line import build_parser, explicit_flags, parse
+from openrlhf_orz.settings.derive import prompt_budget
+from openrlhf_orz.settings.flags import FLAGS
+from openrlhf_orz.settings.skip_plan import needs_old_log_probs
 
 BASE = ["--actor.model_name_or_path", "Qwen/Qwen2.5-7B", "--data.prompt_dataset", "rows.jsonl", "--orz.device", "cpu"]
 SMALL = [*BASE, "--rollout.batch_size", "4", "--rollout.n_samples_per_prompt", "4", "--orz.critic_updates", "3"]
@@ -55,7 +55,7 @@ def test_packs_on_a_cpu():
 
 
 def test_every_upstream_flag_is_there():
-    from openrlhf_orz.compat import build_parser as upstream
+    from openrlhf_orz.settings.upstream import build_parser as upstream
 
     ours = {option for action in build_parser()._actions for option in action.option_strings}
     theirs = {option for action in upstream()._actions for option in action.option_strings}
@@ -83,8 +83,14 @@ def test_derived():
         ("--ds.param_dtype fp32 --ds.adam_offload", (2, None)),
         ("--ds.param_dtype fp32 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2", (2, None)),
         ("--ds.param_dtype bf16 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2", (2, None)),
-        ("--ds.param_dtype fp32 --orz.device cuda --actor.num_gpus_per_node 1 --critic.num_gpus_per_node 1", (2, None)),
-        ("--ds.param_dtype bf16 --orz.device cuda --actor.num_gpus_per_node 1 --critic.num_gpus_per_node 1", (2, None)),
+        (
+            "--ds.param_dtype fp32 --orz.device cuda --actor.num_gpus_per_node 1 --critic.num_gpus_per_node 1",
+            (2, None),
+        ),
+        (
+            "--ds.param_dtype bf16 --orz.device cuda --actor.num_gpus_per_node 1 --critic.num_gpus_per_node 1",
+            (2, None),
+        ),
     ],
 )
 def test_least_of_zero_where_there_is_nothing_to_cut(flags, expected):

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from openrlhf_orz.cli.alive import Pulse, watched
-from openrlhf_orz.trainer.heartbeat import folder, show_life
-from openrlhf_orz.trainer.watchdog import PhaseTimeout
+from openrlhf_orz.runtime.alive import Pulse, watched
+from openrlhf_orz.runtime.heartbeat import folder, show_life
+from openrlhf_orz.runtime.watchdog import PhaseTimeout
 
 
 def arguments(tmp_path, seconds=0.5):
@@ -76,7 +76,7 @@ def test_life_is_shown_without_a_driver(tmp_path):
 
 
 def test_silence_ends_the_run(tmp_path, stopping, monkeypatch):
-    monkeypatch.setattr("openrlhf_orz.trainer.watchdog.involved", lambda: [os.getpid()])
+    monkeypatch.setattr("openrlhf_orz.runtime.watchdog.involved", lambda: [os.getpid()])
     args = arguments(tmp_path)
     with pytest.raises(PhaseTimeout, match="trainer-here-1 has shown no life for 0.5 s .--orz.trainer_timeout_s.:"):
         with watched(args, stopping):

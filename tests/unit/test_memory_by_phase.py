@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-from openrlhf_orz.trainer.memory import MemoryByPhase
+from openrlhf_orz.runtime.memory import MemoryByPhase
 memory = MemoryByPhase("actor")
 with memory.phase("large"):
     held = bytearray(200 * 2**20)

@@ -3,8 +3,8 @@ import json
 import torch
 
 from openrlhf_orz.reward.verdict import Verdict
+from openrlhf_orz.runtime.run_dir import RunDir
 from openrlhf_orz.trainer.metrics import rank_metrics, rollout_metrics, step_record
-from openrlhf_orz.trainer.run_dir import RunDir
 
 
 def test_rollout_metrics_by_hand():

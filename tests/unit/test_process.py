@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 torch = pytest.importorskip("torch")
-from openrlhf_orz.trainer.process import at_work, cores, in_threads, share_cores  # noqa: E402
+from openrlhf_orz.runtime.cores import at_work, cores, in_threads, share_cores
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from openrlhf_orz.defaults import FLAGS
+from openrlhf_orz.settings.flags import FLAGS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.redact import HIDDEN, Secret, copy_redacted, hide, redact
-from openrlhf_orz.trainer.run_dir import save_config
+from openrlhf_orz.runtime.run_dir import save_config
+from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.redact import HIDDEN, Secret, copy_redacted, hide, redact
 
 FLAGS = ["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", "--orz.device", "cpu"]
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from openrlhf_orz import checkpoints, resume
-from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.config import ConfigError
-from openrlhf_orz.defaults import FLAGS
+from openrlhf_orz.runtime import checkpoints, resume
+from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.derive import ConfigError
+from openrlhf_orz.settings.flags import FLAGS
 
 
 def args(tmp_path, *more):

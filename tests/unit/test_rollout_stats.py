@@ -9,10 +9,10 @@ import torch
 
 from openrlhf_orz.algo.log_prob_gap import LogProbGap
 from openrlhf_orz.algo.masked import explained_variance, explained_variances, fit_sums
+from openrlhf_orz.algo.text_stats import reflects, repetition
 from openrlhf_orz.reward.guards import GUARDS
 from openrlhf_orz.reward.mends import MENDS
 from openrlhf_orz.reward.rules import RULES, rule_number
-from openrlhf_orz.text_stats import reflects, repetition
 from openrlhf_orz.trainer.metrics import step_record
 from openrlhf_orz.trainer.rollout_stats import length_metrics, reflection_metrics, text_metrics
 

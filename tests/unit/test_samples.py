@@ -2,7 +2,7 @@
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from openrlhf_orz.trainer.samples import engine_died, request_seed
+from openrlhf_orz.rollout.generation import engine_died, request_seed
 
 
 def test_seeds_differ_by_run_kind_and_number_and_stay():

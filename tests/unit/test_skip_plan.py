@@ -2,8 +2,8 @@
 
 import pytest
 
-from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.skip_plan import cost, describe, skip_plan
+from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.skip_plan import cost, describe, skip_plan
 
 BASE = ["--actor.model_name_or_path", "m/m", "--data.prompt_dataset", "d", "--orz.device", "cpu"]
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from openrlhf_orz.trainer.watchdog import PhaseTimeout, stack, within
+from openrlhf_orz.runtime.watchdog import PhaseTimeout, stack, within
 
 
 def hang_in_a_function_with_a_name():

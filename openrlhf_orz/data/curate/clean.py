@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from openrlhf_orz.data.curate import normalise
 from openrlhf_orz.data.curate.config import Clean
 from openrlhf_orz.data.curate.shards import rejection
-from openrlhf_orz.reward import wire
 from openrlhf_orz.reward.grader import MAX_GOLD_CHARS, Grader
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.reward.verifiers import make_verifier
+from openrlhf_orz.reward.workers import wire
 
 # Numbers that the grader is known to read: integers, decimals, fractions of integers. A test holds this.
 _PLAIN = re.compile(r"-?(?:\d{1,15}(?:\.\d{1,15})?|\\[dt]?frac\{\d{1,9}\}\{0*[1-9]\d{0,8}\}|\d{1,9}/0*[1-9]\d{0,8})")

@@ -17,7 +17,7 @@ _MOJIBAKE = re.compile(
 # Full-width letters, digits, brackets and operators have plain twins; Chinese punctuation stays.
 _WIDE = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0) not in ",.;:?!"}
 _WIDE |= {0x3000: " ", 0xA0: " ", 0x2212: "-", 0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0x85: "\n"}
-_WIDE |= {code: " " for code in range(0x2000, 0x200B)} | {0x202F: " ", 0x205F: " "}
+_WIDE |= dict.fromkeys(range(8192, 8203), " ") | {0x202F: " ", 0x205F: " "}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
 

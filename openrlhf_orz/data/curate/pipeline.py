@@ -256,7 +256,7 @@ def _run_dedup(before, stage, options, config, _) -> None:
     embed = embedder(options.embedding_model) if options.embedding else None
     references = clean.References(config.processes)
     try:
-        agree = lambda a, b: references.same(a, b)  # noqa: E731
+        agree = lambda a, b: references.same(a, b)
         decided = dedup.decide(pool, stage, options, embed, agree)
     finally:
         references.close()

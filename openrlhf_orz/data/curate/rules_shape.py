@@ -6,7 +6,7 @@ import re
 
 from openrlhf_orz.data.curate.choices import Items, strictly_placed
 
-I = re.I  # noqa: E741
+I = re.I
 
 # ---- what asks for an answer
 

@@ -6,7 +6,7 @@ import re
 
 from openrlhf_orz.data.curate.rules_shape import ASKS
 
-I = re.I  # noqa: E741
+I = re.I
 
 # ---- proofs
 

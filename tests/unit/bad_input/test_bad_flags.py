@@ -3,8 +3,8 @@
 import pytest
 from command_line import GOOD, check
 
-from openrlhf_orz.cli.flags import build_parser
-from openrlhf_orz.flag_checks import MAY_BE_INFINITE, RANGES, SCHEDULERS
+from openrlhf_orz.settings.checks import MAY_BE_INFINITE, RANGES, SCHEDULERS
+from openrlhf_orz.settings.command_line import build_parser
 
 # flags, and what the message must hold
 FLAGS = [
@@ -143,7 +143,7 @@ def test_every_numeric_flag_has_a_range():
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_that_make_no_sense(name, capsys):
-    from openrlhf_orz.cli.flags import parse
+    from openrlhf_orz.settings.command_line import parse
 
     action, (allowed, words) = NUMBERS[name], RANGE_OF[name]
     wrong = [str(x) for x in (-7, -0.5, 0, 1, 2, 2**33) if not allowed(x) and action.type(x) == x]
@@ -179,7 +179,7 @@ def test_last_rollout_smaller_than_the_ranks(run, tmp_path):
 
 
 def test_another_build_of_openrlhf(run, monkeypatch):
-    from openrlhf_orz import compat
+    from openrlhf_orz.settings import upstream as compat
 
     monkeypatch.setattr(compat, "version", lambda name: "0.11.2")
     check(run(), 2, ["OpenRLHF 0.11.2 is installed", "bash tools/setup.sh"])

@@ -123,7 +123,7 @@ def test_ordinary_questions_are_kept(question, answer):
 def test_what_cannot_be_judged_is_left_out(kind, question, answer):
     found = excluded(normalise.question(question)[0], answer, Exclude())
     assert found and found[0] == kind
-    assert excluded(question, answer, Exclude(**{name: False for name in Exclude.__dataclass_fields__})) is None
+    assert excluded(question, answer, Exclude(**dict.fromkeys(Exclude.__dataclass_fields__, False))) is None
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import random
 from pathlib import Path
 
 import pytest
+from miniature import arms, task
+from miniature.claims import CLAIMS
 
-from openrlhf_orz.cli.flags import parse
-from openrlhf_orz.miniature import arms, task
-from openrlhf_orz.miniature.claims import CLAIMS
-from openrlhf_orz.resume import flat
+from openrlhf_orz.runtime.resume import flat
+from openrlhf_orz.settings.command_line import parse
 
 ROOT = Path(__file__).parents[3]
 BASE = ROOT / "examples" / "tiny_base"

@@ -4,9 +4,8 @@ import json
 import math
 
 import pytest
-
-from openrlhf_orz.miniature import arms, figures, results, runner, statistics, table
-from openrlhf_orz.miniature.same import all_pairs, between_seeds
+from miniature import arms, figures, results, runner, statistics, table
+from miniature.same import all_pairs, between_seeds
 
 
 def test_paired_difference_by_hand():
@@ -75,7 +74,9 @@ def test_table_says_what_came_out(runs):
     rows = {row.split(" | ")[0].strip("| "): row for row in text.splitlines() if row.startswith("| ")}
     assert rows["λ = 1 learns faster than 0.95"].endswith("| agrees |")
     assert "0.829" in rows["the reward rises"] or "agrees" in rows["the reward rises"]
-    assert rows[f"KL loss of {arms.WEAK} ends with lower accuracy"].endswith(f"| {statistics.NOTHING} |")  # alike, as made up
+    assert rows[f"KL loss of {arms.WEAK} ends with lower accuracy"].endswith(
+        f"| {statistics.NOTHING} |"
+    )  # alike, as made up
     assert rows["computing old log-probs changes nothing"].endswith("| agrees |")
     assert rows["cross-fit values changes nothing"].endswith("| does not agree |")
     assert "(miniature/lambda.svg)" in text

@@ -3,8 +3,7 @@
 import sys
 
 import pytest
-
-from openrlhf_orz.miniature import arms, runner
+from miniature import arms, runner
 
 # in place of the training: notes its call, and finishes unless the seed is 1
 TRAINING = """

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openrlhf_orz.models import causal_attention
-from openrlhf_orz.models.causal_attention import CausalAttention
+from openrlhf_orz.models.cpu import attention as causal_attention
+from openrlhf_orz.models.cpu.attention import CausalAttention
 
 
 def inputs(dtype, length, heads=4, keys=2, count=2, size=8):

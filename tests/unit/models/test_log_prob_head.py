@@ -67,8 +67,10 @@ def test_gradcheck():
 def test_bfloat16_sums_its_weight_gradient_in_float32():
     hidden, weight, labels, _ = inputs(torch.float32, bias=False)
     low = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight)]
-    many = [torch.autograd.grad(log_probs_and_entropy(*low, labels, elements=elements)[0].sum(), low)
-            for elements in (1, 300, N * V)]
+    many = [
+        torch.autograd.grad(log_probs_and_entropy(*low, labels, elements=elements)[0].sum(), low)
+        for elements in (1, 300, N * V)
+    ]
     exact = torch.autograd.grad(log_probs_and_entropy(low[0].float(), low[1].float(), labels)[0].sum(), low)
     for gradients in many:
         for a, b in zip(gradients, exact):

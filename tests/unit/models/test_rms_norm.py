@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from openrlhf_orz.models import rms_norm
+from openrlhf_orz.models.cpu import rms_norm
 
 SMALL = dict(vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
              num_key_value_heads=1, head_dim=8)  # fmt: skip

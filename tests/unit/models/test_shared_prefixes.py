@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from openrlhf_orz.models.packed_attention import NAME, paths
 from openrlhf_orz.models.shared_prefixes import install, share_prefixes
-from openrlhf_orz.trainer.process import in_threads
+from openrlhf_orz.runtime.cores import in_threads
 
 
 def pack(sequences: list[list[int]]):

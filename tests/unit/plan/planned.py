@@ -1,8 +1,8 @@
 """Plans from flags, as the command makes them; without transformers where the model is in the table."""
 
-from openrlhf_orz.cli.flags import parse
 from openrlhf_orz.plan.hardware import parse as hardware
 from openrlhf_orz.plan.planner import plan
+from openrlhf_orz.settings.command_line import parse
 
 SEVEN = "Qwen/Qwen2.5-7B"
 SLEEP = ("--vllm.enable_sleep", "--ds.enable_sleep")

@@ -100,7 +100,7 @@ def test_help_names_it(capsys):
 
 
 def test_no_run_has_the_flag():
-    from openrlhf_orz.cli.flags import parse
+    from openrlhf_orz.settings.command_line import parse
 
     args, explicit = parse([*TINY, "--dry_run"])
     assert not hasattr(args, "dry_run") and "dry_run" in explicit

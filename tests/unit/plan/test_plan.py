@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from planned import COLOCATED, arguments, make, ranks
 
-from openrlhf_orz.cli.flags import parse
 from openrlhf_orz.plan import flops
 from openrlhf_orz.plan.advice import advise, replan
 from openrlhf_orz.plan.hardware import UnknownHardware
@@ -16,7 +15,8 @@ from openrlhf_orz.plan.hardware import parse as hardware
 from openrlhf_orz.plan.planner import Lengths, PlanError, default_lengths, plan
 from openrlhf_orz.plan.seconds import Rates, prompts_computed
 from openrlhf_orz.plan.shapes import KNOWN, Shape
-from openrlhf_orz.skip_plan import cost
+from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.skip_plan import cost
 
 ROOT = Path(__file__).parents[3]
 GIVEN = Lengths(100, 900, 4000, "test")

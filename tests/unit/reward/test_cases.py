@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from openrlhf_orz.reward import lists, relations, scalars
+from openrlhf_orz.reward.judge import lists, relations, scalars
 from openrlhf_orz.reward.mends import MENDS
 
 from .conftest import read_cases, response

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_orz.reward import Grader, Verdict, wire
-from openrlhf_orz.reward import slot as slots
-from openrlhf_orz.reward.slot import Keeper, Slot
+from openrlhf_orz.reward import Grader, Verdict
+from openrlhf_orz.reward.workers import slot as slots
+from openrlhf_orz.reward.workers import wire
+from openrlhf_orz.reward.workers.slot import Keeper, Slot
 
 from .conftest import crowd, response
 from .processes import HANG_IN_C, children

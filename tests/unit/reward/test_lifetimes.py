@@ -9,9 +9,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from openrlhf_orz.reward import Grader, Verdict, wire
-from openrlhf_orz.reward import slot as slots
-from openrlhf_orz.reward.slot import Keeper, Slot
+from openrlhf_orz.reward import Grader, Verdict
+from openrlhf_orz.reward.workers import slot as slots
+from openrlhf_orz.reward.workers import wire
+from openrlhf_orz.reward.workers.slot import Keeper, Slot
 
 from .conftest import crowd, response
 from .processes import HANG_IN_C, alive, children, wait_for

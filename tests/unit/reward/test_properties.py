@@ -6,13 +6,13 @@ import time
 import pytest
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
-from hypothesis import HealthCheck, example, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
-from openrlhf_orz.reward import Verdict, extract_answer, guards, has_format  # noqa: E402
-from openrlhf_orz.reward.notation import tidy  # noqa: E402
+from openrlhf_orz.reward import Verdict, extract_answer, guards, has_format
+from openrlhf_orz.reward.judge.notation import tidy
 
-from .conftest import crowd, read_cases, response  # noqa: E402
+from .conftest import crowd, read_cases, response
 
 # The same examples on every machine and run; ORZ_PROPERTY_EXAMPLES=20000 explores others.
 EXPLORE = int(os.environ.get("ORZ_PROPERTY_EXAMPLES", "0"))

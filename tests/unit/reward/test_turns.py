@@ -3,7 +3,7 @@
 import threading
 import time
 
-from openrlhf_orz.reward.pool import Turns
+from openrlhf_orz.reward.workers.pool import Turns
 
 
 def test_whoever_waits_is_served_before_the_one_who_has_just_released():

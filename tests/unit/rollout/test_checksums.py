@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openrlhf_orz.rollout.checksums import CHUNK, Checksum, EngineReport, checksum, compare, find_sources
+from openrlhf_orz.rollout.sync.checksums import CHUNK, Checksum, EngineReport, checksum, compare, find_sources
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"], "o_proj": ["o_proj"]}
 TRAINER = {

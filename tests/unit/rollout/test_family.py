@@ -6,11 +6,11 @@ import sys
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
-from openrlhf_orz.rollout.family import Family
+from openrlhf_orz.runtime.processes import Family
 
 PARENT = """
 import subprocess, sys, time
-from openrlhf_orz.rollout.family import Family
+from openrlhf_orz.runtime.processes import Family
 child = subprocess.Popen([sys.executable, "-c", '''
 from multiprocessing.shared_memory import SharedMemory
 import time

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from openrlhf_orz.rollout.buckets import views
-from openrlhf_orz.rollout.checksums import EngineReport, SyncError, checksum
-from openrlhf_orz.rollout.transport import FileTransport, IpcTransport, open_source, read_slots
-from openrlhf_orz.rollout.weight_sync import Weights, verify
+from openrlhf_orz.rollout.sync.buckets import views
+from openrlhf_orz.rollout.sync.checksums import EngineReport, SyncError, checksum
+from openrlhf_orz.rollout.sync.send import Weights, verify
+from openrlhf_orz.rollout.sync.transport import FileTransport, IpcTransport, open_source, read_slots
 
 LIMIT = 2000  # bytes: the model below takes several buckets
 CPU = torch.device("cpu")

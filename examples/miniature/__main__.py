@@ -1,0 +1,90 @@
+"""Run the miniature: ``python examples/miniature [--figures ...] [--seeds 0 1 2] [--jobs 2]``.
+
+Does the runs that the figures need and that are not finished in OUT, and draws the figures and the table of agreements
+from all that are: OUT/figures/*.svg and OUT/agreements.md. With --docs they go into the documentation, too.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a folder, not installed
+
+from miniature.arms import FIGURES, Arm, arms_of
+from miniature.figures import write_figures
+from miniature.results import load
+from miniature.runner import ROOT, Run, Runner, prepare
+from miniature.table import generate, put
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python examples/miniature",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as each figure has, 2 or 3")
+    parser.add_argument("--out", type=Path, default=Path("runs/miniature"), help="default: runs/miniature")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each (2)")
+    parser.add_argument("--draw_only", action="store_true", help="run nothing: draw what is finished")
+    parser.add_argument("--docs", action="store_true", help="write docs/miniature.md's generated part and its figures")
+    return parser
+
+
+def planned(figures: list[str], seeds: list[int] | None) -> list[tuple[int, Arm]]:
+    """Seed and arm of each run, all arms of a seed before the next: ``seeds``, or as many as each figure has."""
+    if seeds is None:
+        most = max(FIGURES[figure].seeds for figure in figures)
+        wanted = {seed: [figure for figure in figures if seed < FIGURES[figure].seeds] for seed in range(most)}
+    else:
+        wanted = dict.fromkeys(seeds, figures)
+    return [(seed, arm) for seed, some in wanted.items() for arm in arms_of(some)]
+
+
+def draw(figures: list[str], runs: list[Run], out: Path, docs: bool) -> None:
+    """Figures and table of the finished runs."""
+    results = load(runs)
+    for path in write_figures(figures, results, out / "figures"):
+        print(path)
+    (out / "agreements.md").write_text(generate(results, "figures"), encoding="utf-8")
+    print(out / "agreements.md")
+    if docs:
+        write_figures(figures, results, ROOT / "docs" / "miniature")
+        put(ROOT / "docs" / "miniature.md", generate(results, "miniature"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: give 1 or more")
+    out, start = options.out.resolve(), time.monotonic()
+    runs = [Run(arm, seed, out) for seed, arm in planned(options.figures, options.seeds)]
+    failed: list[Run] = []
+    if not options.draw_only:
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            prepare(out)
+        except RuntimeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        runner = Runner(runs, options.jobs)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs is stopped, too
+        try:
+            runner()
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on with the runs that are missing", file=sys.stderr)
+            return 130
+        failed = runner.failed
+    draw(options.figures, runs, out, options.docs)
+    print(f"[miniature] {(time.monotonic() - start) / 60:.1f} minutes")
+    for run in failed:
+        print(f"FAILED: {run.arm.name} seed {run.seed}: {run.path / 'run.log'}; run again to retry", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What the paper says of each figure, as numbers that runs can agree or disagree with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from miniature.arms import BASELINE, SCALES, STRONG, WEAK
+from miniature.results import Results
+from miniature.statistics import FIRST, LAST, Difference, difference, last, mean, rise, roughness
+
+STATISTICS: dict[str, Callable[[list[float]], float]] = {
+    f"in the last {LAST} steps": last,
+    "over all steps": mean,
+    f"from the first {FIRST} to the last {LAST} steps": rise,
+    "after the last step": lambda values: values[-1],
+    "change from step to step, second half": roughness,
+}
+WHAT = {
+    "reward": "reward",
+    "response_length": "response length",
+    "held_out": "held-out accuracy",
+    "explained_variance": "explained variance",
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``key`` by ``statistic`` of the baseline is above (``sign`` 1) or below (-1) the arm's, or alike (0).
+
+    None for ``sign``: the paper uses the setting and compares nothing. None for ``arm``: the baseline against 0.
+    """
+
+    figure: str
+    text: str
+    arm: str | None
+    key: str
+    statistic: str
+    sign: int | None
+
+    def measure(self, results: Results) -> tuple[float, float, Difference] | None:
+        """Means of baseline and arm, and their difference over the seeds that both have; None if there is none."""
+        ours = results.get(BASELINE, {})
+        theirs = ours if self.arm is None else results.get(self.arm, {})
+        seeds = [seed for seed in ours if seed in theirs and ours[seed].values(self.key)]
+        seeds = [seed for seed in seeds if theirs[seed].values(self.key)]
+        if not seeds:
+            return None
+        take = STATISTICS[self.statistic]
+        a = [take(ours[seed].values(self.key)) for seed in seeds]
+        b = [take(theirs[seed].values(self.key)) if self.arm else 0.0 for seed in seeds]
+        return mean(a), mean(b), difference(a, b)
+
+
+END, WHOLE, RISE, EVAL, ROUGH = STATISTICS
+
+
+def _claims():
+    yield Claim("reward-and-length", "the reward rises", None, "reward", RISE, 1)
+    yield Claim("reward-and-length", "the responses grow longer", None, "response_length", RISE, 1)
+    text = "λ = 1 learns faster than 0.95"
+    yield Claim("lambda", text, "lambda-0.95", "reward", WHOLE, 1)
+    yield Claim("lambda", "and ends higher", "lambda-0.95", "reward", END, 1)
+    yield Claim("lambda", "and with longer responses", "lambda-0.95", "response_length", END, 1)
+    yield Claim("lambda", "and fluctuates less", "lambda-0.95", "reward", ROUGH, -1)
+    for suffix, coefficient in (("", WEAK), ("-strong", STRONG)):
+        for kind, name in (("kl-loss", "KL loss"), ("kl-penalty", "a KL penalty")):
+            arm, name = kind + suffix, f"{name} of {coefficient}"
+            yield Claim("kl", f"{name} ends with lower accuracy", arm, "held_out", EVAL, 1)
+            yield Claim("kl", f"{name} slows training down", arm, "reward", WHOLE, 1)
+            yield Claim("kl", f"{name} holds the length down", arm, "response_length", END, 1)
+    for scale in SCALES[1::-1]:
+        arm = f"prompts-{scale}"
+        yield Claim("data-scale", f"{scale} prompts end with a lower reward than {SCALES[-1]}", arm, "reward", END, 1)
+        yield Claim("data-scale", "and with shorter responses", arm, "response_length", END, 1)
+        yield Claim("data-scale", "and with lower held-out accuracy", arm, "held_out", EVAL, 1)
+    yield Claim("update-steps", "one update step ends higher than four", "updates-4", "reward", END, 1)
+    yield Claim("update-steps", "and with longer responses", "updates-4", "response_length", END, 1)
+    yield Claim("critic-updates", "12 critic updates against 1", "critic-1", "explained_variance", WHOLE, None)
+    yield Claim("critic-updates", "12 critic updates against 1", "critic-1", "reward", WHOLE, None)
+    yield Claim("critic-updates", "12 critic updates against 1", "critic-1", "reward", END, None)
+    for arm, name in (("t-0.6", "T = 0.6"), ("t-1.2", "T = 1.2"), ("t-0.6-p-0.95", "T = 0.6, top-p = 0.95")):
+        yield Claim("temperature", f"T = 1 ends higher than {name}", arm, "reward", END, 1)
+        yield Claim("temperature", "and rises more smoothly", arm, "reward", ROUGH, -1)
+    for arm, name in (("head-kaiming", "Kaiming uniform"), ("head-paper", "U(-√5, √5)")):
+        text = f"the released code's initialisation against {name}"
+        yield Claim("value-head", text, arm, "explained_variance", WHOLE, None)
+        yield Claim("value-head", text, arm, "reward", WHOLE, None)
+        yield Claim("value-head", text, arm, "reward", END, None)
+    for arm, name in (("old-log-probs", "computing old log-probs"), ("cross-fit", "cross-fit values")):
+        yield Claim("skipped-forwards", f"{name} changes nothing", arm, "reward", WHOLE, 0)
+        yield Claim("skipped-forwards", f"{name} changes nothing", arm, "response_length", END, 0)
+
+
+CLAIMS = tuple(_claims())

@@ -1,0 +1,165 @@
+"""Does the runs that are missing, several at a time, each on one core; what is finished is not run again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from miniature.arms import HELD_OUT, SCALES, STEPS, Arm, flags
+from miniature.task import write_questions
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "examples" / "tiny_base" / "build.py"
+COMMAND = (sys.executable, "-m", "openrlhf_orz.cli.train_ppo_ray")
+STAMP = "miniature.json"
+STOP_S = 150  # for a run that is to stop; it ends by itself within --orz.stop_timeout_s
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed, in a directory of its own."""
+
+    arm: Arm
+    seed: int
+    out: Path
+
+    @property
+    def path(self) -> Path:
+        return self.out / "runs" / self.arm.name / f"seed-{self.seed}"
+
+    def argv(self) -> list[str]:
+        return flags(self.arm, self.seed, self.out / "base", self.out / "questions", self.path)
+
+    def stamp(self) -> list[str]:
+        """What makes it this run: its flags, without where it lies."""
+        return flags(self.arm, self.seed, Path("base"), Path("questions"), Path("run"))
+
+    def finished(self) -> bool:
+        """Whether metrics.jsonl holds every step, of just these flags."""
+        try:
+            same = json.loads((self.path / STAMP).read_text()) == self.stamp()
+            return same and read_steps(self.path / "metrics.jsonl") == list(range(1, STEPS + 1))
+        except (OSError, ValueError):
+            return False
+
+
+def read_steps(path: Path) -> list[int]:
+    """The steps of a metrics.jsonl. Raises OSError or ValueError if it cannot be read."""
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def prepare(out: Path) -> None:
+    """The questions, and the base model unless it is there, in ``out``. Raises RuntimeError if the build fails."""
+    write_questions(out / "questions", SCALES, HELD_OUT, seed=0)
+    if (out / "base" / "config.json").exists():
+        return
+    print("[miniature] building the base model, once: minutes of one core", flush=True)
+    partial, log = out / "base.partial", out / "base.log"
+    shutil.rmtree(partial, ignore_errors=True)
+    with open(log, "w") as file:
+        done = subprocess.run(
+            [sys.executable, str(BUILD), "--task", "counting", "--out", str(partial)], stdout=file, stderr=file
+        )
+    if done.returncode:
+        raise RuntimeError(f"{BUILD} failed with status {done.returncode}: see {log}")
+    partial.rename(out / "base")
+
+
+class Runner:
+    """Runs ``runs`` that are not finished, ``jobs`` at a time.
+
+    Each has one core to itself, however many run at a time: its sums then have the same order, and a seed gives the
+    same curves. Each has a Ray, an engine and workers of its own, too: process groups, seeds, thread counts and vLLM's
+    settings belong to a process from its start, and arms differ in them.
+    """
+
+    def __init__(self, runs: list[Run], jobs: int):
+        self.runs, self.jobs = runs, jobs
+        self.failed: list[Run] = []
+        self.children: set[subprocess.Popen] = set()
+        self.stopping = threading.Event()
+        self.cores: SimpleQueue[int] = SimpleQueue()
+        allowed = sorted(os.sched_getaffinity(0))
+        for slot in range(jobs):
+            self.cores.put(allowed[slot % len(allowed)])
+        # Ray's files lie here, and no note of a Ray that runs: its workers would not be on the run's core
+        self.scratch = Path(tempfile.gettempdir()) / f"m{os.getpid()}"  # short: names of sockets are limited
+        self.env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        self.env["RAY_TMPDIR"] = str(self.scratch)
+
+    def __call__(self) -> None:
+        """Returns when all have ended; those that failed are in ``failed``. Ctrl-C stops the ones that run."""
+        missing = [run for run in self.runs if not run.finished()]
+        print(f"[miniature] {len(self.runs)} runs, {len(self.runs) - len(missing)} finished before", flush=True)
+        self.scratch.mkdir(exist_ok=True)
+        try:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                futures = [pool.submit(self.one, run) for run in missing]
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    self.stop()
+                    raise
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def stop(self) -> None:
+        """Ask the runs to end, and start no other."""
+        self.stopping.set()
+        for child in list(self.children):
+            child.send_signal(signal.SIGTERM)
+
+    def one(self, run: Run) -> None:
+        if self.stopping.is_set():
+            return
+        core = self.cores.get()
+        try:
+            os.sched_setaffinity(0, {core})  # of this thread, and so of what it starts
+            start = time.monotonic()
+            status = self.train(run)
+            seconds = time.monotonic() - start
+        finally:
+            self.cores.put(core)
+        name = f"{run.arm.name} seed {run.seed}"
+        if run.finished():
+            print(f"[miniature] {name}: {seconds:.0f} s", flush=True)
+        elif not self.stopping.is_set():
+            self.failed.append(run)
+            print(f"[miniature] {name} FAILED with status {status}: see {run.path / 'run.log'}", flush=True)
+
+    def train(self, run: Run) -> int:
+        """The training command from the beginning: a run is minutes, and what a killed one left is of no use."""
+        shutil.rmtree(run.path, ignore_errors=True)
+        run.path.mkdir(parents=True)
+        (run.path / STAMP).write_text(json.dumps(run.stamp()))
+        with open(run.path / "run.log", "w") as log:
+            # a session of its own: Ctrl-C is passed on by us, once
+            child = subprocess.Popen(
+                [*COMMAND, *run.argv()],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                env=self.env,
+                start_new_session=True,
+            )
+            self.children.add(child)
+            try:
+                while True:
+                    try:
+                        return child.wait(timeout=STOP_S)
+                    except subprocess.TimeoutExpired:
+                        if self.stopping.is_set():
+                            child.kill()
+            finally:
+                self.children.discard(child)

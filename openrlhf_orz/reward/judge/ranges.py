@@ -1,0 +1,274 @@
+"""Intervals, their unions, and inequalities in solved form, as sets of real numbers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sympy import Expr, oo
+
+from openrlhf_orz.reward.judge import values
+from openrlhf_orz.reward.judge.brackets import encloses, split_top
+
+_UNION = re.compile(
+    r"\\cup(?![a-zA-Z])|(?:\\text\{\s*)?\b(?:or|and)\b(?:\s*\})?|,|;|\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z])"
+)
+_RELATION = re.compile(r"\\leq|\\geq|\\neq|<|>|=|\\in(?![a-zA-Z])|\\notin(?![a-zA-Z])")
+_VARIABLE = re.compile(r"\s*-?\s*(?:\\?[a-zA-Z]|\\[a-z]+|[a-zA-Z]_\{?\w\}?|[fgh]\s*\(\s*[a-z]\s*\))\s*$")
+_REALS = re.compile(
+    r"\\mathbb\{R\}$|(?:\\text\{)?\s*(?:all|any|every)\s*\}?\s*(?:\\text\{)?\s*reals?(?:\s+numbers?)?(?:\s+[a-z])?\s*\}?$|R$",
+    re.IGNORECASE,
+)
+_EXCEPT = re.compile(
+    r"(?:\\text\{\s*)?(?:all\s+)?reals?(?:\s+numbers?)?\s*(?:except|other than|excluding)(?:\s+for)?\s*(?:\}\s*)?(?:[a-z]\s*=\s*)?(-?[^{}]+?)\s*\}?$",
+    re.IGNORECASE,
+)
+_BUILDER = re.compile(r"\\\{\s*(?P<var>\\?[a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(?P<body>.*)\\\}$", re.DOTALL)
+_MEMBER = re.compile(r"\\?[a-zA-Z]\s*\\(?:not)?in(?![a-zA-Z])")
+_EMPTY = re.compile(
+    r"\\emptyset\s*$|\\\{\s*\\\}$|(?:\\text\{)?\s*(?:no (?:real )?solutions?|empty set|the empty set)\s*\}?$",
+    re.IGNORECASE,
+)
+_FLIP = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One interval; ``low`` and ``high`` are parsed bounds, equal and closed for a point."""
+
+    low: Expr
+    low_open: bool
+    high: Expr
+    high_open: bool
+
+
+@dataclass(frozen=True)
+class Range:
+    """A set of reals: its segments in writing order.
+
+    ``variable`` is set when it was written as a relation. ``sure`` is False for ``(a,b)`` and
+    ``\\{a,b\\}``, which are a pair and a list as well.
+    """
+
+    segments: tuple[Segment, ...]
+    variable: str | None
+    sure: bool
+
+
+def parse_range(text: str) -> Range | None:
+    """``text`` (tidied) as a set of reals, None if it is not written as one."""
+    text = _EXCEPT.sub(lambda m: f"\\mathbb{{R}} \\setminus \\{{{m[1]}\\}}", text.strip())
+    builder = _BUILDER.match(text)
+    if builder:
+        text = builder["body"].strip()
+        inner = parse_range(text)
+        return Range(inner.segments, None, True) if inner and inner.variable == builder["var"].strip() else None
+    if _REALS.match(text):
+        return Range((Segment(-oo, True, oo, True),), None, True)
+    if _EMPTY.match(text):
+        return Range((), None, True)
+    member = _MEMBER.match(text)
+    pieces = [text] if member else [piece.strip() for piece in split_top(text, _UNION)]
+    if any(not piece for piece in pieces):
+        return None
+    parsed = [_piece(piece) for piece in pieces]
+    if any(piece is None for piece in parsed):
+        return None
+    if len(parsed) == 1:
+        return parsed[0]
+    variables = {piece.variable for piece in parsed}
+    if len(variables) > 1 or not all(piece.sure or "\\cup" in text for piece in parsed):
+        return None
+    union = tuple(s for piece in parsed for s in piece.segments)
+    if variables != {None} and re.search(r"\band\b|,|;", text):
+        both: tuple[Segment, ...] | None = parsed[0].segments
+        for piece in parsed[1:]:
+            both = _intersect(both, piece.segments) if both is not None else None
+        if both or "and" in text:  # `x < 1, x > 2` can only mean either
+            return Range(both, variables.pop(), True) if both is not None else None
+    return Range(union, variables.pop(), True)
+
+
+def _piece(text: str) -> Range | None:
+    minus = split_top(text, re.compile(r"\\setminus(?![a-zA-Z])|(?<=\}|\))\s*-\s*(?=\\\{)"))
+    if len(minus) == 2:
+        whole, taken = _piece(minus[0].strip()), parse_range(minus[1].strip())
+        outside = _complement(taken.segments) if whole and taken and not taken.variable else None
+        left = _intersect(whole.segments, outside) if outside is not None else None
+        return Range(left, whole.variable, True) if left is not None else None
+    if len(minus) > 2:
+        return None
+    if _REALS.match(text):
+        return Range((Segment(-oo, True, oo, True),), None, True)
+    points = _points(text)
+    if points is not None:
+        return Range(tuple(Segment(p, False, p, False) for p in points), None, False)
+    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and encloses(text):
+        ends = split_top(text[1:-1], ",;")
+        if len(ends) != 2:
+            return None
+        bounds = [_bound(end) for end in ends]
+        if None in bounds:
+            return None
+        segment = Segment(bounds[0], text[0] == "(", bounds[1], text[-1] == ")")
+        return Range((segment,), None, text[0] != "(" or text[-1] != ")" or oo in bounds or -oo in bounds)
+    return _relation(text)
+
+
+def _points(text: str) -> list[Expr] | None:
+    if not (text.startswith("\\{") and text.endswith("\\}")):
+        return None
+    points = [_bound(part) for part in split_top(text[2:-2], ",;")]
+    return None if None in points else points
+
+
+def _relation(text: str) -> Range | None:
+    signs = _RELATION.findall(text)
+    if not signs:
+        return None
+    sides = [side.strip() for side in split_top(text, _RELATION)]
+    if len(sides) != len(signs) + 1:
+        return None
+    if signs[0] in ("\\in", "\\notin"):
+        if len(signs) > 1 or not _VARIABLE.match(sides[0]):
+            return None
+        inner = parse_range(sides[1])
+        if inner is None:
+            return None
+        segments = inner.segments if signs[0] == "\\in" else _complement(inner.segments)
+        sure = inner.sure or signs[0] == "\\notin"
+        return Range(segments, sides[0], sure) if segments is not None else None
+    distance = re.fullmatch(r"\|\s*(\\?[a-zA-Z])\s*\|", sides[0])
+    if distance and len(signs) == 1 and signs[0] in _FLIP:
+        bound, is_open = _bound(sides[1]), signs[0] in "<>"
+        if not bound:
+            return None
+        if signs[0] in ("<", "\\leq"):
+            segments = (Segment(-bound, is_open, bound, is_open),)
+        else:
+            segments = (Segment(-oo, True, -bound, is_open), Segment(bound, is_open, oo, True))
+        return Range(segments, distance.group(1), True)
+    between = re.fullmatch(r"\|\s*(\\?[a-zA-Z])\s*\|", sides[1])
+    if between and len(signs) == 2 and all(sign in ("<", "\\leq") for sign in signs):
+        low, high = _bound(sides[0]), _bound(sides[2])
+        if low is None or high is None or oo in (low, high) or not _less(-low, low) or not _less(low, high):
+            return None
+        ends = signs[0] == "<", signs[1] == "<"
+        outer = Segment(-high, ends[1], -low, ends[0]), Segment(low, ends[0], high, ends[1])
+        return Range(outer, between.group(1), True)
+    middles = [n for n, side in enumerate(sides) if _VARIABLE.match(side)]
+    if len(signs) == 2 and middles == [1] and not sides[1].startswith("-") and signs[0] in _FLIP and signs[1] in _FLIP:
+        if (signs[0] in (">", "\\geq")) != (signs[1] in (">", "\\geq")):
+            return None
+        if signs[0] in (">", "\\geq"):
+            sides, signs = sides[::-1], [_FLIP[sign] for sign in signs[::-1]]
+        low, high = _bound(sides[0]), _bound(sides[2])
+        if low is None or high is None:
+            return None
+        return Range((Segment(low, signs[0] == "<", high, signs[1] == "<"),), sides[1], True)
+    if len(signs) != 1 or len(middles) != 1:
+        return None
+    sign, variable, bound = signs[0], sides[middles[0]], _bound(sides[1 - middles[0]])
+    if bound is None:
+        return None
+    if variable.startswith("-"):
+        sign, variable, bound = _FLIP.get(sign, sign), variable[1:].strip(), -bound
+    if middles[0] == 1:
+        sign = _FLIP.get(sign, sign)
+    if sign == "=":
+        segments = (Segment(bound, False, bound, False),)
+    elif sign == "\\neq":
+        segments = (Segment(-oo, True, bound, True), Segment(bound, True, oo, True))
+    elif sign in ("<", "\\leq"):
+        segments = (Segment(-oo, True, bound, sign == "<"),)
+    else:
+        segments = (Segment(bound, sign == ">", oo, True),)
+    return Range(segments, variable, sign != "=")
+
+
+def _bound(text: str) -> Expr | None:
+    text = text.strip()
+    if re.fullmatch(r"\+?\s*\\infty", text):
+        return oo
+    if re.fullmatch(r"-\s*\\infty", text):
+        return -oo
+    if not text or _RELATION.search(text) or "\\infty" in text:
+        return None
+    parsed = values.parse(text)
+    return parsed if isinstance(parsed, Expr) else None
+
+
+def _less(a: Expr, b: Expr) -> bool | None:
+    if a == -oo and b != -oo or b == oo and a != oo:
+        return True
+    if a == oo or b == -oo:
+        return False
+    try:
+        order = values.exact(a - b).evalf(30)
+        return bool(order < 0) if order.is_number and order.is_real else None
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+
+
+def _normal(segments: tuple[Segment, ...]) -> tuple[Segment, ...] | None:
+    """Sorted and merged where they touch; None when bounds cannot be ordered."""
+    for s in segments:
+        if s.low != s.high and _less(s.low, s.high) is None:
+            return None
+    ordered: list[Segment] = []
+    for segment in segments:
+        position = 0
+        while position < len(ordered) and _less(ordered[position].low, segment.low):
+            position += 1
+        ordered.insert(position, segment)
+    merged: list[Segment] = []
+    for s in ordered:
+        if merged:
+            last = merged[-1]
+            touches = values.same_parsed(last.high, s.low) and not (last.high_open and s.low_open)
+            if touches or _less(s.low, last.high):
+                longer = s if _less(last.high, s.high) or (not s.high_open and not _less(s.high, last.high)) else last
+                starts_open = last.low_open and (s.low_open or bool(_less(last.low, s.low)))
+                merged[-1] = Segment(last.low, starts_open, longer.high, longer.high_open)
+                continue
+        merged.append(s)
+    return tuple(merged)
+
+
+def _complement(segments: tuple[Segment, ...]) -> tuple[Segment, ...] | None:
+    normal = _normal(segments)
+    if normal is None:
+        return None
+    gaps, low, low_open = [], -oo, True
+    for s in normal:
+        if s.low != -oo:
+            gaps.append(Segment(low, low_open, s.low, not s.low_open))
+        low, low_open = s.high, not s.high_open
+    if low != oo:
+        gaps.append(Segment(low, low_open, oo, True))
+    return tuple(gaps)
+
+
+def _intersect(left: tuple[Segment, ...], right: tuple[Segment, ...]) -> tuple[Segment, ...] | None:
+    outside = [_complement(left), _complement(right)]
+    return _complement(outside[0] + outside[1]) if None not in outside else None
+
+
+def equal(gold: Range, answer: Range) -> bool:
+    """Whether two ranges are the same set (and about the same variable, when both name one)."""
+    if gold.variable and answer.variable and gold.variable.strip() != answer.variable.strip():
+        return False
+    sides = [_normal(gold.segments), _normal(answer.segments)]
+    if None in sides:
+        sides = [gold.segments, answer.segments]
+    if len(sides[0]) != len(sides[1]):
+        return False
+    return all(
+        a.low_open == b.low_open
+        and a.high_open == b.high_open
+        and values.same_parsed(a.low, b.low)
+        and values.same_parsed(a.high, b.high)
+        for a, b in zip(*sides)
+    )

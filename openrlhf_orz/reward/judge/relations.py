@@ -1,0 +1,156 @@
+"""The rule for equations and other relations."""
+
+from __future__ import annotations
+
+import re
+
+from openrlhf_orz.reward.judge import ranges, shapes, values
+from openrlhf_orz.reward.judge.compare import Decision, agree, decide
+from openrlhf_orz.reward.judge.quantity import number, split_unit
+
+_FUNCTION = re.compile(r"([a-zA-Z]'*)\s*\(\s*([a-df-hj-z])\s*\)$")
+_SUM = re.compile(r"[-+*/^]|\\(?:frac|cdot|times|sqrt)(?![a-zA-Z])")
+
+
+def relation(gold: str, answer: str) -> Decision:
+    """A relation is not cut to its right side: `72=73`, `x^2=73` and `\\neq 73` are not 73."""
+    g_sides, g_signs = shapes.relations(gold)
+    a_sides, a_signs = shapes.relations(answer)
+    if not g_signs and not a_signs:
+        return None
+    if g_signs == a_signs == ["="]:
+        a_sides = _same_argument(g_sides, a_sides)
+    if not g_signs:
+        return _value_of_chain(gold, a_sides, a_signs)
+    if set(g_signs) <= {"=", "\\approx"} and all(map(_is_number, g_sides)):  # 0.56 = 56\%
+        stated = [side for side in a_sides if not shapes.is_label(side)]
+        return bool(stated) and all(any(agree(side, given) for side in g_sides) for given in stated)
+    if set(g_signs) <= {"=", "\\approx"}:
+        return _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs)
+    if g_signs == ["\\in"] and not a_signs:
+        return decide(g_sides[1], answer)[0]
+    if not a_signs:
+        return False
+    return None
+
+
+def _value_of_chain(gold: str, sides: list[str], signs: list[str]) -> Decision:
+    if "\\in" in signs:
+        return decide(gold, sides[-1])[0] if signs == ["\\in"] and shapes.is_label(sides[0]) else False
+    if set(signs) - {"=", "\\approx", "\\equiv", "\\sim"}:
+        return None if ranges.parse_range(gold) else False
+    named = [n for n, side in enumerate(sides) if shapes.is_label(side) and (n == 0 or not _is_value(gold, side))]
+    stated = [n for n in range(len(sides)) if n not in named]
+    if not stated or len(named) == len(sides):
+        # an equation between symbols: a value only if the reference is one of its sides, after a name
+        return len(sides) == 2 and signs == ["="] and shapes.is_label(sides[0]) and agree(gold, sides[1])
+    if not named and len({re.sub(r"\s", "", sides[n]) for n in stated}) < len(stated):
+        return False  # 73 = 73 says nothing
+    # what stands behind an approximation sign is a rounding, unless that is what the reference is
+    exact = [n for n in stated if n == 0 or signs[n - 1] in ("=", "\\equiv")]
+    rounded = [n for n in stated if n not in exact]
+    if exact and all(decide(gold, sides[n])[0] for n in exact):
+        return all(values.near(gold, sides[n]) for n in rounded)
+    return (
+        bool(rounded)
+        and re.search(r"\d\.\d|(?<!\d)\.\d", gold) is not None
+        and any(decide(gold, sides[n])[0] for n in rounded)
+    )
+
+
+def _same_argument(gold: list[str], answer: list[str]) -> list[str]:
+    """The answer's `f(t) = 2t+5` in the letter of `f(x) = 2x+5`."""
+    calls = [_FUNCTION.match(sides[0]) for sides in (gold, answer)]
+    if not all(calls) or calls[0][1] != calls[1][1]:
+        return answer
+    (there, here) = (re.compile(rf"(?<![\\a-zA-Z]){call[2]}(?![a-zA-Z])") for call in calls)
+    if not there.search(gold[1]) or there.search(answer[1]):
+        return answer
+    return [gold[0], here.sub(f" {calls[0][2]} ", answer[1])]
+
+
+def _is_number(side: str) -> bool:
+    return number(split_unit(side.removesuffix("\\%"))[0]) is not None
+
+
+def _is_value(gold: str, side: str) -> bool:
+    return agree(gold, side)
+
+
+def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decision:
+    if shapes.items(gold) or shapes.items(answer):
+        return None
+    if g_signs == a_signs == ["="] and _spelled(g_sides) == _spelled(a_sides)[::-1]:
+        return True
+    named = shapes.is_label(g_sides[0], strict=True)
+    labelled = named and not _has_free_symbols_only_left(g_sides)
+    value = g_sides[-1] if g_signs[-1] == "=" else g_sides[-2]
+    if a_signs and a_signs[0] == "\\approx" and not a_sides[0] and "\\approx" not in g_signs:
+        return False
+    if len(g_sides) > 2 and len(a_sides) > 2:  # x = y = z = 3
+        labels = [
+            {shapes.label_key(side) for side in sides[:-1] if shapes.LONE.match(side)} for sides in (g_sides, a_sides)
+        ]
+        if labels[0] != labels[1]:
+            return False
+    if not a_signs:
+        return agree(value, answer) if named else False
+    if set(a_signs) - {"=", "\\approx"}:
+        return False
+    if labelled:
+        if not shapes.is_label(a_sides[0]) and shapes.is_label(a_sides[-1]):
+            a_sides = a_sides[::-1]
+        constant = not _symbols(value)
+        called = re.search(r"\($|\)$", a_sides[0]) is not None
+        if shapes.is_label(a_sides[0]) and (constant or called or not _symbols(a_sides[0]) & _symbols(a_sides[-1])):
+            names = [shapes.label_key(sides[0]) for sides in (g_sides, a_sides)]
+            letters = [re.fullmatch(r"\\?[a-zA-Z]+(?:_\w)?", name) for name in names]
+            if names[0] != names[1] and all(letters) and (constant or not set(names) <= {"y", "f"}):
+                return False
+            if names[0] != names[1] and not any(letters) and values.same(g_sides[0], a_sides[0]) is False:
+                return False
+            solved = names[0] == names[1] or not any(letters) or not _SUM.search(names[0] + names[1])
+            if names[1] == "-" + names[0]:
+                return False
+            if solved and decide(value, a_sides[-1] if a_signs[-1] == "=" else a_sides[-2])[0]:
+                return True
+        if constant:
+            return False  # an unsolved equation restates the question
+    if len(g_sides) == 2 and len(a_sides) == 2:
+        return _same_equation(g_sides, a_sides)
+    return None
+
+
+def _spelled(sides: list[str]) -> list[str]:
+    return [re.sub(r"\s", "", side) for side in sides]
+
+
+def _symbols(text: str) -> frozenset:
+    parsed = values.parse(text)
+    return frozenset(s.name for s in getattr(parsed, "free_symbols", ()))
+
+
+def _has_free_symbols_only_left(sides: list[str]) -> bool:
+    return len(sides) == 2 and sides[1].strip() == "0" and len(_symbols(sides[0])) > 1
+
+
+def _same_equation(gold: list[str], answer: list[str]) -> Decision:
+    """Equal up to a constant factor; never for an answer that always holds."""
+    parts = [values.parse(side) for side in (*gold, *answer)]
+    try:
+        left, right = values.exact(parts[0] - parts[1]), values.exact(parts[2] - parts[3])
+        if values.evaluate_equal(right, right * 2):
+            return False
+        if left.free_symbols != right.free_symbols and {s.name for s in left.free_symbols} != {
+            s.name for s in right.free_symbols
+        }:
+            return False
+        points = [values.point(left.free_symbols | right.free_symbols, seed) for seed in values.POSITIVE]
+        ratios = [values.number_at(left / right, point) for point in points]
+        if None not in ratios and all(abs(r - ratios[0]) <= abs(ratios[0]) / 10**30 for r in ratios):
+            return bool(ratios[0] != 0)
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+    return None

@@ -1,0 +1,272 @@
+"""What kind of thing a tidied span is: words, a choice, a time, a list, a labelled value."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from openrlhf_orz.reward.judge.brackets import encloses, split_top, strip_group
+
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_WORDS = re.compile(r"[A-Za-z\u00c0-\u024f][A-Za-z\u00c0-\u024f .,'\"!?()/&;:-]*$")
+_CHOICE = re.compile(
+    r"(?:\\text\{)?\s*(?:(?:[Oo]ption|[Cc]hoice)\s*:?\s*)?\(?\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*[).:]?\s*\}?$"
+)
+_WRAPPED = re.compile(r"[a-z(]")
+_FUNCTIONS = {
+    "sin",
+    "cos",
+    "tan",
+    "log",
+    "ln",
+    "exp",
+    "det",
+    "gcd",
+    "lcm",
+    "max",
+    "min",
+    "sec",
+    "csc",
+    "cot",
+    "arcsin",
+    "arccos",
+    "arctan",
+}
+_CLOCK = re.compile(
+    r"(\d{1,4}) ?: ?(\d{1,4})(?: ?: ?(\d{1,4}))?\s*(?:\\text\{)?\s*([aApP])?(?:\s*\.?\s*[mM]\.?)?\s*\}?$|(\d{1,2})\s*(?:\\text\{)?\s*([aApP])\s*\.?\s*[mM]\.?\s*\}?$"
+)
+_BASE = re.compile(
+    r"(?:\(|\\text\{)?\s*(-?[0-9A-Za-z.]+)\s*[)}]?\s*_\s*\{?\s*\(?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?$"
+)
+_NUMBER_WORDS = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
+    "twelve": 12, "sixteen": 16, "binary": 2, "octal": 8, "hex": 16,
+}  # fmt: skip
+
+
+def words(text: str) -> str | None:
+    """``text`` as plain words in one case and spacing, None if it is not only words.
+
+    ``\\text{...}`` is words; bare letters are from three on (``xy`` is a product, ``abc`` a word).
+    """
+    plain = _TEXT.sub(lambda m: f" {m.group(1)} ", text).replace("\\ ", " ").replace("\\&", "&").strip()
+    wrapped = "\\text{" in text
+    if not _WORDS.match(plain):
+        return None
+    letters = re.sub(r"[^A-Za-z\u00c0-\u024f]", "", plain)
+    if not wrapped and (len(letters) < 3 or re.search(r"[()/&:]", plain) and " " not in plain):
+        return None
+    if not wrapped and plain.lower() in _FUNCTIONS:
+        return None
+    plain = re.sub(r"^(?:the|an?) ", "", re.sub(r"[.,'\"!?();:]", " ", plain).casefold().strip())
+    return " ".join(plain.replace("-", " ").split())
+
+
+def choice(text: str) -> tuple[str, bool] | None:
+    """The letter of a multiple-choice answer and whether it was wrapped in text or brackets."""
+    match = _CHOICE.match(text)
+    return (match.group(1), bool(_WRAPPED.search(text))) if match else None
+
+
+_LETTER_BRACKET = re.compile(r"^(?:\\text\{)?\s*[A-Z]\s*\)")
+
+
+def unlettered(text: str) -> str:
+    """``text`` without the one-sided bracket of ``B) 17``."""
+    return _LETTER_BRACKET.sub("", text)
+
+
+def clock(text: str) -> tuple[tuple[int, ...], str | None] | None:
+    """``4:51:06 p.m.`` as ((4, 51, 6), "p"), also for ratios (no letter); None if it is neither."""
+    whole = _TEXT.fullmatch(text)
+    match = _CLOCK.match(whole.group(1).strip() if whole else text)
+    if not match:
+        return None
+    if match.group(5):
+        return (int(match.group(5)), 0), match.group(6).lower()
+    parts = tuple(int(part) for part in match.group(1, 2, 3) if part is not None)
+    return parts, (match.group(4) or "").lower() or None
+
+
+def based(text: str) -> tuple[str, int] | None:
+    """The digits and base of ``1011_2``, None if it has no base."""
+    match = _BASE.match(text)
+    if not match or not re.search(r"\d", match.group(1)):
+        return None
+    base = match.group(2)
+    value = int(base) if base.isdigit() and len(base) < 5 else _NUMBER_WORDS.get(base)
+    return (match.group(1).upper(), value) if value else None
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list: its parts, and its brackets: "(" ordered, "[" ordered, "{" a set, "" bare."""
+
+    parts: tuple[str, ...]
+    bracket: str
+
+
+_POINT = re.compile(
+    r"(?:[A-Z]'*(?:_\{?\w\}?)?|\\text\{\s*(?:the\s+)?(?:point|vertex|cent(?:er|re)|focus|at|coordinates?|vector|ordered pair)s?:?\s*\})\s*(\(.*\))$",
+    re.DOTALL,
+)
+
+
+def point(text: str) -> str | None:
+    """The coordinates of a named point, as in ``P(3,4)``."""
+    match = _POINT.match(text)
+    return match.group(1) if match and encloses(match.group(1)) else None
+
+
+_AND = r"(?:\\text\s*\{\s*(?:,\s*)?(?:and|or|y|&)\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:land|lor|wedge|vee)(?![a-zA-Z])|\\&)"
+_SEPARATOR = re.compile(rf"\s*[,;]\s*(?:{_AND})?|\s*{_AND}")
+_SEMICOLON = re.compile(r"\s*;\s*")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+
+
+def items(text: str) -> Items | None:
+    """``text`` as a list; None if it is a single thing. ``a \\pm b`` is two."""
+    bracket, inside = "", text
+    if text.startswith("\\{") and text.endswith("\\}") and encloses_set(text):
+        bracket, inside = "{", text[2:-2]
+    elif text[:1] in "([" and text[-1:] in ")]" and encloses(text):
+        bracket, inside = text[0], text[1:-1]
+    else:
+        whole = _TEXT.fullmatch(text)
+        if whole and re.search(r",|;|\band\b", whole.group(1)):
+            return Items(
+                tuple(_plain(part.strip()) for part in re.split(r",\s*(?:and\b)?|;|\band\b", whole.group(1))),
+                "",
+            )
+    groups = split_top(inside, _SEMICOLON)
+    parts = groups if len(groups) > 1 else split_top(inside, _SEPARATOR)
+    parts = [strip_group(part.strip()) for part in parts]
+    if len(parts) > 1 and bracket not in ("(", "["):
+        parts = [part for part in parts if part]
+    if bracket in ("(", "[") and text[0] + text[-1] not in ("()", "[]") and len(parts) > 2:
+        bracket = text[0] + text[-1]  # no interval, and no usual tuple
+    if bracket in ("", "{"):
+        parts = [signed for part in parts for signed in both_signs(part)]
+    if bracket == "{":
+        return Items(tuple(part for part in parts if part), bracket)
+    if len(parts) < 2:
+        return None
+    return Items(tuple(parts), bracket)
+
+
+LONE = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?$")
+
+
+def chained(text: str) -> Items | None:
+    """``m = n = 1`` as the list ``m = 1, n = 1``."""
+    if text.count("=") < 2:
+        return None
+    sides, signs = relations(text)
+    if set(signs) != {"="} or not all(map(LONE.match, sides[:-1])) or LONE.match(sides[-1]):
+        return None
+    return Items(tuple(f"{name} = {sides[-1]}" for name in sides[:-1]), "")
+
+
+def _plain(part: str) -> str:
+    return part if re.fullmatch(r"-?[\d./]+", part) else f"\\text{{{part}}}"
+
+
+_COLUMN = re.compile(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}$")
+
+
+def column(text: str) -> Items | None:
+    """A column vector as the tuple of its elements."""
+    match = _COLUMN.match(text)
+    parts = [part.strip() for part in match.group(1).split("\\\\")] if match else []
+    parts = parts[:-1] if parts and not parts[-1] else parts
+    return Items(tuple(parts), "(") if len(parts) > 1 and all(parts) else None
+
+
+def encloses_set(text: str) -> bool:
+    """Whether the ``\\{`` at the start is closed by the ``\\}`` at the end."""
+    depth, position = 0, 0
+    while position < len(text) - 1:
+        if text[position] == "\\":
+            depth += {"{": 1, "}": -1}.get(text[position + 1], 0)
+            if depth == 0:
+                return position == len(text) - 2
+            position += 1
+        position += 1
+    return False
+
+
+def both_signs(part: str) -> list[str]:
+    """The values of an element with ``\\pm``: all choices of its signs (``\\mp`` follows the first)."""
+    if "\\pm" not in part:
+        part = part.replace("\\mp", "\\pm")
+    count = len(_PLUS_MINUS.findall(part))
+    if not 0 < count <= 3:
+        return [part]
+    results = []
+    for signs in range(2**count):
+        chosen = iter("+-"[signs >> n & 1] for n in range(count))
+        first = "+-"[signs & 1]
+        spelled = _PLUS_MINUS.sub(lambda m: next(chosen), part)
+        results.append(re.sub(r"\\mp(?![a-zA-Z])", "-" if first == "+" else "+", spelled))
+    return results
+
+
+_RELATION = re.compile(
+    r"=|\\approx(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\leq(?![a-zA-Z])|\\geq(?![a-zA-Z])|\\neq(?![a-zA-Z])|<|>|\\in(?![a-zA-Z])|\\sim(?![a-zA-Z])"
+)
+
+
+def relations(text: str) -> tuple[list[str], list[str]]:
+    """The sides and the signs of a chain of relations outside brackets; one side if there is none."""
+    sides = [side.strip() for side in split_top(text, _RELATION)]
+    if len(sides) == 1:
+        return sides, []
+    signs, position = [], 0
+    rest = text
+    for side in split_top(text, _RELATION)[:-1]:
+        position += len(side)
+        sign = _RELATION.match(rest, position).group()
+        signs.append(sign)
+        position += len(sign)
+    return sides, signs
+
+
+_CALL = re.compile(
+    r"(?:\\text\{[^{}]*\}|\\?[a-zA-Z]+)(?:_\{[^{}]*\}|_\w)?'*(?:\^\{?[(-]?[\d'n]+\)?\}?)?\s*\((.*)\)$", re.DOTALL
+)
+_LETTERS = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
+_STRUCTURE = {
+    "\\frac", "\\cdot", "\\times", "\\overline", "\\angle", "\\triangle", "\\vec", "\\hat", "\\bar", "\\text", "\\overrightarrow", "\\measuredangle",
+    "\\sin", "\\cos", "\\tan", "\\widehat", "\\arc", "\\div", "\\operatorname", "\\gcd", "\\lcm", "\\max", "\\min", "\\ldots", "\\|", "\\det",
+    "\\sec", "\\csc", "\\cot", "\\binom", "\\cup", "\\cap", "\\mid", "\\circ", "\\sqrt", "\\log", "\\ln",
+}  # fmt: skip
+
+
+def is_label(text: str, strict: bool = False) -> bool:
+    """Whether the left side of ``label = value`` only names the value.
+
+    A name, a call such as ``f(2)``, words, symbols without numbers (``A/S``, ``a+b``), a tuple
+    of names, or, unless ``strict``, an expression in two or more symbols (``m+2n``). ``x^2`` and
+    ``2x`` are no labels: an equation in one unknown is not solved for it.
+    """
+    text = text.strip()
+    if not text:
+        return True
+    bare = _TEXT.sub("T", text)
+    bare = re.sub(r"_\s*(?:\{[^{}]*\}|[0-9a-zA-Z])", "", bare)
+    call = _CALL.match(text)
+    if call and not re.match(r"\(?[xyzt]\s*\(", text) and encloses(text[text.index("(") :]):
+        return True
+    letters = [t for t in _LETTERS.findall(bare) if t not in _STRUCTURE]
+    if not letters:
+        return False
+    if len(set(letters)) > 1 and not strict:
+        return True
+    if re.search(r"\d|\^", bare) or bare.startswith("-") or "\\sqrt" in bare or "\\log" in bare or "\\ln" in bare:
+        return False
+    return len(letters) == 1 or letters[0].isupper() or strict
+
+
+def label_key(text: str) -> str:
+    """A label without spelling differences."""
+    return re.sub(r"\s|\\text|[{}]", "", text)

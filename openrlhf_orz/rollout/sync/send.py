@@ -1,0 +1,146 @@
+"""Weight sync in buckets: each bucket is gathered at once, flattened, and handed to every engine of this machine."""
+
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.distributed as dist
+
+from openrlhf_orz.rollout.sync.buckets import plan
+from openrlhf_orz.rollout.sync.checksums import Checksum, EngineReport, SyncError, checksum, compare
+from openrlhf_orz.rollout.sync.transport import FileTransport, IpcTransport
+
+NAMED = 8  # parameters that an error names
+
+
+def sync_to_engines(trainer, broadcast: Callable) -> dict[str, float]:
+    """Bring the policy's weights to all engines, and with --orz.check_sync prove it; all ranks call it.
+
+    Args:
+        trainer: an ActorPPOTrainer with its engines.
+        broadcast: upstream's sync, used where engines have GPUs of their own.
+
+    Returns the metrics ``sync_bytes`` and ``sync_verified``, as far as they are known.
+    """
+    import ray
+    from deepspeed.accelerator import get_accelerator
+    from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
+    from openrlhf.utils.utils import convert_to_torch_dtype
+
+    args, engines, report = trainer.args, trainer.vllm_engines, {}
+    dtype = convert_to_torch_dtype(args.ds.param_dtype)
+    weights = Weights(
+        trainer.actor.model.module,
+        dtype,
+        args.orz.sync_bucket_mib * 2**20,
+        args.ds.zero_stage,
+        args.ds.tensor_parallel_size,
+        trainable_only=getattr(trainer.actor, "is_vlm", False),
+    )
+
+    def load(source, slots, last):
+        ray.get([engine.load_weights.remote(source, slots, last, args.orz.check_sync) for engine in engines])
+
+    if args.orz.device == "cpu":
+        transport = FileTransport(f"{args.orz.scratch}weights", dtype, load)
+    elif trainer.use_cuda_ipc:
+        transport = IpcTransport(torch.device(get_accelerator().current_device_name()), dtype, load)
+    else:
+        transport = None
+    if transport is None:
+        broadcast()
+    else:
+        get_accelerator().empty_cache()
+        report["sync_bytes"] = float(weights.send(transport))
+        get_accelerator().empty_cache()
+        torch_dist_barrier_and_cuda_sync()
+    if args.orz.check_sync:
+        report["sync_verified"] = verify(
+            weights, lambda *which: ray.get([engine.weight_report.remote(*which) for engine in engines])
+        )
+    return report
+
+
+class Weights:
+    """The policy's parameters as the engines know them, visited bucket by bucket.
+
+    Args:
+        model: the module inside DeepSpeed's engine.
+        zero_stage, tensor_parallel_size: how DeepSpeed has cut it.
+        limit: bytes of a bucket, once gathered.
+        trainable_only: leave out frozen ones (a vision encoder).
+    """
+
+    def __init__(self, model, dtype, limit, zero_stage=0, tensor_parallel_size=1, trainable_only=False):
+        self.model, self.dtype, self.limit = model, dtype, limit
+        self.zero_stage, self.tensor_parallel_size = zero_stage, tensor_parallel_size
+        self.params = [(n, p) for n, p in model.named_parameters() if p.requires_grad or not trainable_only]
+
+    def buckets(self) -> list[list[tuple[str, torch.nn.Parameter]]]:
+        """(name, parameter) in the model's order; sizes are those of the whole parameters, or an upper bound."""
+        sizes = [
+            getattr(p, "ds_numel", p.numel() * self.tensor_parallel_size) * self.dtype.itemsize for _, p in self.params
+        ]
+        return [[self.params[i] for i in bucket] for bucket in plan(sizes, self.limit)]
+
+    @contextmanager
+    def whole(self, bucket):
+        """Within it the bucket's parameters are whole on every rank; all ranks must enter it alike."""
+        import deepspeed
+
+        params = [param for _, param in bucket]
+        with ExitStack() as stack:
+            if self.tensor_parallel_size > 1:
+                # one by one: DeepSpeed gathers a list as the weight and bias of one layer
+                for param in params:
+                    gathered = deepspeed.module_inject.layers.GatherReplacedLayerParams([param], self.model)
+                    stack.enter_context(gathered)
+            else:
+                stack.enter_context(deepspeed.zero.GatheredParameters(params, enabled=self.zero_stage == 3))
+            yield
+
+    def send(self, transport) -> int:
+        """Bring all parameters to the engines; all ranks call it. Returns the bytes of weights, without padding."""
+        buckets, nbytes = self.buckets(), 0
+        try:
+            for i, bucket in enumerate(buckets):
+                with self.whole(bucket):
+                    transport.put([(name, param.detach()) for name, param in bucket])
+                    nbytes += sum(param.numel() for _, param in bucket) * self.dtype.itemsize
+                transport.send(last=i == len(buckets) - 1)
+        finally:
+            transport.close()
+        return nbytes
+
+    def checksums(self) -> dict[str, Checksum]:
+        """Of each whole parameter in the engines' dtype; all ranks call it, rank 0 gets them, the others nothing."""
+        sums = {}
+        for bucket in self.buckets():
+            with self.whole(bucket):
+                if dist.get_rank() == 0:
+                    sums.update((name, checksum(param.detach().to(self.dtype))) for name, param in bucket)
+        return sums
+
+
+def verify(weights: Weights, ask: Callable) -> float:
+    """Compare the trainer's checksums with those of every engine; all ranks call it.
+
+    ``ask(names, dtype)`` gives, on rank 0, for each engine the EngineReport of each of its workers. Returns the share
+    of the weights that was found in every engine's own parameters and not only at its loader (nan on other ranks).
+    Raises SyncError on rank 0 with the names of the parameters that differ.
+    """
+    sums = weights.checksums()
+    problems, share = [], float("nan")
+    if dist.get_rank() == 0:
+        found = set(sums)
+        dtype = str(weights.dtype).removeprefix("torch.")
+        for i, engine in enumerate(ask(list(sums), dtype)):
+            wrong, at_home = compare(sums, [EngineReport.read(worker) for worker in engine])
+            problems += [f"engine {i}: {problem}" for problem in wrong]
+            found &= at_home
+        share = sum(sums[name].count for name in found) / max(1, sum(each.count for each in sums.values()))
+    dist.barrier()  # the other ranks must not wait in it for one that raises
+    if problems:
+        more = [f"and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
+        raise SyncError("after a weight sync:\n" + "\n".join(problems[:NAMED] + more))
+    return share

@@ -1,0 +1,201 @@
+"""Ray for one run: joined where it runs, else started on loopback, and stopped at the end if it was ours."""
+
+import glob
+import os
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from openrlhf_orz.runtime.processes import Family
+from openrlhf_orz.settings.derive import ConfigError
+
+
+def resources_needed(args) -> int:
+    """GPUs (logical ones on CPU) that the run's placement asks for."""
+    actor = args.actor.num_nodes * args.actor.num_gpus_per_node
+    if args.train.colocate_all and not args.train.async_enable:
+        return actor
+    total = actor + args.vllm.num_engines * args.vllm.tensor_parallel_size
+    if args.critic.model_name_or_path and not args.train.colocate_all:
+        total += args.critic.num_nodes * args.critic.num_gpus_per_node
+    if args.algo.kl.init_coef > 0 and not (args.train.colocate_all or args.train.colocate_actor_ref):
+        total += args.ref.num_nodes * args.ref.num_gpus_per_node
+    return total
+
+
+def trainer_env(device: str) -> dict[str, str]:
+    """What the processes that train have besides in theirs. What is set already wins.
+
+    glibc hands freed memory back to the kernel and takes it again for each micro-batch. On a CPU, where clearing a page
+    costs as much as the arithmetic on it, a trainer keeps what it has once needed, in a heap for its main thread and one
+    for each of those that take values.
+    """
+    heaps = 1 + len(os.sched_getaffinity(0))
+    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": str(heaps)}
+    return {name: os.environ.get(name, value) for name, value in keep.items() if device == "cpu"}
+
+
+def worker_env(args, local: bool) -> dict[str, str]:
+    """Environment of all Ray workers of the run; a ``local`` one keeps every socket on loopback."""
+    env = {
+        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
+        "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
+        "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
+        "OPENRLHF_TRUST_REMOTE_CODE": "1" if args.orz.trust_remote_code else "0",
+        # vLLM leaves its sockets where it makes them
+        "VLLM_RPC_BASE_PATH": f"{args.orz.scratch}ipc",
+    }
+    if args.orz.device == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        env["DS_ACCELERATOR"] = "cpu"
+        # Ray's one thread for each worker would leave cores idle; the trainers share them by phase
+        env["OMP_NUM_THREADS"] = str(max(1, cores // args.vllm.num_engines))
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # else vLLM's core and its worker are two processes, and the one waits for the other by spinning on a core
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # threads that wait must not spin for long, as critic, policy, engine and graders share the cores; not at all,
+        # and a forward of many small operations on two cores takes a third longer
+        env["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+        env["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "10000")
+    if local:
+        env["VLLM_HOST_IP"] = "127.0.0.1"
+        env["GLOO_SOCKET_IFNAME"] = "lo"
+    return env
+
+
+def clean_leftovers(folders: tuple[str, ...]) -> list[str]:
+    """Remove what runs that were killed have left in ``folders``, and end their engines' processes; returns it."""
+    removed = []
+    for path in (path for folder in folders for path in glob.glob(f"{folder}/orz-*")):
+        match = re.match(r"orz-(?:ray-)?(\d+)-[0-9a-f]{8}", os.path.basename(path))
+        if not match or psutil.pid_exists(int(match[1])) or os.lstat(path).st_uid != os.getuid():
+            continue
+        if path.endswith(".json"):
+            Family(path.removesuffix(".json")).bury()
+        remove(path)
+        removed.append(path)
+    return removed
+
+
+def remove(path: str) -> None:
+    """A file or a directory, if it is there."""
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        Path(path).unlink(missing_ok=True)
+
+
+class Engines:
+    """Stands in for the engine's Ray class where OpenRLHF starts engines, and keeps their handles.
+
+    Engines that shut down by themselves release shared memory and end their processes; killed with Ray they do not.
+    One that dies is started again by Ray, in its place. ``step``: a resumed run must not draw the numbers of its start.
+    """
+
+    SHUTDOWN_S = 15
+
+    def __init__(self, ray, engine_cls, scratch, step=0):
+        self.ray, self.remote_cls, self.handles = ray, ray.remote(engine_cls), []
+        self.scratch, self.step = scratch, step
+
+    def options(self, **options):
+        self.with_options = self.remote_cls.options(**options, max_restarts=-1, max_task_retries=0)
+        return self
+
+    def remote(self, *args, seed, **kwargs):
+        seed += 1_000_003 * self.step
+        self.handles.append(self.with_options.remote(*args, seed=seed, scratch=self.scratch, **kwargs))
+        return self.handles[-1]
+
+    def shutdown(self):
+        """Ask all engines to end, and wait for it a bounded time; one that has died already is no matter."""
+        refs = [engine.shutdown.remote() for engine in self.handles]
+        if refs:
+            self.ray.wait(refs, num_returns=len(refs), timeout=self.SHUTDOWN_S)
+
+
+def running_ray() -> str | None:
+    """Address of the Ray to join: RAY_ADDRESS, or one that ``ray start`` left on this machine and that answers."""
+    if os.environ.get("RAY_ADDRESS"):
+        return os.environ["RAY_ADDRESS"]
+    note = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+    try:
+        address = note.read_text().strip()
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return None
+    return address
+
+
+def gpus_within(ray, needed: int, seconds: float) -> float:
+    """GPUs that Ray has, at latest after ``seconds``: a run that is started again may wait for a lost node."""
+    end = time.monotonic() + seconds
+    while (available := ray.cluster_resources().get("GPU", 0)) < needed and time.monotonic() < end:
+        time.sleep(1)
+    return available
+
+
+@contextmanager
+def ray_session(args, stopping):
+    """Ray, initialised with what the run needs. Raises ConfigError if a running Ray cannot give it.
+
+    ``stopping`` is installed as signal handler again where Ray puts its own.
+    """
+    address, needed = running_ray(), resources_needed(args)
+    # what the ranks of this run leave to each other, gone at the end also if they were killed
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+    run = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    clean_leftovers((memory, temporary))
+    args.orz.scratch = f"{memory}/orz-{run}-"
+    own_temporary = f"{temporary}/orz-ray-{run}"
+    args.orz.own_ray = address is None
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:
+        # Ray's switch, read when it is imported, for taking 127.0.0.1 as the node's address: all its servers then
+        # listen on loopback alone
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Ray would run its workers, here all that computes, behind everything else on the machine (nice 15)
+        os.environ.setdefault("RAY_worker_niceness", "0")
+    import ray
+
+    common = dict(
+        runtime_env={"env_vars": worker_env(args, local=address is None)}, log_to_driver=args.orz.worker_logs
+    )
+    if address is not None:
+        try:
+            ray.init(address=address, **common)
+        except ConnectionError as error:
+            raise ConfigError(f"no Ray answers at {address} (RAY_ADDRESS): start it, or unset RAY_ADDRESS") from error
+    else:
+        local = dict(address="local", include_dashboard=False)
+        if len(own_temporary) < 40:  # the names of sockets lie below it, and may have 107 characters
+            local["_temp_dir"] = own_temporary
+        if args.orz.device == "cpu":  # logical GPUs and CPUs: enough for OpenRLHF's placement
+            local.update(num_gpus=needed, num_cpus=max(os.cpu_count(), needed + 4))
+        ray.init(**local, **common)
+    stopping.install()  # Ray has put its own there
+    try:
+        available = gpus_within(ray, needed, args.orz.start_timeout_s if args.orz.restarts else 0)
+        if available < needed:
+            remedy = (
+                "start it with: ray start --num-gpus N (logical GPUs)"
+                if args.orz.device == "cpu"
+                else "lower --actor.num_gpus_per_node and the like, or add nodes"
+            )
+            raise ConfigError(f"the run needs {needed} GPUs and Ray has {available:g}: {remedy}")
+        yield ray
+    finally:
+        ray.shutdown()
+        for note in glob.glob(f"{args.orz.scratch}*.json"):
+            Family(note.removesuffix(".json")).bury()
+        for left in [*glob.glob(f"{args.orz.scratch}*"), own_temporary]:
+            remove(left)

@@ -1,0 +1,140 @@
+"""What ``--ckpt.load_enable`` does before Ray starts: find the newest good checkpoint, and see that it is this run's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from openrlhf_orz.runtime import checkpoints
+from openrlhf_orz.settings.derive import ConfigError
+from openrlhf_orz.settings.redact import redact
+
+# Flags that may differ between a run and its resumption: where things are written and shown, how long to wait, how
+# the work is laid out in memory. All others say what is computed.
+FREE_GROUPS = ("logger.", "ckpt.", "eval.", "vllm.")
+FREE = {
+    "data.dataloader_num_workers", "data.disable_fast_tokenizer", "train.num_episodes", "train.max_tokens_per_gpu",
+    "rollout.max_tokens_per_gpu", "train.full_determinism_enable", "local_rank", "ds.packing_samples",
+    "ds.attn_implementation", "ds.adam_offload", "ds.enable_sleep", "ds.overlap_comm", "ds.use_liger_kernel",
+    "actor.gradient_checkpointing_enable", "actor.gradient_checkpointing_reentrant", "ref.offload", "reward.offload",
+    "orz.allow_changed_flags", "orz.check_sync", "orz.checkpoint_timeout_s", "orz.cpu_kvcache_mib",
+    "orz.generation_timeout_s", "orz.grader_workers", "orz.logprob_gap_every", "orz.max_restarts", "orz.max_skipped_steps", "orz.own_ray",
+    "orz.report_every", "orz.restarts", "orz.resume_from", "orz.rollout_dump_every", "orz.rollout_dump_max", "orz.run_dir", "orz.scratch",
+    "orz.share_prefixes", "orz.start_timeout_s", "orz.stop_timeout_s", "orz.sync_bucket_mib", "orz.sync_timeout_s",
+    "orz.trainer_timeout_s", "orz.training_timeout_s", "orz.worker_logs",
+    # the prompts themselves are compared, not what they are called
+    "data.prompt_dataset", "data.prompt_split", "data.prompt_probs", "data.input_key", "data.label_key",
+    "data.input_template", "data.max_samples", "orz.prompt_template", "orz.max_prompt_len",
+}  # fmt: skip
+# By how many ranks a checkpoint is cut: DeepSpeed cannot cut it anew.
+LAYOUT = (
+    "actor.num_nodes", "actor.num_gpus_per_node", "critic.num_nodes", "critic.num_gpus_per_node",
+    "ds.zero_stage", "ds.ring_attn_size", "ds.tensor_parallel_size", "ds.zpg", "ds.param_dtype", "ds.grad_accum_dtype",
+)  # fmt: skip
+
+
+class Flags(dict):
+    """A dict that is not shown where its owner is printed: OpenRLHF prints all arguments at the start."""
+
+    def __repr__(self):
+        return "(all flags)"
+
+
+def flat(args) -> Flags:
+    """Nested arguments as {"group.name": value}, of JSON's types; secrets are left out."""
+    found = Flags()
+
+    def walk(prefix, node):
+        for key, value in vars(node).items():
+            if hasattr(value, "__dict__"):
+                walk(f"{prefix}{key}.", value)
+            elif f"{prefix}{key}" not in ("logger.wandb.key", "orz.flags", "orz.prompts_sha256"):
+                found[f"{prefix}{key}"] = json.loads(redact(json.dumps(value, default=str)))
+
+    walk("", args)
+    return found
+
+
+def fingerprint(paths: list[str]) -> str:
+    """sha256 of the prepared prompts: what is asked and in which order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
+
+
+def differences(saved: dict, now: dict) -> tuple[list[str], list[str]]:
+    """(flags that cut the checkpoint differently, flags that change the meaning of the run), each a line."""
+    layout, meaning = [], []
+    for name in sorted(saved.keys() & now.keys()):  # a flag that one version does not know has no value to compare
+        if saved[name] == now[name]:
+            continue
+        line = f"--{name} was {saved[name]}, is {now[name]}"
+        if name in LAYOUT:
+            layout.append(line)
+        elif name not in FREE and not name.startswith(FREE_GROUPS):
+            meaning.append(line)
+    return layout, meaning
+
+
+def find(args, prompts: str) -> Path | None:
+    """The checkpoint to resume from, None to start anew; says which on the console.
+
+    Args:
+        args: final, nested arguments.
+        prompts: ``fingerprint`` of the prepared prompts.
+
+    Raises ConfigError where the newest good checkpoint is of a run with other prompts, another meaning (unless
+    ``--orz.allow_changed_flags``) or other ranks.
+    """
+    if not args.ckpt.load_enable:
+        return None
+    found, skipped = checkpoints.newest_valid(args.ckpt.path)
+    for line in skipped:
+        print(f"[orz] warning: {line}; trying the one before it", flush=True)
+    if found is None:
+        print(f"[orz] --ckpt.load_enable: no checkpoint to resume from in {args.ckpt.path}, starting anew", flush=True)
+        return None
+    saved = json.loads((found / checkpoints.TRAINER).read_text())
+    layout, meaning = differences(saved["flags"], flat(args))
+    if layout:
+        raise ConfigError(
+            f"{found} is cut for other ranks and cannot be loaded with these flags:\n  " + "\n  ".join(layout)
+            + "\nresume with the flags that it was written with"
+        )  # fmt: skip
+    if saved["prompts_sha256"] != prompts:
+        meaning.append("--data.prompt_dataset (or how it is prepared): the prompts are not those of the checkpoint")
+    if meaning and not args.orz.allow_changed_flags:
+        raise ConfigError(
+            f"{found} is of a run with another meaning:\n  " + "\n  ".join(meaning)
+            + "\nresume with the same flags, or say --orz.allow_changed_flags to go on with the new ones"
+        )  # fmt: skip
+    for line in meaning:
+        print(f"[orz] warning: {line} (--orz.allow_changed_flags)", flush=True)
+    print(f"[orz] resuming from {found}: step {saved['global_step']}", flush=True)
+    return found
+
+
+def rewind(path: Path, step: int) -> int:
+    """Take the lines after ``step`` out of a run's JSON-lines file; they go to ``lost-NAME``. Returns how many.
+
+    Steps after the checkpoint are made again. A line that a kill has cut off goes as well.
+    """
+    if not path.exists():
+        return 0
+    keep, lost = [], []
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
+        try:
+            ours = line.endswith("\n") and json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError):
+            ours = False
+        (keep if ours else lost).append(line)
+    if lost:
+        with open(path.with_name(f"lost-{path.name}"), "a") as stream:
+            stream.writelines(line if line.endswith("\n") else line + "\n" for line in lost)
+        aside = path.with_suffix(".partial")
+        aside.write_text("".join(keep))
+        os.replace(aside, path)
+    return len(lost)

@@ -1,0 +1,252 @@
+"""Checks of the models that flags name, before Ray starts; of weights only headers are read, and no code is run.
+
+A name on the hub is checked as far as its configuration and tokenizer go, which are loaded here anyway.
+"""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from openrlhf_orz.settings.derive import ConfigError
+
+HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors format
+REMOTE_CODE = "read the code, then allow it by --orz.trust_remote_code, or choose another model"
+# names in checkpoints -> the shape in terms of the configuration; what is not there is not checked
+SHAPES = {
+    r"(model\.)?embed_tokens\.weight": ("vocab_size", "hidden_size"),
+    r"lm_head\.weight": ("vocab_size", "hidden_size"),
+    r"(model\.)?norm\.weight": ("hidden_size",),
+    r"(model\.)?layers\.\d+\.input_layernorm\.weight": ("hidden_size",),
+    r"(model\.)?layers\.\d+\.mlp\.(gate|up)_proj\.weight": ("intermediate_size", "hidden_size"),
+    r"(model\.)?layers\.\d+\.mlp\.down_proj\.weight": ("hidden_size", "intermediate_size"),
+}
+DENSE = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers are all alike
+
+
+def check_models(args) -> Any:
+    """Check the policy, the critic and what they have in common; returns the policy's tokenizer.
+
+    Raises ConfigError, naming flag, file and remedy.
+    """
+    flag, name, trust = "--actor.model_name_or_path", args.actor.model_name_or_path, args.orz.trust_remote_code
+    whole = _load_config(flag, name, trust)
+    _check_architecture(flag, name, whole, trust)
+    config = whole.get_text_config()
+    tokenizer = _load_tokenizer(flag, name, trust)
+    _check_fit(flag, config, tokenizer, args)
+    check_weights(flag, name, config)
+    critic = args.critic.model_name_or_path
+    if critic and critic != name:
+        flag = "--critic.model_name_or_path"
+        config = _load_config(flag, critic, trust).get_text_config()
+        _check_vocabulary(flag, config, tokenizer)
+        check_weights(flag, critic, config)
+    if critic and Path(critic).is_dir():
+        _check_head(flag, Path(critic), args.ds.value_head_prefix, config)
+    return tokenizer
+
+
+def _load_config(flag: str, name: str, trust: bool):
+    from transformers import AutoConfig
+
+    path = Path(name) / "config.json"
+    if path.exists():
+        _read_json(flag, path)
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust)
+    except Exception as error:  # whatever transformers, the hub and a broken file raise
+        if "trust_remote_code" in str(error):
+            raise ConfigError(f"{flag}: {name} wants to run code of its own: {REMOTE_CODE}") from None
+        raise ConfigError(f"{flag}: the configuration of {name} did not load: {_short(error)}") from None
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 300 else text[:300] + ' ...'}"
+
+
+def _read_json(flag: str, path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{flag}: {path} cannot be read: {error}: save the model anew") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{flag}: {path} holds no object: save the model anew")
+    return content
+
+
+def _check_architecture(flag: str, name: str, config, trust: bool) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+
+    if not {config.model_type, config.get_text_config().model_type} & set(known) and not trust:
+        raise ConfigError(f"{flag}: {name} ({config.model_type}) does not generate text: name a causal language model")
+    remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    architectures = config.architectures or []
+    if remote and not trust and not any(a in str(known.get(config.model_type)) for a in architectures):
+        raise ConfigError(f"{flag}: {name} wants to run code of its own ({remote}): {REMOTE_CODE}")
+    kinds = [a for a in architectures if a.endswith(("ForMaskedLM", "ForSequenceClassification", "EncoderModel"))]
+    if kinds:
+        raise ConfigError(f"{flag}: {name} is a {kinds[0]}: name a causal language model")
+
+
+def _load_tokenizer(flag: str, name: str, trust: bool):
+    from transformers import AutoTokenizer
+
+    for file in ("tokenizer_config.json", "tokenizer.json"):
+        if (Path(name) / file).exists():
+            _read_json(flag, Path(name) / file)
+    remedy = "save the tokenizer into the model's directory (tokenizer.save_pretrained)"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(f"{flag}: the tokenizer of {name} wants to run code of its own: {REMOTE_CODE}") from None
+        raise ConfigError(f"{flag}: the tokenizer of {name} did not load: {_short(error)}: {remedy}") from None
+    if len(tokenizer) < 2 or not tokenizer("1 + 1")["input_ids"]:
+        raise ConfigError(f"{flag}: {name} holds no tokenizer: {remedy}")
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"{flag}: the tokenizer of {name} has no eos token, so that no response could end or be padded: name it in"
+            f" {Path(name) / 'tokenizer_config.json'} (eos_token)"
+        )
+    first = tokenizer("1 + 1")["input_ids"][0]
+    if tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id:
+        print(
+            f"[orz] the tokenizer puts {tokenizer.bos_token} in front of a text, and prompts go without it: write it"
+            " into --orz.prompt_template if the model was trained with it",
+            flush=True,
+        )
+    return tokenizer
+
+
+def _check_vocabulary(flag: str, config, tokenizer) -> None:
+    size = getattr(config, "vocab_size", None)
+    largest = max(tokenizer.get_vocab().values())
+    if size is not None and largest >= size:
+        raise ConfigError(
+            f"{flag}: the policy's tokenizer has token {largest}, and the model only {size} (vocab_size): name a model"
+            " and a tokenizer that belong together"
+        )
+
+
+def _check_fit(flag: str, config, tokenizer, args) -> None:
+    _check_vocabulary(flag, config, tokenizer)
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    plain = rope.get("rope_type", rope.get("type", "default")) == "default" if isinstance(rope, dict) else False
+    if plain and positions is not None and args.data.max_len > positions:
+        raise ConfigError(
+            f"--data.max_len {args.data.max_len} is beyond the {positions} positions of"
+            f" {args.actor.model_name_or_path} (max_position_embeddings): lower it"
+        )
+    heads, parallel = getattr(config, "num_attention_heads", None), args.vllm.tensor_parallel_size
+    if heads and heads % parallel:
+        raise ConfigError(
+            f"--vllm.tensor_parallel_size {parallel} does not divide the model's {heads} attention heads"
+        )
+
+
+def check_weights(flag: str, name: str, config) -> None:
+    """Check that the directory ``name`` holds whole safetensors of the configuration's shapes. Not on hub names."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    shapes = tensor_shapes(flag, folder)
+    for tensor, shape in shapes.items():
+        for pattern, dimensions in SHAPES.items():
+            wanted = tuple(getattr(config, dimension, None) for dimension in dimensions)
+            if re.fullmatch(pattern, tensor) and None not in wanted and shape != wanted:
+                raise ConfigError(
+                    f"{flag}: {tensor} in {folder} is {list(shape)}, and by its config.json"
+                    f" ({', '.join(dimensions)}) {list(wanted)}: weights and configuration are of different models"
+                )
+    if config.model_type in DENSE:
+        layers: dict[int, set[str]] = {i: set() for i in range(config.num_hidden_layers)}
+        for tensor in shapes:
+            if found := re.match(r"(?:model\.)?layers\.(\d+)\.(.*)", tensor):
+                layers.setdefault(int(found[1]), set()).add(found[2])
+        most = set.union(*layers.values()) if layers else set()
+        gaps = [f"layers.{i}.{sorted(most - have)[0]}" for i, have in sorted(layers.items()) if most - have]
+        if len(layers) != config.num_hidden_layers or gaps or not most:
+            missing = f"no {gaps[0]}" if gaps else f"{len(layers) if most else 0} layers"
+            raise ConfigError(
+                f"{flag}: the weights in {folder} have {missing}, and config.json says {config.num_hidden_layers}"
+                " layers (num_hidden_layers): download or save the model anew"
+            )
+
+
+def tensor_shapes(flag: str, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of a checkpoint, from the headers of its safetensors files.
+
+    Raises ConfigError if there are none, one is missing or damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        where = _read_json(flag, index).get("weight_map")
+        if not isinstance(where, dict) or not where:
+            raise ConfigError(f"{flag}: {index} has no weight_map: download or save the model anew")
+        files = sorted({str(file) for file in where.values()})
+    else:
+        where, files = None, ["model.safetensors"]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        path = folder / file
+        if not path.is_file():
+            _no_weights(flag, folder, path, listed=where is not None)
+        shapes |= _read_header(flag, path)
+    lost = sorted(set(where or ()) - set(shapes))
+    if lost:
+        raise ConfigError(
+            f"{flag}: {folder / where[lost[0]]} lacks {lost[0]}, which {index.name} puts there: download or save the"
+            " model anew"
+        )
+    return shapes
+
+
+def _no_weights(flag: str, folder: Path, path: Path, listed: bool):
+    pickled = sorted(file.name for suffix in ("*.bin", "*.pt", "*.pth") for file in folder.glob(suffix))
+    if listed:
+        raise ConfigError(f"{flag}: {path} is missing: download or save the model anew")
+    if pickled:
+        raise ConfigError(
+            f"{flag}: {folder} holds pickled weights alone ({pickled[0]}), which could run code and are not read."
+            " If you trust them, load them with transformers and save_pretrained them, which writes model.safetensors"
+        )
+    raise ConfigError(f"{flag}: {folder} holds no weights (model.safetensors): download or save the model anew")
+
+
+def _read_header(flag: str, path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes in one safetensors file: 8 bytes of length, a JSON header, the data that it describes."""
+
+    def damaged(what: str) -> ConfigError:
+        return ConfigError(f"{flag}: {path} {what}: the file is damaged, download or save the model anew")
+
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT + 1
+            if length > HEADER_LIMIT:
+                raise damaged("is no safetensors file")
+            header = json.loads(file.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        size = path.stat().st_size
+    except OSError as error:
+        raise ConfigError(f"{flag}: {path} cannot be read: {error}: change its permissions") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise damaged(f"has no valid header ({error})") from None
+    if size != end:
+        raise damaged(f"has {size} bytes instead of {end}")
+    return shapes
+
+
+def _check_head(flag: str, folder: Path, prefix: str, config) -> None:
+    shape, hidden = tensor_shapes(flag, folder).get(f"{prefix}.weight"), config.hidden_size
+    if shape is not None and shape != (1, hidden):
+        raise ConfigError(
+            f"{flag}: the value head {prefix}.weight in {folder} is {list(shape)} instead of [1, {hidden}]: reshape"
+            " it, or name another one by --ds.value_head_prefix"
+        )
