@@ -37,7 +37,7 @@ def test_a_response_is_what_the_reward_and_the_stop_strings_want():
 
 @pytest.mark.parametrize("how", [["d.jsonl"], ["--data.prompt_dataset", "d.jsonl"], ["--data.prompt_dataset=d.jsonl"]])
 def test_the_recipe_takes_data_models_and_flags(how):
-    recipe = Path(__file__).parents[2] / "examples/train_orz_smollm2_135m_cpu.sh"
+    recipe = Path(__file__).parents[3] / "examples/train_orz_smollm2_135m_cpu.sh"
 
     def commands(**env):
         env = os.environ | {"DRY_RUN": "1", "RUN_DIR": "r", "ORZ_VENV": "/no/venv"} | env

@@ -9,7 +9,7 @@ import pytest
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-BASE = Path(__file__).resolve().parents[2] / "examples" / "tiny_base"
+BASE = Path(__file__).resolve().parents[3] / "examples" / "tiny_base"
 
 
 @pytest.fixture(scope="module")
