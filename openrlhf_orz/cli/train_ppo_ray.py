@@ -15,12 +15,13 @@ from openrlhf_orz.runtime.stopping import Stopping
 from openrlhf_orz.runtime.supervise import RESTARTS, is_child, supervise
 from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.derive import ConfigError, check_rollouts, prompt_budget
-from openrlhf_orz.settings.redact import copy_redacted, hide, redact
+from openrlhf_orz.settings.finished import Run, for_openrlhf, policy_steps
+from openrlhf_orz.settings.redact import copy_redacted, redact
 from openrlhf_orz.settings.skip_plan import describe
 
 
-def prepare_data(args) -> int:
-    """Write the run's prompts, point OpenRLHF at them and return how many there are for training.
+def prepare_data(args) -> tuple[dict, int]:
+    """Write the run's prompts; returns the settings that point OpenRLHF at them, and how many there are to train on.
 
     Raises DataError, naming flag, file and line, if there is nothing to train on.
     """
@@ -49,14 +50,19 @@ def prepare_data(args) -> int:
             max_rows=args.data.max_samples,
             **common,
         )
-        args.data.prompt_dataset, args.data.prompt_split = ",".join(map(str, train.paths)), "train"
+        prepared = {
+            "data.prompt_dataset": ",".join(map(str, train.paths)),
+            "data.prompt_split": "train",
+            "data.input_key": "prompt",
+            "data.label_key": "label",
+            "data.input_template": None,
+        }
         if args.eval.dataset:
             held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", split=args.eval.split, **common)
-            args.eval.dataset, args.eval.split = ",".join(map(str, held_out.paths)), "train"
-    args.data.input_key, args.data.label_key, args.data.input_template = "prompt", "label", None
+            prepared |= {"eval.dataset": ",".join(map(str, held_out.paths)), "eval.split": "train"}
     prompts = min(train.n_rows, args.data.max_samples)
     check_rollouts(args, prompts)
-    return prompts
+    return prepared, prompts
 
 
 def make_run_dir(run_dir: Path) -> None:
@@ -68,25 +74,37 @@ def make_run_dir(run_dir: Path) -> None:
         raise ConfigError(f"--ckpt.output_dir: {run_dir} cannot be written: {error}. Choose another folder") from None
 
 
-def begin(args) -> int:
-    """Look where the run starts, and put its directory into that state; returns the step, 0 for a new run.
+def begin(args) -> Run:
+    """Prepare the prompts, look where the run starts, and put its directory into that state.
 
-    Raises ConfigError if it is another run's.
+    Raises DataError if there is nothing to train on, ConfigError if the directory is another run's.
     """
-    run_dir = Path(args.orz.run_dir)
-    args.orz.prompts_sha256 = resume.fingerprint(args.data.prompt_dataset.split(","))
-    args.orz.restarts = int(os.environ.get(RESTARTS, 0))
-    found = resume.find(args, args.orz.prompts_sha256)
+    prepared, prompts = prepare_data(args)
+    prompts_sha256 = resume.fingerprint(prepared["data.prompt_dataset"].split(","))
+    found = resume.find(args, prompts_sha256)
     checkpoints.clear_partial(args.ckpt.path)
-    args.orz.flags = resume.flat(args)
-    args.orz.resume_from = None if found is None else str(found)
-    step = 0 if found is None else checkpoints.step_of(found)
+    run = Run(
+        prompts=prompts,
+        policy_steps=policy_steps(args, prompts),
+        data=prepared,
+        prompts_sha256=prompts_sha256,
+        recorded_flags=resume.flat(args),
+        checkpoints=args.ckpt.path,
+        save_steps=args.ckpt.save_steps,
+        resume_from=None if found is None else str(found),
+        start_step=0 if found is None else checkpoints.step_of(found),
+        restarts=int(os.environ.get(RESTARTS, 0)),
+        own_ray=ray_session.running_ray() is None,
+        scratch=ray_session.new_scratch(),
+    )
     if args.ckpt.load_enable:
         for name in ("metrics.jsonl", "eval.jsonl"):
-            lost = resume.rewind(run_dir / name, step)
+            lost = resume.rewind(Path(args.orz.run_dir) / name, run.start_step)
             if lost:
-                print(f"[orz] {lost} lines of {name} lie after step {step}: moved to lost-{name}", flush=True)
-    return step
+                print(
+                    f"[orz] {lost} lines of {name} lie after step {run.start_step}: moved to lost-{name}", flush=True
+                )
+    return run
 
 
 def engine_args(args) -> dict:
@@ -124,28 +142,26 @@ def train(args, explicit: set[str], stopping: Stopping) -> None:
     run_dir = Path(args.orz.run_dir)
     make_run_dir(run_dir)
     stopping.clear()
-    prompts = prepare_data(args)
-    step = begin(args)
+    run = begin(args)
     save_config(args, explicit, run_dir / "config.json")
-    steps = math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
+    steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes
     print(describe(args))
-    print(f"[orz] {prompts} prompts, {steps} steps, into {run_dir}", flush=True)
+    print(f"[orz] {run.prompts} prompts, {steps} steps, into {run_dir}", flush=True)
     report = LiveReport(run_dir, args.orz.report_every)
     progress = Progress(run_dir, steps, report.step)
-    with progress, driver_output(args), ray_session.ray_session(args, stopping) as ray:
+    with progress, driver_output(args), ray_session.ray_session(args, run, stopping) as ray:
         from openrlhf_orz.rollout.engine import OrzRolloutActor
-        from openrlhf_orz.trainer.actor import OrzPolicyModelActor
+        from openrlhf_orz.trainer.actor import OrzPolicyModelActor, OrzReferenceModelActor, OrzRewardModelActor
         from openrlhf_orz.trainer.critic import OrzCriticModelActor
-        from openrlhf_orz.trainer.frozen import OrzReferenceModelActor, OrzRewardModelActor
         from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
 
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
         trainer = ray.remote(num_gpus=1, runtime_env={"env_vars": ray_session.trainer_env(args.orz.device)})
-        engines = ray_session.Engines(ray, OrzRolloutActor, args.orz.scratch, step)
+        engines = ray_session.Engines(ray, OrzRolloutActor, run.scratch, run.start_step)
         try:
             with watched(args, stopping):
                 launch(
-                    args,
+                    for_openrlhf(args, run),
                     policy_cls=trainer(OrzPolicyModelActor),
                     critic_cls=trainer(OrzCriticModelActor),
                     reference_cls=trainer(OrzReferenceModelActor),
@@ -238,7 +254,6 @@ def main(argv: list[str] | None = None) -> int:
 
         return plan.main([part for part in argv if part != "--dry_run"])
     args, explicit = parse(argv)
-    hide(args)
     console.keep()
     if args.orz.max_restarts > 0 and not is_child():
         return supervise(argv, args.orz.run_dir, args.orz.max_restarts)

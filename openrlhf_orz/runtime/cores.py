@@ -1,4 +1,4 @@
-"""What a rank's process uses: its process group, and cores for the phase that runs."""
+"""The cores of a process that trains, shared with those that train beside it."""
 
 import glob
 import os
@@ -8,25 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-
-
-class RendezvousByFile:
-    """Mixed into a model actor: on CPU with a Ray of our own the ranks meet in a file.
-
-    Torch's default, a server for the ranks to meet at, listens on every interface. DeepSpeed takes the group as it is.
-    """
-
-    def _setup_distributed(self, strategy):
-        args = strategy.args
-        if args.orz.device == "cpu" and args.orz.own_ray:
-            dist.init_process_group(
-                "gloo",
-                init_method=f"file://{args.orz.scratch}{type(self).__name__}",
-                rank=self._rank,
-                world_size=self._world_size,
-            )
-        super()._setup_distributed(strategy)
 
 
 def cores() -> int:
@@ -41,7 +22,7 @@ def share_cores(args) -> None:
     side one is done first. Called again for each micro-batch, which makes it follow.
     """
     if args.orz.device == "cpu":
-        working = len(glob.glob(glob.escape(args.orz.scratch) + "at-work-*"))
+        working = len(glob.glob(glob.escape(args.run.scratch) + "at-work-*"))
         if args.train.full_determinism_enable:
             working = 2  # sums depend on the number of threads, which must not depend on who is done first
         torch.set_num_threads(max(1, cores() // max(1, working)))
@@ -53,7 +34,7 @@ def at_work(args):
     if args.orz.device != "cpu":
         yield
         return
-    mark = Path(f"{args.orz.scratch}at-work-{os.getpid()}")
+    mark = Path(f"{args.run.scratch}at-work-{os.getpid()}")
     mark.touch()
     try:
         share_cores(args)

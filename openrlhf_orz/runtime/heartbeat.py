@@ -24,7 +24,7 @@ def show_life(args, name: str, every_s: float = EVERY_S) -> None:
 
     The process is on record, too, for whoever ends a run in which it hangs.
     """
-    Family(f"{args.orz.scratch}trainer-{os.getpid()}").record()
+    Family(f"{args.run.scratch}trainer-{os.getpid()}").record()
     path = folder(args) / f"{name}-{socket.gethostname()}-{os.getpid()}"
     path.parent.mkdir(parents=True, exist_ok=True)  # without our driver (benchmarks) nobody has made it
     path.touch()

@@ -15,6 +15,7 @@ import psutil
 
 from openrlhf_orz.runtime.processes import Family
 from openrlhf_orz.settings.derive import ConfigError
+from openrlhf_orz.settings.finished import Run
 
 
 def resources_needed(args) -> int:
@@ -42,15 +43,15 @@ def trainer_env(device: str) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in keep.items() if device == "cpu"}
 
 
-def worker_env(args, local: bool) -> dict[str, str]:
-    """Environment of all Ray workers of the run; a ``local`` one keeps every socket on loopback."""
+def worker_env(args, run: Run) -> dict[str, str]:
+    """Environment of all Ray workers of the run; with a Ray of its own every socket is kept on loopback."""
     env = {
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
         "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
         "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
         "OPENRLHF_TRUST_REMOTE_CODE": "1" if args.orz.trust_remote_code else "0",
         # vLLM leaves its sockets where it makes them
-        "VLLM_RPC_BASE_PATH": f"{args.orz.scratch}ipc",
+        "VLLM_RPC_BASE_PATH": f"{run.scratch}ipc",
     }
     if args.orz.device == "cpu":
         cores = len(os.sched_getaffinity(0))
@@ -64,7 +65,7 @@ def worker_env(args, local: bool) -> dict[str, str]:
         # and a forward of many small operations on two cores takes a third longer
         env["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         env["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "10000")
-    if local:
+    if run.own_ray:
         env["VLLM_HOST_IP"] = "127.0.0.1"
         env["GLOO_SOCKET_IFNAME"] = "lo"
     return env
@@ -143,21 +144,26 @@ def gpus_within(ray, needed: int, seconds: float) -> float:
     return available
 
 
+def shared_folder() -> str:
+    """Where the processes of a run leave files to each other: in memory, if there is such a folder."""
+    return "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+
+
+def new_scratch() -> str:
+    """A prefix for the files of a new run in ``shared_folder``; they go with the run, or with the next one's start."""
+    return f"{shared_folder()}/orz-{os.getpid()}-{secrets.token_hex(4)}-"
+
+
 @contextmanager
-def ray_session(args, stopping):
+def ray_session(args, run: Run, stopping):
     """Ray, initialised with what the run needs. Raises ConfigError if a running Ray cannot give it.
 
     ``stopping`` is installed as signal handler again where Ray puts its own.
     """
-    address, needed = running_ray(), resources_needed(args)
-    # what the ranks of this run leave to each other, gone at the end also if they were killed
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
-    run = f"{os.getpid()}-{secrets.token_hex(4)}"
+    address, needed = running_ray() if not run.own_ray else None, resources_needed(args)
     temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    clean_leftovers((memory, temporary))
-    args.orz.scratch = f"{memory}/orz-{run}-"
-    own_temporary = f"{temporary}/orz-ray-{run}"
-    args.orz.own_ray = address is None
+    clean_leftovers((shared_folder(), temporary))
+    own_temporary = f"{temporary}/orz-ray-{os.path.basename(run.scratch).removeprefix('orz-').removesuffix('-')}"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
         # Ray's switch, read when it is imported, for taking 127.0.0.1 as the node's address: all its servers then
@@ -167,9 +173,7 @@ def ray_session(args, stopping):
         os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
-    common = dict(
-        runtime_env={"env_vars": worker_env(args, local=address is None)}, log_to_driver=args.orz.worker_logs
-    )
+    common = dict(runtime_env={"env_vars": worker_env(args, run)}, log_to_driver=args.orz.worker_logs)
     if address is not None:
         try:
             ray.init(address=address, **common)
@@ -184,7 +188,7 @@ def ray_session(args, stopping):
         ray.init(**local, **common)
     stopping.install()  # Ray has put its own there
     try:
-        available = gpus_within(ray, needed, args.orz.start_timeout_s if args.orz.restarts else 0)
+        available = gpus_within(ray, needed, args.orz.start_timeout_s if run.restarts else 0)
         if available < needed:
             remedy = (
                 "start it with: ray start --num-gpus N (logical GPUs)"
@@ -195,7 +199,7 @@ def ray_session(args, stopping):
         yield ray
     finally:
         ray.shutdown()
-        for note in glob.glob(f"{args.orz.scratch}*.json"):
+        for note in glob.glob(f"{run.scratch}*.json"):
             Family(note.removesuffix(".json")).bury()
-        for left in [*glob.glob(f"{args.orz.scratch}*"), own_temporary]:
+        for left in [*glob.glob(f"{run.scratch}*"), own_temporary]:
             remove(left)

@@ -20,8 +20,8 @@ FREE = {
     "ds.attn_implementation", "ds.adam_offload", "ds.enable_sleep", "ds.overlap_comm", "ds.use_liger_kernel",
     "actor.gradient_checkpointing_enable", "actor.gradient_checkpointing_reentrant", "ref.offload", "reward.offload",
     "orz.allow_changed_flags", "orz.check_sync", "orz.checkpoint_timeout_s", "orz.cpu_kvcache_mib",
-    "orz.generation_timeout_s", "orz.grader_workers", "orz.logprob_gap_every", "orz.max_restarts", "orz.max_skipped_steps", "orz.own_ray",
-    "orz.report_every", "orz.restarts", "orz.resume_from", "orz.rollout_dump_every", "orz.rollout_dump_max", "orz.run_dir", "orz.scratch",
+    "orz.generation_timeout_s", "orz.grader_workers", "orz.logprob_gap_every", "orz.max_restarts", "orz.max_skipped_steps",
+    "orz.report_every", "orz.rollout_dump_every", "orz.rollout_dump_max", "orz.run_dir",
     "orz.share_prefixes", "orz.start_timeout_s", "orz.stop_timeout_s", "orz.sync_bucket_mib", "orz.sync_timeout_s",
     "orz.trainer_timeout_s", "orz.training_timeout_s", "orz.worker_logs",
     # the prompts themselves are compared, not what they are called
@@ -50,7 +50,7 @@ def flat(args) -> Flags:
         for key, value in vars(node).items():
             if hasattr(value, "__dict__"):
                 walk(f"{prefix}{key}.", value)
-            elif f"{prefix}{key}" not in ("logger.wandb.key", "orz.flags", "orz.prompts_sha256"):
+            elif f"{prefix}{key}" != "logger.wandb.key":
                 found[f"{prefix}{key}"] = json.loads(redact(json.dumps(value, default=str)))
 
     walk("", args)

@@ -92,7 +92,6 @@ def save_config(args, explicit: set[str], path: Path) -> None:
         return node if isinstance(node, (str, int, float, bool, list, tuple, dict, type(None))) else str(node)
 
     flags = plain(args)
-    flags["orz"].pop("flags", None)  # the same once more, for checkpoints
     if flags.get("logger", {}).get("wandb", {}).get("key"):
         flags["logger"]["wandb"]["key"] = "(not recorded)"
     versions = {}

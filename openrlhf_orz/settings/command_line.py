@@ -5,8 +5,9 @@ import difflib
 import sys
 
 from openrlhf_orz.settings.derive import ConfigError, derive, validate
+from openrlhf_orz.settings.finished import finished
 from openrlhf_orz.settings.flags import add_flags
-from openrlhf_orz.settings.redact import redact
+from openrlhf_orz.settings.redact import hide, redact
 from openrlhf_orz.settings.upstream import build_parser as upstream_parser
 from openrlhf_orz.settings.upstream import check_args
 
@@ -71,9 +72,8 @@ def parse(argv: list[str]):
         raise SystemExit(2) from None
     del args.dry_run  # no run has it: a checkpoint must not differ by it
     args.orz.own_agent = args.train.agent_func_path is None and args.reward.remote_url == ["orz"]
-    # what a run finds out before Ray starts; as in a new run until then
-    args.orz.resume_from, args.orz.restarts, args.orz.prompts_sha256, args.orz.flags = None, 0, None, None
     # OpenRLHF's dynamic mode alone lets us choose the optimizer steps; fixed micro-batches run in it, too.
     args.train.dynamic_batch_enable = True
     args.rollout.max_tokens_per_gpu = args.rollout.max_tokens_per_gpu or args.train.max_tokens_per_gpu
-    return args, explicit
+    hide(args)
+    return finished(args), explicit

@@ -1,41 +1,90 @@
-"""The policy: strict on-policy loss, exact step metrics, warm-up in steps, weight sync without CUDA."""
+"""The policy: its model, the strict on-policy loss (Eq. 1), its optimizer steps, its weights' way to the engines.
+
+In the order of a step: ``forward`` (old log-probs, where the step needs them), ``append`` (OpenRLHF's), ``fit``,
+``broadcast_to_vllm``, ``save_checkpoint``. The models that never train stand at the end.
+"""
 
 import time
 from functools import partial
 
 import torch
-from openrlhf.models import PolicyLoss
+from openrlhf.models import Actor, PolicyLoss
+from openrlhf.trainer.ray.launcher import ReferenceModelActor, RewardModelActor
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 
+import openrlhf_orz.models.packed_attention  # noqa: F401  registers --ds.attn_implementation orz_packed
 from openrlhf_orz.algo.cross_fit import cross_fit_advantages
 from openrlhf_orz.algo.log_prob_gap import LogProbGap
 from openrlhf_orz.data.prompts import chat_template
+from openrlhf_orz.models import log_prob_head, shared_prefixes
+from openrlhf_orz.models.cpu import rms_norm
 from openrlhf_orz.rollout.sync.send import sync_to_engines
-from openrlhf_orz.runtime.cores import RendezvousByFile, at_work, share_cores
+from openrlhf_orz.runtime.cores import at_work, share_cores
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
-from openrlhf_orz.trainer.mini_batches import OrzReplayBuffer
-from openrlhf_orz.trainer.nonfinite import StepGuard
-from openrlhf_orz.trainer.policy_model import OrzActor
-from openrlhf_orz.trainer.rank_state import RankState
+from openrlhf_orz.trainer.mini_batches import PolicyReplayBuffer
+from openrlhf_orz.trainer.rank import Rank, meet_by_file
 from openrlhf_orz.trainer.single_rank import skip_reduction
+from openrlhf_orz.trainer.step_guard import StepGuard
 
 
-def warmup_ratio(steps: int, max_steps: int) -> float:
-    """The ratio for which OpenRLHF's ceil(max_steps * ratio) is ``steps``, safe against rounding."""
-    return max(0.0, steps - 0.5) / max(1, max_steps)
+class OrzActor(Actor):
+    """OpenRLHF's policy model, which computes a shared prompt once and log-probs of action tokens only, in tiles.
+
+    Args:
+        share: compute equal beginnings of a pack's sequences once (``--orz.share_prefixes``).
+        on_cpu: use the CPU's RMSNorm.
+    """
+
+    def __init__(self, *args, share: bool = True, on_cpu: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        # in a list: a second name for the head's parameters would be saved and synced twice
+        self._head = [log_prob_head.install(self.model)]
+        if share:
+            shared_prefixes.install(self.model)
+        if on_cpu:
+            rms_norm.install(self.model)
+
+    def forward_tokens(
+        self, sequences, attention_mask, position_ids, labels=None, needed=None, return_entropy=False, **mm_inputs
+    ):
+        """Log-probs (B, S) at ``labels`` (B, S), computed where any row of ``needed`` (B, S) says so, else 0."""
+        (head,) = self._head
+        if head is None or labels is None or needed is None or mm_inputs:
+            return super().forward_tokens(
+                sequences, attention_mask, position_ids, labels, needed, return_entropy, **mm_inputs
+            )
+        columns = needed.any(0).nonzero()[:, 0]
+        if not len(columns):  # the head takes part all the same: under ZeRO-3 all ranks gather it
+            columns = columns.new_zeros(1)
+        head.labels, head.temperature, head.with_entropy = labels[:, columns], self.temperature, return_entropy
+        try:
+            output = self.model(
+                sequences, attention_mask=attention_mask, position_ids=position_ids, logits_to_keep=columns
+            )
+        finally:
+            head.labels = None
+        log_probs, entropy = (
+            values.new_zeros(sequences.shape).index_copy(1, columns, values) for values in output["logits"].unbind(-1)
+        )
+        return output, log_probs, entropy if return_entropy else None
 
 
 class OrzPolicyLoss(PolicyLoss):
     """Eq. 1. With ``on_policy`` the old policy is the policy itself: ratio 1, gradient of the log-probs.
 
-    ``tally`` sums, on the way, the negated log-probs of the sampled tokens: an estimate of the entropy. ``gap`` takes
-    the difference to the log-probs that vLLM sampled the tokens with, where it gave them (nan where it did not).
+    On the way it sums what the step's metrics need: ``tally`` the negated log-probs of the sampled tokens (an estimate
+    of the entropy) and their number; ``gap`` the differences to the log-probs that vLLM sampled with, where it gave
+    them (nan where it did not).
     """
 
     on_policy = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.start_step()
+
+    def start_step(self) -> None:
+        """Forget the sums of the last step."""
         self.tally = torch.zeros(2, dtype=torch.float64)  # sum of -log p, tokens
         self.gap = LogProbGap()
 
@@ -50,7 +99,9 @@ class OrzPolicyLoss(PolicyLoss):
 
 
 class OrzActorPPOTrainer(ActorPPOTrainer):
-    replay_buffer_cls = OrzReplayBuffer
+    """The policy's optimizer steps on one rank."""
+
+    replay_buffer_cls = PolicyReplayBuffer
     policy_loss_cls = OrzPolicyLoss
 
     def __init__(self, strategy, *args, **kwargs):
@@ -58,16 +109,16 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
         self.actor_loss_fn.on_policy = needs_old_log_probs(self.args) is None
         skip_reduction(self.actor.model)
-        self.guard = StepGuard.of(self, self.actor.model, "policy")
+        self.guard = StepGuard.of(self.args, self.actor.model, "policy")
+        self.sync_metrics: dict[str, float] = {}  # of the last weight sync
 
     def _init_vllm_sync_group(self, backend):
-        if self.args.orz.device != "cpu":  # no NCCL there, and none needed
+        if self.args.orz.device != "cpu":  # there is no NCCL on a CPU, and none is needed
             super()._init_vllm_sync_group(backend)
 
     def ppo_train(self, kl_ctl):
         self.loss_sum, self.steps, skipped = 0.0, 0, self.guard.total
-        self.actor_loss_fn.tally.zero_()
-        self.actor_loss_fn.gap = LogProbGap()
+        self.actor_loss_fn.start_step()
         status = super().ppo_train(kl_ctl)
         # A micro-batch's loss is its share of the step's mean: they add up, where upstream averages them.
         sums = self.strategy.all_reduce(self.actor_loss_fn.tally.float(), op="sum")
@@ -87,67 +138,103 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         return result
 
     def broadcast_to_vllm(self):
-        self.sync_report = sync_to_engines(self, broadcast=super().broadcast_to_vllm)
+        self.sync_metrics = sync_to_engines(self, self.vllm_engines, broadcast=super().broadcast_to_vllm)
+
+    def sync_engine(self, index: int) -> None:
+        """Bring the weights to one engine, which was started again."""
+        self.sync_metrics = sync_to_engines(self, [self.vllm_engines[index]], broadcast=None)
 
 
-class OrzPolicyModelActor(RankState, RendezvousByFile, PolicyModelActor):
+class OrzPolicyModelActor(PolicyModelActor):
+    """A rank of the policy, in a process of Ray's."""
+
     trainer_cls = OrzActorPPOTrainer
-    role = "_actor"
 
-    def ds_engine(self):
-        return self.actor.model
+    def _setup_distributed(self, strategy):
+        meet_by_file(self, strategy.args)
+        super()._setup_distributed(strategy)
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
         args = strategy.args
+        self.rank = Rank("_actor", args)
         self.model_cls = partial(OrzActor, share=args.orz.share_prefixes == "auto", on_cpu=args.orz.device == "cpu")
-        if args.orz.actor_warmup_steps is not None:
-            args.actor.lr_warmup_ratio = warmup_ratio(args.orz.actor_warmup_steps, max_steps)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)
+        self.rank.resume(self.actor.model, self.trainer.replay_buffer)
         if not args.data.apply_chat_template:
-            # what is saved asks its questions in the way it was trained
+            # the saved model asks its questions as it was trained
             self.tokenizer.chat_template = chat_template(args.orz.prompt_template)
 
     def forward(self, *args, **kwargs):
-        with at_work(self.strategy.args), self.memory.phase("experience"):
+        with at_work(self.strategy.args), self.rank.memory.phase("experience"):
             return super().forward(*args, **kwargs)
 
-    def broadcast_to_vllm(self):
-        with self.memory.phase("sync"):
-            super().broadcast_to_vllm()
-
-    def sync_engine(self, index: int):
-        """Give one engine, which has been started anew, the weights that the others have."""
-        engines, self.trainer.vllm_engines = self.trainer.vllm_engines, [self.trainer.vllm_engines[index]]
-        try:
-            self.broadcast_to_vllm()
-        finally:
-            self.trainer.vllm_engines = engines
-
-    def sync_report(self):
-        """Metrics of the last weight sync."""
-        return {**self.trainer.sync_report, **self.memory.take()}
-
-    def fit(self, kl_ctl=0):
-        start = time.monotonic()
-        with at_work(self.strategy.args), self.memory.phase("training"):
-            status = super().fit(kl_ctl)
-        return {**status, "seconds_actor": time.monotonic() - start, **self.memory.take()}
-
-    def set_values(self, values):
+    def set_values(self, values: list[torch.Tensor]) -> dict[str, float]:
         """Advantages of the buffered rollout from values that the critic's training has just taken.
 
         ``values``: (A,) of each sample, in the buffer's order. Returns metrics of the critic over all ranks.
         """
         items = self.trainer.replay_buffer.items
         advantages, metrics = cross_fit_advantages(
-            [item.returns for item in items], values, [item.action_mask for item in items],
+            [item.returns for item in items],
+            values,
+            [item.action_mask for item in items],
             scale=not self.strategy.args.algo.advantage.no_std_norm,
             total=lambda sums: self.strategy.all_reduce(sums, op="sum"),
-        )  # fmt: skip
+        )
         for item, advantage in zip(items, advantages):
             item.advantages = advantage
         return metrics
 
-    def drop_buffer(self):
+    def fit(self, kl_ctl=0):
+        start = time.monotonic()
+        with at_work(self.strategy.args), self.rank.memory.phase("training"):
+            status = super().fit(kl_ctl)
+        return {**status, "seconds_actor": time.monotonic() - start, **self.rank.memory.take()}
+
+    def drop_buffer(self) -> None:
         """Forget the rollout, in a step that trains the critic alone."""
         self.trainer.replay_buffer.clear()
+
+    def broadcast_to_vllm(self):
+        with self.rank.memory.phase("sync"):
+            super().broadcast_to_vllm()
+
+    def sync_engine(self, index: int) -> None:
+        """Give one engine, which was started again, the weights that the others have."""
+        with self.rank.memory.phase("sync"):
+            self.trainer.sync_engine(index)
+
+    def sync_report(self) -> dict[str, float]:
+        """Metrics of the last weight sync."""
+        return {**self.trainer.sync_metrics, **self.rank.memory.take()}
+
+    def checkpoint_path(self, tag):
+        return str(self.rank.checkpoint_path(tag))
+
+    def save_checkpoint(self, tag, *args, **kwargs):
+        super().save_checkpoint(tag, *args, **kwargs)
+        self.rank.save(tag, self.actor.model, self.trainer.replay_buffer)
+
+
+class OrzReferenceModelActor(ReferenceModelActor):
+    """The reference model, with ``--algo.kl.init_coef`` above 0."""
+
+    def _setup_distributed(self, strategy):
+        meet_by_file(self, strategy.args)
+        super()._setup_distributed(strategy)
+
+    def forward(self, *args, **kwargs):
+        with at_work(self.strategy.args):
+            return super().forward(*args, **kwargs)
+
+
+class OrzRewardModelActor(RewardModelActor):
+    """A reward model, where an agent of the user's own asks for one."""
+
+    def _setup_distributed(self, strategy):
+        meet_by_file(self, strategy.args)
+        super()._setup_distributed(strategy)
+
+    def forward(self, *args, **kwargs):
+        with at_work(self.strategy.args):
+            return super().forward(*args, **kwargs)

@@ -1,4 +1,8 @@
-"""The critic: K optimizer steps per rollout (Sec. 3.1), value-head initialisation by flag, exact step metrics."""
+"""The critic: K optimizer steps per rollout (Sec. 3.1), value-head initialisation by flag, exact step metrics.
+
+In the order of a step: ``execute_batch`` (values), ``append`` (OpenRLHF's), ``fit``, ``take_values`` (with
+``--orz.cross_fit_values``), ``save_checkpoint``.
+"""
 
 import time
 
@@ -13,12 +17,12 @@ from openrlhf_orz.algo.masked import explained_variances, fit_sums
 from openrlhf_orz.models import shared_prefixes
 from openrlhf_orz.models.cpu import rms_norm
 from openrlhf_orz.models.value_head import init_value_head
-from openrlhf_orz.runtime.cores import RendezvousByFile, at_work, in_threads, share_cores
-from openrlhf_orz.trainer.actor import warmup_ratio
-from openrlhf_orz.trainer.mini_batches import OrzCriticReplayBuffer
-from openrlhf_orz.trainer.nonfinite import StepGuard
-from openrlhf_orz.trainer.rank_state import RankState
+from openrlhf_orz.runtime.cores import at_work, in_threads, share_cores
+from openrlhf_orz.settings.finished import critic_steps
+from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
+from openrlhf_orz.trainer.rank import Rank, meet_by_file
 from openrlhf_orz.trainer.single_rank import skip_reduction
+from openrlhf_orz.trainer.step_guard import StepGuard
 
 logger = init_logger(__name__)
 
@@ -41,7 +45,7 @@ def has_weight(pretrain: str, name: str) -> bool:
 
 
 class RecordingValueLoss(ValueLoss):
-    """Eq. 2; keeps the values that it was given last, and sums how well they fit the returns."""
+    """Eq. 2; keeps the values (B, A) of its last call and the sums (5,) of how well they fit the returns."""
 
     def forward(self, values, old_values, returns, action_mask=None, **kwargs):
         self.values = values.detach()
@@ -50,14 +54,16 @@ class RecordingValueLoss(ValueLoss):
 
 
 class OrzCriticPPOTrainer(CriticPPOTrainer):
-    replay_buffer_cls = OrzCriticReplayBuffer
+    """The critic's optimizer steps on one rank."""
+
+    replay_buffer_cls = CriticReplayBuffer
 
     def __init__(self, strategy, *args, **kwargs):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
         self.critic_loss_fn = RecordingValueLoss(self.critic_loss_fn.clip_eps)
         skip_reduction(self.critic)
-        self.guard = StepGuard.of(self, self.critic, "critic")
+        self.guard = StepGuard.of(self.args, self.critic, "critic")
 
     def ppo_train(self):
         self.at_steps, self.fits = [], [0]  # of each mini-batch: its last status, the fit of its values
@@ -93,12 +99,14 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
         return status
 
 
-class OrzCriticModelActor(RankState, RendezvousByFile, CriticModelActor):
-    trainer_cls = OrzCriticPPOTrainer
-    role = "_critic"
+class OrzCriticModelActor(CriticModelActor):
+    """A rank of the critic, in a process of Ray's."""
 
-    def ds_engine(self):
-        return self.critic
+    trainer_cls = OrzCriticPPOTrainer
+
+    def _setup_distributed(self, strategy):
+        meet_by_file(self, strategy.args)
+        super()._setup_distributed(strategy)
 
     def build_model(self, strategy, pretrain):
         critic = super().build_model(strategy, pretrain)
@@ -119,17 +127,15 @@ class OrzCriticModelActor(RankState, RendezvousByFile, CriticModelActor):
         return critic
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps):
-        args = strategy.args
-        max_steps = max_steps // args.orz.policy_updates * args.orz.critic_updates  # in the critic's own steps
-        if args.orz.critic_warmup_steps is not None:
-            args.critic.lr_warmup_ratio = warmup_ratio(args.orz.critic_warmup_steps, max_steps)
-        super().init_model_from_pretrained(strategy, pretrain, max_steps)
+        self.rank = Rank("_critic", strategy.args)
+        super().init_model_from_pretrained(strategy, pretrain, critic_steps(strategy.args, max_steps))
+        self.rank.resume(self.critic, self.trainer.replay_buffer)
 
     def execute_batch(self, method_name, all_data, start_idx, end_idx):
         """Values on a CPU: cores take a pack each, not all of them each operation."""
         if method_name != "forward":
             return super().execute_batch(method_name, all_data, start_idx, end_idx)
-        with at_work(self.strategy.args), self.memory.phase("experience"):
+        with at_work(self.strategy.args), self.rank.memory.phase("experience"):
             packs = [{name: data[i] for name, data in all_data.items()} for i in range(start_idx, end_idx)]
             if not self.forwards_side_by_side or min(len(packs), torch.get_num_threads()) < 2:
                 return super().execute_batch(method_name, all_data, start_idx, end_idx)
@@ -147,13 +153,20 @@ class OrzCriticModelActor(RankState, RendezvousByFile, CriticModelActor):
         alone = torch.distributed.get_world_size() == 1 and self.critic.zero_optimization_stage() < 3
         return alone and self.strategy.args.orz.device == "cpu"
 
+    def fit(self):
+        start = time.monotonic()
+        with at_work(self.strategy.args), self.rank.memory.phase("training"):
+            status = super().fit()
+        return {**status, "seconds_critic": time.monotonic() - start, **self.rank.memory.take()}
+
     def take_values(self):
         """The values of the rollout just trained on, (A,) of each sample in the buffer's order; they are let go."""
         values, self.trainer.values = self.trainer.values, []
         return values
 
-    def fit(self):
-        start = time.monotonic()
-        with at_work(self.strategy.args), self.memory.phase("training"):
-            status = super().fit()
-        return {**status, "seconds_critic": time.monotonic() - start, **self.memory.take()}
+    def checkpoint_path(self, tag):
+        return str(self.rank.checkpoint_path(tag))
+
+    def save_checkpoint(self, tag, *args, **kwargs):
+        super().save_checkpoint(tag, *args, **kwargs)
+        self.rank.save(tag, self.critic, self.trainer.replay_buffer)

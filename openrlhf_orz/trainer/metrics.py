@@ -1,10 +1,17 @@
-"""What a step's rollouts say, pure; docs/metrics.md defines each key."""
+"""The metrics of a step, collected phase by phase into one line; docs/metrics.md defines each key."""
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from openrlhf_orz.algo.text_stats import reflects, repetition
+from openrlhf_orz.reward.extract import extract_answer
+from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
+from openrlhf_orz.rollout.agent import stop_reason
+
+QUANTILES = (10, 50, 90)  # per cent
 
 
 def mean(values: torch.Tensor) -> float:
@@ -56,6 +63,51 @@ def rank_metrics(shares: list[list[int]]) -> dict[str, float]:
     return {"samples_per_rank_min": float(min(sizes)), "samples_per_rank_max": float(max(sizes))}
 
 
+def spread(name: str, values: torch.Tensor) -> dict[str, float]:
+    """Standard deviation and quantiles (linear between neighbours) of ``values`` (N,); nan of nothing."""
+    values = values.double()
+    result = {f"{name}_std": values.std(unbiased=False).item() if len(values) else float("nan")}
+    for percent in QUANTILES:
+        # torch.quantile takes at most 16 million values; a rollout has fewer responses
+        result[f"{name}_p{percent}"] = values.quantile(percent / 100).item() if len(values) else float("nan")
+    return result
+
+
+def length_metrics(lengths: torch.Tensor, right: torch.Tensor) -> dict[str, float]:
+    """Spread of response lengths: of all, of right and of wrong responses.
+
+    Args:
+        lengths: (B,) response tokens.
+        right: (B,) bool, reward above 0.
+    """
+    return {
+        **spread("response_length", lengths),
+        **spread("response_length_right", lengths[right]),
+        **spread("response_length_wrong", lengths[~right]),
+    }
+
+
+def reflection_metrics(reflecting: torch.Tensor, lengths: torch.Tensor, right: torch.Tensor) -> dict[str, float]:
+    """Fig. 7. ``reflecting`` and ``right`` (B,) bool, ``lengths`` (B,) tokens."""
+    return {
+        "reflection": mean(reflecting),
+        "reflection_reward": mean(right[reflecting]),
+        "reflection_length": mean(lengths[reflecting]),
+        "reflection_length_right": mean(lengths[reflecting & right]),
+    }
+
+
+def text_metrics(texts: list[str], token_ids: list, right: torch.Tensor) -> dict[str, float]:
+    """Reflection and repetition of B responses: their texts, their token ids, and which are right (B,) bool."""
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    repeated = torch.tensor([repetition(ids) for ids in token_ids], dtype=torch.float64)
+    return {
+        **reflection_metrics(torch.tensor([reflects(text) for text in texts]), lengths, right),
+        "repetition": mean(repeated),
+        "repetition_p90": repeated.quantile(0.9).item(),
+    }
+
+
 # OpenRLHF's names and ours; what is not listed keeps its name
 RENAMED = {
     "timing/generation": "seconds_generation",
@@ -92,7 +144,85 @@ def step_record(step: int, status: dict, ours: dict) -> dict[str, float | None]:
 
 
 def as_numbers(metrics: dict) -> dict:
-    """A sample's metrics without tensors of one number: of a batch, numbers are one tensor on their way to the ranks;
-    tensors are a list of them, pickled one by one.
-    """
+    """Replace 0-d tensors by floats: a batch of floats is sent as one tensor, 0-d tensors are pickled one by one."""
     return {key: x.item() if isinstance(x, torch.Tensor) and x.dim() == 0 else x for key, x in metrics.items()}
+
+
+def info(samples: list, key: str, missing: float = -1.0) -> torch.Tensor:
+    """A number of each of B single-sample experiences, (B,) float."""
+    return torch.tensor([float(sample.info[key]) if key in sample.info else missing for sample in samples])
+
+
+def response_tokens(sample) -> list[int]:
+    """Token ids of the response in a single-sample experience of OpenRLHF's."""
+    return sample.sequences[0][1:][sample.action_mask[0].bool()].tolist()
+
+
+class StepMetrics:
+    """Collects the metrics of the step that runs: ``start`` with its rollouts, ``add`` in each phase, ``record``.
+
+    Texts are decoded and measured in a thread, while the models train on them.
+    """
+
+    def __init__(self, tokenizer, samples_per_prompt: int):
+        self.tokenizer, self.samples_per_prompt = tokenizer, samples_per_prompt
+        self.values: dict[str, float] = {}
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="rollout-stats")
+        self.pending: Future | None = None
+
+    def start(self, samples: list) -> None:
+        """Begin a step with OpenRLHF's single-sample experiences, which are read only."""
+        self.pending = self.executor.submit(self._measure_texts, list(samples))
+        lengths = torch.tensor([int(sample.action_mask.sum()) for sample in samples])
+        rewards = torch.tensor([float(sample.rewards) for sample in samples])
+        self.values = {
+            **rollout_metrics(
+                rewards,
+                lengths,
+                torch.tensor([float(sample.truncated) for sample in samples]),
+                info(samples, "verdict"),
+                info(samples, "format"),
+                self.samples_per_prompt,
+            ),
+            **length_metrics(lengths, rewards > 0),
+            "response_tokens": float(lengths.sum()),
+            "tokens": float(sum(int(sample.total_length) for sample in samples)),
+        }
+
+    def _measure_texts(self, samples: list) -> dict[str, float]:
+        token_ids = [response_tokens(sample) for sample in samples]
+        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=False)
+        return text_metrics(texts, token_ids, torch.tensor([float(sample.rewards) > 0 for sample in samples]))
+
+    def add(self, metrics: dict | None = None, **more: float) -> None:
+        """Metrics of a phase."""
+        self.values.update(metrics or {}, **more)
+
+    def finish_texts(self) -> None:
+        """Wait for the metrics of the texts; raises what went wrong in the thread."""
+        if self.pending is not None:
+            self.add(self.pending.result())
+            self.pending = None
+
+    def record(self, step: int, status: dict) -> dict[str, float | None]:
+        """The step's line of metrics.jsonl, from what was collected and OpenRLHF's ``status``."""
+        return step_record(step, status, self.values)
+
+
+def rollout_row(sample, tokenizer, stop: list[str]) -> dict:
+    """One response as a line of rollouts/step_N.jsonl; ``stop`` are the run's stop strings."""
+    response = tokenizer.decode(response_tokens(sample), skip_special_tokens=False)
+    row = {
+        "prompt": sample.prompts[0],
+        "response": response,
+        "extracted": extract_answer(response),
+        "reference": sample.labels[0],
+        "reward": float(sample.rewards),
+        "tokens": int(sample.action_mask.sum()),
+        "reflection": reflects(response),
+    }
+    if "verdict" in sample.info:
+        row["verdict"] = Verdict(int(sample.info["verdict"])).label
+        row["rule"] = RULES[int(sample.info["rule"])] if "rule" in sample.info else ""
+        row["stop_reason"] = stop_reason(int(sample.info["ended"]), stop)
+    return row

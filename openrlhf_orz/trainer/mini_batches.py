@@ -14,14 +14,18 @@ logger = init_logger(__name__)
 
 
 class OrzReplayBuffer(NaiveReplayBuffer):
-    """Cuts all samples, also those of a partial last rollout, into ``updates_flag`` optimizer steps.
+    """Cuts all samples, also those of a partial last rollout, into as many optimizer steps as ``wanted_updates`` says.
 
     Each sample is trained on exactly once an epoch. The samples are shuffled before they are cut into mini-batches;
     only then is each mini-batch cut into micro-batches, by tokens or by number of samples.
     """
 
-    updates_flag = "policy_updates"
+    model = ""  # whose mini-batches these are
     rollouts = 0
+
+    def wanted_updates(self, args) -> int:
+        """Optimizer steps for each rollout."""
+        raise NotImplementedError
 
     def partition_micro_batches(self, strategy):
         args = strategy.args
@@ -32,14 +36,14 @@ class OrzReplayBuffer(NaiveReplayBuffer):
             dist.all_reduce(tensor, op=op, group=group)
             return tensor.tolist()
 
-        wanted = getattr(args.orz, self.updates_flag)
+        wanted = self.wanted_updates(args)
         updates = min(wanted, *agree([len(self.items)], dist.ReduceOp.MIN))
         if updates < wanted:
             logger.warning(
-                f"this rollout has fewer samples on a rank than --orz.{self.updates_flag} {wanted}: {updates} steps"
+                f"this rollout has fewer samples on a rank than --orz.{self.model}_updates {wanted}: {updates} steps"
             )
         # the same for all ranks that hold the same samples (ring attention, tensor parallel)
-        rng = random.Random(f"{args.train.seed}-{dist.get_rank(group)}-{self.updates_flag}-{self.rollouts}")
+        rng = random.Random(f"{args.train.seed}-{dist.get_rank(group)}-{self.model}_updates-{self.rollouts}")
         self.rollouts += 1
         lengths = [int(item.total_length) for item in self.items]
         mini_batches = cut_mini_batches(len(lengths), updates, rng if updates > 1 else None)
@@ -72,7 +76,19 @@ class OrzReplayBuffer(NaiveReplayBuffer):
         return partitions
 
 
-class OrzCriticReplayBuffer(OrzReplayBuffer):
-    """As above, for the critic's mini-batches."""
+class PolicyReplayBuffer(OrzReplayBuffer):
+    """The policy's: one step in strict on-policy training."""
 
-    updates_flag = "critic_updates"
+    model = "policy"
+
+    def wanted_updates(self, args) -> int:
+        return args.orz.policy_updates
+
+
+class CriticReplayBuffer(OrzReplayBuffer):
+    """The critic's: twelve steps in the paper (Sec. 3.1)."""
+
+    model = "critic"
+
+    def wanted_updates(self, args) -> int:
+        return args.orz.critic_updates

@@ -1,10 +1,25 @@
-"""The trainer: OpenRLHF's PPO loop with ORZ's experience maker, metrics and run directory."""
+"""The training loop. OpenRLHF's ``fit`` runs it and calls the methods here, which stand in the order of a step.
+
+    fit                             evaluates the base model, then OpenRLHF's loop over episodes and rollouts:
+      generate_samples                (OpenRLHF's, by rollout/generation.py)
+      train_step                      one step, in which OpenRLHF calls
+        make_experience_batch           values and advantages (trainer/experience_maker.py)
+        _compute_rollout_stats          the critic's fit to the returns
+        balance_experiences             a share of the samples for each rank
+        ppo_train                       critic and policy steps (trainer/critic.py, trainer/actor.py)
+        broadcast_to_vllm               the weights' way to the engines (rollout/sync)
+      save_logs_and_checkpoints       the step's line of metrics.jsonl, logs, checkpoint
+      evaluate, save_best_checkpoint  every --eval.steps
+
+docs/architecture.md says why each of them is not OpenRLHF's. The asynchronous trainer, at the end, runs the same steps
+in two processes.
+"""
 
 import time
 
 import ray
 import torch
-from openrlhf.trainer.ppo_trainer import PPOTrainer
+from openrlhf.trainer.ppo_trainer import BasePPOTrainer, PPOTrainer, prepare_datasets
 from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor, PPOTrainerAsync, TrainingActor
 from openrlhf.trainer.ppo_utils.experience import make_experience_batch, split_experience_batch
 from openrlhf.utils.logging_utils import init_logger
@@ -12,34 +27,37 @@ from transformers import AutoConfig
 
 from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
-from openrlhf_orz.algo.text_stats import reflects
-from openrlhf_orz.reward.extract import extract_answer
-from openrlhf_orz.reward.rules import RULES
-from openrlhf_orz.reward.verdict import Verdict
+from openrlhf_orz.data.prompt_loader import PromptLoader
 from openrlhf_orz.rollout.generation import OrzSamplesGenerator
 from openrlhf_orz.runtime.heartbeat import show_life
 from openrlhf_orz.runtime.memory import memory_metrics
 from openrlhf_orz.runtime.run_dir import RunDir, Tolerant
+from openrlhf_orz.runtime.stop import StopRequested, training_mark
 from openrlhf_orz.runtime.watchdog import within
-from openrlhf_orz.trainer.checkpointing import Checkpointing
+from openrlhf_orz.settings.finished import policy_steps
+from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
 from openrlhf_orz.trainer.evaluation import evaluate_samples
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
-from openrlhf_orz.trainer.metrics import as_numbers, rank_metrics, rollout_metrics, step_record
-from openrlhf_orz.trainer.prompts import load_prompts
-from openrlhf_orz.trainer.rollout_stats import RolloutStats, length_metrics
+from openrlhf_orz.trainer.metrics import StepMetrics, as_numbers, rank_metrics, rollout_row
 
 logger = init_logger(__name__)
 
 SYNC_SEQUENCES = 8  # sequences on which --orz.check_sync compares
 
 
-def info(samples, key: str, missing: float = -1.0) -> torch.Tensor:
-    """A per-sample number of single-sample experiences as (B,) float."""
-    return torch.tensor([float(sample.info[key]) if key in sample.info else missing for sample in samples])
+def load_prompts(strategy, tokenizer):
+    """OpenRLHF's data sets, in an order fixed by seed and episode.
+
+    Returns the prompts, the evaluation prompts (or None) and the number of policy steps of the run.
+    """
+    args = strategy.args
+    prompts, evaluation, _ = prepare_datasets(strategy, tokenizer)
+    prompts = PromptLoader(prompts.dataset, prompts.dataset.collate_fn, args.train.seed)
+    return prompts, evaluation, policy_steps(args, len(prompts.dataset))
 
 
-class OrzTrainer(Checkpointing):
-    """What ORZ adds to OpenRLHF's training loop, synchronous or not."""
+class OrzTrainer(BasePPOTrainer):
+    """A training step of ORZ, in OpenRLHF's synchronous and asynchronous trainers alike."""
 
     experience_maker_cls = OrzExperienceMaker
 
@@ -48,76 +66,69 @@ class OrzTrainer(Checkpointing):
         show_life(self.args, "trainer")
         self.run_dir = RunDir(self.args.orz.run_dir)
         self.logs = self.run_dir.path / "logs"
-        for name in ("wandb_logger", "tensorboard_logger"):
-            if getattr(self, name):
-                setattr(self, name, Tolerant(getattr(self, name), self.run_dir))
+        if self.wandb_logger:
+            self.wandb_logger = Tolerant(self.wandb_logger, self.run_dir)
+        if self.tensorboard_logger:
+            self.tensorboard_logger = Tolerant(self.tensorboard_logger, self.run_dir)
         self.fixed_sequences = self.last_log_probs = None
-        self.rollout_stats = RolloutStats(self.tokenizer)
-        self.ours: dict = {}
+        self.metrics = StepMetrics(self.tokenizer, self.args.rollout.n_samples_per_prompt)
+        self.checkpoints = TrainerCheckpoints(
+            self.args,
+            [group for group in (self.actor_model_group, self.critic_model_group) if group is not None],
+            self.run_dir,
+            self.rollouts(),
+            self.best_metric,
+        )
         config = AutoConfig.from_pretrained(
             self.args.actor.model_name_or_path, trust_remote_code=self.args.orz.trust_remote_code
         )
         self.hidden_size = config.get_text_config().hidden_size
 
-    def balance_experiences(self, experiences, args):
-        """One experience for each data-parallel rank, by work instead of by count."""
-        items = with_tokens([item for experience in experiences for item in split_experience_batch(experience)])
-        for item in items:
-            item.info = as_numbers(item.info)
-        ranks = len(self.actor_model_group._actor_handlers) // self.actor_model_group.duplicate_actors
-        shares = balance_ranks([int(item.total_length) for item in items], ranks, self.hidden_size)
-        self.ours.update(rank_metrics(shares))
-        return [make_experience_batch([items[i] for i in share]) for share in shares]
+    def rollouts(self) -> NoRollouts:
+        """The rollouts that this process draws."""
+        return NoRollouts()
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks of the policy."""
+        return len(self.actor_model_group._actor_handlers) // self.actor_model_group.duplicate_actors
+
+    # ---- before the first step
+
+    def fit(self, *args, **kwargs):
+        training_mark(self.args).touch()
+        try:
+            super().fit(*args, **kwargs)
+        except StopRequested:
+            raise self.checkpoints.stopped() from None
+        finally:
+            training_mark(self.args).unlink(missing_ok=True)
+            self.checkpoints.wait_for_commit()
+            self.run_dir.wait()
+
+    def init_checkpoint_states(self):
+        """Where to begin: the checkpoint's place, or the start."""
+        return self.checkpoints.resume() or super().init_checkpoint_states()
+
+    # ---- a step, in its order
 
     def train_step(self, rollout_samples, global_step):
         if self.args.orz.check_sync and self.fixed_sequences is None:
             self.fixed_sequences = rollout_samples[:: max(1, len(rollout_samples) // SYNC_SEQUENCES)][:SYNC_SEQUENCES]
-        self.rollout_stats.start(rollout_samples)
-        lengths = torch.tensor([int(sample.action_mask.sum()) for sample in rollout_samples])
-        rewards = torch.tensor([float(sample.rewards) for sample in rollout_samples])
-        self.ours = rollout_metrics(
-            rewards,
-            lengths,
-            torch.tensor([float(sample.truncated) for sample in rollout_samples]),
-            info(rollout_samples, "verdict"),
-            info(rollout_samples, "format"),
-            self.args.rollout.n_samples_per_prompt,
-        )
-        self.ours.update(length_metrics(lengths, rewards > 0))
-        self.ours["response_tokens"] = float(lengths.sum())
-        self.ours["tokens"] = float(sum(int(sample.total_length) for sample in rollout_samples))
+        self.metrics.start(rollout_samples)
         # all of the step: a rank that hangs may do so while it is handed its samples
         with within(self.args.orz.training_timeout_s, "training", "training_timeout_s", self.logs):
             status, step = super().train_step(rollout_samples, global_step)
-        self.ours.update(self.rollout_stats.result())
-        if self.args.orz.rollout_dump_every and step % self.args.orz.rollout_dump_every == 0:
+        self.metrics.finish_texts()
+        every = self.args.orz.rollout_dump_every
+        if every and step % every == 0:
             chosen = rollout_samples[: self.args.orz.rollout_dump_max]
-            self.run_dir.dump_rollouts(step, lambda: map(self.rollout_row, chosen))
+            stop = list(self.args.orz.stop)
+            self.run_dir.dump_rollouts(step, lambda: (rollout_row(each, self.tokenizer, stop) for each in chosen))
         return status, step
 
-    def rollout_row(self, sample) -> dict:
-        """One response as it stands in rollouts/step_N.jsonl."""
-        mask = torch.nn.functional.pad(sample.action_mask[0], (1, 0)).bool()
-        response = self.tokenizer.decode(sample.sequences[0][mask], skip_special_tokens=False)
-        row = {
-            "prompt": sample.prompts[0],
-            "response": response,
-            "extracted": extract_answer(response),
-            "reference": sample.labels[0],
-            "reward": float(sample.rewards),
-            "tokens": int(sample.action_mask.sum()),
-            "reflection": reflects(response),
-        }
-        if "verdict" in sample.info:
-            from openrlhf_orz.rollout.agent import stop_reason
-
-            row["verdict"] = Verdict(int(sample.info["verdict"])).label
-            row["rule"] = RULES[int(sample.info["rule"])] if "rule" in sample.info else ""
-            row["stop_reason"] = stop_reason(int(sample.info["ended"]), list(self.args.orz.stop))
-        return row
-
     def _compute_rollout_stats(self, experiences):
-        """Adds what is known before the updates: the critic's fit to the returns, and the advantages."""
+        """Adds what is known before the updates: returns, and how well the critic's values fit them."""
         stats = super()._compute_rollout_stats(experiences)
         mask = torch.cat([e.action_mask.flatten() for e in experiences])
         returns = torch.cat([e.returns.flatten() for e in experiences])
@@ -126,6 +137,15 @@ class OrzTrainer(Checkpointing):
             values = torch.cat([e.values.flatten() for e in experiences])
             stats["explained_variance"] = explained_variance(values, returns, mask)
         return stats
+
+    def balance_experiences(self, experiences, args):
+        """One experience for each data-parallel rank, by work instead of by count."""
+        items = with_tokens([item for experience in experiences for item in split_experience_batch(experience)])
+        for item in items:
+            item.info = as_numbers(item.info)
+        shares = balance_ranks([int(item.total_length) for item in items], self.ranks, self.hidden_size)
+        self.metrics.add(rank_metrics(shares))
+        return [make_experience_batch([items[i] for i in share]) for share in shares]
 
     def ppo_train(self, global_steps):
         if self.args.orz.cross_fit_values and self.critic_model_group is not None:
@@ -140,7 +160,7 @@ class OrzTrainer(Checkpointing):
         """The critic first; the policy with advantages from the values that the critic's training has taken."""
         actor, critic = self.actor_model_group, self.critic_model_group
         try:
-            self.actor_model_group = None
+            self.actor_model_group = None  # OpenRLHF then trains the critic alone
             status = super().ppo_train(global_steps)
             values = ray.get(critic.async_run_method(method_name="take_values"))[:: critic.duplicate_actors]
             metrics = ray.get(actor.async_run_method_batch(method_name="set_values", values=values))[0][0]
@@ -152,11 +172,15 @@ class OrzTrainer(Checkpointing):
 
     def broadcast_to_vllm(self):
         with within(self.args.orz.sync_timeout_s, "weight-sync", "sync_timeout_s", self.logs):
-            self.sync_weights(super().broadcast_to_vllm)
-            self.ours.update(ray.get(self.actor_model_group._actor_handlers[0].sync_report.remote()))
-            self.ours.update(memory_metrics("driver"), engine_memory_mib=self.engine_memory())
+            self.send_weights()
+            self.metrics.add(ray.get(self.actor_model_group._actor_handlers[0].sync_report.remote()))
+            self.metrics.add(memory_metrics("driver"), engine_memory_mib=self.engine_memory())
             if self.fixed_sequences is not None:
-                self.ours.update(self.sync_gap())
+                self.metrics.add(self.sync_gap())
+
+    def send_weights(self) -> None:
+        """The weight sync itself."""
+        super().broadcast_to_vllm()
 
     def engine_memory(self) -> float:
         """Largest resident memory of an engine, MiB; nan if one has died meanwhile, which is not a reason to end."""
@@ -165,22 +189,12 @@ class OrzTrainer(Checkpointing):
         except ray.exceptions.RayError:
             return float("nan")
 
-    def sync_weights(self, sync) -> None:
-        """``sync``, once more if an engine has died: the weights of the trainer are whole, whatever became of those."""
-        generator = getattr(self, "samples_generator", None)
-        try:
-            sync()
-        except ray.exceptions.RayTaskError:
-            if generator is None or not generator.attend():
-                raise
-            sync()
-
     def sync_gap(self) -> dict[str, float]:
         """|log p_vllm - log p_trainer| of the response tokens of fixed sequences, over all engines; and how far the
         trainer's own have moved since the sync before, which says whether the gap could have shown a missed sync.
         """
         samples = self.fixed_sequences
-        ranks = len(self.actor_model_group._actor_handlers) // self.actor_model_group.duplicate_actors
+        ranks = self.ranks
         kwargs = {
             key: [getattr(sample, key) for sample in samples for _ in range(ranks)]
             for key in ("sequences", "action_mask", "attention_mask")
@@ -210,24 +224,39 @@ class OrzTrainer(Checkpointing):
         self.last_log_probs = trainer
         return result
 
+    # ---- after a step
+
     def save_logs_and_checkpoints(self, global_step, logs_dict=None, client_states=None):
-        self.ours.update(self.all_faults(), restarts=self.args.orz.restarts, writes_failed=self.run_dir.failures)
-        if self.held_up is not None:
-            self.ours["seconds_checkpoint"], self.held_up = self.held_up, None
-        record = step_record(global_step, logs_dict or {}, self.ours)
+        self.metrics.add(
+            {**self.checkpoints.all_faults(), **self.checkpoints.take_seconds()},
+            restarts=self.args.run.restarts,
+            writes_failed=self.run_dir.failures,
+        )
+        record = self.metrics.record(global_step, logs_dict or {})
         self.run_dir.append("metrics.jsonl", {**record, "time": time.time()})
         logs = {key: value for key, value in record.items() if value is not None and key != "step"}
         logs["generated_samples"] = (logs_dict or {}).get("generated_samples")
         super().save_logs_and_checkpoints(global_step, logs, client_states)
+        self.checkpoints.after_step(global_step, client_states or {})
 
-    def fit(self, *args, **kwargs):
-        try:
-            super().fit(*args, **kwargs)
-        finally:
-            self.run_dir.wait()
+    def save_best_checkpoint(self, eval_metrics, global_step, client_states=None):
+        save = super().save_best_checkpoint
+        self.checkpoints.attempt(
+            f"best_global_step{global_step}", lambda: save(eval_metrics, global_step, client_states)
+        )
+
+    def best_metric(self) -> dict:
+        """The best and the latest evaluation metric, under OpenRLHF's names in a checkpoint."""
+        return {
+            "best_eval_metric_key": self.best_eval_metric_key,
+            "best_eval_metric_value": self.best_eval_metric_value,
+            "latest_eval_metric_value": self._latest_eval_metric_value,
+        }
 
 
 class OrzPPOTrainer(OrzTrainer, PPOTrainer):
+    """The synchronous trainer: one process draws the rollouts and steers the training on them."""
+
     prepare_datasets = staticmethod(load_prompts)
     samples_generator_cls = OrzSamplesGenerator
 
@@ -235,9 +264,22 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
         super().__init__(*args, **kwargs)
         self.samples_generator.sync_engine = self.sync_engine
 
-    def sync_engine(self, index: int) -> None:
-        """Give an engine that was started anew the current weights."""
-        ray.get(self.actor_model_group.async_run_method(method_name="sync_engine", index=index))
+    def rollouts(self):
+        return DrawnRollouts(self.samples_generator, self.prompts_dataloader)
+
+    def fit(self, *args, **kwargs):
+        if self.eval_dataloader and self.args.eval.steps != float("inf") and self.args.run.resume_from is None:
+            self.evaluate_start()
+        super().fit(*args, **kwargs)
+
+    def evaluate_start(self):
+        """Before the first step; what the base model reaches is what a best checkpoint has to beat."""
+        own = vars(self.args.eval)
+        kwargs = {key: own[key] for key in ("temperature", "n_samples_per_prompt")}
+        logs = self.evaluate(0, **{**self.generate_kwargs, **kwargs})
+        key = self._detect_eval_metric_key(logs)
+        if key:
+            self.best_eval_metric_value = logs[key]
 
     @torch.no_grad()
     def evaluate(self, global_step, **generate_kwargs):
@@ -251,22 +293,23 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
         self.run_dir.append("eval.jsonl", {"step": global_step, **logs})
         return logs
 
-    def evaluate_start(self):
-        """Before the first step; what the base model reaches is what a best checkpoint has to beat."""
-        own = vars(self.args.eval)
-        kwargs = {key: own[key] for key in ("temperature", "n_samples_per_prompt")}
-        logs = self.evaluate(0, **{**self.generate_kwargs, **kwargs})
-        key = self._detect_eval_metric_key(logs)
-        if key:
-            self.best_eval_metric_value = logs[key]
+    def send_weights(self) -> None:
+        """The weight sync, once more if an engine had died: the trainer's own weights are whole all the same."""
+        try:
+            super().send_weights()
+        except ray.exceptions.RayTaskError:
+            if not self.samples_generator.attend():
+                raise
+            super().send_weights()
 
-    def fit(self, *args, **kwargs):
-        if self.eval_dataloader and self.args.eval.steps != float("inf") and self.args.orz.resume_from is None:
-            self.evaluate_start()
-        super().fit(*args, **kwargs)
+    def sync_engine(self, index: int) -> None:
+        """Give an engine that was started again the current weights."""
+        ray.get(self.actor_model_group.async_run_method(method_name="sync_engine", index=index))
 
 
 class OrzGenerateSamplesActor(GenerateSamplesActor):
+    """Asynchronous training: the process that draws rollouts and evaluates."""
+
     prepare_datasets = staticmethod(load_prompts)
     samples_generator_cls = OrzSamplesGenerator
 
@@ -288,9 +331,11 @@ class OrzGenerateSamplesActor(GenerateSamplesActor):
 
 
 class OrzTrainingActor(OrzTrainer, TrainingActor):
-    pass
+    """Asynchronous training: the process that trains on the rollouts."""
 
 
 class OrzPPOTrainerAsync(PPOTrainerAsync):
+    """The asynchronous trainer."""
+
     generator_actor_cls = OrzGenerateSamplesActor
     training_actor_cls = OrzTrainingActor

@@ -12,13 +12,15 @@ FLAGS = (
 ).split()
 
 
-def make_args(*extra):
+def make_args(*extra, changes=None):
+    """Settings of a run on a CPU; ``changes`` by dotted name."""
     from openrlhf_orz.settings.command_line import parse
+    from openrlhf_orz.settings.finished import Run, changed, for_openrlhf
 
     args, _ = parse([*FLAGS, "--actor.num_gpus_per_node", os.environ["WORLD_SIZE"],
                      "--critic.num_gpus_per_node", os.environ["WORLD_SIZE"], *extra])  # fmt: skip
-    args.orz.scratch = f"/tmp/orz-ds-worker-{os.getpid()}-"
-    return args
+    run = Run(checkpoints="/tmp/orz-ds-worker", scratch=f"/tmp/orz-ds-worker-{os.getpid()}-")
+    return changed(for_openrlhf(args, run), changes or {})
 
 
 def stage_flags(stage):
@@ -55,7 +57,7 @@ def make_model(attention="sdpa"):
 def make_actor(strategy, args, lr=1e-2, packed=False):
     """Stock's model, padded; or ours, packed, with log-probs of action tokens alone."""
     if packed:
-        from openrlhf_orz.trainer.policy_model import OrzActor as Actor
+        from openrlhf_orz.trainer.actor import OrzActor as Actor
     else:
         from openrlhf.models import Actor
 

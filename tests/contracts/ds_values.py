@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ def values_case(stage):
     args = make_args(*stage_flags(stage))
     strategy = make_strategy(args)
     actor = object.__new__(OrzCriticModelActor)  # its process is this one, not Ray's
-    actor.strategy, actor.memory = strategy, MemoryByPhase("critic")
+    actor.strategy, actor.rank = strategy, SimpleNamespace(memory=MemoryByPhase("critic"))
     actor.critic = make_critic(strategy, 1e-2)[0]
     batches = [make_batch(size, seed=size) for size in (2, 8, 4, 6, 2, 8)]
     data = {name: [b[i] for b in batches] for i, name in enumerate(("sequences", "attention_mask", "action_mask"))}

@@ -87,12 +87,10 @@ def single_step():
     advantages = torch.randn(action.shape, generator=torch.Generator().manual_seed(2)) * action
     grads, norms = {}, {}
     for name in ("packed", "skipped", "always", "stock"):
-        args = make_args(*(("--orz.old_log_probs", "always") if name == "always" else ()))
-        args.train.max_tokens_per_gpu = 30  # several micro-batches
+        changes = {"train.max_tokens_per_gpu": 30, "ds.packing_samples": name == "packed"}  # several micro-batches
         if name == "stock":
-            args.train.dynamic_batch_enable = False
-            args.train.micro_batch_size = args.train.batch_size
-        args.ds.packing_samples = name == "packed"
+            changes |= {"train.dynamic_batch_enable": False, "train.micro_batch_size": 8}
+        args = make_args(*(("--orz.old_log_probs", "always") if name == "always" else ()), changes=changes)
         strategy = make_strategy(args)
         actor, optim, scheduler = make_actor(strategy, args, packed=name == "packed")
         trainer = (ActorPPOTrainer if name == "stock" else OrzActorPPOTrainer)(
@@ -221,8 +219,7 @@ def degenerate():
     from openrlhf_orz.trainer.actor import OrzActorPPOTrainer
     from openrlhf_orz.trainer.critic import OrzCriticPPOTrainer
 
-    args = make_args("--orz.critic_updates", "3")
-    args.train.max_tokens_per_gpu = 30
+    args = make_args("--orz.critic_updates", "3", changes={"train.max_tokens_per_gpu": 30})
     strategy = make_strategy(args)
     world, rank, result = dist.get_world_size(), dist.get_rank(), {}
     for kind, size in {"equal": 7, "single": world, "one_token": 7, "usual": 7}.items():

@@ -13,6 +13,7 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from test_zero_gradients import run_ranks
 
 from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.finished import changed
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
 
 GROUPED = ("rloo", "group_norm", "dr_grpo")
@@ -161,7 +162,7 @@ def test_on_a_cpu_each_core_gets_as_many_packs(monkeypatch, cores, device, count
     """Packs of the same size as the budget cuts 1 to 5 of; values are taken by a core each."""
     monkeypatch.setattr("openrlhf_orz.trainer.experience_maker.cores", lambda: cores)
     maker = make_maker(OrzExperienceMaker, "gae", 2, "--train.max_tokens_per_gpu", "40", "--ds.packing_samples")
-    maker.args.orz.device, maker.args.rollout.max_tokens_per_gpu = device, 40
+    maker.args = changed(maker.args, {"orz.device": device, "rollout.max_tokens_per_gpu": 40})
     for needed, expected in enumerate(counts, 1):
         batches = maker.split_rollout_samples([make_sample(i, 16) for i in range(2 * needed)])
         assert len(batches) == expected, needed

@@ -40,10 +40,10 @@ def flat(steps):
 
 
 def test_critic_steps_shuffled_each_sample_once(mesh):
-    from openrlhf_orz.trainer.mini_batches import OrzCriticReplayBuffer
+    from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
 
     lengths = [10 + i % 7 for i in range(30)]
-    first, second = partitions(mesh, OrzCriticReplayBuffer, lengths, rollouts=2)
+    first, second = partitions(mesh, CriticReplayBuffer, lengths, rollouts=2)
     for steps in (first, second):
         assert [len(step) for step in flat(steps)] == [8, 8, 7, 7]
         assert sorted(sum(flat(steps), [])) == list(range(30))
@@ -51,36 +51,36 @@ def test_critic_steps_shuffled_each_sample_once(mesh):
             for micro in step:
                 assert max(lengths[i] for i in micro) * len(micro) <= 100
     assert flat(first) != flat(second)  # every rollout is cut anew
-    assert partitions(mesh, OrzCriticReplayBuffer, lengths, rollouts=2) == [first, second]  # by the seed
+    assert partitions(mesh, CriticReplayBuffer, lengths, rollouts=2) == [first, second]  # by the seed
 
 
 def test_one_policy_step_with_all_samples(mesh):
-    from openrlhf_orz.trainer.mini_batches import OrzReplayBuffer
+    from openrlhf_orz.trainer.mini_batches import PolicyReplayBuffer
 
-    (steps,) = partitions(mesh, OrzReplayBuffer, [50, 20, 30, 100, 10])
+    (steps,) = partitions(mesh, PolicyReplayBuffer, [50, 20, 30, 100, 10])
     assert len(steps) == 1 and sorted(flat(steps)[0]) == [0, 1, 2, 3, 4]
     assert [3] in steps[0]  # the longest fills a micro-batch alone
 
 
 def test_fixed_number_of_samples(mesh):
-    from openrlhf_orz.trainer.mini_batches import OrzReplayBuffer
+    from openrlhf_orz.trainer.mini_batches import PolicyReplayBuffer
 
-    (steps,) = partitions(mesh, OrzReplayBuffer, [500] * 8, fixed=True)
+    (steps,) = partitions(mesh, PolicyReplayBuffer, [500] * 8, fixed=True)
     assert [len(micro) for micro in steps[0]] == [3, 3, 2]
 
 
 def test_fewer_samples_than_steps(mesh):
-    from openrlhf_orz.trainer.mini_batches import OrzCriticReplayBuffer
+    from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
 
-    (steps,) = partitions(mesh, OrzCriticReplayBuffer, [10, 20], critic_updates=12)
+    (steps,) = partitions(mesh, CriticReplayBuffer, [10, 20], critic_updates=12)
     assert sorted(flat(steps)) == [[0], [1]]
 
 
 def test_packs_hold_responses_to_one_prompt(mesh):
     """Ten responses each to two prompts of 15 tokens, interleaved: the packs of 100 tokens are by prompt."""
-    from openrlhf_orz.trainer.mini_batches import OrzReplayBuffer
+    from openrlhf_orz.trainer.mini_batches import PolicyReplayBuffer
 
     tokens = [[i % 2] * 15 + [i] * 5 for i in range(20)]
-    (steps,) = partitions(mesh, OrzReplayBuffer, [20] * 20, tokens=tokens)
+    (steps,) = partitions(mesh, PolicyReplayBuffer, [20] * 20, tokens=tokens)
     assert sorted(flat(steps)[0]) == list(range(20)) and len(steps[0]) == 4
     assert all(len({i % 2 for i in micro}) == 1 and len(micro) == 5 for micro in steps[0])

@@ -107,8 +107,7 @@ def test_checkpoints():
     assert parameters(base.init_checkpoint_states) == ["self"]
     for method in (PolicyModelActor.save_checkpoint, CriticModelActor.save_checkpoint):
         assert parameters(method)[1] == "tag"
-        # where they write and read is ours to say
-        assert "os.path.join(args.ckpt.path, " in inspect.getsource(method)
+        assert "self.checkpoint_path(tag)" in inspect.getsource(method)  # where they write is ours to say
     for cls in (PolicyModelActor, CriticModelActor):
         assert "os.path.join(args.ckpt.path, " in inspect.getsource(cls.init_model_from_pretrained)
 
@@ -170,6 +169,7 @@ def test_environment_of_workers_on_a_cpu(monkeypatch):
     nothing is set."""
     from openrlhf_orz.runtime.ray_session import trainer_env, worker_env
     from openrlhf_orz.settings.command_line import parse
+    from openrlhf_orz.settings.finished import Run
 
     engine = "VLLM_ENABLE_V1_MULTIPROCESSING"
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX", engine):
@@ -177,8 +177,7 @@ def test_environment_of_workers_on_a_cpu(monkeypatch):
 
     def env(device):
         args, _ = parse(["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", "--orz.device", device])
-        args.orz.scratch = "/dev/shm/orz-0-"
-        return worker_env(args, local=True), trainer_env(device)
+        return worker_env(args, Run(checkpoints="", scratch="/dev/shm/orz-0-")), trainer_env(device)
 
     workers, trainers = env("cpu")
     assert workers[engine] == "0" and not any(name.startswith("MALLOC_") for name in workers)

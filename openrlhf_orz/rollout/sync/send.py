@@ -13,12 +13,15 @@ from openrlhf_orz.rollout.sync.transport import FileTransport, IpcTransport
 NAMED = 8  # parameters that an error names
 
 
-def sync_to_engines(trainer, broadcast: Callable) -> dict[str, float]:
-    """Bring the policy's weights to all engines, and with --orz.check_sync prove it; all ranks call it.
+def sync_to_engines(trainer, engines: list, broadcast: Callable | None) -> dict[str, float]:
+    """Bring the policy's weights to ``engines``, and with --orz.check_sync prove it; all ranks call it.
 
     Args:
-        trainer: an ActorPPOTrainer with its engines.
-        broadcast: upstream's sync, used where engines have GPUs of their own.
+        trainer: an ActorPPOTrainer.
+        engines: all of the run's, or those that were started again.
+        broadcast: upstream's sync to all engines, used where they have GPUs of their own; None for single ones.
+
+    Raises RuntimeError where a single engine cannot be reached.
 
     Returns the metrics ``sync_bytes`` and ``sync_verified``, as far as they are known.
     """
@@ -27,7 +30,7 @@ def sync_to_engines(trainer, broadcast: Callable) -> dict[str, float]:
     from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
     from openrlhf.utils.utils import convert_to_torch_dtype
 
-    args, engines, report = trainer.args, trainer.vllm_engines, {}
+    args, report = trainer.args, {}
     dtype = convert_to_torch_dtype(args.ds.param_dtype)
     weights = Weights(
         trainer.actor.model.module,
@@ -42,12 +45,17 @@ def sync_to_engines(trainer, broadcast: Callable) -> dict[str, float]:
         ray.get([engine.load_weights.remote(source, slots, last, args.orz.check_sync) for engine in engines])
 
     if args.orz.device == "cpu":
-        transport = FileTransport(f"{args.orz.scratch}weights", dtype, load)
+        transport = FileTransport(f"{args.run.scratch}weights", dtype, load)
     elif trainer.use_cuda_ipc:
         transport = IpcTransport(torch.device(get_accelerator().current_device_name()), dtype, load)
     else:
         transport = None
-    if transport is None:
+    if transport is None and broadcast is None:
+        raise RuntimeError(
+            "an engine on GPUs of its own was started again, and is no member of the group that weights are sent to:"
+            " resume the run from its newest checkpoint (--ckpt.load_enable, or --orz.max_restarts)"
+        )
+    elif transport is None:
         broadcast()
     else:
         get_accelerator().empty_cache()

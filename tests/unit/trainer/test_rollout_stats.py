@@ -13,8 +13,7 @@ from openrlhf_orz.algo.text_stats import reflects, repetition
 from openrlhf_orz.reward.guards import GUARDS
 from openrlhf_orz.reward.mends import MENDS
 from openrlhf_orz.reward.rules import RULES, rule_number
-from openrlhf_orz.trainer.metrics import step_record
-from openrlhf_orz.trainer.rollout_stats import length_metrics, reflection_metrics, text_metrics
+from openrlhf_orz.trainer.metrics import length_metrics, reflection_metrics, step_record, text_metrics
 
 
 @pytest.mark.parametrize("text", ["Wait, no", "let me RECHECK it", "retrying", "Alternatively, 3", "so. However, x"])

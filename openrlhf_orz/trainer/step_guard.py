@@ -61,9 +61,8 @@ class StepGuard:
         self.in_a_row = self.total = 0
 
     @classmethod
-    def of(cls, trainer, engine, name: str) -> StepGuard:
-        """For a trainer of OpenRLHF's; batches go into the run directory's ``nonfinite``."""
-        args = trainer.args
+    def of(cls, args, engine, name: str) -> StepGuard:
+        """By the settings; batches go into the run directory's ``nonfinite``."""
         folder = Path(args.orz.run_dir) / "nonfinite"
         return cls(engine, folder, name, torch.distributed.get_rank(), args.orz.max_skipped_steps)
 
@@ -86,7 +85,7 @@ class StepGuard:
                 print(f"cannot write {where}: {error}", flush=True)
         if self.in_a_row >= self.limit:
             raise FloatingPointError(
-                f"{self.in_a_row} {self.name} steps in a row had gradients that are not finite; the last batches are in"
-                f" {self.folder} (--orz.max_skipped_steps)"
+                f"{self.in_a_row} {self.name} steps in a row had gradients that are not finite; the last batches are"
+                f" in {self.folder} (--orz.max_skipped_steps)"
             )
         return False

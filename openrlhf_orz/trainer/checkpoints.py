@@ -1,0 +1,236 @@
+"""The trainer's side of checkpoints: when, what goes in beside the ranks' parts, and what happens when one fails."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+
+import ray
+import torch
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.utils.logging_utils import init_logger
+
+from openrlhf_orz.runtime import checkpoints
+from openrlhf_orz.runtime.run_dir import RunDir
+from openrlhf_orz.runtime.stop import Stopped, StopRequested, stop_if_asked
+from openrlhf_orz.runtime.watchdog import within
+from openrlhf_orz.trainer.rank import capture_random_states, restore_random_states
+
+logger = init_logger(__name__)
+
+MARGIN = 1.1  # free space asked for, over the size of the last checkpoint
+
+
+def plain(samples: list) -> list[dict]:
+    """Experiences as dicts of tensors, lists and numbers, which load without executing code."""
+    return [{field.name: getattr(sample, field.name) for field in fields(sample)} for sample in samples]
+
+
+class NoRollouts:
+    """What a trainer knows of the rollouts that another process draws (asynchronous training): nothing."""
+
+    faults: dict[str, int] = {}
+    unused: list[Experience] = []  # responses that are drawn but not yet trained on
+    exhausted = False  # the prompts of the episode are drawn, and all their responses are trained on
+
+    def restore(self, unused: list[dict], position: int) -> None:
+        """Go on where a checkpoint was: with its ``unused`` responses, from the prompt at ``position``."""
+
+
+class DrawnRollouts(NoRollouts):
+    """The rollouts of OpenRLHF's samples generator in this process.
+
+    Args:
+        generator: OpenRLHF's SamplesGenerator, ours by class.
+        loader: its prompts.
+    """
+
+    def __init__(self, generator, loader):
+        self.generator, self.loader, self.faults = generator, loader, generator.faults
+
+    @property
+    def unused(self) -> list[Experience]:
+        return getattr(self.generator, "_sample_buffer", None) or []  # OpenRLHF makes it with the first rollout
+
+    @property
+    def exhausted(self) -> bool:
+        return self.loader.exhausted and not self.unused
+
+    def restore(self, unused: list[dict], position: int) -> None:
+        if unused:
+            self.generator._sample_buffer = [Experience(**sample) for sample in unused]
+            self.generator._dataloader_iter = iter(self.loader) if position < len(self.loader) else None
+
+
+class TrainerCheckpoints:
+    """Saves, resumes and stops a run. The trainer calls it after each step and each evaluation.
+
+    Args:
+        args: the settings, with ``args.run``.
+        groups: the model groups that hold a state, policy first.
+        run_dir: where failures are reported.
+        rollouts: the rollouts that this process draws.
+        best_metric: gives the best and the latest evaluation metric for the checkpoint.
+    """
+
+    def __init__(self, args, groups: list, run_dir: RunDir, rollouts: NoRollouts, best_metric: Callable[[], dict]):
+        self.args, self.groups, self.run_dir = args, groups, run_dir
+        self.rollouts, self.best_metric = rollouts, best_metric
+        self.folder = Path(args.run.checkpoints)
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.committing: Future | None = None
+        self.last_states: dict | None = None  # OpenRLHF's client states of the last finished step
+        self.saved_step: int | None = None
+        self.seconds: float | None = None  # for which the last checkpoint held up the training
+        self.faults = {"checkpoints_failed": 0}
+
+    # ---- saving
+
+    def after_step(self, step: int, client_states: dict) -> None:
+        """Save if it is time; raise Stopped if the run was asked to stop."""
+        self.last_states = dict(client_states)
+        if self.args.run.save_steps >= 1 and step % self.args.run.save_steps == 0:
+            begin = time.monotonic()
+            self.save(f"global_step{step}")
+            self.seconds = time.monotonic() - begin
+        try:
+            stop_if_asked(self.args)
+        except StopRequested:
+            raise self.stopped() from None
+
+    def take_seconds(self) -> dict[str, float]:
+        """``seconds_checkpoint`` of the last checkpoint, once: its step's line is written before it."""
+        seconds, self.seconds = self.seconds, None
+        return {} if seconds is None else {"seconds_checkpoint": seconds}
+
+    def save(self, tag: str) -> bool:
+        """Write the checkpoint ``tag`` of the step just finished; True if it is on its way to the disk."""
+
+        def ranks():
+            policy, *others = self.groups
+            refs = policy.async_run_method(
+                method_name="save_checkpoint", tag=tag, client_states=dict(self.last_states or {})
+            )
+            for group in others:
+                refs += group.async_run_method(method_name="save_checkpoint", tag=tag)
+            ray.get(refs)
+
+        return self.attempt(tag, ranks)
+
+    def attempt(self, tag: str, write: Callable[[], object]) -> bool:
+        """Have ``write`` put the ranks' part into place, add the trainer's, and commit in the background.
+
+        A failure is counted and reported; the checkpoints before it stay as they are.
+        """
+        partial = checkpoints.partial_path(self.folder, tag)
+        try:
+            self.wait_for_commit()
+            self.check_space()
+            shutil.rmtree(partial, ignore_errors=True)
+            timeout = self.args.orz.checkpoint_timeout_s
+            with within(timeout, "checkpoint", "checkpoint_timeout_s", self.run_dir.path / "logs"):
+                write()
+            if not partial.is_dir():  # the metric was not better than the best
+                return False
+            self.write_own(partial)
+        except (OSError, ray.exceptions.RayTaskError) as error:
+            self.failed(tag, error)
+            shutil.rmtree(partial, ignore_errors=True)
+            ranks = max(len(group._actor_handlers) for group in self.groups)
+            if ranks > 1 and isinstance(error, ray.exceptions.RayTaskError):
+                raise  # the other ranks wait for the one that failed
+            return False
+        self.committing = self.writer.submit(self.commit, partial)
+        self.saved_step = checkpoints.step_of(tag)
+        return True
+
+    def check_space(self) -> None:
+        """Raise OSError before anything is written if the disk cannot hold another checkpoint like the last."""
+        last = checkpoints.all_checkpoints(self.folder)[:1]
+        needed = int(MARGIN * checkpoints.size_of(last[0])) if last else 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(28, f"{free >> 20} MiB are free and a checkpoint takes {needed >> 20}", str(self.folder))
+
+    def write_own(self, partial: Path) -> None:
+        """Write trainer.json and trainer.pt: what the ranks do not know."""
+        states = self.last_states or {}
+        state = {
+            **{key: value for key, value in states.items() if isinstance(value, (int, float, str, dict))},
+            **self.best_metric(),
+            "faults": self.all_faults(),
+            "prompts_sha256": self.args.run.prompts_sha256,
+            "flags": self.args.run.recorded_flags,
+        }
+        if self.rollouts.exhausted:
+            state["episode"] += 1  # or the resumed run would look for prompts in an episode that has none left
+        (partial / checkpoints.TRAINER).write_text(json.dumps(state, indent=1, default=str))
+        torch.save(
+            {"random": capture_random_states(), "unused": plain(self.rollouts.unused)}, partial / checkpoints.STATE
+        )
+
+    def commit(self, partial: Path) -> None:
+        """Prove the checkpoint, rename it into place, and delete old ones."""
+        checkpoints.commit(partial)
+        checkpoints.rotate(self.folder, self.args.ckpt.max_num, self.args.ckpt.max_mem * 1024**3)
+
+    def wait_for_commit(self) -> None:
+        """Return when the last checkpoint is complete; a failure is counted, not raised."""
+        committing, self.committing = self.committing, None
+        if committing is not None:
+            try:
+                committing.result()
+            except OSError as error:
+                self.failed("in the background", error)
+                checkpoints.clear_partial(self.folder)
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Count and report a checkpoint that could not be written."""
+        self.faults["checkpoints_failed"] += 1
+        last = checkpoints.all_checkpoints(self.folder)
+        kept = f"{last[0]} is kept" if last else "there is none before it"
+        cause = (str(error).strip().splitlines() or [repr(error)])[-1]
+        print(f"checkpoint {what} failed, {kept}: {cause}", flush=True)
+        self.run_dir.note(f"checkpoint {what} failed, {kept}: {cause}")
+
+    # ---- resuming and stopping
+
+    def resume(self) -> dict | None:
+        """OpenRLHF's client states of the checkpoint to resume from, with random states and unused responses set;
+        None for a new run.
+        """
+        if self.args.run.resume_from is None:
+            return None
+        folder = Path(self.args.run.resume_from)
+        states = json.loads((folder / checkpoints.TRAINER).read_text())
+        own = torch.load(folder / checkpoints.STATE, weights_only=True)
+        restore_random_states(own["random"])
+        self.last_states = {
+            key: states[key] for key in ("episode", "global_step", "total_consumed_prompts", "data_loader_state_dict")
+        }
+        self.saved_step = states["global_step"]
+        for faults in (self.faults, self.rollouts.faults):
+            faults.update({kind: count for kind, count in states["faults"].items() if kind in faults})
+        self.rollouts.restore(own["unused"], states["data_loader_state_dict"]["position"])
+        return states
+
+    def all_faults(self) -> dict[str, int]:
+        """Everything survived so far, by kind."""
+        return {**self.faults, **self.rollouts.faults}
+
+    def stopped(self) -> Stopped:
+        """Save the last finished step, unless that has been done, and say where."""
+        if self.last_states is None:
+            return Stopped("stopped before the first step: nothing to save")
+        step = self.last_states["global_step"]
+        if self.saved_step != step:
+            self.save(f"global_step{step}")
+        self.wait_for_commit()
+        found = [c for c in checkpoints.all_checkpoints(self.folder) if checkpoints.step_of(c) == step]
+        if not found:
+            return Stopped(f"stopped after step {step}, which could not be saved; see the lines above")
+        return Stopped(f"stopped after step {step}; resume with the same flags and --ckpt.load_enable: {found[0]}")
