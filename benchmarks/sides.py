@@ -16,7 +16,9 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor
 
-from openrlhf_orz.runtime.ray_session import ray_session, trainer_env
+from openrlhf_orz.runtime.ray_session import new_scratch, ray_session, trainer_env
+from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.finished import Run, changed, for_openrlhf
 from openrlhf_orz.trainer.actor import OrzPolicyModelActor
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
 from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
@@ -63,12 +65,12 @@ class Timed:
 
     def reset_memory(self):
         common.reset_peak()
-        if hasattr(self, "memory"):  # ours counts by phase, too
-            self.memory.whole.clear()
+        if hasattr(self, "rank"):  # ours counts by phase, too
+            self.rank.memory.whole.clear()
 
     def report(self):
         """Seconds since ``start``, and the largest resident memory so far."""
-        by_phase = self.memory.whole.values() if hasattr(self, "memory") else ()
+        by_phase = self.rank.memory.whole.values() if hasattr(self, "rank") else ()
         return {**self.seconds, "memory_mib": max([common.peak_rss_mib(), *by_phase])}
 
 
@@ -88,11 +90,14 @@ class OurCritic(Timed, OrzCriticModelActor):
     pass
 
 
+STEPS = 1000  # of the schedule; a benchmark takes fewer
+
+
 def prompts_of(strategy, tokenizer):
     """A list in place of OpenRLHF's data loader; the trainers ask for prompts only to generate."""
     args = strategy.args
     rows = [(["bench"], [f"{i}{args.bench_prompt}"], ["1"], [None]) for i in range(args.rollout.batch_size)]
-    return rows, None, 1000
+    return rows, None, STEPS
 
 
 class StockTrainer(PPOTrainer):
@@ -124,11 +129,8 @@ def common_flags(model: Path, samples: int, dtype: str, ranks: int = 1) -> list[
 
 
 def our_args(flags: list[str], run_dir: Path, prompt: str = "1+1="):
-    from openrlhf_orz.settings.command_line import parse
-
     args, _ = parse([*flags, "--orz.device", "cpu", "--ckpt.output_dir", str(run_dir), "--orz.warmup_steps", "0"])
-    args.bench_prompt, args.logger.tensorboard_dir = prompt, None
-    return args
+    return changed(args, {"bench_prompt": prompt, "logger.tensorboard_dir": None})
 
 
 def stock_flags(how: str) -> list[str]:
@@ -195,9 +197,10 @@ class Side:
         from openrlhf.trainer.ray.launcher import RayActorGroup
         from openrlhf.utils import get_strategy
 
-        self.kind, self.args, self.ray = kind, args, ray
         if kind == "ours":
-            args.orz.own_ray, args.orz.scratch = True, scratch
+            run = Run(checkpoints=args.ckpt.path, scratch=scratch, policy_steps=STEPS)
+            args = for_openrlhf(args, run)
+        self.kind, self.args, self.ray = kind, args, ray
         trainer_cls, policy_cls, critic_cls = CLASSES[kind]
         strategy, model = get_strategy(args), args.actor.model_name_or_path
         env = trainer_env("cpu") if kind == "ours" or keep_memory else {}
@@ -292,9 +295,10 @@ def session(args, ranks: int = 1):
     os.environ.setdefault("RAY_worker_niceness", "0")
     from openrlhf_orz.runtime.stopping import Stopping
 
-    with ray_session(args, Stopping(args)) as ray:
+    run = Run(checkpoints=args.ckpt.path, scratch=new_scratch())
+    with ray_session(args, run, Stopping(args)) as ray:
         from ray.util.placement_group import placement_group
 
         pg = placement_group([{"GPU": 1, "CPU": 1}] * ranks, strategy="PACK")
         ray.get(pg.ready())
-        yield pg, args.orz.scratch
+        yield pg, run.scratch

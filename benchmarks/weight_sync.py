@@ -70,7 +70,7 @@ def send_file(model, dtype, receivers, args) -> None:
         ray.get([receiver.load_weights.remote(source, slots, last) for receiver in receivers])
 
     dtype = getattr(torch, common.DTYPES[dtype])
-    transport = FileTransport(f"{args.orz.scratch}weights", dtype, load)
+    transport = FileTransport(f"{args.run.scratch}weights", dtype, load)
     Weights(model, dtype, args.orz.sync_bucket_mib * 2**20).send(transport)
 
 
@@ -102,6 +102,8 @@ def main(argv=None) -> dict:
     import torch
     import torch.distributed as dist
 
+    from openrlhf_orz.settings.finished import Run, for_openrlhf
+
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch_dir:
         model_dir = Path(scratch_dir) / "model"
         if options.engine:
@@ -111,6 +113,8 @@ def main(argv=None) -> dict:
         args = sides.our_args(sides.common_flags(model_dir, 16, options.dtype), Path(scratch_dir) / "run")
         with sides.session(args) as (pg, scratch):
             import ray
+
+            args = for_openrlhf(args, Run(checkpoints=args.ckpt.path, scratch=scratch))
 
             dist.init_process_group("gloo", init_method=f"file://{scratch}sync", rank=0, world_size=1)
             model = build(options.size, options.dtype)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from openrlhf_orz.plan.planner import Plan, PlanError, plan
+from openrlhf_orz.settings.finished import changed
 
 
 @dataclass(frozen=True)
@@ -14,37 +13,26 @@ class Change:
     """Flags to set, and whether more devices than there are would be needed."""
 
     words: str
-    apply: Callable[[object], None]
+    flags: dict[str, object]
     more_devices: bool = False
 
 
 def _set(path: str, value) -> Change:
-    def apply(args):
-        *groups, name = path.split(".")
-        for group in groups:
-            args = getattr(args, group)
-        setattr(args, name, value)
-
-    return Change(f"--{path}" if value is True else f"--{path} {value}", apply)
+    return Change(f"--{path}" if value is True else f"--{path} {value}", {path: value})
 
 
 def _engines(tensor_parallel: int, engines: int) -> Change:
-    def apply(args):
-        args.vllm.tensor_parallel_size, args.vllm.num_engines = tensor_parallel, engines
-
-    return Change(f"--vllm.tensor_parallel_size {tensor_parallel} --vllm.num_engines {engines}", apply)
+    flags = {"vllm.tensor_parallel_size": tensor_parallel, "vllm.num_engines": engines}
+    return Change(" ".join(f"--{name} {value}" for name, value in flags.items()), flags)
 
 
 def _nodes(factor: int, args) -> Change:
-    def apply(args):
-        for part in (args.actor, args.critic, args.ref):
-            part.num_nodes *= factor
-        args.vllm.num_engines *= factor
-
+    changes = {f"{role}.num_nodes": getattr(args, role).num_nodes * factor for role in ("actor", "critic", "ref")}
+    changes["vllm.num_engines"] = args.vllm.num_engines * factor
     flags = ["actor", *(["critic"] if args.critic.model_name_or_path else [])]
     flags += ["ref"] if args.algo.kl.init_coef > 0 else []
     words = " ".join(f"--{role}.num_nodes {getattr(args, role).num_nodes * factor}" for role in flags)
-    return Change(f"{words} --vllm.num_engines {args.vllm.num_engines * factor}", apply, more_devices=True)
+    return Change(f"{words} --vllm.num_engines {args.vllm.num_engines * factor}", changes, more_devices=True)
 
 
 def candidates(before: Plan) -> list[list[Change]]:
@@ -86,9 +74,9 @@ def candidates(before: Plan) -> list[list[Change]]:
 
 def replan(before: Plan, changes: list[Change]) -> Plan | None:
     """The plan with the changes; None where the run cannot be so."""
-    args = copy.deepcopy(before.args)
+    args = before.args
     for change in changes:
-        change.apply(args)
+        args = changed(args, change.flags)
     hardware = before.hardware
     if any(change.more_devices for change in changes):
         hardware = replace(hardware, per_node=0, nodes=0)

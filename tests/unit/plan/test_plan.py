@@ -16,6 +16,7 @@ from openrlhf_orz.plan.planner import Lengths, PlanError, default_lengths, plan
 from openrlhf_orz.plan.seconds import Rates, prompts_computed
 from openrlhf_orz.plan.shapes import KNOWN, Shape
 from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.finished import changed
 from openrlhf_orz.settings.skip_plan import cost
 
 ROOT = Path(__file__).parents[3]
@@ -62,14 +63,13 @@ def test_shared_prompts_by_hand():
     args = arguments(
         "--rollout.batch_size", 2, "--rollout.n_samples_per_prompt", 4, "--orz.critic_updates", 1, *ranks(1, 1)
     )
-    args.ds.attn_implementation = "orz_packed"  # where flash-attn is, it would be that one
+    args = changed(args, {"ds.attn_implementation": "orz_packed"})  # where flash-attn is, it would be that one
     assert prompts_computed(args, 8, 3) == 4 / 8
     assert prompts_computed(args, 8, 1) == 2 / 8
     assert prompts_computed(args, 2, 2) == 1.0  # two at random in packs of their own
     # two at random in one pack: 2 (1 - (6/8)^4) prompts
     assert prompts_computed(args, 2, 1) == pytest.approx(2 * (1 - 0.75**4) / 2)
-    args.orz.share_prefixes = "never"
-    assert prompts_computed(args, 8, 1) == 1.0
+    assert prompts_computed(changed(args, {"orz.share_prefixes": "never"}), 8, 1) == 1.0
 
 
 def test_seconds_follow_the_rates():

@@ -14,8 +14,8 @@ from openrlhf_orz.runtime.watchdog import PhaseTimeout
 
 
 def arguments(tmp_path, seconds=0.5):
-    orz = SimpleNamespace(run_dir=str(tmp_path), scratch=f"{tmp_path}/scratch-", trainer_timeout_s=seconds)
-    return SimpleNamespace(orz=orz)
+    orz = SimpleNamespace(run_dir=str(tmp_path), trainer_timeout_s=seconds)
+    return SimpleNamespace(orz=orz, run=SimpleNamespace(scratch=f"{tmp_path}/scratch-"))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_life_is_shown_until_the_driver_is_done(tmp_path, stopping):
 
 def test_life_is_shown_without_a_driver(tmp_path):
     args = arguments(tmp_path / "run")
-    args.orz.scratch = f"{tmp_path}/"
+    args.run.scratch = f"{tmp_path}/"
     show_life(args, "trainer", every_s=0.05)
     (file,) = folder(args).iterdir()
     file.unlink()

@@ -14,7 +14,8 @@ from openrlhf_orz.runtime.cores import at_work, cores, in_threads, share_cores
 def args(tmp_path):
     before = torch.get_num_threads()
     yield SimpleNamespace(
-        orz=SimpleNamespace(device="cpu", scratch=f"{tmp_path}/run-[1]-"),
+        orz=SimpleNamespace(device="cpu"),
+        run=SimpleNamespace(scratch=f"{tmp_path}/run-[1]-"),
         train=SimpleNamespace(full_determinism_enable=False),
     )
     torch.set_num_threads(before)

@@ -14,9 +14,7 @@ from openrlhf_orz.settings.flags import FLAGS
 
 def args(tmp_path, *more):
     flags = ["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", "--ckpt.output_dir", str(tmp_path)]
-    found, _ = parse([*flags, "--orz.device", "cpu", "--ckpt.load_enable", *more])
-    found.orz.resume_from, found.orz.restarts = None, 0
-    return found
+    return parse([*flags, "--orz.device", "cpu", "--ckpt.load_enable", *more])[0]
 
 
 def checkpoint(tmp_path, step=3, prompts="same", **changes):

@@ -1,0 +1,216 @@
+"""The policy's glue: which loss is trained, what its metrics are over, what the model is built with and saved into."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("openrlhf")
+from glue import make_args
+from openrlhf.models import Actor
+from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from openrlhf_orz.data.prompts import chat_template
+from openrlhf_orz.trainer import actor as module
+from openrlhf_orz.trainer.actor import OrzActor, OrzActorPPOTrainer, OrzPolicyLoss, OrzPolicyModelActor
+
+
+def make(cls, **kwargs):
+    """A policy model of OpenRLHF's or ours, for padded batches."""
+    actor = cls(make_model(), **kwargs)
+    actor.packing_samples = False
+    return actor
+
+
+def make_model():
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.3, tie_word_embeddings=True, attn_implementation="sdpa",
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_log_probs_are_stocks_at_the_sampling_temperature(temperature):
+    sequences = torch.randint(1, 64, (3, 9), generator=torch.Generator().manual_seed(1))
+    attention, action = torch.ones(3, 9).long(), torch.ones(3, 8)
+    action[:, :2] = 0
+    ours, stock = (make(cls, temperature=temperature) for cls in (OrzActor, Actor))
+    found = ours(sequences, action, attention_mask=attention)
+    expected = stock(sequences, action, attention_mask=attention)
+    assert torch.allclose(found * action, expected * action, atol=1e-5)
+    other = make(Actor, temperature=1.7)(sequences, action, attention_mask=attention)
+    assert (other - expected).abs().max() > 0.1  # a temperature that is ignored would show
+
+
+def test_a_position_that_nobody_needs_costs_no_logits():
+    ours = make(OrzActor)
+    seen = []
+    ours.model.lm_head.register_forward_hook(lambda head, args, output: seen.append(args[0].shape[1]))
+    action = torch.zeros(2, 8)
+    action[0, 5], action[1, 6] = 1, 1
+    ours(torch.randint(1, 64, (2, 9)), action, attention_mask=torch.ones(2, 9).long())
+    assert seen == [2]
+
+
+def test_on_policy_the_ratio_is_one_whatever_the_old_log_probs():
+    log_probs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    mask, advantages = torch.ones(1, 2), torch.tensor([[2.0, -1.0]])
+    loss = OrzPolicyLoss(clip_eps_low=0.2, clip_eps_high=0.2, policy_loss_type="ppo")
+    loss.on_policy = True
+    value = loss(log_probs, torch.full((1, 2), -7.0), advantages, action_mask=mask)[0]
+    value.backward()
+    assert value.item() == pytest.approx(-0.5)
+    assert torch.allclose(log_probs.grad, torch.tensor([[-1.0, 0.5]]))
+    loss.on_policy = False
+    far = loss(log_probs, torch.tensor([[-1.5, -2.0]]), advantages, action_mask=mask)[0]
+    assert far.item() == pytest.approx(-(1.2 * 2 - 1) / 2)  # the first ratio, e^0.5, is clipped
+
+
+def test_the_loss_sums_entropy_and_gap_of_a_step():
+    loss = OrzPolicyLoss(clip_eps_low=0.2, clip_eps_high=0.2, policy_loss_type="ppo")
+    loss.on_policy = True
+    log_probs, mask = torch.tensor([[-1.0, -3.0, -5.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+    advantages = torch.ones(1, 3)
+    loss(log_probs, log_probs, advantages, action_mask=mask)
+    assert loss.tally.tolist() == [4.0, 2.0] and loss.gap.metrics(lambda x, op: x) == {}
+    sampled = torch.tensor([[-1.5, float("nan"), 0.0]])  # one that vLLM gave, one that it was not asked for, padding
+    loss(log_probs, log_probs, advantages, action_mask=mask, rollout_log_probs=sampled)
+    assert loss.gap.metrics(lambda x, op: x)["logprob_gap_mean"] == 0.5
+    assert loss.gap.metrics(lambda x, op: x)["logprob_gap_tokens"] == 1
+    loss.start_step()
+    assert loss.tally.tolist() == [0.0, 0.0] and loss.gap.metrics(lambda x, op: x) == {}
+
+
+def trainer_of(monkeypatch, args, losses, boundaries, skipped=()):
+    """An OrzActorPPOTrainer without a model, whose micro-batches have these losses."""
+    monkeypatch.setattr(module, "share_cores", lambda args: None)
+
+    def training_step(self, experience, kl_ctl, step, loss_batch_info=None):
+        return {"metrics": {"policy_loss": torch.tensor(losses[step])}}
+
+    def ppo_train(self, kl_ctl):
+        for step in range(len(losses)):
+            self.training_step(None, kl_ctl, step)
+        return {"policy_loss": -99.0}
+
+    monkeypatch.setattr(ActorPPOTrainer, "training_step", training_step)
+    monkeypatch.setattr(ActorPPOTrainer, "ppo_train", ppo_train)
+    trainer = object.__new__(OrzActorPPOTrainer)
+    trainer.args = args
+    trainer.strategy = SimpleNamespace(all_reduce=lambda x, op="mean": x)
+    trainer.actor_loss_fn = OrzPolicyLoss(clip_eps_low=0.2, clip_eps_high=0.2, policy_loss_type="ppo")
+    trainer.replay_buffer = SimpleNamespace(dynamic_optimizer_step=boundaries)
+    guard = SimpleNamespace(total=3)
+
+    def after_step(buffer, step):
+        guard.total += step in skipped
+        return step not in skipped
+
+    guard.after_step = after_step
+    trainer.guard = guard
+    return trainer
+
+
+def test_policy_loss_is_the_mean_over_steps_of_sums_over_micro_batches(monkeypatch, tmp_path):
+    trainer = trainer_of(monkeypatch, make_args(tmp_path), [1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1])
+    status = trainer.ppo_train(0)
+    assert status["policy_loss"] == 5.0 and status["policy_updates"] == 2 and status["policy_steps_skipped"] == 0
+
+
+def test_a_skipped_step_is_no_update(monkeypatch, tmp_path):
+    trainer = trainer_of(monkeypatch, make_args(tmp_path), [1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1], skipped=(3,))
+    status = trainer.ppo_train(0)
+    assert status["policy_updates"] == 1 and status["policy_steps_skipped"] == 1
+
+
+def test_a_lone_engine_gets_the_weights_without_upstreams_broadcast(monkeypatch, tmp_path):
+    calls = []
+
+    def sync(trainer, engines, broadcast):
+        calls.append((engines, broadcast))
+        return {"sync_bytes": 1.0}
+
+    monkeypatch.setattr(module, "sync_to_engines", sync)
+    trainer = object.__new__(OrzActorPPOTrainer)
+    trainer.vllm_engines = ["first", "second"]
+    trainer.sync_engine(1)
+    assert calls == [(["second"], None)] and trainer.sync_metrics == {"sync_bytes": 1.0}
+    trainer.broadcast_to_vllm()
+    engines, broadcast = calls[1]
+    assert engines == ["first", "second"] and broadcast.__func__ is ActorPPOTrainer.broadcast_to_vllm
+
+
+class Rank:
+    """Records what the actor asks of its rank."""
+
+    def __init__(self, role, args):
+        self.role, self.calls = role, []
+
+    def resume(self, engine, buffer):
+        self.calls.append(("resume", engine, buffer))
+
+    def save(self, tag, engine, buffer):
+        self.calls.append(("save", tag, engine, buffer))
+
+    def checkpoint_path(self, tag):
+        return f"/aside/{tag}"
+
+
+def initialised(monkeypatch, args):
+    monkeypatch.setattr(module, "Rank", Rank)
+
+    def init(self, strategy, pretrain, max_steps=None, vllm_engines=None):
+        self.strategy, self.tokenizer = strategy, SimpleNamespace(chat_template="the model's own")
+        self.actor = SimpleNamespace(model="engine")
+        self.trainer = SimpleNamespace(replay_buffer="buffer")
+        self.max_steps = max_steps
+
+    monkeypatch.setattr(PolicyModelActor, "init_model_from_pretrained", init)
+    actor = object.__new__(OrzPolicyModelActor)
+    actor.init_model_from_pretrained(SimpleNamespace(args=args), "model", 70, [])
+    return actor
+
+
+@pytest.mark.parametrize("flags, share", [((), True), (("--orz.share_prefixes", "never"), False)])
+def test_the_model_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, share):
+    actor = initialised(monkeypatch, make_args(tmp_path, *flags))
+    assert actor.model_cls.func is OrzActor and actor.model_cls.keywords == {"share": share, "on_cpu": True}
+    assert actor.max_steps == 70 and actor.rank.calls == [("resume", "engine", "buffer")]
+    cuda = initialised(monkeypatch, make_args(tmp_path, changes={"orz.device": "cuda"}))
+    assert cuda.model_cls.keywords["on_cpu"] is False
+
+
+def test_the_saved_tokenizer_asks_as_it_was_trained(monkeypatch, tmp_path):
+    actor = initialised(monkeypatch, make_args(tmp_path, "--orz.prompt_template", "released"))
+    assert actor.tokenizer.chat_template == chat_template("released") != chat_template("paper")
+    own = initialised(monkeypatch, make_args(tmp_path, "--data.apply_chat_template"))
+    assert own.tokenizer.chat_template == "the model's own"
+
+
+def test_a_checkpoint_is_written_aside_by_deepspeed_and_by_the_rank(monkeypatch, tmp_path):
+    actor = initialised(monkeypatch, make_args(tmp_path))
+    saved = []
+    monkeypatch.setattr(
+        PolicyModelActor, "save_checkpoint", lambda self, tag, states=None: saved.append((tag, states))
+    )
+    actor.save_checkpoint("global_step3", {"episode": 0})
+    assert saved == [("global_step3", {"episode": 0})] and actor.checkpoint_path("t") == "/aside/t"
+    assert actor.rank.calls[-1] == ("save", "global_step3", "engine", "buffer")
+
+
+@pytest.mark.parametrize("flags, scaled", [((), True), (("--algo.advantage.no_std_norm",), False)])
+def test_cross_fitted_advantages_are_scaled_unless_switched_off(tmp_path, flags, scaled):
+    actor = object.__new__(OrzPolicyModelActor)
+    actor.strategy = SimpleNamespace(args=make_args(tmp_path, *flags), all_reduce=lambda sums, op: sums)
+    items = [
+        SimpleNamespace(returns=torch.full((2,), reward), action_mask=torch.ones(2), advantages=None)
+        for reward in (0.0, 4.0)
+    ]
+    actor.trainer = SimpleNamespace(replay_buffer=SimpleNamespace(items=items))
+    metrics = actor.set_values([torch.zeros(2), torch.zeros(2)])
+    expected = 1.0 if scaled else 2.0
+    assert [item.advantages.tolist() for item in items] == [[-expected] * 2, [expected] * 2]
+    assert metrics["explained_variance"] == pytest.approx(0.0)

@@ -1,0 +1,161 @@
+"""The critic's glue: its own steps for the schedule, its losses' metrics, values by their samples, its checkpoint."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("openrlhf")
+from glue import make_args
+from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
+
+from openrlhf_orz.settings.finished import changed
+from openrlhf_orz.trainer import critic as module
+from openrlhf_orz.trainer.critic import OrzCriticModelActor, OrzCriticPPOTrainer, RecordingValueLoss
+
+
+def test_value_loss_is_eq_2_and_keeps_its_values():
+    loss = RecordingValueLoss(None)
+    values, returns = torch.tensor([[1.0, 3.0, 9.0]], requires_grad=True), torch.tensor([[0.0, 1.0, 0.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0]])
+    result = loss(values, torch.zeros(1, 3), returns, action_mask=mask)
+    assert result.item() == pytest.approx(0.5 * (1 + 4) / 2)  # unclipped though the old values are far
+    assert loss.values.tolist() == [[1.0, 3.0, 9.0]] and not loss.values.requires_grad
+    assert loss.sums.tolist() == [2, 1, 1, -3, 5]  # tokens, sum and squares of returns, of errors
+
+
+def trainer_of(monkeypatch, args, losses, boundaries, skipped=()):
+    """An OrzCriticPPOTrainer without a model: micro-batch i has ``losses[i]`` and sample i alone, of two tokens."""
+    monkeypatch.setattr(module, "share_cores", lambda args: None)
+
+    def training_step(self, experience, step, loss_batch_info=None):
+        values = torch.tensor([[float(step), 10.0 + step, -1.0]])
+        self.critic_loss_fn(values, None, torch.tensor([[0.0, 1.0, 0.0]]), action_mask=torch.tensor([[1.0, 1.0, 0.0]]))
+        return {"critic_loss": losses[step], "values": 0.0, "critic_lr": 0.1 * step, "critic_grad_norm": float(step)}
+
+    def ppo_train(self):
+        rows = [dict(self.training_step(None, step)) for step in range(len(losses))]
+        return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+    monkeypatch.setattr(CriticPPOTrainer, "training_step", training_step)
+    monkeypatch.setattr(CriticPPOTrainer, "ppo_train", ppo_train)
+    trainer = object.__new__(OrzCriticPPOTrainer)
+    trainer.args, trainer.max_epochs = args, 1
+    trainer.strategy = SimpleNamespace(all_reduce=lambda x, op="mean": x)
+    trainer.critic_loss_fn = RecordingValueLoss(None)
+
+    class Buffer:
+        dynamic_optimizer_step = boundaries
+        dynamic_indices = [[i] for i in reversed(range(len(losses)))]  # micro-batch i holds the sample i from the end
+        items = [SimpleNamespace(action_mask=torch.ones(2)) for _ in losses]
+
+        def __len__(self):
+            return len(losses)
+
+    trainer.replay_buffer = Buffer()
+    guard = SimpleNamespace(total=0)
+
+    def after_step(buffer, step):
+        guard.total += step in skipped
+        return step not in skipped
+
+    guard.after_step = after_step
+    trainer.guard = guard
+    return trainer
+
+
+def test_metrics_are_of_optimizer_steps_not_of_micro_batches(monkeypatch, tmp_path):
+    status = trainer_of(monkeypatch, make_args(tmp_path), [1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1]).ppo_train()
+    assert status["critic_loss"] == pytest.approx(5.0)  # 1 + 2 and 3 + 4: shares of a step's mean add up
+    assert status["critic_grad_norm"] == 2.0 and status["critic_lr"] == pytest.approx(0.3)
+    assert status["critic_updates"] == 2 and status["critic_steps_skipped"] == 0
+    assert {key for key in status if key.startswith("explained")} == {
+        "explained_variance_minibatch_01", "explained_variance_minibatch_02"}  # fmt: skip
+    # errors 0, -9, -1, -10 have variance 20.5, returns 0, 1, 0, 1 have 0.25
+    assert status["explained_variance_minibatch_01"] == pytest.approx(1 - 20.5 / 0.25, rel=1e-4)
+
+
+def test_a_skipped_step_has_no_metrics(monkeypatch, tmp_path):
+    args = make_args(tmp_path)
+    status = trainer_of(monkeypatch, args, [1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1], skipped=(1,)).ppo_train()
+    assert status["critic_updates"] == 1 and status["critic_steps_skipped"] == 1
+    assert status["critic_grad_norm"] == 3.0 and "explained_variance_minibatch_02" not in status
+    # errors -2, -11, -3, -12; with those of the skipped step the variance would be 21.5
+    assert status["explained_variance_minibatch_01"] == pytest.approx(1 - 20.5 / 0.25, rel=1e-4)
+
+
+def test_values_are_kept_by_sample_only_where_they_are_asked_for(monkeypatch, tmp_path):
+    args = make_args(tmp_path, "--orz.cross_fit_values")
+    trainer = trainer_of(monkeypatch, args, [1.0, 2.0], [1, 1])
+    trainer.ppo_train()
+    assert [values.tolist() for values in trainer.values] == [[1.0, 11.0], [0.0, 10.0]]
+    actor = object.__new__(OrzCriticModelActor)
+    actor.trainer = trainer
+    assert [values.tolist() for values in actor.take_values()] == [[1.0, 11.0], [0.0, 10.0]]
+    assert trainer.values == []  # let go
+    plain = trainer_of(monkeypatch, make_args(tmp_path), [1.0, 2.0], [1, 1])
+    plain.ppo_train()
+    assert plain.values == [None, None]
+
+
+def initialised(monkeypatch, args, max_steps):
+    ranks = []
+
+    def make_rank(role, args):
+        ranks.append(role)
+        return SimpleNamespace(
+            resume=lambda *given: ranks.append(given), save=lambda *given: ranks.append(given),
+            checkpoint_path=lambda tag: f"/aside/{tag}",
+        )  # fmt: skip
+
+    def init(self, strategy, pretrain, max_steps):
+        self.strategy, self.critic, self.max_steps = strategy, "engine", max_steps
+        self.trainer = SimpleNamespace(replay_buffer="buffer")
+
+    monkeypatch.setattr(module, "Rank", make_rank)
+    monkeypatch.setattr(CriticModelActor, "init_model_from_pretrained", init)
+    actor = object.__new__(OrzCriticModelActor)
+    actor.init_model_from_pretrained(SimpleNamespace(args=args), "model", max_steps)
+    return actor, ranks
+
+
+def test_the_critics_schedule_counts_its_own_steps(monkeypatch, tmp_path):
+    args = make_args(tmp_path, "--orz.critic_updates", "3", "--orz.policy_updates", "2")
+    actor, ranks = initialised(monkeypatch, args, max_steps=20)  # ten rollouts
+    assert actor.max_steps == 30 and ranks == ["_critic", ("engine", "buffer")]
+
+
+def test_a_checkpoint_is_written_aside_by_deepspeed_and_by_the_rank(monkeypatch, tmp_path):
+    actor, ranks = initialised(monkeypatch, make_args(tmp_path), max_steps=2)
+    saved = []
+    monkeypatch.setattr(CriticModelActor, "save_checkpoint", lambda self, tag: saved.append(tag))
+    actor.save_checkpoint("global_step3")
+    assert saved == ["global_step3"] and actor.checkpoint_path("t") == "/aside/t"
+    assert ranks[-1] == ("global_step3", "engine", "buffer")
+
+
+class Head(torch.nn.Module):
+    value_head_prefix = "score"
+
+    def __init__(self):
+        super().__init__()
+        self.score = torch.nn.Linear(16, 1, bias=False)
+        torch.nn.init.constant_(self.score.weight, 7.0)
+
+
+@pytest.mark.parametrize("how", ["released", "kaiming", "paper"])
+def test_the_value_head_is_initialised_by_flag_and_seed(monkeypatch, tmp_path, how):
+    monkeypatch.setattr(CriticModelActor, "build_model", lambda self, strategy, pretrain: Head())
+    monkeypatch.setattr(module, "has_weight", lambda pretrain, name: False)
+
+    def weight(seed):
+        args = make_args(tmp_path, "--orz.value_head_init", how, "--train.seed", str(seed))
+        args = changed(args, {"orz.share_prefixes": "never"})
+        return object.__new__(OrzCriticModelActor).build_model(SimpleNamespace(args=args), "m").score.weight.data
+
+    first = weight(1)
+    assert torch.equal(first, weight(1)) and not torch.equal(first, weight(2))
+    bound = {"released": 5 / 17, "kaiming": 1 / 4, "paper": 5**0.5}[how]
+    assert 0 < first.abs().max() <= bound
+    monkeypatch.setattr(module, "has_weight", lambda pretrain, name: name == "score.weight")
+    assert (weight(1) == 7).all()  # a trained critic keeps its head

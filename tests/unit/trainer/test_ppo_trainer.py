@@ -1,0 +1,277 @@
+"""The loop's glue: what a step adds to OpenRLHF's, in which order, and what happens when something fails."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+import ray
+import torch
+
+pytest.importorskip("openrlhf")
+from glue import Group, Tokenizer, make_args, make_sample, no_ray
+from openrlhf.trainer.ppo_trainer import BasePPOTrainer, PPOTrainer
+from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor
+
+from openrlhf_orz.runtime.run_dir import RunDir
+from openrlhf_orz.runtime.stop import Stopped, StopRequested, training_mark
+from openrlhf_orz.trainer import ppo_trainer as module
+from openrlhf_orz.trainer.checkpoints import NoRollouts, TrainerCheckpoints
+from openrlhf_orz.trainer.metrics import StepMetrics
+from openrlhf_orz.trainer.ppo_trainer import OrzGenerateSamplesActor, OrzPPOTrainer, OrzTrainer
+
+
+def trainer_of(tmp_path, *flags, cls=OrzTrainer, changes=None, **run):
+    """A trainer without models: its settings, run directory, metrics and checkpoints are real."""
+    trainer = object.__new__(cls)
+    trainer.args = make_args(tmp_path, *flags, changes=changes, **run)
+    trainer.tokenizer = Tokenizer()
+    trainer.run_dir = RunDir(trainer.args.orz.run_dir)
+    trainer.logs = trainer.run_dir.path / "logs"
+    trainer.metrics = StepMetrics(trainer.tokenizer, trainer.args.rollout.n_samples_per_prompt)
+    trainer.calls = []
+    trainer.actor_model_group = Group(calls=trainer.calls, name="actor")
+    trainer.critic_model_group = Group(calls=trainer.calls, name="critic")
+    trainer.wandb_logger = trainer.tensorboard_logger = None
+    trainer.best_eval_metric_key, trainer.best_eval_metric_value = "eval_a_pass1", 0.5
+    trainer._latest_eval_metric_value = 0.25
+    trainer.fixed_sequences = trainer.last_log_probs = None
+    trainer.hidden_size = 32
+    trainer.checkpoints = TrainerCheckpoints(
+        trainer.args, [trainer.actor_model_group], trainer.run_dir, NoRollouts(), trainer.best_metric
+    )
+    return trainer
+
+
+def rollouts(n=4):
+    return [make_sample(prompt=5, response=3 + i, reward=float(i % 2), verdict=1 - i % 2, rule=0, format=1, ended=-1)
+            for i in range(n)]  # fmt: skip
+
+
+def test_a_step_measures_responses_and_writes_rollouts(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path)
+    monkeypatch.setattr(BasePPOTrainer, "train_step", lambda self, samples, step: ({"kl": 0.0}, step + 1))
+    status, step = trainer.train_step(rollouts(), 6)
+    trainer.run_dir.wait()
+    assert step == 7
+    record = trainer.metrics.record(step, status)
+    assert record["response_length"] == 4.5 and record["response_tokens"] == 18  # responses alone
+    assert record["tokens"] == 18 + 4 * 5 and record["reward"] == 0.5 and record["reflection"] == 0.0
+    rows = [json.loads(line) for line in (tmp_path / "rollouts" / "step_7.jsonl").read_text().splitlines()]
+    assert [row["tokens"] for row in rows] == [3, 4, 5, 6] and rows[1]["verdict"] == "right"
+    assert rows[0]["response"] == "6 7 8" and rows[0]["stop_reason"] == "eos"  # the tokens behind the prompt's five
+
+
+def test_rollouts_are_written_as_often_and_as_many_as_asked(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path, "--orz.rollout_dump_every", "2", "--orz.rollout_dump_max", "3")
+    monkeypatch.setattr(BasePPOTrainer, "train_step", lambda self, samples, step: ({}, step + 1))
+    for step in range(4):
+        trainer.train_step(rollouts(), step)
+    trainer.run_dir.wait()
+    assert sorted(os.listdir(tmp_path / "rollouts")) == ["step_2.jsonl", "step_4.jsonl"]
+    assert len((tmp_path / "rollouts" / "step_2.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_metrics_of_a_step_do_not_leak_into_the_next(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path)
+    monkeypatch.setattr(BasePPOTrainer, "train_step", lambda self, samples, step: ({}, step + 1))
+    trainer.train_step(rollouts(), 0)
+    trainer.metrics.add(sync_bytes=5.0)
+    trainer.train_step(rollouts(), 1)
+    assert "sync_bytes" not in trainer.metrics.record(2, {})
+
+
+def test_a_line_is_written_before_the_checkpoint_and_holds_what_was_survived(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path, restarts=2)
+    trainer.checkpoints.faults["checkpoints_failed"] = 3
+    trainer.run_dir.failures = 4
+    order = []
+    monkeypatch.setattr(BasePPOTrainer, "save_logs_and_checkpoints", lambda self, step, logs, _: order.append(logs))
+    monkeypatch.setattr(trainer.checkpoints, "after_step", lambda step, states: order.append((step, states)))
+    trainer.save_logs_and_checkpoints(5, {"values": 0.5, "generated_samples": ["x"]}, {"episode": 1})
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert (line["step"], line["restarts"], line["checkpoints_failed"], line["writes_failed"]) == (5, 2, 3, 4)
+    assert line["value_mean"] == 0.5 and "time" in line
+    logs, after = order
+    assert logs["generated_samples"] == ["x"] and "step" not in logs and after == (5, {"episode": 1})
+
+
+def test_a_sync_is_measured(monkeypatch, tmp_path):
+    no_ray(monkeypatch)
+    trainer = trainer_of(tmp_path)
+    handle = SimpleNamespace(sync_report=SimpleNamespace(remote=lambda: {"sync_bytes": 8.0}))
+    trainer.actor_model_group._actor_handlers = [handle]
+    memory = [SimpleNamespace(memory_mib=SimpleNamespace(remote=lambda mib=mib: mib)) for mib in (10.0, 30.0)]
+    trainer.vllm_engines = memory
+    monkeypatch.setattr(BasePPOTrainer, "broadcast_to_vllm", lambda self: self.calls.append("sync"))
+    trainer.broadcast_to_vllm()
+    assert trainer.calls == ["sync"]
+    assert trainer.metrics.values["sync_bytes"] == 8.0 and trainer.metrics.values["engine_memory_mib"] == 30.0
+    assert trainer.metrics.values["driver_memory_mib"] > 0
+
+
+def sync_error():
+    return ray.exceptions.RayTaskError("sync", "traceback", RuntimeError("engine"))
+
+
+@pytest.mark.parametrize("revived, syncs", [(1, 2), (0, 1)])
+def test_a_sync_is_repeated_once_if_an_engine_had_died(monkeypatch, tmp_path, revived, syncs):
+    trainer = trainer_of(tmp_path, cls=OrzPPOTrainer)
+    trainer.samples_generator = SimpleNamespace(attend=lambda: revived)
+
+    def sync(self):
+        self.calls.append("sync")
+        if len(self.calls) == 1:
+            raise sync_error()
+
+    monkeypatch.setattr(BasePPOTrainer, "broadcast_to_vllm", sync)
+    if revived:
+        trainer.send_weights()
+    else:
+        with pytest.raises(ray.exceptions.RayTaskError):
+            trainer.send_weights()
+    assert trainer.calls == ["sync"] * syncs
+
+
+def test_cross_fitting_trains_the_critic_first(monkeypatch, tmp_path):
+    no_ray(monkeypatch)
+    trainer = trainer_of(tmp_path, "--orz.cross_fit_values")
+    trainer.critic_model_group.results["take_values"] = "values"
+    trainer.actor_model_group.results["set_values"] = [{"explained_variance": 0.25}]
+
+    def ppo_train(self, step):
+        for group in (self.critic_model_group, self.actor_model_group):
+            if group is not None:
+                self.calls.append((group.name, "fit", {}))
+        return {"trained": 1.0}
+
+    monkeypatch.setattr(BasePPOTrainer, "ppo_train", ppo_train)
+    groups = trainer.actor_model_group, trainer.critic_model_group
+    status = trainer.ppo_train(3)
+    assert [call[:2] for call in trainer.calls] == [
+        ("critic", "fit"), ("critic", "take_values"), ("actor", "set_values"),
+        ("actor", "fit"),
+    ]  # fmt: skip
+    assert trainer.calls[2][2] == {"values": ["values"]} and status["explained_variance"] == 0.25
+    assert (trainer.actor_model_group, trainer.critic_model_group) == groups
+
+
+def test_models_are_back_in_place_after_a_failure(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path, "--orz.cross_fit_values")
+    groups = trainer.actor_model_group, trainer.critic_model_group
+
+    def ppo_train(self, step):
+        raise FloatingPointError("critic")
+
+    monkeypatch.setattr(BasePPOTrainer, "ppo_train", ppo_train)
+    with pytest.raises(FloatingPointError):
+        trainer.ppo_train(3)
+    assert (trainer.actor_model_group, trainer.critic_model_group) == groups
+
+
+@pytest.mark.parametrize("step, dropped", [(1, True), (2, True), (3, False)])
+def test_the_policys_rollout_is_dropped_while_it_is_frozen(monkeypatch, tmp_path, step, dropped):
+    no_ray(monkeypatch)
+    trainer = trainer_of(tmp_path, "--critic.freezing_steps", "2")
+    monkeypatch.setattr(BasePPOTrainer, "ppo_train", lambda self, step: {})
+    trainer.ppo_train(step)
+    assert [call[1] for call in trainer.calls] == (["drop_buffer"] if dropped else [])
+
+
+def test_samples_are_shared_among_ranks_by_work(tmp_path):
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    trainer = trainer_of(tmp_path)
+    trainer.actor_model_group = Group(ranks=2)
+    samples = [make_sample(2, n) for n in (9, 1, 8, 2)]
+    empty = make_sample(2, 1)
+    empty.action_mask.zero_()
+    batch = Experience.concat_experiences([*samples, empty], 0)
+    first, second = trainer.balance_experiences([batch], trainer.args)
+    assert sorted(first.response_length.tolist()) in ([1, 9], [2, 8]) and len(second.response_length) == 2
+    assert trainer.metrics.values == {"samples_per_rank_min": 2.0, "samples_per_rank_max": 2.0}
+
+
+def test_rollout_stats_hold_the_critics_fit(monkeypatch, tmp_path):
+    monkeypatch.setattr(BasePPOTrainer, "_compute_rollout_stats", lambda self, experiences: {"old": 1.0})
+    trainer = trainer_of(tmp_path)
+    experience = SimpleNamespace(
+        action_mask=torch.tensor([[1.0, 1.0, 0.0]]), returns=torch.tensor([[0.0, 2.0, 50.0]]),
+        values=torch.tensor([[0.0, 1.0, 9.0]]),
+    )  # fmt: skip
+    stats = trainer._compute_rollout_stats([experience])
+    assert stats == {"old": 1.0, "return_mean": 1.0, "explained_variance": pytest.approx(0.75)}
+    experience.values = None
+    assert "explained_variance" not in trainer._compute_rollout_stats([experience])
+
+
+def test_fit_marks_that_it_trains_and_ends_as_stopped(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path)
+    seen = []
+
+    def fit(self, *args):
+        seen.append(training_mark(self.args).exists())
+        raise StopRequested
+
+    monkeypatch.setattr(BasePPOTrainer, "fit", fit)
+    with pytest.raises(Stopped, match="before the first step"):
+        trainer.fit()
+    assert seen == [True] and not training_mark(trainer.args).exists()
+
+
+def test_the_base_model_is_evaluated_before_the_first_step_of_a_new_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(PPOTrainer, "fit", lambda self: self.calls.append("fit"))
+
+    def evaluate(self, step, **kwargs):
+        self.calls.append((step, kwargs))
+        return {"eval_a_pass1": 0.1}
+
+    monkeypatch.setattr(OrzPPOTrainer, "evaluate", evaluate)
+    flags = ["--eval.dataset", "d", "--eval.steps", "5", "--eval.temperature", "0.3"]
+    flags += ["--eval.n_samples_per_prompt", "3"]
+
+    def run(*flags, **start):
+        trainer = trainer_of(tmp_path, *flags, cls=OrzPPOTrainer, **start)
+        trainer.eval_dataloader, trainer.generate_kwargs = ["d"], {"temperature": 1.0, "top_p": 0.9}
+        trainer.fit()
+        return trainer
+
+    trainer = run(*flags)
+    expected = {"temperature": 0.3, "n_samples_per_prompt": 3, "top_p": 0.9}
+    assert trainer.calls == [(0, expected), "fit"] and trainer.best_eval_metric_value == 0.1
+    assert run(*flags, resume_from="/ckpt").calls == ["fit"]
+
+
+def test_where_to_begin(monkeypatch, tmp_path):
+    monkeypatch.setattr(BasePPOTrainer, "init_checkpoint_states", lambda self: "start")
+    trainer = trainer_of(tmp_path)
+    assert trainer.init_checkpoint_states() == "start"
+    monkeypatch.setattr(trainer.checkpoints, "resume", lambda: {"global_step": 3})
+    assert trainer.init_checkpoint_states() == {"global_step": 3}
+
+
+def test_a_best_checkpoint_is_attempted_under_its_name(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path)
+    monkeypatch.setattr(BasePPOTrainer, "save_best_checkpoint", lambda self, *given: self.calls.append(given))
+    monkeypatch.setattr(trainer.checkpoints, "attempt", lambda tag, write: trainer.calls.append(tag) or write())
+    trainer.save_best_checkpoint({"eval_a_pass1": 1.0}, 4, {"episode": 0})
+    assert trainer.calls == ["best_global_step4", ({"eval_a_pass1": 1.0}, 4, {"episode": 0})]
+
+
+@pytest.mark.parametrize("exhausted, begins", [(False, 2), (True, 3)])
+def test_an_asynchronous_run_resumes_in_the_episode_that_has_prompts_left(monkeypatch, exhausted, begins):
+    monkeypatch.setattr(GenerateSamplesActor, "fit", lambda self, episode, consumed: (episode, consumed))
+    generator = object.__new__(OrzGenerateSamplesActor)
+    generator.prompts_dataloader = SimpleNamespace(exhausted=exhausted)
+    assert generator.fit(2, 10) == (begins, 10)
+
+
+def test_prompts_count_a_partial_last_rollout(monkeypatch, tmp_path):
+    loader = SimpleNamespace(dataset=list(range(10)))
+    dataset = type("Prompts", (list,), {"collate_fn": staticmethod(list)})(range(10))
+    loader.dataset = dataset
+    monkeypatch.setattr(module, "prepare_datasets", lambda strategy, tokenizer: (loader, "held out", 99))
+    args = make_args(tmp_path, "--train.num_episodes", "2", "--orz.policy_updates", "2")
+    prompts, held_out, steps = module.load_prompts(SimpleNamespace(args=args), None)
+    assert held_out == "held out" and len(prompts) == 10
+    assert steps == 3 * 2 * 2  # three rollouts of four prompts, two episodes, two updates each

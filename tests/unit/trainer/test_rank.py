@@ -1,0 +1,68 @@
+"""A training rank: how ranks meet, and what its part of a checkpoint brings back."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+pytest.importorskip("openrlhf")
+from glue import make_args
+
+from openrlhf_orz.trainer import rank as module
+from openrlhf_orz.trainer.rank import Rank, capture_random_states, meet_by_file, restore_random_states
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+
+
+def test_random_states_come_back():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    state = capture_random_states()
+    first = draw()
+    assert draw() != first
+    restore_random_states(state)
+    assert draw() == first
+
+
+def test_a_checkpoint_brings_back_step_rollouts_and_random_states(tmp_path):
+    (tmp_path / "x").mkdir()
+    engine, buffer = SimpleNamespace(global_steps=7), SimpleNamespace(rollouts=3)
+    saving = Rank("_critic", make_args(tmp_path / "x"))
+    saving.save("global_step7", engine, buffer)
+    path = saving.checkpoint_path("global_step7")
+    assert path.name == ".partial-global_step7" and (path / "_critic" / "rank0.pt").is_file()
+    expected = torch.rand(1)
+    fresh = SimpleNamespace(rollouts=0)
+    again = Rank("_critic", make_args(tmp_path / "x", resume_from=str(path)))
+    again.resume(engine, fresh)
+    assert fresh.rollouts == 3 and torch.equal(torch.rand(1), expected)
+    with pytest.raises(RuntimeError, match="has not loaded _critic"):
+        again.resume(SimpleNamespace(global_steps=6), fresh)
+
+
+def test_a_new_run_has_nothing_to_resume(tmp_path):
+    rank = Rank("_actor", make_args(tmp_path))
+    rank.resume(None, None)
+    assert rank.memory.role == "actor" and not torch.utils.deterministic.fill_uninitialized_memory
+    assert list(tmp_path.glob("scratch-rank-*"))  # on record
+
+
+@pytest.mark.parametrize("device, own_ray, met", [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)])
+def test_ranks_meet_by_a_file_on_a_cpu_of_our_own(tmp_path, monkeypatch, device, own_ray, met):
+    calls = []
+    monkeypatch.setattr(module.dist, "init_process_group", lambda *given, **kwargs: calls.append((given, kwargs)))
+    args = make_args(tmp_path, changes={"orz.device": device}, own_ray=own_ray)
+    meet_by_file(SimpleNamespace(_rank=1, _world_size=2), args)
+    assert bool(calls) is met
+    if met:
+        (given, kwargs), = calls  # fmt: skip
+        assert given == ("gloo",) and kwargs["rank"] == 1 and kwargs["world_size"] == 2
+        assert kwargs["init_method"] == f"file://{args.run.scratch}SimpleNamespace"
