@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from openrlhf_orz.plan.flops import forward
 from openrlhf_orz.plan.shapes import Shape
-from openrlhf_orz.runtime.peak_memory import peak_rss_mib, reset_peak  # noqa: F401  for the sides
+from openrlhf_orz.runtime.memory import peak_rss_mib, reset_peak  # noqa: F401  for the sides
 from openrlhf_orz.settings.derive import cpu_dtype
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -293,10 +293,10 @@ def session(args, ranks: int = 1):
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # as this process: the matrix product that MFU is held against runs here
     os.environ.setdefault("RAY_worker_niceness", "0")
-    from openrlhf_orz.runtime.stopping import Stopping
+    from openrlhf_orz.runtime.stopping import StopHandler
 
     run = Run(checkpoints=args.ckpt.path, scratch=new_scratch())
-    with ray_session(args, run, Stopping(args)) as ray:
+    with ray_session(args, run, StopHandler(args)) as ray:
         from ray.util.placement_group import placement_group
 
         pg = placement_group([{"GPU": 1, "CPU": 1}] * ranks, strategy="PACK")

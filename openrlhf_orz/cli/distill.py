@@ -7,13 +7,12 @@ Takes responses.jsonl of ``openrlhf_orz.cli.evaluate``, keeps what the grader fo
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 
 from openrlhf_orz.data.distill import select
 from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.runtime.files import read_json_lines, write_json_lines
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,18 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
 def lines(paths: list[Path]):
     """The rows of the files; a line that is no JSON object is an error with its number."""
     for path in paths:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    row = None
-                if not isinstance(row, dict):
-                    raise DataError(
-                        f"--responses: {path}:{number} is no JSON object: run the evaluation again, which mends a last"
-                        " line that was cut, or remove it"
-                    )
-                yield row
+        for number, row in read_json_lines(path):
+            if row is None:
+                raise DataError(
+                    f"--responses: {path}:{number} is no JSON object: run the evaluation again, which mends a last"
+                    " line that was cut, or remove it"
+                )
+            yield row
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,9 +50,7 @@ def main(argv: list[str] | None = None) -> int:
                 " the evaluation), another reasoner, or a larger --max_tokens"
             )
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = args.output.with_name(args.output.name + ".partial")
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
-        os.replace(partial, args.output)
+        write_json_lines(args.output, kept)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

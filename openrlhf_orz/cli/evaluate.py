@@ -16,6 +16,7 @@ from pathlib import Path
 
 from openrlhf_orz.evaluate.benchmarks import BENCHMARKS, HARNESS
 from openrlhf_orz.evaluate.questions import EvaluationError, load_questions
+from openrlhf_orz.runtime.files import write_json_lines
 from openrlhf_orz.settings.derive import cpu_dtype, detect_device
 from openrlhf_orz.settings.flags import STOP_STRINGS
 
@@ -171,9 +172,7 @@ def add_values(options, questions, responses, content: dict, encode, device: str
     for bench, result in content["results"].items():
         rows = [row for row in responses.done.values() if row["bench"] == bench]
         result |= judge(critic, rows, encode, device) | {"critic": options.critic}
-    partial = responses.path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in responses.done.values()))
-    partial.replace(responses.path)
+    write_json_lines(responses.path, responses.done.values(), ensure_ascii=True)
 
 
 def main(argv: list[str] | None = None) -> int:

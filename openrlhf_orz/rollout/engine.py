@@ -14,16 +14,16 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from openrlhf_orz.rollout.agent import AgentExecutor
-from openrlhf_orz.runtime.processes import Family
+from openrlhf_orz.runtime.processes import ProcessRecord
 
 
 class OrzRolloutActor(RolloutRayActor):
     async def __init__(self, *args, orz=None, scratch="", **kwargs):
         scratch = scratch or f"{tempfile.gettempdir()}/"
-        self.family = Family(f"{scratch}engine-{ray.get_runtime_context().get_actor_id()}")
-        self.family.bury()
+        self.record = ProcessRecord(f"{scratch}engine-{ray.get_runtime_context().get_actor_id()}")
+        self.record.kill_leftovers()
         await super().__init__(*args, **kwargs)
-        self.family.record()
+        self.record.write()
         self.born = uuid.uuid4().hex
         if isinstance(orz, dict):  # None: the user's own agent
             self.executor = AgentExecutor(**orz)
@@ -98,6 +98,6 @@ class OrzRolloutActor(RolloutRayActor):
     async def shutdown(self):
         """End the engine's processes and the graders."""
         self.llm.shutdown()
-        self.family.forget()
+        self.record.delete()
         if isinstance(self.executor, AgentExecutor):
             self.executor.grader.close()

@@ -10,7 +10,7 @@ from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from openrlhf_orz.runtime.stop import stop_if_asked
+from openrlhf_orz.runtime.stopping import stop_if_asked
 
 logger = init_logger(__name__)
 

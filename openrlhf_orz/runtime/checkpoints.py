@@ -1,11 +1,11 @@
-"""Checkpoints on disk: written aside, proved by a manifest, renamed into place; found and checked again on resume.
+"""Checkpoints on disk: written under a partial name, listed in a manifest, renamed; checked again on resume.
 
     PATH/global_step40/_actor/, _critic/   what DeepSpeed writes: weights, optimizers, schedulers, by rank
     PATH/global_step40/trainer.json        step, place in the data, counters, best metric, the run's flags
     PATH/global_step40/trainer.pt          random states and responses drawn but not yet trained on
     PATH/global_step40/manifest.json       size and sha256 of every other file
 
-A directory without the prefix ``.partial-`` is complete: it gets its name by one rename, after all of it is on disk.
+A directory without the prefix ``.partial-`` is complete: one rename gives it its name, after all files are on disk.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from openrlhf_orz.runtime.files import sync_folder
+
 MANIFEST, TRAINER, STATE = "manifest.json", "trainer.json", "trainer.pt"
 PARTIAL = ".partial-"
 _TAG = re.compile(r"(best_)?global_step(\d+)")
 _CHUNK = 1 << 22
-_THREADS = 4  # hashing lets go of the interpreter
+_THREADS = 4  # hashing releases the interpreter's lock
 
 
 class Damaged(ValueError):
-    """A checkpoint that is not what its manifest says; the message names the file and what is wrong."""
+    """A checkpoint that differs from its manifest; the message names the file and what is wrong."""
 
 
 def partial_path(path: str | Path, tag: str) -> Path:
@@ -35,7 +37,7 @@ def partial_path(path: str | Path, tag: str) -> Path:
 
 
 def step_of(checkpoint: str | Path) -> int:
-    """The step in a checkpoint's name; -1 if that is no name of a checkpoint."""
+    """The step in a checkpoint's name; -1 if the name is not that of a checkpoint."""
     match = _TAG.fullmatch(Path(checkpoint).name)
     return int(match[2]) if match else -1
 
@@ -54,18 +56,10 @@ def _sha256(file: Path, sync: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def commit(partial: str | Path) -> Path:
-    """Put all of ``partial`` on disk, write its manifest and rename it into place; returns the new path.
+    """Flush all files of ``partial`` to disk, write the manifest and rename the directory; returns the new path.
 
-    A checkpoint of that name which is already there is replaced. Raises OSError, and then nothing has its final name.
+    An older checkpoint of that name is replaced. Raises OSError; the new checkpoint then has no final name.
     """
     partial = Path(partial)
     final = partial.with_name(partial.name.removeprefix(PARTIAL))
@@ -81,8 +75,8 @@ def commit(partial: str | Path) -> Path:
         stream.flush()
         os.fsync(stream.fileno())
     for folder in {partial, *(file.parent for file in files)}:
-        _sync_folder(folder)
-    if final.exists():  # a run that was resumed from before it comes here again
+        sync_folder(folder)
+    if final.exists():  # a run resumed from an earlier step comes here again
         old = final.with_name(f"{PARTIAL}old-{final.name}")
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
@@ -90,12 +84,12 @@ def commit(partial: str | Path) -> Path:
         shutil.rmtree(old, ignore_errors=True)
     else:
         partial.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
     return final
 
 
 def verify(checkpoint: str | Path) -> None:
-    """Raise Damaged unless every file is there with the size and sha256 of the manifest, and can be resumed from."""
+    """Raise Damaged unless every file has its size and sha256 of the manifest, and the trainer's files are there."""
     checkpoint = Path(checkpoint)
     try:
         entries = json.loads((checkpoint / MANIFEST).read_text())["files"]
@@ -120,14 +114,14 @@ def verify(checkpoint: str | Path) -> None:
 
 
 def all_checkpoints(path: str | Path) -> list[Path]:
-    """Complete checkpoints under ``path``, the newest step first; of one step, the regular before the best."""
+    """Complete checkpoints under ``path``, newest step first; of one step, the regular one before the best."""
     folder = Path(path)
     found = [entry for entry in folder.iterdir() if entry.is_dir() and step_of(entry) >= 0] if folder.is_dir() else []
     return sorted(found, key=lambda entry: (step_of(entry), not entry.name.startswith("best")), reverse=True)
 
 
 def newest_valid(path: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    """The newest checkpoint that is not damaged, and a line for each newer one that is."""
     skipped = []
     for checkpoint in all_checkpoints(path):
         try:
@@ -145,9 +139,9 @@ def size_of(folder: str | Path) -> int:
 
 
 def rotate(path: str | Path, max_num: int, max_bytes: float) -> list[Path]:
-    """Delete the oldest checkpoints beyond ``max_num`` or ``max_bytes``; never the newest or the best. Returns them.
+    """Delete the oldest checkpoints beyond ``max_num`` or ``max_bytes``, but never the newest. Returns them.
 
-    Of several best ones, all but the newest go.
+    Of the best checkpoints only the newest is kept.
     """
     everything = all_checkpoints(path)
     best = [c for c in everything if c.name.startswith("best")]
@@ -165,7 +159,7 @@ def rotate(path: str | Path, max_num: int, max_bytes: float) -> list[Path]:
 
 
 def clear_partial(path: str | Path) -> list[Path]:
-    """Remove what an interrupted write has left; returns it."""
+    """Remove what interrupted writes have left; returns the paths."""
     left = sorted(Path(path).glob(f"{PARTIAL}*"))
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)

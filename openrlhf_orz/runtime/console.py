@@ -1,11 +1,20 @@
-"""Lines for the user's terminal, also while the driver's output goes to a file."""
+"""What the user sees while a run goes on: lines on the terminal, and the live report.
 
+Both work while the driver's own output goes to a file.
+"""
+
+import json
 import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
 
 _terminal: int | None = None
 
 
-def keep() -> None:
+def keep_terminal() -> None:
     """Remember where standard error goes now."""
     global _terminal
     if _terminal is None:
@@ -13,8 +22,113 @@ def keep() -> None:
 
 
 def say(text: str) -> None:
-    """Write a line there."""
+    """Write a line to the standard error that ``keep_terminal`` remembered."""
     try:
         os.write(2 if _terminal is None else _terminal, f"[orz] {text}\n".encode(errors="replace"))
     except OSError:
         pass  # the terminal has gone
+
+
+# ---- progress
+
+
+def progress_line(record: dict, steps: int) -> str:
+    """step, reward, response length, truncated share and seconds of one line of metrics.jsonl."""
+    line = (
+        f"step {record['step']}/{steps}  reward {record['reward']:.3f}  length {record['response_length']:.1f}"
+        f"  truncated {record['truncated']:.1%}"
+    )
+    if record.get("seconds_step") is not None:
+        line += f"  {record['seconds_step']:.1f} s"
+    return line
+
+
+class GrowingFile:
+    """Reads the lines that are added to a file from now on."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.position = path.stat().st_size if path.exists() else 0
+
+    def new_lines(self) -> list[str]:
+        """The whole lines added since the last call."""
+        if not self.path.exists():
+            return []
+        with open(self.path, "rb") as f:
+            f.seek(self.position)
+            lines = [line for line in f if line.endswith(b"\n")]
+        self.position += sum(map(len, lines))
+        return [line.decode(errors="replace") for line in lines]
+
+
+class Progress:
+    """Prints a line for each step of a run, and its warnings, while the context is open.
+
+    It reads them from the run's files and prints to the stdout of now, even if stdout is redirected later. It calls
+    ``on_step`` with the number of each step.
+    """
+
+    def __init__(
+        self, run_dir: Path, steps: int, on_step: Callable[[int], None] = lambda number: None, every_s: float = 0.5
+    ):
+        self.steps, self.on_step, self.every_s = steps, on_step, every_s
+        self.console = os.fdopen(os.dup(1), "w")
+        self.metrics, self.warnings = GrowingFile(run_dir / "metrics.jsonl"), GrowingFile(run_dir / "warnings.log")
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def _follow(self):
+        while not self.done.wait(self.every_s):
+            self._print_new()
+
+    def _print_new(self):
+        for line in self.metrics.new_lines():
+            record = json.loads(line)
+            print(progress_line(record, self.steps), file=self.console, flush=True)
+            self.on_step(record["step"])
+        for line in self.warnings.new_lines():
+            print("warning:", line, end="", file=self.console, flush=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self.done.set()
+        self.thread.join()
+        self._print_new()
+        self.console.close()
+
+
+# ---- the report
+
+
+class LiveReport:
+    """Writes report.html of ``run_dir`` every ``every`` steps, in a background process with low priority (nice)."""
+
+    def __init__(self, run_dir: Path, every: int):
+        self.run_dir, self.every = run_dir, every
+        self.process: subprocess.Popen | None = None
+
+    def step(self, number: int) -> None:
+        """To be called after each step. Starts no report while one is being written."""
+        if self.every < 1 or number % self.every or (self.process and self.process.poll() is None):
+            return
+        command = ["nice", "-n", "15", sys.executable, "-m", "openrlhf_orz.cli.report", str(self.run_dir), "--live"]
+        (self.run_dir / "logs").mkdir(exist_ok=True)
+        with open(self.run_dir / "logs" / "report.log", "ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def finish(self) -> None:
+        """Write the final report. A failure is only a message: the run itself is done."""
+        if self.process:
+            self.process.wait()
+        if self.every < 0:
+            return
+        from openrlhf_orz.report.page import write_page
+        from openrlhf_orz.report.run_data import load_runs
+
+        try:
+            write_page(load_runs([self.run_dir]), self.run_dir / "report.html")
+        except Exception as error:  # whatever it is, it must not turn a finished run into a failed one
+            print(f"[orz] no report: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

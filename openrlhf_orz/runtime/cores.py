@@ -2,6 +2,8 @@
 
 import glob
 import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -15,11 +17,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def share_cores(args) -> None:
-    """On CPU, give this process its share of the cores among the ranks that are at work on this machine right now.
+def share_cores(args: Namespace) -> None:
+    """On CPU, set torch's threads to this process's share of the cores among the ranks that work on this machine now.
 
-    Ray gives each actor one thread, which would leave cores idle; and of a critic and a policy that train side by
-    side one is done first. Called again for each micro-batch, which makes it follow.
+    Ray gives each actor one thread, which would leave cores idle. It is called for each micro-batch: when critic and
+    policy train side by side and one is done, the other takes all cores.
     """
     if args.orz.device == "cpu":
         working = len(glob.glob(glob.escape(args.run.scratch) + "at-work-*"))
@@ -29,8 +31,8 @@ def share_cores(args) -> None:
 
 
 @contextmanager
-def at_work(args):
-    """Counts this process among those that ``share_cores`` shares the cores with."""
+def at_work(args: Namespace) -> Iterator[None]:
+    """Count this process among the ranks at work (``share_cores``) while the body runs."""
     if args.orz.device != "cpu":
         yield
         return
@@ -43,10 +45,10 @@ def at_work(args):
         mark.unlink(missing_ok=True)
 
 
-def in_threads(call, items: list) -> list:
-    """``call`` of each item, by a thread for each, or as many as torch has threads, which it has them share.
+def in_threads(call: Callable, items: list) -> list:
+    """Map ``call`` over ``items`` in up to ``torch.get_num_threads()`` threads, which divide torch's threads.
 
-    So a core waits for the other once in a while, where otherwise it does in each operation.
+    The cores then wait for each other once an item, not in each operation.
     """
     threads = torch.get_num_threads()
     workers = min(threads, len(items))

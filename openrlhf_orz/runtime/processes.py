@@ -1,7 +1,14 @@
-"""A process, those below it and their shared memory: what one that was killed or hangs leaves must go."""
+"""Records of processes, so that what a killed or hanging process leaves behind can be removed.
 
+Ray's workers and vLLM's own process end by themselves when their parent dies, but not while they are stopped or stuck
+in the kernel. No process that is killed removes its shared memory.
+"""
+
+import glob
 import json
 import os
+import re
+import shutil
 import time
 from pathlib import Path
 
@@ -20,27 +27,26 @@ def shared_memory(pid: int) -> set[str]:
 
 
 def ended(process: psutil.Process) -> bool:
-    """Whether it runs no more; one that nobody has waited for has ended, too."""
+    """Whether a process runs no more; a zombie counts as ended."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
-class Family:
-    """This process and its descendants, on record at ``path``, where a later start or the run's end finds them.
+class ProcessRecord:
+    """A file, ``path``.json, that lists a process, its descendants and their shared memory.
 
-    Ray's workers and vLLM's own process end by themselves when their parent dies, but not while they are stopped or
-    stuck in a kernel; and no process that is killed removes its shared memory.
+    A later start of the process, or the end of the run, reads it and removes what is left.
     """
 
-    BURY_S = 30
+    KILL_S = 30  # how long to wait until killed processes have ended
 
     def __init__(self, path: str):
         self.path = Path(f"{path}.json")
 
-    def record(self) -> None:
-        """Note all descendants that there are now, and Python's shared memory segments that they have made."""
+    def write(self) -> None:
+        """List this process, its descendants of now, and the shared memory that Python has made for them."""
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         segments = {name for process in processes for name in shared_memory(process.pid)}
         note = {
@@ -49,8 +55,8 @@ class Family:
         }
         self.path.write_text(json.dumps(note))
 
-    def bury(self) -> None:
-        """Kill what an earlier start has left, and remove its segments."""
+    def kill_leftovers(self) -> None:
+        """Kill the processes on the list that still run, and remove the shared memory and the record."""
         try:
             note = json.loads(self.path.read_text())
         except (OSError, ValueError):
@@ -59,17 +65,40 @@ class Family:
         for pid, created in note["processes"]:
             try:
                 process = psutil.Process(pid)
-                if abs(process.create_time() - created) < 1 and pid != os.getpid():  # not another that has its number
+                if abs(process.create_time() - created) < 1 and pid != os.getpid():  # else another process has its pid
                     process.kill()
                     left.append(process)
             except psutil.NoSuchProcess:
                 pass
-        end = time.monotonic() + self.BURY_S
+        end = time.monotonic() + self.KILL_S
         while not all(map(ended, left)) and time.monotonic() < end:
             time.sleep(0.05)
         for segment in note["segments"]:
             Path(segment).unlink(missing_ok=True)
-        self.forget()
+        self.delete()
 
-    def forget(self) -> None:
+    def delete(self) -> None:
+        """Remove the record; the processes are left as they are."""
         self.path.unlink(missing_ok=True)
+
+
+def clean_leftovers(folders: tuple[str, ...]) -> list[str]:
+    """Remove what killed runs have left in ``folders``, end their processes, and return the paths removed."""
+    removed = []
+    for path in (path for folder in folders for path in glob.glob(f"{folder}/orz-*")):
+        match = re.match(r"orz-(?:ray-)?(\d+)-[0-9a-f]{8}", os.path.basename(path))
+        if not match or psutil.pid_exists(int(match[1])) or os.lstat(path).st_uid != os.getuid():
+            continue
+        if path.endswith(".json"):
+            ProcessRecord(path.removesuffix(".json")).kill_leftovers()
+        remove_path(path)
+        removed.append(path)
+    return removed
+
+
+def remove_path(path: str) -> None:
+    """Remove a file or a directory, if it is there."""
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        Path(path).unlink(missing_ok=True)

@@ -1,24 +1,24 @@
-"""Ray for one run: joined where it runs, else started on loopback, and stopped at the end if it was ours."""
+"""Ray for one run: join the Ray that runs, or start one on loopback and stop it at the end."""
 
 import glob
 import os
-import re
 import secrets
-import shutil
 import socket
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
-import psutil
-
-from openrlhf_orz.runtime.processes import Family
+from openrlhf_orz.runtime.processes import ProcessRecord, clean_leftovers, remove_path
+from openrlhf_orz.runtime.stopping import StopHandler
 from openrlhf_orz.settings.derive import ConfigError
 from openrlhf_orz.settings.finished import Run
 
 
-def resources_needed(args) -> int:
+def placement_gpus(args: Namespace) -> int:
     """GPUs (logical ones on CPU) that the run's placement asks for."""
     actor = args.actor.num_nodes * args.actor.num_gpus_per_node
     if args.train.colocate_all and not args.train.async_enable:
@@ -32,25 +32,25 @@ def resources_needed(args) -> int:
 
 
 def trainer_env(device: str) -> dict[str, str]:
-    """What the processes that train have besides in theirs. What is set already wins.
+    """Extra environment variables for trainer processes; values already set win.
 
-    glibc hands freed memory back to the kernel and takes it again for each micro-batch. On a CPU, where clearing a page
-    costs as much as the arithmetic on it, a trainer keeps what it has once needed, in a heap for its main thread and one
-    for each of those that take values.
+    glibc returns freed memory to the kernel and takes it again for each micro-batch. On a CPU clearing a page costs as
+    much as the arithmetic on it, so there a trainer keeps its memory: in one heap for its main thread and one for each
+    thread that computes values.
     """
     heaps = 1 + len(os.sched_getaffinity(0))
     keep = {"MALLOC_TRIM_THRESHOLD_": str(2**60), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": str(heaps)}
     return {name: os.environ.get(name, value) for name, value in keep.items() if device == "cpu"}
 
 
-def worker_env(args, run: Run) -> dict[str, str]:
+def worker_env(args: Namespace, run: Run) -> dict[str, str]:
     """Environment of all Ray workers of the run; with a Ray of its own every socket is kept on loopback."""
     env = {
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
         "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
         "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
         "OPENRLHF_TRUST_REMOTE_CODE": "1" if args.orz.trust_remote_code else "0",
-        # vLLM leaves its sockets where it makes them
+        # vLLM does not remove its sockets: put them where the end of the run does
         "VLLM_RPC_BASE_PATH": f"{run.scratch}ipc",
     }
     if args.orz.device == "cpu":
@@ -59,38 +59,16 @@ def worker_env(args, run: Run) -> dict[str, str]:
         # Ray's one thread for each worker would leave cores idle; the trainers share them by phase
         env["OMP_NUM_THREADS"] = str(max(1, cores // args.vllm.num_engines))
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        # else vLLM's core and its worker are two processes, and the one waits for the other by spinning on a core
+        # else vLLM's core and its worker are two processes, and one spins while it waits for the other
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        # threads that wait must not spin for long, as critic, policy, engine and graders share the cores; not at all,
-        # and a forward of many small operations on two cores takes a third longer
+        # threads that wait must not spin for long, as critic, policy, engine and graders share the cores; but without
+        # any spinning a forward of many small operations on two cores takes a third longer
         env["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         env["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "10000")
     if run.own_ray:
         env["VLLM_HOST_IP"] = "127.0.0.1"
         env["GLOO_SOCKET_IFNAME"] = "lo"
     return env
-
-
-def clean_leftovers(folders: tuple[str, ...]) -> list[str]:
-    """Remove what runs that were killed have left in ``folders``, and end their engines' processes; returns it."""
-    removed = []
-    for path in (path for folder in folders for path in glob.glob(f"{folder}/orz-*")):
-        match = re.match(r"orz-(?:ray-)?(\d+)-[0-9a-f]{8}", os.path.basename(path))
-        if not match or psutil.pid_exists(int(match[1])) or os.lstat(path).st_uid != os.getuid():
-            continue
-        if path.endswith(".json"):
-            Family(path.removesuffix(".json")).bury()
-        remove(path)
-        removed.append(path)
-    return removed
-
-
-def remove(path: str) -> None:
-    """A file or a directory, if it is there."""
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        Path(path).unlink(missing_ok=True)
 
 
 class Engines:
@@ -136,8 +114,8 @@ def running_ray() -> str | None:
     return address
 
 
-def gpus_within(ray, needed: int, seconds: float) -> float:
-    """GPUs that Ray has, at latest after ``seconds``: a run that is started again may wait for a lost node."""
+def wait_for_gpus(ray: ModuleType, needed: int, seconds: float) -> float:
+    """GPUs that Ray has. Waits for ``needed`` at most ``seconds``: a restarted run may wait for a lost node."""
     end = time.monotonic() + seconds
     while (available := ray.cluster_resources().get("GPU", 0)) < needed and time.monotonic() < end:
         time.sleep(1)
@@ -155,21 +133,21 @@ def new_scratch() -> str:
 
 
 @contextmanager
-def ray_session(args, run: Run, stopping):
-    """Ray, initialised with what the run needs. Raises ConfigError if a running Ray cannot give it.
+def ray_session(args: Namespace, run: Run, stopping: StopHandler) -> Iterator[ModuleType]:
+    """The module ray, initialised for the run. Raises ConfigError if Ray has too few GPUs or does not answer.
 
-    ``stopping`` is installed as signal handler again where Ray puts its own.
+    Ray installs its own signal handlers; ``stopping`` is installed again after that.
     """
-    address, needed = running_ray() if not run.own_ray else None, resources_needed(args)
+    address, needed = running_ray() if not run.own_ray else None, placement_gpus(args)
     temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     clean_leftovers((shared_folder(), temporary))
     own_temporary = f"{temporary}/orz-ray-{os.path.basename(run.scratch).removeprefix('orz-').removesuffix('-')}"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
-        # Ray's switch, read when it is imported, for taking 127.0.0.1 as the node's address: all its servers then
-        # listen on loopback alone
+        # Ray reads this when it is imported and then takes 127.0.0.1 as the node's address: all its servers listen on
+        # loopback only
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Ray would run its workers, here all that computes, behind everything else on the machine (nice 15)
+        # Ray would give its workers, which do all the computing, low priority (nice 15)
         os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
@@ -181,14 +159,14 @@ def ray_session(args, run: Run, stopping):
             raise ConfigError(f"no Ray answers at {address} (RAY_ADDRESS): start it, or unset RAY_ADDRESS") from error
     else:
         local = dict(address="local", include_dashboard=False)
-        if len(own_temporary) < 40:  # the names of sockets lie below it, and may have 107 characters
+        if len(own_temporary) < 40:  # sockets lie below it, and their paths may have 107 characters
             local["_temp_dir"] = own_temporary
         if args.orz.device == "cpu":  # logical GPUs and CPUs: enough for OpenRLHF's placement
             local.update(num_gpus=needed, num_cpus=max(os.cpu_count(), needed + 4))
         ray.init(**local, **common)
-    stopping.install()  # Ray has put its own there
+    stopping.install()  # Ray has replaced them
     try:
-        available = gpus_within(ray, needed, args.orz.start_timeout_s if run.restarts else 0)
+        available = wait_for_gpus(ray, needed, args.orz.start_timeout_s if run.restarts else 0)
         if available < needed:
             remedy = (
                 "start it with: ray start --num-gpus N (logical GPUs)"
@@ -200,6 +178,6 @@ def ray_session(args, run: Run, stopping):
     finally:
         ray.shutdown()
         for note in glob.glob(f"{run.scratch}*.json"):
-            Family(note.removesuffix(".json")).bury()
+            ProcessRecord(note.removesuffix(".json")).kill_leftovers()
         for left in [*glob.glob(f"{run.scratch}*"), own_temporary]:
-            remove(left)
+            remove_path(left)

@@ -1,13 +1,14 @@
-"""What ``--ckpt.load_enable`` does before Ray starts: find the newest good checkpoint, and see that it is this run's."""
+"""``--ckpt.load_enable``, before Ray starts: find the newest good checkpoint and check that it is of this run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+from argparse import Namespace
 from pathlib import Path
 
 from openrlhf_orz.runtime import checkpoints
+from openrlhf_orz.runtime.files import write_aside
 from openrlhf_orz.settings.derive import ConfigError
 from openrlhf_orz.settings.redact import redact
 
@@ -35,16 +36,16 @@ LAYOUT = (
 )  # fmt: skip
 
 
-class Flags(dict):
-    """A dict that is not shown where its owner is printed: OpenRLHF prints all arguments at the start."""
+class FlagValues(dict):
+    """A dict that does not print its content: OpenRLHF prints all arguments at the start, and this is one of them."""
 
     def __repr__(self):
         return "(all flags)"
 
 
-def flat(args) -> Flags:
-    """Nested arguments as {"group.name": value}, of JSON's types; secrets are left out."""
-    found = Flags()
+def flag_values(args: Namespace) -> FlagValues:
+    """Nested arguments as {"group.name": value}, with JSON's types and without secrets."""
+    found = FlagValues()
 
     def walk(prefix, node):
         for key, value in vars(node).items():
@@ -57,18 +58,18 @@ def flat(args) -> Flags:
     return found
 
 
-def fingerprint(paths: list[str]) -> str:
-    """sha256 of the prepared prompts: what is asked and in which order."""
+def prompts_sha256(paths: list[str]) -> str:
+    """sha256 over the files of prepared prompts: it changes with the prompts and with their order."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()
 
 
-def differences(saved: dict, now: dict) -> tuple[list[str], list[str]]:
-    """(flags that cut the checkpoint differently, flags that change the meaning of the run), each a line."""
+def changed_flags(saved: dict, now: dict) -> tuple[list[str], list[str]]:
+    """(flags that partition the checkpoint differently, flags that change what is computed), one line each."""
     layout, meaning = [], []
-    for name in sorted(saved.keys() & now.keys()):  # a flag that one version does not know has no value to compare
+    for name in sorted(saved.keys() & now.keys()):  # a flag that one version lacks has no value to compare
         if saved[name] == now[name]:
             continue
         line = f"--{name} was {saved[name]}, is {now[name]}"
@@ -79,15 +80,15 @@ def differences(saved: dict, now: dict) -> tuple[list[str], list[str]]:
     return layout, meaning
 
 
-def find(args, prompts: str) -> Path | None:
-    """The checkpoint to resume from, None to start anew; says which on the console.
+def find_checkpoint(args: Namespace, prompts: str) -> Path | None:
+    """The checkpoint to resume from, or None to start from the beginning; says which on the console.
 
     Args:
         args: final, nested arguments.
-        prompts: ``fingerprint`` of the prepared prompts.
+        prompts: ``prompts_sha256`` of the prepared prompts.
 
-    Raises ConfigError where the newest good checkpoint is of a run with other prompts, another meaning (unless
-    ``--orz.allow_changed_flags``) or other ranks.
+    Raises ConfigError if the newest good checkpoint belongs to a run with other ranks, or (unless
+    ``--orz.allow_changed_flags``) with other prompts or other flags that say what is computed.
     """
     if not args.ckpt.load_enable:
         return None
@@ -98,7 +99,7 @@ def find(args, prompts: str) -> Path | None:
         print(f"[orz] --ckpt.load_enable: no checkpoint to resume from in {args.ckpt.path}, starting anew", flush=True)
         return None
     saved = json.loads((found / checkpoints.TRAINER).read_text())
-    layout, meaning = differences(saved["flags"], flat(args))
+    layout, meaning = changed_flags(saved["flags"], flag_values(args))
     if layout:
         raise ConfigError(
             f"{found} is cut for other ranks and cannot be loaded with these flags:\n  " + "\n  ".join(layout)
@@ -118,9 +119,9 @@ def find(args, prompts: str) -> Path | None:
 
 
 def rewind(path: Path, step: int) -> int:
-    """Take the lines after ``step`` out of a run's JSON-lines file; they go to ``lost-NAME``. Returns how many.
+    """Move the lines after ``step`` from a run's JSON-lines file to ``lost-NAME``. Returns how many.
 
-    Steps after the checkpoint are made again. A line that a kill has cut off goes as well.
+    Steps after the checkpoint are made again. A line that a kill has cut is moved as well.
     """
     if not path.exists():
         return 0
@@ -134,7 +135,6 @@ def rewind(path: Path, step: int) -> int:
     if lost:
         with open(path.with_name(f"lost-{path.name}"), "a") as stream:
             stream.writelines(line if line.endswith("\n") else line + "\n" for line in lost)
-        aside = path.with_suffix(".partial")
-        aside.write_text("".join(keep))
-        os.replace(aside, path)
+        with write_aside(path) as stream:
+            stream.writelines(keep)
     return len(lost)

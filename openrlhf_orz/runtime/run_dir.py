@@ -1,17 +1,23 @@
-"""What a run leaves on disk: config.json, metrics.jsonl, eval.jsonl and rollouts/step_N.jsonl."""
+"""The files of a run: config.json, metrics.jsonl, eval.jsonl, warnings.log and rollouts/step_N.jsonl."""
 
 import json
 import subprocess
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from openrlhf_orz.runtime.files import append_json_line, write_json_lines
 from openrlhf_orz.settings.redact import redact
 
 
 class RunDir:
-    """Writes into ``path``; rollouts in the background, so that training does not wait for the disk."""
+    """Writes a run's files in the directory ``path``, which it makes.
+
+    A write that fails (full disk) does not end the training: it is printed, noted in warnings.log and counted in
+    ``failures``. Rollouts are written by a background thread, one dump at a time, so that training does not wait.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -21,20 +27,19 @@ class RunDir:
         self.failures = 0
 
     def append(self, name: str, record: dict) -> None:
-        """Add one JSON line to the file ``name``; a disk that is full does not stop the training."""
+        """Add one JSON line to the file ``name``. Raises ValueError for numbers that are not finite."""
         try:
-            with open(self.path / name, "a") as f:
-                f.write(json.dumps(record, allow_nan=False) + "\n")
+            append_json_line(self.path / name, record)
         except OSError as error:
             self.failed(name, error)
 
     def note(self, text: str) -> None:
-        """A line for the reader of warnings.log, which the console shows, too."""
+        """Add a line to warnings.log, which the console shows as well."""
         try:
             with open(self.path / "warnings.log", "a") as f:
                 f.write(text + "\n")
         except OSError:
-            pass  # it stands in the worker's log as well
+            pass  # it is in the worker's log as well
 
     def failed(self, what: str, error: Exception) -> None:
         """Count and report a write that failed."""
@@ -43,20 +48,16 @@ class RunDir:
         self.note(f"cannot write {what}: {error!r}")
 
     def dump_rollouts(self, step: int, rows: Callable[[], Iterable[dict]]) -> None:
-        """Write rollouts/step_``step``.jsonl from ``rows()``, called in the background. Waits for the dump before."""
+        """Write rollouts/step_``step``.jsonl from ``rows()``, called in the background. Waits for the last dump."""
         self.wait()
         self.pending = self.writer.submit(self._dump, self.path / "rollouts" / f"step_{step}.jsonl", rows)
 
-    def _dump(self, path: Path, rows) -> None:
+    def _dump(self, path: Path, rows: Callable[[], Iterable[dict]]) -> None:
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with open(partial, "w") as f:
-            for row in rows():
-                f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        partial.rename(path)
+        write_json_lines(path, rows(), allow_nan=False)
 
     def wait(self) -> None:
-        """Return when the last dump is on disk, or has failed, which is counted."""
+        """Return when the last dump is on disk, or has failed and is counted."""
         pending, self.pending = self.pending, None
         if pending is not None:
             try:
@@ -65,13 +66,16 @@ class RunDir:
                 self.failed("a rollout dump", error)
 
 
-class Tolerant:
-    """A logger (TensorBoard, W&B) whose failures are counted and do not end the training."""
+class TolerantLogger:
+    """Wraps a logger of OpenRLHF (TensorBoard, W&B). Each method of it can be called here.
 
-    def __init__(self, logger, run_dir: RunDir):
+    A call that raises is reported by ``run_dir.failed`` and returns None: a service that fails does not end the run.
+    """
+
+    def __init__(self, logger: object, run_dir: RunDir):
         self.logger, self.run_dir = logger, run_dir
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable:
         method = getattr(self.logger, name)
 
         def call(*args, **kwargs):
@@ -83,8 +87,14 @@ class Tolerant:
         return call
 
 
-def save_config(args, explicit: set[str], path: Path) -> None:
-    """Write every resolved flag, the versions of the stack and the git commit as JSON; keys and tokens are left out."""
+def save_config(args: Namespace, explicit: set[str], path: Path) -> None:
+    """Write config.json: every resolved flag, the versions of the stack and the git commit, without keys and tokens.
+
+    Args:
+        args: final, nested arguments.
+        explicit: names of the flags that the user gave.
+        path: the file. Raises OSError if it cannot be written.
+    """
 
     def plain(node):
         if hasattr(node, "__dict__"):

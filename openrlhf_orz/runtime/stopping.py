@@ -1,28 +1,71 @@
-"""SIGTERM and Ctrl-C: the first asks the trainer to stop where it can save its work, the second stops at once."""
+"""How a run is asked to stop, and how a failed one is started again.
+
+The first SIGTERM or Ctrl-C makes the driver leave a mark in the run directory. The trainer looks for the mark where it
+can save its work. The second signal stops the run at once. With ``--orz.max_restarts`` the run is a child process,
+which is started again from its newest checkpoint when it fails.
+"""
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from argparse import Namespace
+from pathlib import Path
+from types import FrameType
 
 from openrlhf_orz.runtime.console import say
-from openrlhf_orz.runtime.stop import stop_mark, training_mark
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RESTARTS_VARIABLE = "ORZ_RESTARTS"  # in the child's environment: how often it has been started again
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 
-class Stopping:
-    """The handler of both signals. Raises KeyboardInterrupt, which Ray lets through its C++ code, to stop at once."""
+class StopRequested(Exception):
+    """Somebody has asked the run to stop; raised where no optimizer step is under way."""
 
-    def __init__(self, args):
+
+class Stopped(RuntimeError):
+    """The run has stopped as it was asked to; the message says where it can be resumed from."""
+
+
+# ---- in the trainer
+
+
+def stop_mark(args: Namespace) -> Path:
+    """This file exists when the run shall stop."""
+    return Path(args.orz.run_dir) / ".stop"
+
+
+def training_mark(args: Namespace) -> Path:
+    """This file exists while the trainer runs and looks for ``stop_mark``."""
+    return Path(args.orz.run_dir) / ".training"
+
+
+def stop_if_asked(args: Namespace) -> None:
+    """Raise StopRequested if ``stop_mark`` is there."""
+    if stop_mark(args).exists():
+        raise StopRequested
+
+
+# ---- in the driver
+
+
+class StopHandler:
+    """Handles both signals. To stop at once it raises KeyboardInterrupt, which Ray lets through its C++ code."""
+
+    def __init__(self, args: Namespace):
         self.args = args
-        self.signum = signal.SIGINT  # the one that came
+        self.signum = signal.SIGINT  # the last one that came
         self.asked = False
 
     def install(self) -> None:
-        for signum in SIGNALS:
+        """Handle both signals from now on."""
+        for signum in STOP_SIGNALS:
             signal.signal(signum, self)
 
-    def __call__(self, signum, frame):
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         if self.asked or not training_mark(self.args).exists():
             raise KeyboardInterrupt
@@ -30,13 +73,65 @@ class Stopping:
         stop_mark(self.args).touch()
         seconds = self.args.orz.stop_timeout_s
         say(
-            f"stopping after the step in hand, within {seconds:g} s (--orz.stop_timeout_s); a second signal stops at once"
+            f"stopping after the step in hand, within {seconds:g} s (--orz.stop_timeout_s);"
+            " a second signal stops at once"
         )
         timer = threading.Timer(seconds, os.kill, (os.getpid(), signum))
         timer.daemon = True
         timer.start()
 
     def clear(self) -> None:
-        """Remove the marks of this run or of one that was killed."""
+        """Remove the marks of this run, or of one that was killed."""
         for mark in (stop_mark(self.args), training_mark(self.args)):
             mark.unlink(missing_ok=True)
+
+
+# ---- in the process above it
+
+
+def is_supervised() -> bool:
+    """Whether this process is the child of ``supervise``."""
+    return RESTARTS_VARIABLE in os.environ
+
+
+def how_ended(status: int) -> str:
+    """A child's status in words."""
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def supervise(argv: list[str], run_dir: str, restarts: int) -> int:
+    """Run the command with ``argv`` until it succeeds, is stopped, refuses its input, or has failed too often.
+
+    Signals to this process go on to the child. Returns the exit status.
+    """
+    stopped: list[int] = []
+    child: subprocess.Popen | None = None
+
+    def forward(signum, frame):
+        stopped.append(signum)
+        if child is not None and child.poll() is None:
+            child.send_signal(signum)
+
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, forward)
+    command = [sys.executable, "-m", "openrlhf_orz.cli.train_ppo_ray", *argv, "--ckpt.output_dir", run_dir]
+    for attempt in range(restarts + 1):
+        again = ["--ckpt.load_enable"] if attempt else []
+        # in its own session: Ctrl-C then reaches it once, through this process
+        child = subprocess.Popen(
+            [*command, *again], env={**os.environ, RESTARTS_VARIABLE: str(attempt)}, start_new_session=True
+        )
+        status = child.wait()
+        if status == 0 or status == 2 or stopped:  # done, refused, or as the user wished
+            break
+        if attempt == restarts:
+            say(f"the run has failed ({how_ended(status)}) and {restarts} restarts are used up (--orz.max_restarts)")
+            break
+        pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt)
+        say(f"the run has failed ({how_ended(status)}); restart {attempt + 1} of {restarts} in {pause:g} s")
+        end = time.monotonic() + pause
+        while time.monotonic() < end and not stopped:
+            time.sleep(0.2)
+        if stopped:
+            break
+    return status if status >= 0 else 128 - status

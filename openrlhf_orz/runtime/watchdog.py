@@ -1,27 +1,49 @@
-"""A phase that takes too long ends as an error that shows what every process of this node was doing."""
+"""Hangs become errors: a limit for each phase of a step, and the driver's watch over the processes that steer the run.
+
+``phase_limit`` runs inside the trainer. It is of no use when the trainer itself is stopped, or frozen on another
+machine. So each process that steers the run touches a file (``start_heartbeat``), and the driver ends the run when one
+of these files is no longer touched (``require_heartbeats``). Both write the stacks of this node's processes to
+``logs/hang-*``.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+from openrlhf_orz.runtime.processes import ProcessRecord
+
 GRACE_S = 30  # for the main thread to notice; a library may hold it for good
+HEARTBEAT_S = 2.0
+LOOK_S = 1.0  # from one look of the driver at the heartbeats to the next
+
+# Wakes the main thread. SIGINT cannot: Ray starts its processes with SIGINT blocked (ray/_private/services.py,
+# preexec_fn), its workers inherit that and nothing unblocks it; and a job started with & or nohup ignores SIGINT.
+# To unblock it would be worse: Ctrl-C would reach the trainer, which shall finish its step.
+WAKE = signal.SIGUSR2
 
 
 class PhaseTimeout(RuntimeError):
     """A phase took longer than its flag allows; the message names flag, phase and the file with the stacks."""
 
 
+# ---- stacks
+
+
 def stack(pid: int) -> str:
-    """What a process is doing, by py-spy, or from /proc where that may not look."""
+    """What a process is doing, by py-spy, or from /proc where py-spy may not look."""
     tool = Path(sys.executable).with_name("py-spy")
     try:
         command = [str(tool), "dump", "--nonblocking", "--pid", str(pid)]
@@ -58,53 +80,170 @@ def involved() -> list[int]:
 
 
 def write_stacks(path: Path) -> None:
-    """The stacks of all processes involved, into ``path``."""
+    """Write the stacks of all processes involved to ``path``. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(stack(pid) for pid in involved()))
 
 
+# ---- limits
+
+
 @contextmanager
-def within(seconds: float, phase: str, flag: str, logs: str | Path):
+def _watched(
+    find_hang: Callable[[threading.Event], str | None], name: str, logs: Path, grace_s: float | None
+) -> Iterator[None]:
+    """Raise PhaseTimeout in this (the main) thread if ``find_hang`` finds one while the body runs.
+
+    Args:
+        find_hang: runs in a thread; takes an event, which is set when the body has ended, and returns what hangs,
+            or None once the event is set.
+        name: of the thread and the report.
+        logs: directory for the report.
+        grace_s: this process exits if the body has not ended so long after the interrupt; None: it never does.
+    """
+    done, hangs = threading.Event(), []
+
+    def watch() -> None:
+        hang = find_hang(done)
+        if hang is None:
+            return
+        path = logs / f"hang-{name}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        hangs.append(f"{hang}: stacks of this node's processes in {path}")
+        try:
+            write_stacks(path)
+        except OSError as error:
+            print(f"cannot write {path}: {error}", file=sys.stderr, flush=True)
+        print(hangs[0], file=sys.stderr, flush=True)
+        if done.is_set():
+            return
+        # a signal and not interrupt_main, which does not wake a thread that sleeps in the kernel
+        signal.pthread_kill(threading.main_thread().ident, WAKE)
+        if not done.wait(grace_s):
+            os._exit(1)  # the driver learns that this process has died, and why from its log
+
+    def interrupt(signum, frame) -> None:
+        if hangs and not done.is_set():
+            raise KeyboardInterrupt  # the exception that Ray lets through its C++ code
+        if callable(before):  # a limit around this one
+            before(signum, frame)
+
+    before = signal.signal(WAKE, interrupt)
+    watcher = threading.Thread(target=watch, daemon=True, name=f"watch-{name}")
+    watcher.start()
+    try:
+        yield
+        done.set()
+    except BaseException as error:
+        done.set()
+        if hangs:
+            raise PhaseTimeout(hangs[0]) from error
+        raise
+    finally:
+        if hangs:
+            watcher.join()  # its signal must not come when the handler has gone
+        signal.signal(WAKE, before or signal.SIG_DFL)
+
+
+@contextmanager
+def phase_limit(seconds: float, phase: str, flag: str, logs: str | Path) -> Iterator[None]:
     """Raise PhaseTimeout in this (the main) thread if the body takes more than ``seconds``.
 
     Args:
         phase: its name for the message.
-        flag: which sets ``seconds``; 0 turns the watch off.
+        flag: which sets ``seconds``; 0 turns the limit off.
         logs: directory for the stacks.
     """
     if not seconds:
         yield
         return
-    done, expired = threading.Event(), []
-    path = Path(logs) / f"hang-{phase}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-    message = f"{phase} took more than {seconds:g} s (--orz.{flag}): stacks of this node's processes in {path}"
 
-    def watch():
-        if done.wait(seconds):
-            return
-        expired.append(True)
-        try:
-            write_stacks(path)
-        except OSError as error:
-            print(f"cannot write {path}: {error}", file=sys.stderr, flush=True)
-        print(message, file=sys.stderr, flush=True)
-        if done.is_set():
-            return
-        # a signal and not interrupt_main, which does not wake a thread that sleeps in the kernel
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        if not done.wait(GRACE_S):
-            os._exit(1)  # the driver learns that this process has died, and why from its log
+    def find_hang(done: threading.Event) -> str | None:
+        return None if done.wait(seconds) else f"{phase} took more than {seconds:g} s (--orz.{flag})"
 
-    watcher = threading.Thread(target=watch, daemon=True, name=f"watch-{phase}")
-    watcher.start()
-    try:
+    with _watched(find_hang, phase, Path(logs), GRACE_S):
         yield
-    except BaseException as error:
-        done.set()
-        if expired:
-            raise PhaseTimeout(message) from error
-        raise
+
+
+# ---- heartbeats
+
+
+def heartbeat_folder(args: Namespace) -> Path:
+    """The folder of the heartbeat files. It is empty when the trainer starts."""
+    return Path(args.orz.run_dir) / ".alive"
+
+
+def start_heartbeat(args: Namespace, name: str, every_s: float = HEARTBEAT_S) -> None:
+    """Touch this process's file every ``every_s`` until the process ends or the driver has removed the file.
+
+    The process is recorded, too: whoever ends a run in which it hangs can kill it.
+    """
+    ProcessRecord(f"{args.run.scratch}trainer-{os.getpid()}").write()
+    path = heartbeat_folder(args) / f"{name}-{socket.gethostname()}-{os.getpid()}"
+    path.parent.mkdir(parents=True, exist_ok=True)  # the benchmarks have no driver that makes it
+    path.touch()
+
+    def beat() -> None:
+        while True:
+            time.sleep(every_s)
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return
+            except OSError:  # a network file system that fails for a moment; the driver counts from the last success
+                continue
+
+    threading.Thread(target=beat, daemon=True, name="heartbeat").start()
+
+
+class Heartbeats:
+    """For how long each file of a folder has not been touched, by this process's clock."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seen: dict[str, tuple[float, float]] = {}  # of each file: its time, and our time when we first saw it
+        self.looked: float | None = None
+
+    def stale(self, seconds: float, now: float) -> list[str]:
+        """Names of the files that have not changed for more than ``seconds`` before ``now``. Raises OSError.
+
+        If the last look is longer ago than half of that (and than five looks), this process was itself stopped, and
+        all counts start again.
+        """
+        if self.looked is not None and now - self.looked > max(seconds / 2, 5 * LOOK_S):
+            self.seen.clear()
+        self.looked = now
+        found = {}
+        for entry in os.scandir(self.path):
+            changed = entry.stat().st_mtime
+            before = self.seen.get(entry.name)
+            found[entry.name] = before if before and before[0] == changed else (changed, now)
+        self.seen = found
+        return sorted(name for name, (_, since) in found.items() if now - since > seconds)
+
+
+@contextmanager
+def require_heartbeats(args: Namespace) -> Iterator[None]:
+    """Raise PhaseTimeout if a process that steers the run is silent for ``--orz.trainer_timeout_s``; 0: never."""
+    path, seconds = heartbeat_folder(args), args.orz.trainer_timeout_s
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+
+    def find_hang(done: threading.Event) -> str | None:
+        heartbeats = Heartbeats(path)
+        while not done.wait(LOOK_S):
+            try:
+                stale = heartbeats.stale(seconds, time.monotonic())
+            except OSError:
+                continue  # a network file system that does not answer says nothing about the trainer
+            if stale:
+                return f"{', '.join(stale)} has shown no life for {seconds:g} s (--orz.trainer_timeout_s)"
+        return None
+
+    try:
+        if seconds:
+            with _watched(find_hang, "trainer", Path(args.orz.run_dir) / "logs", grace_s=None):
+                yield
+        else:
+            yield
     finally:
-        done.set()
-        if expired:
-            watcher.join()  # its interrupt must not hit what comes after
+        shutil.rmtree(path, ignore_errors=True)

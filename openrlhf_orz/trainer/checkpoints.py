@@ -15,8 +15,8 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.runtime.run_dir import RunDir
-from openrlhf_orz.runtime.stop import Stopped, StopRequested, stop_if_asked
-from openrlhf_orz.runtime.watchdog import within
+from openrlhf_orz.runtime.stopping import Stopped, StopRequested, stop_if_asked
+from openrlhf_orz.runtime.watchdog import phase_limit
 from openrlhf_orz.trainer.rank import capture_random_states, restore_random_states
 
 logger = init_logger(__name__)
@@ -131,7 +131,7 @@ class TrainerCheckpoints:
             self.check_space()
             shutil.rmtree(partial, ignore_errors=True)
             timeout = self.args.orz.checkpoint_timeout_s
-            with within(timeout, "checkpoint", "checkpoint_timeout_s", self.run_dir.path / "logs"):
+            with phase_limit(timeout, "checkpoint", "checkpoint_timeout_s", self.run_dir.path / "logs"):
                 write()
             if not partial.is_dir():  # the metric was not better than the best
                 return False

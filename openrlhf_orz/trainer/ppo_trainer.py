@@ -29,11 +29,10 @@ from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
 from openrlhf_orz.data.prompt_loader import PromptLoader
 from openrlhf_orz.rollout.generation import OrzSamplesGenerator
-from openrlhf_orz.runtime.heartbeat import show_life
 from openrlhf_orz.runtime.memory import memory_metrics
-from openrlhf_orz.runtime.run_dir import RunDir, Tolerant
-from openrlhf_orz.runtime.stop import StopRequested, training_mark
-from openrlhf_orz.runtime.watchdog import within
+from openrlhf_orz.runtime.run_dir import RunDir, TolerantLogger
+from openrlhf_orz.runtime.stopping import StopRequested, training_mark
+from openrlhf_orz.runtime.watchdog import phase_limit, start_heartbeat
 from openrlhf_orz.settings.finished import policy_steps
 from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
 from openrlhf_orz.trainer.evaluation import evaluate_samples
@@ -63,13 +62,13 @@ class OrzTrainer(BasePPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        show_life(self.args, "trainer")
+        start_heartbeat(self.args, "trainer")
         self.run_dir = RunDir(self.args.orz.run_dir)
         self.logs = self.run_dir.path / "logs"
         if self.wandb_logger:
-            self.wandb_logger = Tolerant(self.wandb_logger, self.run_dir)
+            self.wandb_logger = TolerantLogger(self.wandb_logger, self.run_dir)
         if self.tensorboard_logger:
-            self.tensorboard_logger = Tolerant(self.tensorboard_logger, self.run_dir)
+            self.tensorboard_logger = TolerantLogger(self.tensorboard_logger, self.run_dir)
         self.fixed_sequences = self.last_log_probs = None
         self.metrics = StepMetrics(self.tokenizer, self.args.rollout.n_samples_per_prompt)
         self.checkpoints = TrainerCheckpoints(
@@ -117,7 +116,7 @@ class OrzTrainer(BasePPOTrainer):
             self.fixed_sequences = rollout_samples[:: max(1, len(rollout_samples) // SYNC_SEQUENCES)][:SYNC_SEQUENCES]
         self.metrics.start(rollout_samples)
         # all of the step: a rank that hangs may do so while it is handed its samples
-        with within(self.args.orz.training_timeout_s, "training", "training_timeout_s", self.logs):
+        with phase_limit(self.args.orz.training_timeout_s, "training", "training_timeout_s", self.logs):
             status, step = super().train_step(rollout_samples, global_step)
         self.metrics.finish_texts()
         every = self.args.orz.rollout_dump_every
@@ -171,7 +170,7 @@ class OrzTrainer(BasePPOTrainer):
         return {**status, **metrics}
 
     def broadcast_to_vllm(self):
-        with within(self.args.orz.sync_timeout_s, "weight-sync", "sync_timeout_s", self.logs):
+        with phase_limit(self.args.orz.sync_timeout_s, "weight-sync", "sync_timeout_s", self.logs):
             self.send_weights()
             self.metrics.add(ray.get(self.actor_model_group._actor_handlers[0].sync_report.remote()))
             self.metrics.add(memory_metrics("driver"), engine_memory_mib=self.engine_memory())
@@ -315,7 +314,7 @@ class OrzGenerateSamplesActor(GenerateSamplesActor):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        show_life(self.args, "generator")
+        start_heartbeat(self.args, "generator")
 
     def fit(self, episode, total_consumed_prompts):
         # resumed where an episode has ended

@@ -11,7 +11,7 @@ from deepspeed.accelerator import get_accelerator
 
 from openrlhf_orz.runtime.checkpoints import partial_path
 from openrlhf_orz.runtime.memory import MemoryByPhase
-from openrlhf_orz.runtime.processes import Family
+from openrlhf_orz.runtime.processes import ProcessRecord
 
 
 def meet_by_file(actor, args) -> None:
@@ -62,7 +62,8 @@ class Rank:
     def __init__(self, role: str, args):
         self.role, self.args = role, args
         self.memory = MemoryByPhase(role.lstrip("_"))
-        Family(f"{args.run.scratch}rank-{os.getpid()}").record()  # for whoever ends a run in which this process hangs
+        # whoever ends a run in which this process hangs can then kill it
+        ProcessRecord(f"{args.run.scratch}rank-{os.getpid()}").write()
         # full determinism would fill every new tensor, too, for code that reads what it has not written
         torch.utils.deterministic.fill_uninitialized_memory = False
 

@@ -9,8 +9,7 @@ import time
 
 from example_runs import write_run
 
-from openrlhf_orz.runtime.progress import Progress
-from openrlhf_orz.runtime.run_report import LiveReport
+from openrlhf_orz.runtime.console import LiveReport, Progress
 
 
 def refresh(page) -> int:

@@ -57,6 +57,7 @@ def test_algo_needs_torch_alone():
         assert {name.split(".")[0] for name in imports(path)} <= {
             "__future__",
             "torch",
+            "numpy",
             "random",
             "math",
             "re",

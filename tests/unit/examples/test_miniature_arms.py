@@ -7,7 +7,7 @@ import pytest
 from miniature import arms, task
 from miniature.claims import CLAIMS
 
-from openrlhf_orz.runtime.resume import flat
+from openrlhf_orz.runtime.resume import flag_values
 from openrlhf_orz.settings.command_line import parse
 
 ROOT = Path(__file__).parents[3]
@@ -20,7 +20,7 @@ UNLIKE = ("ckpt.", "orz.run_dir", "logger.wandb.run_name")  # directories, and a
 def values(name: str) -> dict:
     """All parsed flags of an arm, flat."""
     args, _ = parse(arms.flags(arms.ARMS[name], 3, BASE, Path("questions"), Path("run")))
-    return dict(flat(args))
+    return dict(flag_values(args))
 
 
 @pytest.fixture(scope="module")

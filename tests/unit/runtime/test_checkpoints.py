@@ -1,7 +1,9 @@
 """Checkpoints: nothing half-written has a final name, and nothing that has changed since is taken for good."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +82,51 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     assert checkpoints.all_checkpoints(tmp_path)[0].name == "global_step10"  # by number, not by name
     checkpoints.rotate(tmp_path, max_num=3, max_bytes=1)
     assert {c.name for c in checkpoints.all_checkpoints(tmp_path)} == {"global_step10", "best_global_step2"}
+
+
+def test_everything_is_on_disk_before_the_name_is(tmp_path, monkeypatch):
+    """Files, manifest and their folders are flushed before the rename, and the folder of the new name after it."""
+    partial, events = write(tmp_path, 2), []
+    fsync, rename = os.fsync, type(tmp_path).rename
+    shown = {partial: "partial", tmp_path: "parent"}
+
+    def note_fsync(handle):
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        events.append(shown.get(path) or str(path.relative_to(partial)))
+        fsync(handle)
+
+    def note_rename(path, target):
+        events.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(checkpoints.os, "fsync", note_fsync)
+    monkeypatch.setattr(type(tmp_path), "rename", note_rename)
+    checkpoints.commit(partial)
+    assert set(events[:3]) == {"_actor/rank0.pt", "trainer.json", "trainer.pt"}
+    assert events[3] == "manifest.json" and set(events[4:6]) == {"partial", "_actor"}
+    assert events[6:] == ["rename", "parent"]
+
+
+def test_what_an_interrupted_replacement_left_is_no_obstacle(tmp_path):
+    checkpoints.commit(write(tmp_path, 5, "old"))
+    left = tmp_path / ".partial-old-global_step5"
+    left.mkdir()
+    (left / "file").touch()
+    final = checkpoints.commit(write(tmp_path, 5, "new"))
+    assert (final / "_actor" / "rank0.pt").read_text() == "new 5" and not left.exists()
+
+
+def test_rotation_counts_bytes(tmp_path):
+    """The best and the newest count, and a checkpoint that just fits stays."""
+    for step in (1, 2, 3):
+        checkpoints.commit(write(tmp_path, step))
+    checkpoints.commit(write(tmp_path, 3, best=True))
+    best, *_ = sizes = [checkpoints.size_of(c) for c in sorted(tmp_path.iterdir())]
+    assert len(set(sizes)) == 1, "the four are equally large"
+    assert checkpoints.rotate(tmp_path, max_num=9, max_bytes=4 * best) == []
+    assert [c.name for c in checkpoints.rotate(tmp_path, max_num=9, max_bytes=3 * best)] == ["global_step1"]
+    assert checkpoints.rotate(tmp_path, max_num=0, max_bytes=float("inf")) == [tmp_path / "global_step2"]
+    assert [c.name for c in checkpoints.all_checkpoints(tmp_path)] == ["global_step3", "best_global_step3"]
 
 
 def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What may change between a run and its resumption, and what happens to the lines after the checkpoint."""
 
+import hashlib
 import json
 from argparse import Namespace
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ def checkpoint(tmp_path, step=3, prompts="same", **changes):
     now = args(tmp_path)
     partial = checkpoints.partial_path(now.ckpt.path, f"global_step{step}")
     partial.mkdir(parents=True)
-    state = {"global_step": step, "flags": {**resume.flat(now), **changes}, "prompts_sha256": prompts}
+    state = {"global_step": step, "flags": {**resume.flag_values(now), **changes}, "prompts_sha256": prompts}
     (partial / checkpoints.TRAINER).write_text(json.dumps(state))
     (partial / checkpoints.STATE).write_bytes(b"")
     return checkpoints.commit(partial)
@@ -30,7 +31,7 @@ def checkpoint(tmp_path, step=3, prompts="same", **changes):
 def test_the_same_flags_resume_and_free_ones_may_change(tmp_path, capsys):
     found = checkpoint(tmp_path)
     more = ["--vllm.gpu_memory_utilization", "0.5", "--train.num_episodes", "9", "--orz.stop_timeout_s", "5"]
-    assert resume.find(args(tmp_path, *more), "same") == found
+    assert resume.find_checkpoint(args(tmp_path, *more), "same") == found
     assert f"resuming from {found}: step 3" in capsys.readouterr().out
 
 
@@ -47,36 +48,36 @@ def test_the_same_flags_resume_and_free_ones_may_change(tmp_path, capsys):
 def test_another_meaning_is_refused_by_name_unless_allowed(tmp_path, capsys, flags, names):
     found = checkpoint(tmp_path)
     with pytest.raises(ConfigError) as refusal:
-        resume.find(args(tmp_path, *flags), "same")
+        resume.find_checkpoint(args(tmp_path, *flags), "same")
     assert all(name in str(refusal.value) for name in names) and "--orz.allow_changed_flags" in str(refusal.value)
-    assert resume.find(args(tmp_path, *flags, "--orz.allow_changed_flags"), "same") == found
+    assert resume.find_checkpoint(args(tmp_path, *flags, "--orz.allow_changed_flags"), "same") == found
     assert names[0] in capsys.readouterr().out
 
 
 def test_other_prompts_are_refused(tmp_path):
     checkpoint(tmp_path, prompts="others")
     with pytest.raises(ConfigError, match="--data.prompt_dataset"):
-        resume.find(args(tmp_path), "same")
+        resume.find_checkpoint(args(tmp_path), "same")
 
 
 def test_other_ranks_are_refused_whatever_is_allowed(tmp_path):
     checkpoint(tmp_path, **{"actor.num_gpus_per_node": 2, "ds.zero_stage": 3})
     with pytest.raises(ConfigError) as refusal:
-        resume.find(args(tmp_path, "--orz.allow_changed_flags"), "same")
+        resume.find_checkpoint(args(tmp_path, "--orz.allow_changed_flags"), "same")
     assert "--actor.num_gpus_per_node was 2, is 1" in str(refusal.value) and "--ds.zero_stage was 3" in str(
         refusal.value
     )
 
 
 def test_without_a_checkpoint_it_starts_anew_and_says_so(tmp_path, capsys):
-    assert resume.find(args(tmp_path), "same") is None
+    assert resume.find_checkpoint(args(tmp_path), "same") is None
     assert "no checkpoint to resume from" in capsys.readouterr().out
 
 
 def test_a_damaged_one_is_named(tmp_path, capsys):
     old, new = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
     (new / checkpoints.STATE).write_bytes(b"!")
-    assert resume.find(args(tmp_path), "same") == old
+    assert resume.find_checkpoint(args(tmp_path), "same") == old
     assert f"{new} is damaged: {checkpoints.STATE} has 1 bytes, not 0" in capsys.readouterr().out
 
 
@@ -91,7 +92,7 @@ def test_every_flag_of_ours_is_either_free_or_part_of_the_meaning():
 
 def test_secrets_stay_out():
     nested = Namespace(logger=SimpleNamespace(wandb=SimpleNamespace(key="secret", project="p")))
-    assert resume.flat(nested) == {"logger.wandb.project": "p"}
+    assert resume.flag_values(nested) == {"logger.wandb.project": "p"}
 
 
 def test_lines_after_the_step_go_aside(tmp_path):
@@ -101,3 +102,31 @@ def test_lines_after_the_step_go_aside(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
     assert (tmp_path / "lost-metrics.jsonl").read_text() == '{"step": 3}\n{"step": 4, "rew\n'
     assert resume.rewind(path, 2) == 0 and resume.rewind(tmp_path / "none.jsonl", 0) == 0
+    assert resume.rewind(path, 1) == 1  # what was lost before stays
+    assert [line[:10] for line in (tmp_path / "lost-metrics.jsonl").read_text().splitlines()] == [
+        '{"step": 3', '{"step": 4', '{"step": 2'
+    ]  # fmt: skip
+
+
+def test_a_line_without_its_end_goes_aside_whatever_its_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}')
+    assert resume.rewind(path, 2) == 1 and path.read_text() == '{"step": 1}\n'
+
+
+def test_prompts_are_known_by_content_and_order(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("1"), two.write_text("2")
+    assert resume.prompts_sha256([one, two]) == hashlib.sha256(b"12").hexdigest()
+    assert resume.prompts_sha256([two, one]) == hashlib.sha256(b"21").hexdigest()
+
+
+def test_a_flag_that_one_version_lacks_is_no_difference():
+    assert resume.changed_flags({"actor.adam.lr": 1, "a.new": 2}, {"actor.adam.lr": 1, "an.old": 2}) == ([], [])
+    assert resume.changed_flags({"actor.adam.lr": 1}, {"actor.adam.lr": 2}) == (
+        [], ["--actor.adam.lr was 1, is 2"]
+    )  # fmt: skip
+
+
+def test_all_flags_are_not_printed():
+    assert repr(resume.flag_values(Namespace(train=Namespace(seed=1)))) == "(all flags)"

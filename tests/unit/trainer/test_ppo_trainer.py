@@ -14,7 +14,7 @@ from openrlhf.trainer.ppo_trainer import BasePPOTrainer, PPOTrainer
 from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor
 
 from openrlhf_orz.runtime.run_dir import RunDir
-from openrlhf_orz.runtime.stop import Stopped, StopRequested, training_mark
+from openrlhf_orz.runtime.stopping import Stopped, StopRequested, training_mark
 from openrlhf_orz.trainer import ppo_trainer as module
 from openrlhf_orz.trainer.checkpoints import NoRollouts, TrainerCheckpoints
 from openrlhf_orz.trainer.metrics import StepMetrics

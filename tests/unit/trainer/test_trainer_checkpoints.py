@@ -14,7 +14,7 @@ from glue import Group, make_args, make_sample
 
 from openrlhf_orz.runtime import checkpoints as disk
 from openrlhf_orz.runtime.run_dir import RunDir
-from openrlhf_orz.runtime.stop import Stopped, stop_mark
+from openrlhf_orz.runtime.stopping import Stopped, stop_mark
 from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
 
 STATES = {
