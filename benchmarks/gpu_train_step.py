@@ -61,24 +61,25 @@ class Step:
         import torch
         from transformers import AutoModel, AutoModelForCausalLM
 
-        from openrlhf_orz.models.cpu import rms_norm
-        from openrlhf_orz.models.log_prob_head import install
-        from openrlhf_orz.models.packed_attention import NAME
+        from openrlhf_orz.models.cpu_ops import install_rms_norm
+        from openrlhf_orz.models.log_prob_head import install_log_prob_head
+        from openrlhf_orz.models.packed_attention import PACKED_ATTENTION
 
         self.torch, self.role, self.path, self.options = torch, role, path, options
         dtype, device = getattr(torch, common.DTYPES[options.dtype]), torch.device(options.device)
         torch.manual_seed(0)
         config = common.model_config(size)
+        attention = PACKED_ATTENTION if path == "ours" else "sdpa"
         maker = AutoModelForCausalLM if role == "actor" else AutoModel
         with device:
-            self.model = maker.from_config(config, dtype=dtype, attn_implementation=NAME if path == "ours" else "sdpa")
+            self.model = maker.from_config(config, dtype=dtype, attn_implementation=attention)
             self.value = torch.nn.Linear(config.hidden_size, 1, bias=False, dtype=dtype) if role == "critic" else None
         self.model.train()
         if options.checkpointing == "on" or (options.checkpointing == "auto" and size == "qwen2.5-1.5b"):
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.head = install(self.model) if role == "actor" and path == "ours" else None
+        self.head = install_log_prob_head(self.model) if role == "actor" and path == "ours" else None
         if path == "ours" and options.device == "cpu":
-            rms_norm.install(self.model)
+            install_rms_norm(self.model)
         parameters = [*self.model.parameters(), *(self.value.parameters() if self.value else ())]
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 

@@ -31,7 +31,7 @@ def main(argv=None) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from openrlhf_orz.models.packed_attention import NAME
+    from openrlhf_orz.models.packed_attention import PACKED_ATTENTION
 
     def build(attention):
         torch.manual_seed(0)
@@ -43,7 +43,7 @@ def main(argv=None) -> dict:
         dtype = getattr(torch, common.DTYPES[options.dtype])
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
 
-    models = {"ours": build(NAME), "padded": build("sdpa")}
+    models = {"ours": build(PACKED_ATTENTION), "padded": build("sdpa")}
     models["dense_mask"] = models["padded"]
 
     def inputs(how, rows):

@@ -91,7 +91,7 @@ def time_generation(options, args, stock_args, pg):
     import ray
     import sides
 
-    from openrlhf_orz.cli.train_ppo_ray import engine_args
+    from openrlhf_orz.rollout.engine import engine_args
 
     extra = engine_args(args)
     shared = {key: extra[key] for key in ("dtype", "kv_cache_memory_bytes")}

@@ -53,7 +53,7 @@ def against_trl(options) -> dict:
     import ray
     import sides
 
-    from openrlhf_orz.cli.train_ppo_ray import engine_args
+    from openrlhf_orz.rollout.engine import engine_args
 
     cores = len(os.sched_getaffinity(0))
     pairs = common.draw_lengths(options.lengths, options.rollouts)

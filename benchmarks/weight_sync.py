@@ -42,13 +42,12 @@ class Receiver:
     def __init__(self, size, dtype):
         self.parameters = dict(build(size, dtype).named_parameters())
 
-    def load_weights(self, source, slots, last):
+    def load_weights(self, source, places, last):
         import torch
 
-        from openrlhf_orz.rollout.sync.buckets import views
-        from openrlhf_orz.rollout.sync.transport import open_source, read_slots
+        from openrlhf_orz.rollout.sync.transport import open_source, read_places, views
 
-        for name, weight in views(open_source(source, torch.device("cpu")), read_slots(slots)):
+        for name, weight in views(open_source(source, torch.device("cpu")), read_places(places)):
             self.parameters[name].data.copy_(weight)
 
     def update_weight(self, name, weight):
@@ -66,8 +65,8 @@ def send_file(model, dtype, receivers, args) -> None:
     from openrlhf_orz.rollout.sync.send import Weights
     from openrlhf_orz.rollout.sync.transport import FileTransport
 
-    def load(source, slots, last):
-        ray.get([receiver.load_weights.remote(source, slots, last) for receiver in receivers])
+    def load(source, places, last):
+        ray.get([receiver.load_weights.remote(source, places, last) for receiver in receivers])
 
     dtype = getattr(torch, common.DTYPES[dtype])
     transport = FileTransport(f"{args.run.scratch}weights", dtype, load)
@@ -78,8 +77,7 @@ def with_engine(model_dir, args, pg, model, options) -> dict:
     import ray
     from openrlhf.trainer.ray import create_vllm_engines
 
-    from openrlhf_orz.cli.train_ppo_ray import engine_args
-    from openrlhf_orz.rollout.engine import OrzRolloutActor
+    from openrlhf_orz.rollout.engine import OrzRolloutActor, engine_args
 
     class Engine(OrzRolloutActor):
         async def no_weights(self):

@@ -105,30 +105,6 @@ def begin(args) -> Run:
     return run
 
 
-def engine_args(args) -> dict:
-    """What we change in OpenRLHF's vLLM engine arguments."""
-    extra = {
-        "worker_extension_cls": "openrlhf_orz.rollout.worker.OrzWorkerExtension",
-        "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[args.ds.param_dtype],
-        "trust_remote_code": args.orz.trust_remote_code,
-    }
-    if args.orz.own_agent:
-        extra["orz"] = {
-            "stop": tuple(args.orz.stop),
-            "workers": args.orz.grader_workers,
-            "plain": args.orz.plain_math_verify,
-            "gap_every": args.orz.logprob_gap_every,
-        }
-        extra["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from, as the trainer's
-    if args.orz.device == "cpu":
-        extra["kv_cache_memory_bytes"] = args.orz.cpu_kvcache_mib * 2**20
-        if args.train.full_determinism_enable:
-            # of a seeded request whose prompt is cut into parts vLLM rewinds the generator, which a CPU's cannot do:
-            # the engine would die whenever a rollout's prompts come at once
-            extra["enable_chunked_prefill"] = False
-    return extra
-
-
 def train(args, explicit: set[str], stopping: StopHandler) -> None:
     """One run, from checked arguments to the saved model. Raises what failed."""
     from openrlhf_orz.runtime.console import LiveReport, Progress
@@ -147,14 +123,14 @@ def train(args, explicit: set[str], stopping: StopHandler) -> None:
     report = LiveReport(run_dir, args.orz.report_every)
     progress = Progress(run_dir, steps, report.step)
     with progress, driver_output(args), ray_session.ray_session(args, run, stopping) as ray:
-        from openrlhf_orz.rollout.engine import OrzRolloutActor
+        from openrlhf_orz.rollout.engine import Engines, OrzRolloutActor, engine_args
         from openrlhf_orz.trainer.actor import OrzPolicyModelActor, OrzReferenceModelActor, OrzRewardModelActor
         from openrlhf_orz.trainer.critic import OrzCriticModelActor
         from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
 
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
         trainer = ray.remote(num_gpus=1, runtime_env={"env_vars": ray_session.trainer_env(args.orz.device)})
-        engines = ray_session.Engines(ray, OrzRolloutActor, run.scratch, run.start_step)
+        engines = Engines(OrzRolloutActor, run.scratch, run.start_step)
         try:
             with require_heartbeats(args):
                 launch(

@@ -1,36 +1,39 @@
-"""Log-probs and entropy of chosen tokens straight from hidden states: the logits exist only a tile at a time.
+"""Log-probs and entropy of chosen tokens from hidden states, with only a tile of the logits in memory at a time.
 
 Notation: N tokens, D hidden size, V vocabulary.
 """
 
 import inspect
 import math
+from collections.abc import Iterator
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel
 
-TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}  # logits held at once: 16 MiB in float32 on CPU, 512 MiB on CUDA
-KEPT_ELEMENTS = {"cpu": 2**27, "cuda": 0}  # of half-precision logits: a pack with no more keeps them for the backward
+# openrlhf_orz/plan/activations.py repeats both, so that a plan needs no torch
+TILE_LOGITS = {"cpu": 2**22, "cuda": 2**27}  # logits of a tile: 16 MiB in float32 on CPU, 512 MiB on CUDA
+KEPT_LOGITS = {"cpu": 2**27, "cuda": 0}  # a pack with at most so many logits in half precision keeps all for backward
 
 
 def tile_shape(tokens: int, vocabulary: int, elements: int) -> tuple[int, int]:
-    """(tokens, vocabulary) of a tile of at most ``elements`` logits, as square as it can be.
+    """Return the (tokens, vocabulary) of a tile of at most ``elements`` logits, as square as possible.
 
-    The gradients of hidden states and of the weight are sums over tiles: so both are read and written least.
+    The gradients of hidden states and of the weight are sums over tiles. Square tiles read and write them least.
     """
     rows = max(1, min(tokens, max(math.isqrt(elements), elements // vocabulary)))
     return rows, max(1, min(vocabulary, elements // rows))
 
 
 class _LogProbs(torch.autograd.Function):
-    """Recomputes a tile's logits in the backward pass, so that neither pass holds (N, V), unless ``keep`` is set."""
+    """Recompute each tile's logits in the backward, so that neither pass holds (N, V); with ``keep``, keep them."""
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy, keep):
         wide = _wide(hidden_ND.dtype)
-        log_probs_N = hidden_ND.new_zeros(labels_N.shape, dtype=wide)  # the label's logit at first
+        log_probs_N = hidden_ND.new_zeros(labels_N.shape, dtype=wide)  # until the end: the label's logit
         lse_N, entropy_N = torch.full_like(log_probs_N, -torch.inf), torch.zeros_like(log_probs_N)
         kept = []
         for rows, columns in _tiles(len(labels_N), len(weight_VD), elements):
@@ -71,33 +74,40 @@ class _LogProbs(torch.autograd.Function):
             if ctx.temperature != 1.0:
                 grad.div_(ctx.temperature)
             grad = grad.to(hidden_ND.dtype)
-            grad_hidden_ND.add(rows, columns.start == 0, lambda: grad @ weight_VD[columns])
-            grad_weight_VD.add(columns, rows.start == 0, lambda: grad.t() @ hidden_ND[rows])
-            grad_bias_V.add(columns, rows.start == 0, lambda: grad.sum(0))
+            if grad_hidden_ND.needed:
+                grad_hidden_ND.add(rows, columns.start == 0, grad @ weight_VD[columns])
+            if grad_weight_VD.needed:
+                grad_weight_VD.add(columns, rows.start == 0, grad.t() @ hidden_ND[rows])
+            if grad_bias_V.needed:
+                grad_bias_V.add(columns, rows.start == 0, grad.sum(0))
         return (*(total.result() for total in sums), None, None, None, None, None)
 
 
 class _Sum:
-    """A gradient, in its tensor's dtype where each part has one summand, else in float32: later ones would be lost."""
+    """A gradient of ``like``, summed tile by tile.
+
+    It has the dtype of ``like`` while each part has one summand. With more it is float32, as half precision would lose
+    small summands.
+    """
 
     def __init__(self, like: torch.Tensor | None, needed: bool):
-        self.like, self.needed, self.total = like, needed, None
+        self.like, self.needed = like, needed
+        self.total: torch.Tensor | None = None
 
-    def add(self, part: slice, first: bool, summand) -> None:
-        if not self.needed:
-            return
-        value = summand()
+    def add(self, part: slice, first: bool, summand: torch.Tensor) -> None:
+        """Add ``summand`` to ``part`` of the gradient; ``first``: there is nothing in that part yet."""
         if self.total is None:
+            assert self.like is not None
             self.total = torch.empty_like(self.like)
         if first:
-            self.total[part] = value
+            self.total[part] = summand
             return
         if self.total.dtype != _wide(self.total.dtype):
             self.total = self.total.to(_wide(self.total.dtype))
-        self.total[part] += value
+        self.total[part] += summand
 
     def result(self) -> torch.Tensor | None:
-        if not self.needed:
+        if self.like is None or not self.needed:
             return None
         return torch.zeros_like(self.like) if self.total is None else self.total.to(self.like.dtype)
 
@@ -106,40 +116,42 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _tiles(tokens: int, vocabulary: int, elements: int):
+def _tiles(tokens: int, vocabulary: int, elements: int) -> Iterator[tuple[slice, slice]]:
     rows, columns = tile_shape(tokens, vocabulary, elements)
     for start in range(0, tokens, rows):
         for first in range(0, vocabulary, columns):
             yield slice(start, min(start + rows, tokens)), slice(first, min(first + columns, vocabulary))
 
 
-def _product(hidden, weight, bias, columns):
-    return F.linear(hidden, weight[columns], None if bias is None else bias[columns])
+def _product(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, columns: slice
+) -> torch.Tensor:
+    return F.linear(hidden_ND, weight_VD[columns], None if bias_V is None else bias_V[columns])
 
 
-def _logits(product, temperature):
+def _logits(product: torch.Tensor, temperature: float) -> torch.Tensor:
     logits = product.to(_wide(product.dtype))
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _inside(labels, columns):
-    """Where in a tile each token's label is (anywhere, if not in it), and whether it is in it."""
-    here = (labels >= columns.start) & (labels < columns.stop)
-    return (labels - columns.start).clamp(0, columns.stop - columns.start - 1), here
+def _inside(labels_N: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each label's column in the tile (any column, if the label lies outside) and whether it lies inside."""
+    here_N = (labels_N >= columns.start) & (labels_N < columns.stop)
+    return (labels_N - columns.start).clamp(0, columns.stop - columns.start - 1), here_N
 
 
 def keeps_logits(tokens: int, weight_VD: torch.Tensor) -> bool:
-    """Whether all logits are kept for the backward: in half precision, as the product gave them, and few of them."""
+    """Whether all logits are kept for the backward: only in half precision, and only if they are few."""
     half = weight_VD.dtype != _wide(weight_VD.dtype)
-    return half and tokens * len(weight_VD) <= KEPT_ELEMENTS.get(weight_VD.device.type, 0)
+    return half and tokens * len(weight_VD) <= KEPT_LOGITS.get(weight_VD.device.type, 0)
 
 
 @cache
 def liger():
-    """Liger's fused linear cross-entropy (an autograd function), or None where it is missing or of no use.
+    """Return Liger's fused linear cross-entropy (an autograd function), or None if it is missing or too old.
 
-    Before it knew ``token_grad_output`` its gradient of the weight was that of an unweighted sum: wrong for a loss
-    that weighs each token.
+    Versions without ``token_grad_output`` compute the weight's gradient of an unweighted sum, which is wrong for a
+    loss that weighs tokens.
     """
     try:
         from liger_kernel.ops import fused_linear_cross_entropy as fused
@@ -151,13 +163,15 @@ def liger():
 
 
 def liger_serves(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, temperature: float, with_entropy: bool) -> bool:
-    """It knows neither entropies nor temperatures, and would keep a weight that ZeRO-3 has gathered."""
+    """Whether Liger can be used. It knows no entropy and no temperature, and would keep a gathered weight (ZeRO-3)."""
     plain = temperature == 1.0 and not with_entropy and not hasattr(weight_VD, "ds_id")
     return hidden_ND.is_cuda and plain and liger() is not None
 
 
-def liger_log_probs(hidden_ND, weight_VD, labels_N, bias_V=None) -> torch.Tensor:
-    """Log-probs (N,) in float32 by Liger's kernel, in chunks whose logits it, too, computes again for the gradient."""
+def liger_log_probs(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, bias_V: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Log-probs (N,) in float32 by Liger's kernel, which works in chunks and does not keep their logits either."""
     names = {"_input": hidden_ND, "weight": weight_VD, "target": labels_N, "bias": bias_V, "reduction": "none",
              "accum_dtype": torch.float32}  # fmt: skip
     given = inspect.signature(liger().forward).parameters
@@ -174,15 +188,15 @@ def log_probs_and_entropy(
     elements: int | None = None,
     with_entropy: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """log softmax(logits / temperature) at the labels and the entropy of that distribution, in nats.
+    """Return log softmax(logits / temperature) at the labels and the entropy of that distribution, in nats.
 
-    On CUDA by Liger's kernel where that is installed and serves.
+    On CUDA, Liger's kernel is used where it is installed and can do it.
 
     Args:
-        hidden_ND, weight_VD, bias_V: of one floating dtype; logits are in float32 after the product.
+        hidden_ND, weight_VD, bias_V: one floating dtype; logits are float32 after the product.
         labels_N: (N,) long.
-        elements: logits held at once; default by device.
-        with_entropy: without it the entropies are 0 and cost nothing.
+        elements: logits of a tile; by default TILE_LOGITS of the device.
+        with_entropy: if not set, entropies are 0 and cost nothing.
 
     Returns:
         log-probs (N,), entropy (N,), at least float32, differentiable in hidden states, weight and bias.
@@ -190,35 +204,40 @@ def log_probs_and_entropy(
     if elements is None and liger_serves(hidden_ND, weight_VD, temperature, with_entropy):
         log_probs_N = liger_log_probs(hidden_ND, weight_VD, labels_N, bias_V)
         return log_probs_N, torch.zeros_like(log_probs_N)
-    elements = elements or TILE_ELEMENTS.get(hidden_ND.device.type, 2**27)
+    elements = elements or TILE_LOGITS.get(hidden_ND.device.type, 2**27)
     keep = torch.is_grad_enabled() and keeps_logits(len(labels_N), weight_VD)
     return _LogProbs.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy, keep)
 
 
 class LogProbHead(nn.Linear):
-    """An output head that, while ``labels`` are set, answers (B, N, 2) with log-probs and entropies for logits.
+    """An output head that, while ``labels`` are set, returns log-probs and entropies (B, N, 2) instead of logits."""
 
-    It becomes one in place (``install``), so that weight tying, parameter names, saving and DeepSpeed's gathering of
-    the weight stay the head's own.
-    """
+    labels: torch.Tensor | None = None  # (B, N) long
+    temperature: float = 1.0
+    with_entropy: bool = False
 
-    labels: torch.Tensor | None = None
-    temperature, with_entropy = 1.0, False
+    @classmethod
+    def sharing(cls, head: nn.Linear) -> "LogProbHead":
+        """A head with the parameters of ``head`` itself: weight tying, their names and ZeRO-3's gathering stay."""
+        new = cls(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
+        new.weight, new.bias = head.weight, head.bias
+        return new.train(head.training)
 
-    def forward(self, hidden):
+    def forward(self, hidden_BND: torch.Tensor) -> torch.Tensor:
         if self.labels is None:
-            return super().forward(hidden)
+            return super().forward(hidden_BND)
         results = log_probs_and_entropy(
-            hidden.flatten(0, -2), self.weight, self.labels.flatten(), self.bias, self.temperature,
+            hidden_BND.flatten(0, -2), self.weight, self.labels.flatten(), self.bias, self.temperature,
             with_entropy=self.with_entropy,
         )  # fmt: skip
-        return torch.stack(results, -1).view(*hidden.shape[:-1], 2)
+        return torch.stack(results, -1).view(*hidden_BND.shape[:-1], 2)
 
 
-def install(model: nn.Module) -> LogProbHead | None:
-    """Make the model's output head a LogProbHead; None, and nothing changed, where logits are more than that head's.
+def install_log_prob_head(model: PreTrainedModel) -> LogProbHead | None:
+    """Replace the model's output head by a LogProbHead.
 
-    Some architectures cap or scale what their head gives; quantised and adapted heads are no plain linear layers.
+    Returns None, and changes nothing, if logits are more than the output of a plain linear layer: some architectures
+    cap or scale them, and heads may be quantised or carry an adapter.
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
@@ -227,5 +246,6 @@ def install(model: nn.Module) -> LogProbHead | None:
     )
     if type(head) is not nn.Linear or rescaled:
         return None
-    head.__class__ = LogProbHead
-    return head
+    new = LogProbHead.sharing(head)
+    model.set_output_embeddings(new)
+    return new

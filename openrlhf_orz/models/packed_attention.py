@@ -1,14 +1,15 @@
-"""Causal attention over a pack of sequences without flash-attn, exact and without a mask over the pack.
+"""Exact causal attention over a pack of sequences, without flash-attn and without a mask over the pack.
 
-Registered with transformers as ``orz_packed`` (``--ds.attn_implementation``). A pack is (1, T): sequences one after
-the other. Where ``position_ids`` jump to p, a sequence begins whose first p tokens are those of the one before it
-(p = 0: it shares none; see shared_prefixes). On CUDA, in half precision, it is PyTorch's own varlen attention;
-elsewhere sequences of similar length are attended to together, each to itself.
-Notation: T tokens of a pack, H heads, D head size, N sequences of a group, L its longest.
+It is registered with transformers as ``orz_packed`` (``--ds.attn_implementation``). A pack is (1, T): sequences one
+after the other. Where ``position_ids`` jump to p, a new sequence begins, and its first p tokens are those of the
+sequence before it (p = 0: none; see shared_prefixes.py). On CUDA in half precision, PyTorch's varlen attention
+computes it. Elsewhere sequences of similar length are padded to a group, and each attends to itself.
+Notation: T tokens of a pack, H heads, K key heads, D head size, N sequences of a group, L tokens of its longest.
 """
 
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,56 +18,52 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from openrlhf_orz.models.cpu.attention import BLOCK, CausalAttention
+from openrlhf_orz.models.cpu_ops import BLOCK, CausalAttention
 
-NAME = "orz_packed"
+PACKED_ATTENTION = "orz_packed"
 
 
 @dataclass(frozen=True)
-class Path:
-    """A sequence of a pack: ``rows`` are its tokens in the pack, ``shared`` of them those of the one before it."""
+class PackedSequence:
+    """A sequence of a pack. The first ``shared`` of its tokens belong to the sequence before it."""
 
-    rows: torch.Tensor
+    rows: torch.Tensor  # (L,) long: each token's index into the pack
     shared: int
 
 
 @dataclass(frozen=True)
 class Group:
-    """N sequences padded to L, in indices into the pack (T) and into the padded group (N * L).
+    """N sequences padded to L. Rows are indices into the pack (T), slots are indices into the padded group (N * L)."""
 
-    ``rows`` has the token of each slot; in padding that is any, as causal attention keeps it from all real tokens.
-    ``own_rows`` and ``own_slots`` are tokens and slots of what a sequence does not share with the one before it,
-    ``slots`` those of all real tokens. ``lengths``: N numbers, longest first.
-    """
-
-    count: int
-    longest: int
-    lengths: list[int]
-    rows: torch.Tensor
-    slots: torch.Tensor
-    own_rows: torch.Tensor
-    own_slots: torch.Tensor
+    count: int  # N
+    longest: int  # L
+    lengths: list[int]  # N numbers, longest first
+    rows: torch.Tensor  # (N * L,): the row of each slot; any row in padding, which no real token attends to
+    slots: torch.Tensor  # slots of all real tokens
+    own_rows: torch.Tensor  # rows of the tokens that a sequence does not share with the one before it
+    own_slots: torch.Tensor  # and their slots
 
 
-def paths(positions_T: torch.Tensor) -> list[Path]:
-    """The sequences of a pack from its positions, (T,) long on CPU. Raises ValueError if they are no pack's."""
+def find_sequences(positions_T: torch.Tensor) -> list[PackedSequence]:
+    """Find the sequences of a pack by its positions, (T,) long on CPU. Raises ValueError if no pack can have them."""
     jumps = (positions_T[1:] != positions_T[:-1] + 1).nonzero()[:, 0] + 1
     starts = [0, *jumps.tolist()]
-    found, before = [], positions_T[:0]
+    found: list[PackedSequence] = []
+    before = positions_T[:0]
     for start, end in zip(starts, [*starts[1:], len(positions_T)]):
         shared = int(positions_T[start])
         if shared > len(before):
             raise ValueError("the positions of a pack must begin with 0, and later sequences where others have been")
         before = torch.cat([before[:shared], torch.arange(start, end)])
-        found.append(Path(before, shared))
+        found.append(PackedSequence(before, shared))
     return found
 
 
 def group_by_length(lengths: list[int], slack: float = 1.25, free: int = 32) -> list[list[int]]:
-    """Indices of ``lengths``, longest first, in groups in which L <= slack * length + free holds for each member.
+    """Group the indices of ``lengths``, longest first, so that L <= slack * length + free for each member.
 
-    Within a group sequences are padded on the right, which a causal mask alone makes harmless; the bounds keep what
-    that wastes below what a separate call costs.
+    Sequences of a group are padded on the right, which the causal mask makes harmless. The bounds keep the cost of the
+    padding below the cost of one more call.
     """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -77,26 +74,26 @@ def group_by_length(lengths: list[int], slack: float = 1.25, free: int = 32) -> 
     return groups
 
 
-def make_groups(sequences: list[Path], device, blocks: bool = False) -> list[Group]:
-    """The groups of a pack; for ``blocks`` as attention by blocks has them.
+def make_groups(sequences: list[PackedSequence], device: torch.device | str, blocks: bool = False) -> list[Group]:
+    """Make the groups of a pack; with ``blocks``, for attention by blocks (``cpu_ops.CausalAttention``).
 
-    It skips what lies behind a sequence's end, so that its groups may be wider; and L is one of few numbers, as oneDNN
-    compiles a product for each shape and keeps a thousand of them.
+    Attention by blocks skips blocks after a sequence's end, so padding costs less and groups are wider. L is then a
+    multiple of half a block, as oneDNN compiles a product for each shape and keeps only a thousand of them.
     """
     multiple = BLOCK // 2 if blocks else 1
-    bounds = {"slack": 1.5, "free": BLOCK} if blocks else {}
+    all_lengths = [len(sequence.rows) for sequence in sequences]
     groups = []
-    for members in group_by_length([len(path.rows) for path in sequences], **bounds):
+    for members in group_by_length(all_lengths, slack=1.5, free=BLOCK) if blocks else group_by_length(all_lengths):
         chosen = [sequences[i] for i in members]
-        lengths = [len(path.rows) for path in chosen]
+        lengths = [len(sequence.rows) for sequence in chosen]
         longest = -(-lengths[0] // multiple) * multiple
         rows = torch.zeros(len(chosen), longest, dtype=torch.long)
-        for row, path in zip(rows, chosen):
-            row[: len(path.rows)] = path.rows
-        slots = [torch.arange(n * longest, n * longest + len(path.rows)) for n, path in enumerate(chosen)]
-        own_rows = torch.cat([path.rows[path.shared :] for path in chosen])
-        own_slots = torch.cat([s[path.shared :] for s, path in zip(slots, chosen)])
-        if len(members) == len(sequences):  # one group: in the order of the pack, it comes back by one selection
+        for row, sequence in zip(rows, chosen):
+            row[: len(sequence.rows)] = sequence.rows
+        slots = [torch.arange(n * longest, n * longest + length) for n, length in enumerate(lengths)]
+        own_rows = torch.cat([sequence.rows[sequence.shared :] for sequence in chosen])
+        own_slots = torch.cat([s[sequence.shared :] for s, sequence in zip(slots, chosen)])
+        if len(members) == len(sequences):  # one group: in the pack's order, one selection brings all tokens back
             own_rows, order = own_rows.sort()
             own_slots = own_slots[order]
         indices = (rows.flatten(), torch.cat(slots), own_rows, own_slots)
@@ -105,7 +102,7 @@ def make_groups(sequences: list[Path], device, blocks: bool = False) -> list[Gro
 
 
 class _ToGroups(torch.autograd.Function):
-    """(T, H, D) to one (N, L, H, D) for each group; gradients of shared tokens add up, those of padding are 0."""
+    """Turn (T, H, D) into one (N, L, H, D) for each group. Gradients of shared tokens add up; padding gives none."""
 
     @staticmethod
     def forward(ctx, x_THD, groups):
@@ -124,7 +121,7 @@ class _ToGroups(torch.autograd.Function):
 
 
 class _FromGroups(torch.autograd.Function):
-    """One (N, L, H, D) for each group to (T, H, D), each token from the sequence whose own it is."""
+    """Turn one (N, L, H, D) for each group into (T, H, D): each token from the sequence that does not share it."""
 
     @staticmethod
     def forward(ctx, groups, total, *xs):
@@ -141,7 +138,8 @@ class _FromGroups(torch.autograd.Function):
         return None, None, *padded
 
 
-def _collect(xs, groups, shape):
+def _collect(xs: Sequence[torch.Tensor], groups: list[Group], shape: Sequence[int]) -> torch.Tensor:
+    """Gather each token of the pack from its own slot."""
     if len(groups) == 1:
         return xs[0].flatten(0, 1).index_select(0, groups[0].own_slots)
     out = xs[0].new_empty(shape)
@@ -151,12 +149,23 @@ def _collect(xs, groups, shape):
 
 
 def by_blocks(q: torch.Tensor) -> bool:
-    """Whether attention of such queries is ``CausalAttention``, unless it has a window or dropout."""
+    """Whether attention of these queries is ``CausalAttention``, provided there is no window and no dropout."""
     return q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
-def grouped_attention(q_THD, k_TKD, v_TKD, groups, scale, dropout=0.0, window=None) -> torch.Tensor:
-    """Attention (T, H, D) of each sequence to itself; K key heads, H a multiple of K; ``window`` tokens back."""
+def grouped_attention(
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
+    groups: list[Group],
+    scale: float | None,
+    dropout: float = 0.0,
+    window: int | None = None,
+) -> torch.Tensor:
+    """Return the attention (T, H, D) of each sequence to itself, group by group.
+
+    ``window``: tokens that a token attends to, itself included; None for all. H is a multiple of K.
+    """
     qs, ks, vs = (_ToGroups.apply(x, groups) for x in (q_THD, k_TKD, v_TKD))
     outs = []
     for q, k, v, g in zip(qs, ks, vs, groups):
@@ -176,61 +185,69 @@ def grouped_attention(q_THD, k_TKD, v_TKD, groups, scale, dropout=0.0, window=No
     return _FromGroups.apply(groups, q_THD.shape[0], *outs)
 
 
-def varlen_attention(q_THD, k_TKD, v_TKD, sequences, scale, window=None) -> torch.Tensor:
-    """The same by PyTorch's varlen attention: CUDA, float16 or bfloat16, no dropout."""
+def varlen_attention(
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
+    sequences: list[PackedSequence],
+    scale: float | None,
+    window: int | None = None,
+) -> torch.Tensor:
+    """Return the same by PyTorch's varlen attention, which needs CUDA, float16 or bfloat16, and no dropout."""
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = [len(path.rows) for path in sequences]
-    shared = any(path.shared for path in sequences)
+    lengths = [len(sequence.rows) for sequence in sequences]
+    shared = any(sequence.shared for sequence in sequences)
     if shared:
-        rows = torch.cat([path.rows for path in sequences]).to(q_THD.device)
+        rows = torch.cat([sequence.rows for sequence in sequences]).to(q_THD.device)
         q_THD, k_TKD, v_TKD = (x.index_select(0, rows) for x in (q_THD, k_TKD, v_TKD))
     bounds = torch.tensor([0, *lengths], device=q_THD.device).cumsum(0, dtype=torch.int32)
     out = varlen_attn(
         q_THD, k_TKD, v_TKD, bounds, bounds, max(lengths), max(lengths), scale=scale,
         window_size=(-1 if window is None else window - 1, 0), enable_gqa=q_THD.shape[1] != k_TKD.shape[1],
     )  # fmt: skip
-    if shared:  # own tokens, in the order of the pack
-        own = torch.cat([torch.arange(len(path.rows)) >= path.shared for path in sequences])
+    assert isinstance(out, torch.Tensor)  # a tuple only where its log-sum-exp is asked for, too
+    if shared:  # drop the shared tokens; what is left is in the pack's order
+        own = torch.cat([torch.arange(len(sequence.rows)) >= sequence.shared for sequence in sequences])
         out = out.index_select(0, own.nonzero()[:, 0].to(out.device))
     return out
 
 
-class _Sequences(threading.local):
-    """The sequences of a thread's pack at hand, found once for all layers of a forward and its backward."""
+class _CurrentPack(threading.local):
+    """Per-thread cache of the current pack's sequences and groups, shared by all layers."""
 
-    def __init__(self):
-        self.of = None
+    def __init__(self) -> None:
+        self.positions: weakref.ref | None = None
 
-    def find(self, position_ids: torch.Tensor, blocks: bool) -> tuple[list[Path], list[Group]]:
-        if self.of is None or self.of() is not position_ids:
-            self.paths = paths(position_ids[0].cpu())
-            self.groups = make_groups(self.paths, position_ids.device, blocks)
-            self.of = weakref.ref(position_ids)
-        return self.paths, self.groups
+    def find(self, position_ids: torch.Tensor, blocks: bool) -> tuple[list[PackedSequence], list[Group]]:
+        if self.positions is None or self.positions() is not position_ids:
+            self.sequences = find_sequences(position_ids[0].cpu())
+            self.groups = make_groups(self.sequences, position_ids.device, blocks)
+            self.positions = weakref.ref(position_ids)
+        return self.sequences, self.groups
 
 
-_sequences = _Sequences()
+_current_pack = _CurrentPack()
 
 
 def packed_attention(
-    module,
-    query,
-    key,
-    value,
-    attention_mask,
-    scaling=None,
-    dropout=0.0,
-    sliding_window=None,
-    position_ids=None,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    position_ids: torch.Tensor | None = None,
     **kwargs,
-):
-    """transformers' attention interface: (1, H, T, D) in, (1, T, H, D) out. Anything but a pack goes to SDPA."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """transformers' attention interface: takes (1, H, T, D), returns (1, T, H, D). All but packs go to SDPA."""
     if attention_mask is not None or query.shape[0] != 1 or query.shape[2] != key.shape[2] or position_ids is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    sequences, groups = _sequences.find(position_ids, by_blocks(query))
+    sequences, groups = _current_pack.find(position_ids, by_blocks(query))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if q.is_cuda and q.dtype != torch.float32 and not dropout:
         out = varlen_attention(q, k, v, sequences, scaling, sliding_window)
@@ -239,8 +256,8 @@ def packed_attention(
     return out[None], None
 
 
-def _mask(*, batch_size, q_length, kv_length, attention_mask=None, **kwargs):
-    """No mask for a pack; for a padded batch, and in generation with a cache, SDPA's."""
+def _mask(*, batch_size: int, q_length: int, kv_length: int, attention_mask=None, **kwargs) -> torch.Tensor | None:
+    """Return no mask for a pack, and SDPA's mask for a padded batch and for generation with a cache."""
     if attention_mask is None and batch_size == 1 and q_length == kv_length:
         return None
     return sdpa_mask(
@@ -248,5 +265,5 @@ def _mask(*, batch_size, q_length, kv_length, attention_mask=None, **kwargs):
     )
 
 
-AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, _mask)

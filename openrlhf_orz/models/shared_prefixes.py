@@ -1,24 +1,25 @@
-"""What sequences of a pack have in common is computed once: a group's prompt, and equal beginnings of responses.
+"""Common beginnings of a pack's sequences are computed once: a group's prompt, and equal starts of its responses.
 
-In a causal model the hidden state of a token depends on the tokens before it alone, so where a sequence begins like
-the one before it, those tokens are left out of the pack and their hidden states are read from that one: exact, and
-gradients add up by themselves (as in Prefix Grouper, arXiv 2506.05433, here for any common beginning).
-Notation: T tokens of the pack as given, U of them kept, D hidden size.
+In a causal model a token's hidden state depends only on the tokens up to it. Where a sequence begins like the one
+before it, those tokens are left out of the pack, and their hidden states are read from the sequence before. This is
+exact, and autograd adds up the gradients (as in Prefix Grouper, arXiv 2506.05433, here for any common beginning).
+Notation: T tokens of the given pack, U kept tokens, D hidden size.
 """
 
 import threading
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
-from openrlhf_orz.models.packed_attention import NAME
+from openrlhf_orz.models.packed_attention import PACKED_ATTENTION
 
 
 def share_prefixes(ids_T: torch.Tensor, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens of a pack to keep, and where each token's hidden state then is.
+    """Choose the tokens of a pack to keep, and find where each token's hidden state then is.
 
-    A kept sequence begins at the position from which on it differs from the sequence kept before it; attention
-    (``packed_attention.paths``) reads that back from the positions.
+    A sequence is kept from the first token in which it differs from the sequence kept before it. Attention
+    (``packed_attention.find_sequences``) recovers that from the positions.
 
     Args:
         ids_T, positions_T: (T,) long on CPU; positions begin with 0 at each sequence.
@@ -28,7 +29,7 @@ def share_prefixes(ids_T: torch.Tensor, positions_T: torch.Tensor) -> tuple[torc
     """
     starts = (positions_T == 0).nonzero()[:, 0].tolist()
     kept, source, count = [], [], 0
-    before = path = ids_T[:0]  # tokens of the sequence kept before, and where they are among the kept
+    before = rows_before = ids_T[:0]  # tokens of the sequence kept before, and their indices into the kept tokens
     for start, end in zip(starts, [*starts[1:], len(ids_T)]):
         ids = ids_T[start:end]
         common = min(len(ids), len(before))
@@ -36,55 +37,61 @@ def share_prefixes(ids_T: torch.Tensor, positions_T: torch.Tensor) -> tuple[torc
         if len(differs):
             common = int(differs[0])
         own = torch.arange(count, count + len(ids) - common)
-        where = torch.cat([path[:common], own])
+        where = torch.cat([rows_before[:common], own])
         source.append(where)
         if len(own):
             kept.append(torch.arange(start + common, end))
             count += len(own)
-            before, path = ids, where
+            before, rows_before = ids, where
     return torch.cat(kept), torch.cat(source)
 
 
 class PrefixSharing:
-    """Hooks around a decoder (the model without its head) that share prefixes of packs, and of nothing else."""
+    """Forward hooks of a decoder (the model without its head) that share the prefixes of packs.
 
-    def __init__(self, decoder: nn.Module):
-        self.pack = threading.local()  # of a thread: values are taken by several at once
+    Other inputs (padded batches, several rows, generation) pass unchanged.
+    """
+
+    def __init__(self, decoder: PreTrainedModel):
+        self.pack = threading.local()  # threads may compute values of several packs at once
         decoder.register_forward_pre_hook(self.before, with_kwargs=True)
         decoder.register_forward_hook(self.after)
 
-    def before(self, decoder, args, kwargs):
+    def before(self, decoder: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Replace a pack by its kept tokens."""
         ids = args[0] if args else kwargs.get("input_ids")
         positions = kwargs.get("position_ids")
         self.pack.source = None
-        packed = (
-            ids is not None and positions is not None and ids.shape[0] == 1 and kwargs.get("attention_mask") is None
-        )
-        if not packed or decoder.config._attn_implementation != NAME:
+        if ids is None or positions is None or ids.shape[0] != 1 or kwargs.get("attention_mask") is not None:
             return None
-        kept, source = share_prefixes(ids[0].cpu(), positions[0].cpu())
-        if len(kept) == len(source):
+        if decoder.config._attn_implementation != PACKED_ATTENTION:
             return None
-        self.pack.source, kept = source.to(ids.device), kept.to(ids.device)
-        kwargs = {**kwargs, "position_ids": positions[:, kept]}
+        kept_U, source_T = share_prefixes(ids[0].cpu(), positions[0].cpu())
+        if len(kept_U) == len(source_T):
+            return None
+        self.pack.source, kept_U = source_T.to(ids.device), kept_U.to(ids.device)
+        kwargs = {**kwargs, "position_ids": positions[:, kept_U]}
         if args:
-            return (ids[:, kept], *args[1:]), kwargs
-        return args, {**kwargs, "input_ids": ids[:, kept]}
+            return (ids[:, kept_U], *args[1:]), kwargs
+        return args, {**kwargs, "input_ids": ids[:, kept_U]}
 
-    def after(self, decoder, args, output):
+    def after(self, decoder: PreTrainedModel, args: tuple, output: ModelOutput) -> ModelOutput:
+        """Give each token of the pack its hidden state."""
         if self.pack.source is not None:
-            output.last_hidden_state = output.last_hidden_state[0].index_select(0, self.pack.source)[None]
+            hidden_UD = output["last_hidden_state"][0]
+            output["last_hidden_state"] = hidden_UD.index_select(0, self.pack.source)[None]
         return output
 
 
-def install(model: nn.Module) -> PrefixSharing | None:
-    """Share prefixes in a transformers model; None, and nothing changed, where equal tokens may not be equal states.
+def install_prefix_sharing(model: PreTrainedModel) -> PrefixSharing | None:
+    """Share prefixes in a transformers model.
 
-    That is with dropout, and where all tokens of a batch count towards a router's loss.
+    Returns None, and changes nothing, if equal tokens can have different hidden states (dropout), or if the loss
+    counts tokens (a router's loss).
     """
     config = model.config.get_text_config()
     dropout = any(value for name, value in config.to_dict().items() if "dropout" in name or "pdrop" in name)
     if dropout or getattr(config, "output_router_logits", False):
         return None
     decoder = getattr(model, model.base_model_prefix, None)
-    return PrefixSharing(decoder) if isinstance(decoder, nn.Module) and decoder is not model else None
+    return PrefixSharing(decoder) if isinstance(decoder, PreTrainedModel) and decoder is not model else None

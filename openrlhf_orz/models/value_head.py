@@ -7,11 +7,12 @@ import torch
 
 @torch.no_grad()
 def init_value_head(weight_1H: torch.Tensor, how: str, generator: torch.Generator | None = None) -> None:
-    """Fill the weight in place.
+    """Fill the weight in place. Raises ValueError for an unknown ``how``.
 
-    released: N(0, 1/(H+1)) (that is the standard deviation), as the paper's released code and OpenRLHF have it;
-    kaiming:  kaiming_uniform(a=sqrt(5)), that is U(-1/sqrt(H), 1/sqrt(H)), torch's default for a linear layer and
-              probably what the paper means; paper: U(-sqrt(5), sqrt(5)), the text of Sec. 3.1 to the letter.
+    released: N(0, 1/(H+1)), 1/(H+1) being the standard deviation: the paper's released code, and OpenRLHF.
+    kaiming:  kaiming_uniform(a=sqrt(5)), which is U(-1/sqrt(H), 1/sqrt(H)): torch's default for a linear layer, and
+              probably what the paper means.
+    paper:    U(-sqrt(5), sqrt(5)): the text of Sec. 3.1 to the letter.
     """
     hidden = weight_1H.shape[-1]
     if how == "released":

@@ -1,4 +1,6 @@
-"""The vLLM engine actor: stop strings and grading by our executor, weights in buckets, given sequences' log-probs."""
+"""vLLM engines: the Ray actor (grading, weight sync in buckets, log-probs of given sequences), its arguments, and the
+handle that starts all engines of a run and ends them.
+"""
 
 import asyncio
 import contextlib
@@ -17,69 +19,135 @@ from openrlhf_orz.rollout.agent import AgentExecutor
 from openrlhf_orz.runtime.processes import ProcessRecord
 
 
+def engine_args(args) -> dict:
+    """Return our changes to OpenRLHF's vLLM engine arguments."""
+    extra = {
+        "worker_extension_cls": "openrlhf_orz.rollout.worker.OrzWorkerExtension",
+        "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[args.ds.param_dtype],
+        "trust_remote_code": args.orz.trust_remote_code,
+    }
+    if args.orz.own_agent:
+        extra["orz"] = {
+            "stop": tuple(args.orz.stop),
+            "workers": args.orz.grader_workers,
+            "plain": args.orz.plain_math_verify,
+            "gap_every": args.orz.logprob_gap_every,
+        }
+        extra["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from, as the trainer's
+    if args.orz.device == "cpu":
+        extra["kv_cache_memory_bytes"] = args.orz.cpu_kvcache_mib * 2**20
+        if args.train.full_determinism_enable:
+            # If a seeded request's prompt is cut in parts, vLLM rewinds its generator, which a generator on a CPU
+            # cannot do. The engine would die whenever all prompts of a rollout come at once.
+            extra["enable_chunked_prefill"] = False
+    return extra
+
+
+class Engines:
+    """Stands in for the engine's Ray class where OpenRLHF starts engines, and keeps their handles.
+
+    An engine that shuts down by itself releases shared memory and ends its processes; killed with Ray it does not. If
+    an engine dies, Ray starts it again in its place.
+
+    Args:
+        scratch: prefix of the run's temporary files.
+        step: changes the engines' seeds, as a resumed run must not draw the random numbers of its start again.
+    """
+
+    SHUTDOWN_S = 15
+
+    def __init__(self, engine_cls: type, scratch: str, step: int = 0):
+        self.remote_cls, self.scratch, self.step = ray.remote(engine_cls), scratch, step
+        self.handles: list = []
+
+    def options(self, **options) -> "Engines":
+        """As Ray's: ``remote`` starts an engine with these options."""
+        self.with_options = self.remote_cls.options(**options, max_restarts=-1, max_task_retries=0)
+        return self
+
+    def remote(self, *args, seed: int, **kwargs):
+        """Start an engine and return its handle."""
+        seed += 1_000_003 * self.step
+        self.handles.append(self.with_options.remote(*args, seed=seed, scratch=self.scratch, **kwargs))
+        return self.handles[-1]
+
+    def shutdown(self) -> None:
+        """Ask all engines to end and wait at most SHUTDOWN_S. Dead engines are no error."""
+        refs = [engine.shutdown.remote() for engine in self.handles]
+        if refs:
+            ray.wait(refs, num_returns=len(refs), timeout=self.SHUTDOWN_S)
+
+
 class OrzRolloutActor(RolloutRayActor):
-    async def __init__(self, *args, orz=None, scratch="", **kwargs):
+    """OpenRLHF's engine with our executor.
+
+    Args:
+        orz: arguments of AgentExecutor; None if the user has another agent.
+        scratch: prefix of the run's temporary files.
+    """
+
+    async def __init__(self, *args, orz: dict | None = None, scratch: str = "", **kwargs):
         scratch = scratch or f"{tempfile.gettempdir()}/"
         self.record = ProcessRecord(f"{scratch}engine-{ray.get_runtime_context().get_actor_id()}")
         self.record.kill_leftovers()
         await super().__init__(*args, **kwargs)
         self.record.write()
         self.born = uuid.uuid4().hex
-        if isinstance(orz, dict):  # None: the user's own agent
+        if orz is not None:
             self.executor = AgentExecutor(**orz)
 
     def _configure_vllm_env(self, *args, **kwargs):
         super()._configure_vllm_env(*args, **kwargs)
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if base := os.environ.get("VLLM_RPC_BASE_PATH"):
-            # vLLM leaves sockets and rendezvous files behind: in a directory that goes with the run
+            # vLLM leaves sockets and rendezvous files behind. This directory is removed with the run.
             cache = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
             os.makedirs(base, exist_ok=True)
             os.makedirs(cache, exist_ok=True)
-            # compiled C++ headers lie below TMPDIR whatever that variable says, and take seconds at each start
+            # Compiled C++ headers always lie below TMPDIR. To compile them takes seconds at each start.
             with contextlib.suppress(FileExistsError):
                 os.symlink(cache, os.path.join(base, os.path.basename(cache)))
             os.environ["TMPDIR"] = tempfile.tempdir = base
 
     async def generate(self, prompt_token_ids, sampling_params, multi_modal_data=None):
-        """As upstream, which waits for the last output alone: vLLM is not asked for all those before it, each with all
-        tokens so far."""
+        """Ask vLLM only for the last output, as only that is used: upstream gets all tokens so far at each step."""
         params = sampling_params.clone()
         params.output_kind = RequestOutputKind.FINAL_ONLY
         return await super().generate(prompt_token_ids, params, multi_modal_data)
 
-    async def load_weights(self, source: tuple, slots: list, last: bool, check: bool = False):
-        """Load the tensors in ``slots`` of the trainer's buffer ``source``; after the ``last`` ones forget what was
-        computed with the old weights. ``check``: keep their checksums for ``weight_report``.
+    async def load_weights(self, source: tuple, places: list, last: bool, check: bool = False) -> None:
+        """Load the tensors at ``places`` in the trainer's buffer ``source``. After the ``last`` bucket, drop the
+        prefix cache, which the old weights computed. ``check``: keep the tensors' checksums for ``weight_report``.
         """
-        await self.llm.collective_rpc("load_synced_weights", args=(source, slots, check))
+        await self.llm.collective_rpc("load_synced_weights", args=(source, places, check))
         if last:
             await self.llm.reset_prefix_cache()
 
     async def weight_report(self, names: list[str], dtype: str) -> list[tuple]:
-        """The EngineReport of each worker for the trainer's parameters ``names``, sent as ``dtype``."""
+        """Return each worker's EngineReport for the trainer's parameters ``names``, sent as ``dtype``."""
         return await self.llm.collective_rpc("weight_report", args=(names, dtype))
 
-    async def generate_responses(self, *args, sampling_params, num_samples=1, **kwargs):
+    async def generate_responses(self, *args, sampling_params, num_samples: int = 1, **kwargs) -> list[dict]:
+        """Return ``num_samples`` responses to a prompt. With a seed, each sample gets another one derived from it."""
         if sampling_params.seed is None:
             return await super().generate_responses(
                 *args, sampling_params=sampling_params, num_samples=num_samples, **kwargs
             )
         parts = []
-        for i in range(num_samples):  # a seed for each sample, or all would be the same
+        for i in range(num_samples):  # with one seed all samples would be equal
             params = sampling_params.clone()
             params.seed = (sampling_params.seed + i * 0x9E3779B97F4A7C15) % 2**63
             parts.append(super().generate_responses(*args, sampling_params=params, num_samples=1, **kwargs))
         return [response for part in await asyncio.gather(*parts) for response in part]
 
     async def incarnation(self) -> str:
-        """What tells this engine from one that was started in its place. Raises if vLLM's own process has died."""
+        """Return an id that changes when the engine is started again. Raises if vLLM's own process is dead."""
         await self.llm.check_health()
         return self.born
 
     async def sequence_log_probs(self, sequences: list[list[int]]) -> list[list[float]]:
-        """The engine's log-prob of each token but the first, for each sequence of token ids."""
+        """Return, for each sequence of token ids, the engine's log-prob of each token but the first."""
         result = []
         for token_ids in sequences:
             output = await self.generate(token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=1.0))
@@ -87,7 +155,7 @@ class OrzRolloutActor(RolloutRayActor):
         return result
 
     def memory_mib(self) -> float:
-        """Resident memory of the engine and the processes it has started (graders among them), in MiB."""
+        """Return the resident memory of the engine and its child processes, graders included, in MiB."""
         process = psutil.Process()
         total = 0
         for member in (process, *process.children(recursive=True)):
@@ -95,7 +163,7 @@ class OrzRolloutActor(RolloutRayActor):
                 total += member.memory_info().rss
         return total / 2**20
 
-    async def shutdown(self):
+    async def shutdown(self) -> None:
         """End the engine's processes and the graders."""
         self.llm.shutdown()
         self.record.delete()

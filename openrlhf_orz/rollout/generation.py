@@ -1,14 +1,19 @@
-"""Generation that survives the loss of an engine, stops when asked to, and can be repeated exactly."""
+"""Generation that survives the death of an engine, ends when the run is asked to stop, and can be repeated exactly.
+
+``OrzSamplesGenerator`` stands in the order in which things happen: a call begins, its prompts are numbered and sent,
+responses are awaited, lost ones are asked for again, and dead engines come back.
+"""
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import ray
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from vllm import SamplingParams
 
 from openrlhf_orz.runtime.stopping import stop_if_asked
 
@@ -16,7 +21,7 @@ logger = init_logger(__name__)
 
 POLL_S = 1.0
 HEALTH_S = 30.0
-LOSSES = 5  # of one engine in a row, without an answer in between
+DEATHS_IN_A_ROW = 5  # of one engine, without an answer in between; the next one ends the run
 
 
 class EngineLost(RuntimeError):
@@ -24,14 +29,28 @@ class EngineLost(RuntimeError):
 
 
 @dataclass
+class Numbering:
+    """Counts the prompts of one kind ("train", "eval") in the order in which they are sent."""
+
+    kind: str
+    next: int = 0
+
+    def take(self, count: int) -> range:
+        """The numbers of the next ``count`` prompts."""
+        first, self.next = self.next, self.next + count
+        return range(first, self.next)
+
+
+@dataclass
 class Sent:
-    """A prompt on its way, as it was sent."""
+    """A prompt, with all that is needed to send it again."""
 
     prompt: str
     label: str
-    images: object
-    kwargs: dict
-    number: int  # of the prompt in the run, for its seed
+    image: object
+    kind: str
+    number: int  # among the prompts of its kind in the run: for its seed
+    generate_kwargs: dict
 
 
 def request_seed(seed: int, kind: str, number: int) -> int:
@@ -40,7 +59,7 @@ def request_seed(seed: int, kind: str, number: int) -> int:
 
 
 def engine_died(error: Exception) -> bool:
-    """Whether the error says that an engine has gone, and not that a request was wrong."""
+    """Whether the error means that an engine is dead, and not that a request was wrong."""
     if isinstance(error, RayActorError):
         return True
     cause = getattr(error, "cause", None)
@@ -49,64 +68,91 @@ def engine_died(error: Exception) -> bool:
 
 
 class OrzSamplesGenerator(SamplesGenerator):
-    """As OpenRLHF's; responses come in the order of their prompts, whichever engine is done first."""
-
-    # The synchronous trainer's: give engine ``index`` the current weights. Without it (asynchronous training) the loss
-    # of an engine ends the run, and a rollout in hand is not given up when the run is to stop.
-    sync_engine: Callable[[int], None] | None = None
+    """Returns responses in the order of their prompts, whichever engine is done first."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.sent: dict = {}  # by request
+        self.sync_engine: Callable[[int], None] | None = None
+        self.training_prompts = Numbering("train")
+        self.sending: Iterator[Sent] = iter(())  # the prompts that OpenRLHF is about to send, in their order
+        self.incarnations: dict[int, str] = {}  # by engine: which start of it has the current weights
         self.faults = {"engines_restarted": 0, "prompts_redone": 0}
-        self.kind, self.number = "train", 0
-        self.known: dict[int, str] = {}  # the incarnation of each engine that has the current weights
+        self._begin()
+
+    def set_sync(self, sync_engine: Callable[[int], None]) -> None:
+        """Set the function that gives engine ``index`` the current weights. The synchronous trainer has one.
+
+        Without it (asynchronous training) the death of an engine ends the run, and a rollout is finished before the
+        run stops.
+        """
+        self.sync_engine = sync_engine
+
+    def _begin(self) -> None:
+        """Forget the call before: nothing is sent, every engine counts as just heard from."""
+        self.sent: dict[ray.ObjectRef, Sent] = {}
+        self.ready: dict[ray.ObjectRef, list] = {}  # responses that wait for those before them
+        self.deaths_in_a_row = [0] * len(self.vllm_engines)
+        self.last_answer_at = [time.monotonic()] * len(self.vllm_engines)
+
+    # ---- a call
 
     def generate_eval_samples(self, **generate_kwargs):
-        self.kind, kept, self.number = "eval", self.number, 0
-        try:
-            return super().generate_eval_samples(**generate_kwargs)
-        finally:
-            self.kind, self.number = "train", kept
+        # OpenRLHF hands all keyword arguments on, to _generate_vllm and _dispatch_prompts_to_vllm
+        return super().generate_eval_samples(numbering=Numbering("eval"), **generate_kwargs)
 
-    def _generate_vllm(self, *args, **kwargs):
-        self.attend()
-        self.sent.clear()
-        self.ready: dict = {}  # responses by request, kept until those before them are there
-        self.losses = [0] * len(self.vllm_engines)
-        self.heard = [time.monotonic()] * len(self.vllm_engines)
-        if self.kind == "train":
-            self.number = getattr(self.prompts_dataloader, "drawn", self.number)
-        return super()._generate_vllm(*args, **kwargs)
+    def _generate_vllm(self, *args, numbering: Numbering | None = None, **kwargs):
+        self.revive_dead_engines()
+        self._begin()
+        if numbering is None:
+            numbering = self.training_prompts
+            numbering.next = getattr(self.prompts_dataloader, "drawn", numbering.next)
+        return super()._generate_vllm(*args, numbering=numbering, **kwargs)
 
     # ---- sending
 
-    def _dispatch_prompts_to_vllm(self, prompts, labels, *, images=None, **generate_kwargs):
-        first = self.number
+    def _dispatch_prompts_to_vllm(self, prompts, labels, *, images=None, numbering: Numbering, **generate_kwargs):
+        numbers = numbering.take(len(prompts))
+        images = images or [None] * len(prompts)
+        return self._send(
+            [
+                Sent(prompt, label, image, numbering.kind, number, generate_kwargs)
+                for prompt, label, image, number in zip(prompts, labels, images, numbers, strict=True)
+            ]
+        )
+
+    def _send(self, prompts: list[Sent]) -> list:
+        """Send the prompts, of one call, and return their references."""
         try:
-            refs = super()._dispatch_prompts_to_vllm(prompts, labels, images=images, **generate_kwargs)
-        except RayActorError:  # one has died while nobody asked it for anything
-            self.attend()
-            self.number = first
-            refs = super()._dispatch_prompts_to_vllm(prompts, labels, images=images, **generate_kwargs)
-        for i, ref in enumerate(refs):
-            image = images[i] if images is not None else None
-            self.sent[ref] = Sent(prompts[i], labels[i], image, generate_kwargs, first + i)
+            refs = self._send_once(prompts)
+        except RayActorError:  # an engine has died since it last had a request
+            self.revive_dead_engines()
+            refs = self._send_once(prompts)
+        self.sent.update(zip(refs, prompts, strict=True))
         return refs
 
-    def _prompt_sampling_params(self, sampling_params):
-        number, self.number = self.number, self.number + 1
+    def _send_once(self, prompts: list[Sent]) -> list:
+        self.sending = iter(prompts)
+        return super()._dispatch_prompts_to_vllm(
+            [each.prompt for each in prompts],
+            [each.label for each in prompts],
+            images=[each.image for each in prompts],
+            **prompts[0].generate_kwargs,
+        )
+
+    def _prompt_sampling_params(self, sampling_params: SamplingParams) -> SamplingParams:
+        """OpenRLHF calls this for one prompt after the other, as it sends them."""
+        each = next(self.sending)
         if not self.args.train.full_determinism_enable:
             return sampling_params
         params = sampling_params.clone()
-        params.seed = request_seed(self.args.train.seed, self.kind, number)
+        params.seed = request_seed(self.args.train.seed, each.kind, each.number)
         return params
+
+    # ---- waiting
 
     def _engine_of(self, ref) -> int:
         actor = ref.task_id().actor_id()
         return next(i for i, engine in enumerate(self.vllm_engines) if engine._actor_id == actor)
-
-    # ---- waiting
 
     def _wait_for_responses(self, pending_refs):
         if self.sync_engine:
@@ -121,56 +167,55 @@ class OrzSamplesGenerator(SamplesGenerator):
                     raise
                 pending_refs = self._redo(engine, [ref, *pending_refs], error)
                 break
-            self.heard[engine], self.losses[engine] = time.monotonic(), 0
-        limit = self.args.orz.generation_timeout_s
-        for engine in {self._engine_of(ref) for ref in pending_refs} if limit else ():
-            if time.monotonic() - self.heard[engine] > limit:
-                reason = f"nothing for {limit:g} s (--orz.generation_timeout_s)"
-                pending_refs = self._redo(engine, pending_refs, reason)
+            self.last_answer_at[engine], self.deaths_in_a_row[engine] = time.monotonic(), 0
+        pending_refs = self._redo_overdue(pending_refs)
         if self.args.algo.dynamic_filtering_enable:  # a prompt that is filtered out is replaced at once
             ready = [self.ready.pop(ref) for ref in list(self.ready)]
             return ready, pending_refs
         if pending_refs:
             return [], pending_refs
-        # the order in which they were sent: what follows must not depend on who was quicker
+        # in the order of the prompts: results must not depend on which engine was quicker
         ready = [self.ready.pop(ref) for ref in sorted(self.ready, key=lambda ref: self.sent[ref].number)]
         return ready, []
 
-    # ---- the loss of an engine
+    def _redo_overdue(self, pending_refs: list) -> list:
+        """Restart engines that have not answered for --orz.generation_timeout_s (0: no limit)."""
+        limit = self.args.orz.generation_timeout_s
+        for engine in {self._engine_of(ref) for ref in pending_refs} if limit else ():
+            if time.monotonic() - self.last_answer_at[engine] > limit:
+                reason = f"nothing for {limit:g} s (--orz.generation_timeout_s)"
+                pending_refs = self._redo(engine, pending_refs, reason)
+        return pending_refs
 
-    def _redo(self, engine: int, pending_refs: list, reason) -> list:
-        """Restart ``engine`` and send its unfinished prompts again. Returns what is pending now."""
+    # ---- the death of an engine
+
+    def _redo(self, engine: int, pending_refs: list, reason: Exception | str) -> list:
+        """Restart ``engine`` and send its unfinished prompts again. Returns what is pending now. Raises EngineLost."""
         text = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
         lost = [ref for ref in pending_refs if self._engine_of(ref) == engine]
         rest = [ref for ref in pending_refs if self._engine_of(ref) != engine]
         logger.warning(f"engine {engine} is lost, {len(lost)} prompts to be done again: {text}")
         self.faults["engines_restarted"] += 1
         self.faults["prompts_redone"] += len(lost)
-        self.losses[engine] += 1
-        if self.losses[engine] > LOSSES:
-            raise EngineLost(f"engine {engine} was lost {LOSSES + 1} times in a row; the last time: {text}")
+        self.deaths_in_a_row[engine] += 1
+        if self.deaths_in_a_row[engine] > DEATHS_IN_A_ROW:
+            raise EngineLost(f"engine {engine} was lost {DEATHS_IN_A_ROW + 1} times in a row; the last time: {text}")
         self.revive(engine, kill=not isinstance(reason, RayActorError))
-        self.heard = [time.monotonic()] * len(self.vllm_engines)
-        again = []
-        for ref in sorted(lost, key=lambda ref: self.sent[ref].number):
-            sent = self.sent.pop(ref)
-            kept, self.number = self.number, sent.number
-            again += self._dispatch_prompts_to_vllm([sent.prompt], [sent.label], images=[sent.images], **sent.kwargs)
-            self.number = kept
-        return rest + again
+        self.last_answer_at = [time.monotonic()] * len(self.vllm_engines)
+        return rest + self._send(sorted((self.sent.pop(ref) for ref in lost), key=lambda each: each.number))
 
-    def attend(self) -> int:
-        """See that every engine answers and has the current weights; returns how many had to be brought back.
+    def revive_dead_engines(self) -> int:
+        """Make sure that every engine answers and has the current weights. Returns how many had to be revived.
 
-        One that died while nobody asked it for anything has been started again by Ray, and answers, with the weights
-        of the beginning: it is known by its incarnation.
+        If an engine dies without a request, Ray starts it again with the first weights, and it answers. Its
+        incarnation then differs.
         """
         revived = 0
         for i, engine in enumerate(self.vllm_engines):
-            reason = "started again by Ray"
+            reason: Exception | str = "started again by Ray"
             try:
                 found = ray.get(engine.incarnation.remote(), timeout=HEALTH_S)
-                if self.known.setdefault(i, found) == found:
+                if self.incarnations.setdefault(i, found) == found:
                     continue
             except (RayError, TimeoutError) as error:
                 reason = error
@@ -181,13 +226,13 @@ class OrzSamplesGenerator(SamplesGenerator):
         return revived
 
     def revive(self, engine: int, kill: bool) -> None:
-        """Have Ray start the engine again, in its place, and give it the current weights. Raises EngineLost.
+        """Have Ray start the engine again in its place, and give it the current weights. Raises EngineLost.
 
-        ``kill``: its actor still lives, though it or its vLLM is of no use; one that has died Ray starts by itself.
+        ``kill``: the actor is alive, but it or its vLLM no longer works. A dead actor is started again by Ray itself.
         """
         if self.sync_engine is None:
             raise EngineLost(f"engine {engine} is lost, and in asynchronous training cannot be given current weights")
-        handle, before = self.vllm_engines[engine], self.known.get(engine) if kill else None
+        handle, before = self.vllm_engines[engine], self.incarnations.get(engine) if kill else None
         if kill:
             ray.kill(handle, no_restart=False)
         deadline = time.monotonic() + (self.args.orz.start_timeout_s or float("inf"))
@@ -197,11 +242,11 @@ class OrzSamplesGenerator(SamplesGenerator):
                 if found != before:  # one that is being killed may still answer
                     self.sync_engine(engine)
                     break
-                error = "it is still the one that was to be killed"
+                error: object = "it is still the one that was to be killed"
             except (RayError, TimeoutError) as caught:
                 error = caught
             stop_if_asked(self.args)
             if time.monotonic() > deadline:
                 raise EngineLost(f"engine {engine} has not started again: {error}")
             time.sleep(POLL_S)
-        self.known[engine] = found
+        self.incarnations[engine] = found

@@ -71,35 +71,6 @@ def worker_env(args: Namespace, run: Run) -> dict[str, str]:
     return env
 
 
-class Engines:
-    """Stands in for the engine's Ray class where OpenRLHF starts engines, and keeps their handles.
-
-    Engines that shut down by themselves release shared memory and end their processes; killed with Ray they do not.
-    One that dies is started again by Ray, in its place. ``step``: a resumed run must not draw the numbers of its start.
-    """
-
-    SHUTDOWN_S = 15
-
-    def __init__(self, ray, engine_cls, scratch, step=0):
-        self.ray, self.remote_cls, self.handles = ray, ray.remote(engine_cls), []
-        self.scratch, self.step = scratch, step
-
-    def options(self, **options):
-        self.with_options = self.remote_cls.options(**options, max_restarts=-1, max_task_retries=0)
-        return self
-
-    def remote(self, *args, seed, **kwargs):
-        seed += 1_000_003 * self.step
-        self.handles.append(self.with_options.remote(*args, seed=seed, scratch=self.scratch, **kwargs))
-        return self.handles[-1]
-
-    def shutdown(self):
-        """Ask all engines to end, and wait for it a bounded time; one that has died already is no matter."""
-        refs = [engine.shutdown.remote() for engine in self.handles]
-        if refs:
-            self.ray.wait(refs, num_returns=len(refs), timeout=self.SHUTDOWN_S)
-
-
 def running_ray() -> str | None:
     """Address of the Ray to join: RAY_ADDRESS, or one that ``ray start`` left on this machine and that answers."""
     if os.environ.get("RAY_ADDRESS"):

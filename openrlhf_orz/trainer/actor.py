@@ -16,14 +16,15 @@ import openrlhf_orz.models.packed_attention  # noqa: F401  registers --ds.attn_i
 from openrlhf_orz.algo.cross_fit import cross_fit_advantages
 from openrlhf_orz.algo.log_prob_gap import LogProbGap
 from openrlhf_orz.data.prompts import chat_template
-from openrlhf_orz.models import log_prob_head, shared_prefixes
-from openrlhf_orz.models.cpu import rms_norm
+from openrlhf_orz.models.cpu_ops import install_rms_norm
+from openrlhf_orz.models.log_prob_head import install_log_prob_head
+from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.rollout.sync.send import sync_to_engines
 from openrlhf_orz.runtime.cores import at_work, share_cores
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
+from openrlhf_orz.trainer.live_objects import skip_reduction
 from openrlhf_orz.trainer.mini_batches import PolicyReplayBuffer
 from openrlhf_orz.trainer.rank import Rank, meet_by_file
-from openrlhf_orz.trainer.single_rank import skip_reduction
 from openrlhf_orz.trainer.step_guard import StepGuard
 
 
@@ -38,11 +39,11 @@ class OrzActor(Actor):
     def __init__(self, *args, share: bool = True, on_cpu: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         # in a list: a second name for the head's parameters would be saved and synced twice
-        self._head = [log_prob_head.install(self.model)]
+        self._head = [install_log_prob_head(self.model)]
         if share:
-            shared_prefixes.install(self.model)
+            install_prefix_sharing(self.model)
         if on_cpu:
-            rms_norm.install(self.model)
+            install_rms_norm(self.model)
 
     def forward_tokens(
         self, sequences, attention_mask, position_ids, labels=None, needed=None, return_entropy=False, **mm_inputs

@@ -14,14 +14,14 @@ from openrlhf.utils.logging_utils import init_logger
 from transformers.utils import cached_file
 
 from openrlhf_orz.algo.masked import explained_variances, fit_sums
-from openrlhf_orz.models import shared_prefixes
-from openrlhf_orz.models.cpu import rms_norm
+from openrlhf_orz.models.cpu_ops import install_rms_norm
+from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.runtime.cores import at_work, in_threads, share_cores
 from openrlhf_orz.settings.finished import critic_steps
+from openrlhf_orz.trainer.live_objects import skip_reduction
 from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
 from openrlhf_orz.trainer.rank import Rank, meet_by_file
-from openrlhf_orz.trainer.single_rank import skip_reduction
 from openrlhf_orz.trainer.step_guard import StepGuard
 
 logger = init_logger(__name__)
@@ -111,9 +111,9 @@ class OrzCriticModelActor(CriticModelActor):
     def build_model(self, strategy, pretrain):
         critic = super().build_model(strategy, pretrain)
         if strategy.args.orz.share_prefixes == "auto":
-            shared_prefixes.install(critic)
+            install_prefix_sharing(critic)
         if strategy.args.orz.device == "cpu":
-            rms_norm.install(critic)
+            install_rms_norm(critic)
         prefix = critic.value_head_prefix
         if has_weight(pretrain, f"{prefix}.weight"):
             logger.info(f"value head: from {pretrain}")
@@ -139,13 +139,16 @@ class OrzCriticModelActor(CriticModelActor):
             packs = [{name: data[i] for name, data in all_data.items()} for i in range(start_idx, end_idx)]
             if not self.forwards_side_by_side or min(len(packs), torch.get_num_threads()) < 2:
                 return super().execute_batch(method_name, all_data, start_idx, end_idx)
-            self.critic.train = lambda mode=True: self.critic  # not back to training while another pack is at work
             try:
                 self.critic.eval()
-                return in_threads(lambda pack: self.forward(**pack), packs)
+                return in_threads(lambda pack: self.values_of_pack(**pack), packs)
             finally:
-                del self.critic.train
                 self.critic.train()
+
+    @torch.no_grad()
+    def values_of_pack(self, sequences, action_mask, attention_mask):
+        """As ``forward``, but in the mode that the critic is in: ``forward`` ends by switching to training."""
+        return self.critic(sequences, action_mask, attention_mask, ring_attn_group=self.strategy.ring_attn_group)
 
     @property
     def forwards_side_by_side(self):

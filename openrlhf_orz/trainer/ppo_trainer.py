@@ -29,6 +29,7 @@ from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
 from openrlhf_orz.data.prompt_loader import PromptLoader
 from openrlhf_orz.rollout.generation import OrzSamplesGenerator
+from openrlhf_orz.rollout.sync.check import SyncCheck, engine_memory
 from openrlhf_orz.runtime.memory import memory_metrics
 from openrlhf_orz.runtime.run_dir import RunDir, TolerantLogger
 from openrlhf_orz.runtime.stopping import StopRequested, training_mark
@@ -40,8 +41,6 @@ from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_token
 from openrlhf_orz.trainer.metrics import StepMetrics, as_numbers, rank_metrics, rollout_row
 
 logger = init_logger(__name__)
-
-SYNC_SEQUENCES = 8  # sequences on which --orz.check_sync compares
 
 
 def load_prompts(strategy, tokenizer):
@@ -69,7 +68,7 @@ class OrzTrainer(BasePPOTrainer):
             self.wandb_logger = TolerantLogger(self.wandb_logger, self.run_dir)
         if self.tensorboard_logger:
             self.tensorboard_logger = TolerantLogger(self.tensorboard_logger, self.run_dir)
-        self.fixed_sequences = self.last_log_probs = None
+        self.sync_check = SyncCheck()
         self.metrics = StepMetrics(self.tokenizer, self.args.rollout.n_samples_per_prompt)
         self.checkpoints = TrainerCheckpoints(
             self.args,
@@ -112,8 +111,8 @@ class OrzTrainer(BasePPOTrainer):
     # ---- a step, in its order
 
     def train_step(self, rollout_samples, global_step):
-        if self.args.orz.check_sync and self.fixed_sequences is None:
-            self.fixed_sequences = rollout_samples[:: max(1, len(rollout_samples) // SYNC_SEQUENCES)][:SYNC_SEQUENCES]
+        if self.args.orz.check_sync:
+            self.sync_check.keep(rollout_samples)
         self.metrics.start(rollout_samples)
         # all of the step: a rank that hangs may do so while it is handed its samples
         with phase_limit(self.args.orz.training_timeout_s, "training", "training_timeout_s", self.logs):
@@ -173,55 +172,12 @@ class OrzTrainer(BasePPOTrainer):
         with phase_limit(self.args.orz.sync_timeout_s, "weight-sync", "sync_timeout_s", self.logs):
             self.send_weights()
             self.metrics.add(ray.get(self.actor_model_group._actor_handlers[0].sync_report.remote()))
-            self.metrics.add(memory_metrics("driver"), engine_memory_mib=self.engine_memory())
-            if self.fixed_sequences is not None:
-                self.metrics.add(self.sync_gap())
+            self.metrics.add(memory_metrics("driver"), engine_memory_mib=engine_memory(self.vllm_engines))
+            self.metrics.add(self.sync_check.gap(self.actor_model_group, self.vllm_engines))
 
     def send_weights(self) -> None:
         """The weight sync itself."""
         super().broadcast_to_vllm()
-
-    def engine_memory(self) -> float:
-        """Largest resident memory of an engine, MiB; nan if one has died meanwhile, which is not a reason to end."""
-        try:
-            return max(ray.get([engine.memory_mib.remote() for engine in self.vllm_engines]))
-        except ray.exceptions.RayError:
-            return float("nan")
-
-    def sync_gap(self) -> dict[str, float]:
-        """|log p_vllm - log p_trainer| of the response tokens of fixed sequences, over all engines; and how far the
-        trainer's own have moved since the sync before, which says whether the gap could have shown a missed sync.
-        """
-        samples = self.fixed_sequences
-        ranks = self.ranks
-        kwargs = {
-            key: [getattr(sample, key) for sample in samples for _ in range(ranks)]
-            for key in ("sequences", "action_mask", "attention_mask")
-        }
-        # every rank computes every sequence: under ZeRO-3 they must run alike
-        order = [i * ranks + r for r in range(ranks) for i in range(len(samples))]
-        kwargs = {key: [value[i] for i in order] for key, value in kwargs.items()}
-        refs = self.actor_model_group.async_run_method_batch(method_name="forward", **kwargs)
-        trainer = [row[0] for row in ray.get(refs)[0][: len(samples)]]
-        token_ids = [sample.sequences[0].tolist() for sample in samples]
-        gaps = []
-        for i, engine in enumerate(ray.get([e.sequence_log_probs.remote(token_ids) for e in self.vllm_engines])):
-            for ours, theirs, sample in zip(trainer, engine, samples):
-                mask, theirs = sample.action_mask[0].bool(), torch.tensor(theirs)
-                for side, log_probs in (("the trainer's", ours), (f"engine {i}'s", theirs)):
-                    if not log_probs[mask].isfinite().all():
-                        raise FloatingPointError(f"after a weight sync {side} log-probs are not finite")
-                gaps.append((ours.float() - theirs)[mask].abs())
-        gaps = torch.cat(gaps)
-        result = {"sync_logprob_gap_mean": gaps.mean().item(), "sync_logprob_gap_max": gaps.max().item()}
-        if self.last_log_probs is not None:
-            moved = [
-                (now - before).float()[sample.action_mask[0].bool()].abs()
-                for now, before, sample in zip(trainer, self.last_log_probs, samples)
-            ]
-            result["sync_logprob_moved_mean"] = torch.cat(moved).mean().item()
-        self.last_log_probs = trainer
-        return result
 
     # ---- after a step
 
@@ -261,7 +217,7 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.samples_generator.sync_engine = self.sync_engine
+        self.samples_generator.set_sync(self.sync_engine)
 
     def rollouts(self):
         return DrawnRollouts(self.samples_generator, self.prompts_dataloader)
@@ -297,7 +253,7 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
         try:
             super().send_weights()
         except ray.exceptions.RayTaskError:
-            if not self.samples_generator.attend():
+            if not self.samples_generator.revive_dead_engines():
                 raise
             super().send_weights()
 

@@ -11,14 +11,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from openrlhf_orz.trainer.live_objects import check_gradients
+
 # What of a sample is written for study; (A,) or (S,) each.
 FIELDS = ("sequences", "attention_mask", "action_mask", "action_log_probs", "values", "returns", "advantages")
-
-
-def check_gradients(engine) -> None:
-    """Have DeepSpeed look at the gradients in every dtype; in float32 it would not."""
-    if hasattr(engine.optimizer, "check_grad_overflow"):
-        engine.optimizer.check_grad_overflow = True
 
 
 def dump(path: Path, items: list) -> None:

@@ -3,7 +3,7 @@
 import torch
 from ds_setup import make_actor, make_args, make_batch, make_strategy, stage_flags
 
-from openrlhf_orz.trainer.single_rank import skip_reduction
+from openrlhf_orz.trainer.live_objects import skip_reduction
 
 
 def lone_rank():

@@ -4,12 +4,9 @@ import os
 
 import torch
 
-from openrlhf_orz.models.packed_attention import NAME
+from openrlhf_orz.models.packed_attention import PACKED_ATTENTION
 
-FLAGS = (
-    "--actor.model_name_or_path none --data.prompt_dataset none --rollout.batch_size 4 "
-    "--rollout.n_samples_per_prompt 2 --orz.critic_updates 2 --ds.param_dtype fp32 --orz.device cpu"
-).split()
+FLAGS = ["--actor.model_name_or_path", "none", "--data.prompt_dataset", "none", "--rollout.batch_size", "4", "--rollout.n_samples_per_prompt", "2", "--orz.critic_updates", "2", "--ds.param_dtype", "fp32", "--orz.device", "cpu"]
 
 
 def make_args(*extra, changes=None):
@@ -61,7 +58,7 @@ def make_actor(strategy, args, lr=1e-2, packed=False):
     else:
         from openrlhf.models import Actor
 
-    actor = Actor(make_model(NAME if packed else "sdpa"))
+    actor = Actor(make_model(PACKED_ATTENTION if packed else "sdpa"))
     actor.packing_samples = packed
     adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0)  # eps: no sign of rounding
     cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
@@ -85,7 +82,7 @@ def make_critic(strategy, lr):
     from openrlhf.models.model import _get_critic_model
     from transformers.models.qwen2 import Qwen2Model
 
-    config = model_config(NAME)
+    config = model_config(PACKED_ATTENTION)
     config.normalize_reward = False
     torch.manual_seed(0)
     critic = _get_critic_model(Qwen2Model.__base__, Qwen2Model, "score", packing_samples=True)(config)

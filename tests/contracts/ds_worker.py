@@ -18,7 +18,7 @@ from ds_lone_rank import lone_rank
 from ds_setup import make_actor, make_args, make_batch, make_critic, make_model, make_strategy, stage_flags
 from ds_values import values
 
-from openrlhf_orz.trainer.single_rank import skip_reduction
+from openrlhf_orz.trainer.live_objects import skip_reduction
 
 
 def zero(*cases):

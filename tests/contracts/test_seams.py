@@ -233,12 +233,13 @@ def test_fp32_parameters():
 
 
 def test_what_a_lone_rank_is_spared():
-    """Methods of DeepSpeed's optimizer that single_rank replaces on its instance."""
+    """Methods of DeepSpeed's optimizer that trainer/live_objects.py overrides, and what it reads and sets."""
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
     assert parameters(BF16_Optimizer.get_grads_for_norm) == ["self", "for_clipping"]
     assert parameters(BF16_Optimizer._update_hp_grad) == ["self", "lp", "group_idx", "param_idx", "clear_lp_grads"]
     assert parameters(BF16_Optimizer.clear_hp_grads) == ["self"] == parameters(BF16_Optimizer.backward_prologue)
+    assert not hasattr(BF16_Optimizer, "engine"), "LoneRankOptimizer keeps the engine under this name"
 
 
 def test_remote_code_as_upstream_unless_switched_off(monkeypatch):

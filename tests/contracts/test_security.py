@@ -62,7 +62,7 @@ def test_the_switch_follows_the_flag(monkeypatch):
 
 
 def test_what_unpickles_is_known():
-    """rollout/transport.py opens handles to GPU memory that this run's own ranks have made."""
+    """rollout/sync/transport.py opens handles to GPU memory that this run's own ranks have made."""
     found = {
         (file, name)
         for file, name, call in calls(ROOT / "openrlhf_orz")
@@ -71,7 +71,7 @@ def test_what_unpickles_is_known():
         and keyword(call, "allow_pickle") != "False"
     }
     # need.py imports curation's own libraries, by names that stand in the code
-    assert found <= {("rollout/transport.py", "pickle.loads"), ("data/curate/need.py", "importlib.import_module")}
+    assert found <= {("rollout/sync/transport.py", "pickle.loads"), ("data/curate/need.py", "importlib.import_module")}
 
 
 class Started(BaseException):

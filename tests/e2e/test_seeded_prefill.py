@@ -35,7 +35,7 @@ def test_prompts_are_not_cut_into_parts(tmp_path):
 @pytest.mark.parametrize("flags, cut", [((), None), (("--train.full_determinism_enable",), False)])
 def test_training_does_not_cut_them_either(flags, cut):
     """With seeds of its own for each request, that is: vLLM's default is the faster one elsewhere."""
-    from openrlhf_orz.cli.train_ppo_ray import engine_args
+    from openrlhf_orz.rollout.engine import engine_args
     from openrlhf_orz.settings.command_line import parse
 
     given = ["--actor.model_name_or_path", str(BASE), "--data.prompt_dataset", "rows.jsonl", "--orz.device", "cpu"]

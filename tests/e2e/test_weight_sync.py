@@ -11,7 +11,7 @@ from tiny_models import write_model
 from transformers import Qwen2ForCausalLM
 
 from openrlhf_orz.rollout.sync.checksums import SyncError
-from openrlhf_orz.rollout.sync.send import Weights, verify
+from openrlhf_orz.rollout.sync.send import Weights, verify_sync
 from openrlhf_orz.rollout.sync.transport import IpcTransport
 from openrlhf_orz.settings.derive import cpu_dtype
 
@@ -84,14 +84,14 @@ def test_buckets_into_a_model_in_use(tmp_path, monkeypatch):
             return (ours[torch.arange(39), torch.tensor(tokens[1:])] - torch.tensor(theirs)).abs().max().item()
 
         def send():
-            def load(source, slots, last):
-                llm.collective_rpc("load_synced_weights", args=(source, slots, True))
+            def load(source, places, last):
+                llm.collective_rpc("load_synced_weights", args=(source, places, True))
 
             weights.send(IpcTransport(torch.device("cpu"), torch.float32, load))
             llm.reset_prefix_cache()
 
         def check():
-            return verify(weights, lambda *which: [llm.collective_rpc("weight_report", args=which)])
+            return verify_sync(weights, lambda *which: [llm.collective_rpc("weight_report", args=which)])
 
         def step():
             with torch.no_grad():

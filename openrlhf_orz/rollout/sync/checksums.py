@@ -1,8 +1,8 @@
-"""Proof by checksums that an engine holds the trainer's weights; pure.
+"""Checksums that prove that an engine holds the trainer's weights.
 
-A checksum is the sum of a tensor's elements read as integers. It is exact, and it adds up: that of a fused parameter
-(qkv, gate and up) is the sum of its parts', that of a sharded one the sum over its shards, and zeros for padding add
-nothing.
+A checksum is the sum of a tensor's elements, their bits read as integers. It is exact, and it adds up: the checksum of
+a fused parameter (qkv, gate and up) is the sum of its parts', that of a sharded parameter the sum of its shards', and
+zeros for padding add nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-CHUNK = 2**22  # elements: on CPU a sum in int64 first copies its input as int64
+CHUNK = 2**22  # elements summed at once: on CPU, a sum in int64 first copies its input to int64
 
 
 class Checksum(NamedTuple):
     total: int  # modulo 2^64, as 64-bit integers add
-    count: int  # elements; 0 where the weights are not there in a form that could be summed
+    count: int  # elements; 0 if the weights are not there in a form that can be summed
 
     def __add__(self, other: "Checksum") -> "Checksum":
         return Checksum((self.total + other.total) % 2**64, self.count + other.count)
@@ -26,17 +26,17 @@ NOTHING = Checksum(0, 0)
 
 
 class EngineReport(NamedTuple):
-    """What one worker of an engine knows about its weights; all names but ``handed``'s keys are the engine's own."""
+    """What one worker of an engine knows about its weights, by the engine's names if nothing else is said."""
 
-    handed: dict[str, Checksum]  # of the tensors given to the model's loader, under the trainer's names
-    held: dict[str, Checksum]  # of the model's own parameters
-    sources: dict[str, list[str]]  # the trainer's parameters of which each one is made
-    absent: dict[str, list[str]]  # parts of a fused parameter that the trainer's names lack
+    handed: dict[str, Checksum]  # by the trainer's names: of the tensors that the model's loader received
+    held: dict[str, Checksum]  # of the model's parameters
+    sources: dict[str, list[str]]  # the trainer's names of the parameters that each parameter is made of
+    absent: dict[str, list[str]]  # parts of a fused parameter that are not among the trainer's names
     stale: list[str]  # modules that still compute with a copy packed before the sync
 
     @classmethod
-    def read(cls, fields) -> "EngineReport":
-        """From a remote call's result, which may have made plain lists of tuples."""
+    def read(cls, fields: Iterable) -> "EngineReport":
+        """Read a report that a remote call may have turned into plain lists."""
         handed, held, *rest = fields
         return cls(*({name: Checksum(*each) for name, each in sums.items()} for sums in (handed, held)), *rest)
 
@@ -47,7 +47,7 @@ class SyncError(RuntimeError):
 
 @torch.no_grad()
 def checksum(tensor: torch.Tensor) -> Checksum:
-    """The sum of all elements' bits, as integers of the element's width, and the number of elements."""
+    """Sum all elements, read as integers of their width, and count them."""
     bits = tensor.detach().reshape(-1).view(INTEGERS[tensor.element_size()])
     total = sum(int(chunk.sum(dtype=torch.int64)) for chunk in bits.split(CHUNK))
     return Checksum(total % 2**64, bits.numel())
@@ -56,13 +56,16 @@ def checksum(tensor: torch.Tensor) -> Checksum:
 def find_sources(
     names: Iterable[str], params: Iterable[str], rename: Callable[[str], str | None], fused: dict[str, list[str]]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Which of the trainer's parameters ``names`` make up each of the engine's ``params``, and which parts lack.
+    """Find the trainer's parameters ``names`` of which each of the engine's ``params`` is made.
 
     Args:
-        rename: the engine's name for a name of the trainer's, as far as the engine's model says.
+        rename: turns a name of the trainer into the engine's, or None if the engine's model does not say.
         fused: module names like {"qkv_proj": ["q_proj", ...]}.
+
+    Returns (sources, absent) as in EngineReport.
     """
-    names, sources = list(names), {name: [] for name in params}
+    names = list(names)
+    sources: dict[str, list[str]] = {name: [] for name in params}
     fused_of = {part: whole for whole, parts in fused.items() for part in parts if len(parts) > 1}
     for name in names:
         renamed = rename(name) or name
@@ -80,14 +83,18 @@ def find_sources(
 
 
 def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[list[str], set[str]]:
-    """What is wrong in one engine, a line for each parameter; and which of the trainer's parameters were found,
-    by their bits, in the model itself.
+    """Compare the trainer's checksums with one engine's.
 
-    ``workers``: the engine's tensor-parallel workers. Where they share a parameter in another way than whole, in
-    shards or padded (as key-value heads copied to more workers than there are), or keep only a packed copy, what the
-    loader was handed decides alone.
+    If a parameter is neither replicated, sharded nor padded (key-value heads may be copied to more workers than there
+    are heads), or if only a packed copy is left, only what the loader received is compared.
+
+    Args:
+        workers: the engine's tensor-parallel workers.
+
+    Returns what is wrong, a line for each parameter, and the trainer's parameters whose bits were found in the model.
     """
-    problems, found = [], set()
+    problems: list[str] = []
+    found: set[str] = set()
     for worker in workers:
         for name, expected in trainer.items():
             handed = worker.handed.get(name)
@@ -100,7 +107,7 @@ def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[
     matched = {name for names in first.sources.values() for name in names}
     for param, names in first.sources.items():
         if not names:
-            # where every weight of the trainer's has its place, one without any was not renewed
+            # every weight of the trainer has its place elsewhere, so this parameter was not synced
             if matched == set(trainer):
                 problems.append(f"{param}: the trainer has no such weight")
             continue
@@ -123,7 +130,7 @@ def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[
 
 
 def _padded(param: str) -> bool:
-    """Vocabularies are padded with rows of zeros."""
+    """Whether the parameter may be padded: vLLM pads vocabularies with rows of zeros."""
     return "embed" in param or "lm_head" in param
 
 

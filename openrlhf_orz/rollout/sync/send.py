@@ -1,20 +1,19 @@
-"""Weight sync in buckets: each bucket is gathered at once, flattened, and handed to every engine of this machine."""
+"""Weight sync in buckets: a bucket is gathered, copied into one buffer, and handed to every engine of this machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.distributed as dist
 
-from openrlhf_orz.rollout.sync.buckets import plan
 from openrlhf_orz.rollout.sync.checksums import Checksum, EngineReport, SyncError, checksum, compare
-from openrlhf_orz.rollout.sync.transport import FileTransport, IpcTransport
+from openrlhf_orz.rollout.sync.transport import FileTransport, IpcTransport, cut_into_buckets
 
-NAMED = 8  # parameters that an error names
+NAMED = 8  # problems that an error lists
 
 
 def sync_to_engines(trainer, engines: list, broadcast: Callable | None) -> dict[str, float]:
-    """Bring the policy's weights to ``engines``, and with --orz.check_sync prove it; all ranks call it.
+    """Bring the policy's weights to ``engines`` and, with --orz.check_sync, verify them. All ranks must call it.
 
     Args:
         trainer: an ActorPPOTrainer.
@@ -23,7 +22,7 @@ def sync_to_engines(trainer, engines: list, broadcast: Callable | None) -> dict[
 
     Raises RuntimeError where a single engine cannot be reached.
 
-    Returns the metrics ``sync_bytes`` and ``sync_verified``, as far as they are known.
+    Returns the metrics ``sync_bytes`` (not known of a broadcast) and, with --orz.check_sync, ``sync_verified``.
     """
     import ray
     from deepspeed.accelerator import get_accelerator
@@ -41,8 +40,8 @@ def sync_to_engines(trainer, engines: list, broadcast: Callable | None) -> dict[
         trainable_only=getattr(trainer.actor, "is_vlm", False),
     )
 
-    def load(source, slots, last):
-        ray.get([engine.load_weights.remote(source, slots, last, args.orz.check_sync) for engine in engines])
+    def load(source, places, last):
+        ray.get([engine.load_weights.remote(source, places, last, args.orz.check_sync) for engine in engines])
 
     if args.orz.device == "cpu":
         transport = FileTransport(f"{args.run.scratch}weights", dtype, load)
@@ -63,43 +62,52 @@ def sync_to_engines(trainer, engines: list, broadcast: Callable | None) -> dict[
         get_accelerator().empty_cache()
         torch_dist_barrier_and_cuda_sync()
     if args.orz.check_sync:
-        report["sync_verified"] = verify(
+        report["sync_verified"] = verify_sync(
             weights, lambda *which: ray.get([engine.weight_report.remote(*which) for engine in engines])
         )
     return report
 
 
 class Weights:
-    """The policy's parameters as the engines know them, visited bucket by bucket.
+    """The policy's parameters under the engines' names, bucket by bucket.
 
     Args:
         model: the module inside DeepSpeed's engine.
-        zero_stage, tensor_parallel_size: how DeepSpeed has cut it.
+        dtype: of the engines.
         limit: bytes of a bucket, once gathered.
-        trainable_only: leave out frozen ones (a vision encoder).
+        zero_stage, tensor_parallel_size: how DeepSpeed partitions the parameters.
+        trainable_only: leave out frozen parameters (a vision encoder).
     """
 
-    def __init__(self, model, dtype, limit, zero_stage=0, tensor_parallel_size=1, trainable_only=False):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        dtype: torch.dtype,
+        limit: int,
+        zero_stage: int = 0,
+        tensor_parallel_size: int = 1,
+        trainable_only: bool = False,
+    ):
         self.model, self.dtype, self.limit = model, dtype, limit
         self.zero_stage, self.tensor_parallel_size = zero_stage, tensor_parallel_size
         self.params = [(n, p) for n, p in model.named_parameters() if p.requires_grad or not trainable_only]
 
     def buckets(self) -> list[list[tuple[str, torch.nn.Parameter]]]:
-        """(name, parameter) in the model's order; sizes are those of the whole parameters, or an upper bound."""
+        """Return (name, parameter) in the model's order, cut by the sizes of whole parameters or an upper bound."""
         sizes = [
             getattr(p, "ds_numel", p.numel() * self.tensor_parallel_size) * self.dtype.itemsize for _, p in self.params
         ]
-        return [[self.params[i] for i in bucket] for bucket in plan(sizes, self.limit)]
+        return [[self.params[i] for i in bucket] for bucket in cut_into_buckets(sizes, self.limit)]
 
     @contextmanager
-    def whole(self, bucket):
-        """Within it the bucket's parameters are whole on every rank; all ranks must enter it alike."""
+    def whole(self, bucket: list[tuple[str, torch.nn.Parameter]]) -> Iterator[None]:
+        """Make the bucket's parameters whole on every rank inside the ``with`` block, which all ranks must enter."""
         import deepspeed
 
         params = [param for _, param in bucket]
         with ExitStack() as stack:
             if self.tensor_parallel_size > 1:
-                # one by one: DeepSpeed gathers a list as the weight and bias of one layer
+                # one by one: DeepSpeed takes a list for the weight and bias of one layer
                 for param in params:
                     gathered = deepspeed.module_inject.layers.GatherReplacedLayerParams([param], self.model)
                     stack.enter_context(gathered)
@@ -107,8 +115,8 @@ class Weights:
                 stack.enter_context(deepspeed.zero.GatheredParameters(params, enabled=self.zero_stage == 3))
             yield
 
-    def send(self, transport) -> int:
-        """Bring all parameters to the engines; all ranks call it. Returns the bytes of weights, without padding."""
+    def send(self, transport: FileTransport | IpcTransport) -> int:
+        """Bring all parameters to the engines. All ranks must call it. Returns the weights' bytes, without padding."""
         buckets, nbytes = self.buckets(), 0
         try:
             for i, bucket in enumerate(buckets):
@@ -121,8 +129,8 @@ class Weights:
         return nbytes
 
     def checksums(self) -> dict[str, Checksum]:
-        """Of each whole parameter in the engines' dtype; all ranks call it, rank 0 gets them, the others nothing."""
-        sums = {}
+        """Return, on rank 0, the checksum of each whole parameter in the engines' dtype. All ranks must call it."""
+        sums: dict[str, Checksum] = {}
         for bucket in self.buckets():
             with self.whole(bucket):
                 if dist.get_rank() == 0:
@@ -130,15 +138,16 @@ class Weights:
         return sums
 
 
-def verify(weights: Weights, ask: Callable) -> float:
-    """Compare the trainer's checksums with those of every engine; all ranks call it.
+def verify_sync(weights: Weights, ask: Callable[[list[str], str], list]) -> float:
+    """Compare the trainer's checksums with those of every engine. All ranks must call it.
 
-    ``ask(names, dtype)`` gives, on rank 0, for each engine the EngineReport of each of its workers. Returns the share
-    of the weights that was found in every engine's own parameters and not only at its loader (nan on other ranks).
-    Raises SyncError on rank 0 with the names of the parameters that differ.
+    ``ask(names, dtype)`` is called on rank 0 and returns, for each engine, the EngineReport of each of its workers.
+    Returns the share of the weights that was found in the parameters of every engine, and not only in what its loader
+    received (nan on other ranks). Raises SyncError on rank 0 with the names of the parameters that differ.
     """
     sums = weights.checksums()
-    problems, share = [], float("nan")
+    problems: list[str] = []
+    share = float("nan")
     if dist.get_rank() == 0:
         found = set(sums)
         dtype = str(weights.dtype).removeprefix("torch.")
@@ -147,7 +156,7 @@ def verify(weights: Weights, ask: Callable) -> float:
             problems += [f"engine {i}: {problem}" for problem in wrong]
             found &= at_home
         share = sum(sums[name].count for name in found) / max(1, sum(each.count for each in sums.values()))
-    dist.barrier()  # the other ranks must not wait in it for one that raises
+    dist.barrier()  # before an error is raised, or the other ranks would wait here for ever
     if problems:
         more = [f"and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
         raise SyncError("after a weight sync:\n" + "\n".join(problems[:NAMED] + more))

@@ -27,7 +27,7 @@ torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
 
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("liger_kernel", "triton"))),
-    reason="liger-kernel or triton is not installed (the CPU environment has neither): pip install liger-kernel triton",
+    reason="liger-kernel or triton is not installed (on CPU neither is): pip install liger-kernel triton",
 )
 def test_liger_equals_chunks():
     env = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}

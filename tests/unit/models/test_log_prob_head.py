@@ -6,19 +6,19 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from openrlhf_orz.models import log_prob_head
-from openrlhf_orz.models.log_prob_head import LogProbHead, install, log_probs_and_entropy, tile_shape
+from openrlhf_orz.models.log_prob_head import LogProbHead, install_log_prob_head, log_probs_and_entropy, tile_shape
 
 N, D, V = 37, 16, 101
 
 
-def inputs(dtype=torch.float64, bias=True):
+def inputs(dtype=torch.float64, bias=True, tokens=N, size=D, vocabulary=V):
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
         return torch.randn(*shape, dtype=dtype, generator=generator).requires_grad_()
 
-    labels = torch.randint(V, (N,), generator=generator)
-    return random(N, D), random(V, D), labels, random(V) if bias else None
+    labels = torch.randint(vocabulary, (tokens,), generator=generator)
+    return random(tokens, size), random(vocabulary, size), labels, random(vocabulary) if bias else None
 
 
 def reference(hidden, weight, labels, bias, temperature):
@@ -58,9 +58,11 @@ def test_equals_full_logits(elements, temperature, bias):
 
 
 def test_gradcheck():
-    hidden, weight, labels, bias = inputs()
+    """Small, as each of all inputs is moved; with tiles of 4 x 5, so that both directions have several and a rest."""
+    hidden, weight, labels, bias = inputs(tokens=7, size=3, vocabulary=11)
+    assert tile_shape(7, 11, 20) == (4, 5)
     assert torch.autograd.gradcheck(
-        lambda h, w, b: log_probs_and_entropy(h, w, labels, b, 0.9, 300), (hidden, weight, bias)
+        lambda h, w, b: log_probs_and_entropy(h, w, labels, b, 0.9, 20), (hidden, weight, bias)
     )
 
 
@@ -92,7 +94,7 @@ def test_logits_kept_or_computed_again_are_the_same(monkeypatch, temperature):
         kept, function, gradients = run(elements)
         saved = sum(x.numel() for x in function.saved_tensors[6:])
         assert saved == N * V
-        monkeypatch.setattr(log_prob_head, "KEPT_ELEMENTS", {"cpu": N * V - 1})
+        monkeypatch.setattr(log_prob_head, "KEPT_LOGITS", {"cpu": N * V - 1})
         again, function, others = run(elements)
         assert len(function.saved_tensors) == 6
         assert torch.equal(kept, again)
@@ -152,16 +154,20 @@ def model(tied=True):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_installed_in_a_model(tied):
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_installed_in_a_model(tied, temperature):
     plain, ours = model(tied), model(tied)
-    head = install(ours)
-    assert isinstance(head, LogProbHead) and ours.state_dict().keys() == plain.state_dict().keys()
+    weight = ours.lm_head.weight
+    head = install_log_prob_head(ours)
+    assert isinstance(head, LogProbHead) and ours.lm_head is head and head.weight is weight
+    assert (head.weight is ours.model.embed_tokens.weight) == tied
+    assert ours.state_dict().keys() == plain.state_dict().keys()
     ids = torch.randint(V, (1, 12), generator=torch.Generator().manual_seed(3))
     assert torch.equal(ours(ids).logits, plain(ids).logits)  # nothing asked: a head like any other
     keep = torch.tensor([2, 5, 6, 10])
-    head.labels, head.with_entropy = ids[:, keep + 1], True
+    head.labels, head.with_entropy, head.temperature = ids[:, keep + 1], True, temperature
     log_probs, entropy = ours(ids, logits_to_keep=keep).logits.unbind(-1)
-    log_p = plain(ids).logits[:, keep].log_softmax(-1)
+    log_p = (plain(ids).logits[:, keep] / temperature).log_softmax(-1)
     torch.testing.assert_close(log_probs, log_p.gather(-1, ids[:, keep + 1, None])[..., 0])
     torch.testing.assert_close(entropy, -(log_p.exp() * log_p).sum(-1))
     log_probs.sum().backward()
@@ -170,10 +176,15 @@ def test_installed_in_a_model(tied):
         torch.testing.assert_close(a.grad, b.grad)
 
 
+def test_an_installed_head_stays_in_the_mode_of_the_one_before():
+    assert install_log_prob_head(model().eval()).training is False
+    assert install_log_prob_head(model().train()).training is True
+
+
 def test_not_where_logits_are_more_than_the_head():
     capped = Gemma2ForCausalLM(
         Gemma2Config(vocab_size=V, hidden_size=D, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
                      num_key_value_heads=1, head_dim=8)
     )  # fmt: skip
     assert capped.config.final_logit_softcapping
-    assert install(capped) is None and type(capped.lm_head) is nn.Linear
+    assert install_log_prob_head(capped) is None and type(capped.lm_head) is nn.Linear

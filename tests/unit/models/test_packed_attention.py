@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from openrlhf_orz.models import packed_attention
-from openrlhf_orz.models.packed_attention import NAME, Path, group_by_length, make_groups
+from openrlhf_orz.models.packed_attention import PACKED_ATTENTION, PackedSequence, group_by_length, make_groups
 
 LENGTHS = [5, 33, 1, 170, 64, 7, 200, 199]
 
@@ -19,7 +19,7 @@ def models(**config):
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, **config,
     )  # fmt: skip
-    ours = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=NAME)
+    ours = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=PACKED_ATTENTION)
     theirs = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa")
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
@@ -123,12 +123,12 @@ def test_groups():
 
 
 def test_groups_of_attention_by_blocks():
-    """Of other lengths they have the shapes of a product that has been compiled; tokens and lengths stay as they are."""
+    """Of other lengths they have the shapes of a product that has been compiled; tokens and lengths stay."""
     shapes = set()
     for seed in range(20):
         lengths = torch.randint(1, 700, (12,), generator=torch.Generator().manual_seed(seed)).tolist()
         ends = torch.tensor(lengths).cumsum(0)
-        sequences = [Path(torch.arange(end - n, end), 0) for n, end in zip(lengths, ends)]
+        sequences = [PackedSequence(torch.arange(end - n, end), 0) for n, end in zip(lengths, ends)]
         groups = make_groups(sequences, "cpu", blocks=True)
         assert sorted(n for g in groups for n in g.lengths) == sorted(lengths)
         assert torch.cat([g.own_rows for g in groups]).sort()[0].equal(torch.arange(sum(lengths)))

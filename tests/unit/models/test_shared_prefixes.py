@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from openrlhf_orz.models.packed_attention import NAME, paths
-from openrlhf_orz.models.shared_prefixes import install, share_prefixes
+from openrlhf_orz.models.packed_attention import PACKED_ATTENTION, find_sequences
+from openrlhf_orz.models.shared_prefixes import install_prefix_sharing, share_prefixes
 from openrlhf_orz.runtime.cores import in_threads
 
 
@@ -22,8 +22,8 @@ def test_by_hand():
     assert kept.tolist() == [0, 1, 2, 3, 6, 12, 13]
     assert source.tolist() == [0, 1, 2, 3, 0, 1, 4, 0, 1, 4, 0, 1, 5, 6]
     assert positions[kept].tolist() == [0, 1, 2, 3, 2, 0, 1]
-    found = paths(positions[kept])
-    assert [(path.rows.tolist(), path.shared) for path in found] == [([0, 1, 2, 3], 0), ([0, 1, 4], 2), ([5, 6], 0)]
+    found = find_sequences(positions[kept])
+    assert [(each.rows.tolist(), each.shared) for each in found] == [([0, 1, 2, 3], 0), ([0, 1, 4], 2), ([5, 6], 0)]
 
 
 def test_a_sequence_that_goes_on_from_the_one_before():
@@ -31,24 +31,24 @@ def test_a_sequence_that_goes_on_from_the_one_before():
     ids, positions = pack([[1, 2], [1, 2, 3], [1, 4]])
     kept, source = share_prefixes(ids, positions)
     assert kept.tolist() == [0, 1, 4, 6] and source.tolist() == [0, 1, 0, 1, 2, 0, 3]
-    assert [path.rows.tolist() for path in paths(positions[kept])] == [[0, 1, 2], [0, 3]]
+    assert [each.rows.tolist() for each in find_sequences(positions[kept])] == [[0, 1, 2], [0, 3]]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_sequences_can_be_read_back(seed):
-    """Over an alphabet of two, everything is shared in every way; the paths hold each sequence as it was."""
+    """Over an alphabet of two, everything is shared in every way; the sequences found hold each one as it was."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 9, (12,), generator=generator).tolist()
     sequences = [torch.randint(2, (n,), generator=generator).tolist() for n in lengths]
     ids, positions = pack(sequences)
     kept, source = share_prefixes(ids, positions)
     assert torch.equal(ids[kept][source], ids) and torch.equal(positions[kept][source], positions)
-    found = [path.rows for path in paths(positions[kept])]
+    found = [each.rows for each in find_sequences(positions[kept])]
     start = 0
     for sequence in sequences:
         rows = source[start : start + len(sequence)]
         start += len(sequence)
-        assert any(torch.equal(path[: len(rows)], rows) for path in found)
+        assert any(torch.equal(whole[: len(rows)], rows) for whole in found)
 
 
 def models(**config):
@@ -57,7 +57,7 @@ def models(**config):
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, **config,
     )  # fmt: skip
-    ours = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=NAME)
+    ours = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=PACKED_ATTENTION)
     theirs = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa")
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
@@ -83,7 +83,7 @@ def test_values_and_gradients_equal_each_sequence_alone(checkpointing, window):
     if checkpointing:
         ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         ours.train()
-    sharing = install(ours)
+    sharing = install_prefix_sharing(ours)
     sequences = rollout()
     ids, positions = pack(sequences)
     got = ours(ids[None], position_ids=positions[None]).logits
@@ -99,7 +99,7 @@ def test_values_and_gradients_equal_each_sequence_alone(checkpointing, window):
 
 def test_what_is_no_pack_passes_by():
     ours, theirs = models()
-    sharing = install(ours)
+    sharing = install_prefix_sharing(ours)
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits)
     assert sharing.pack.source is None
@@ -110,16 +110,16 @@ def test_what_is_no_pack_passes_by():
 
 
 def test_not_with_dropout_or_a_router():
-    assert install(models(attention_dropout=0.1)[0]) is None
+    assert install_prefix_sharing(models(attention_dropout=0.1)[0]) is None
     routed = models()[0]
     routed.config.output_router_logits = True
-    assert install(routed) is None
+    assert install_prefix_sharing(routed) is None
 
 
 def test_packs_in_several_threads_do_not_meet():
     """Values are taken so: each thread reads its own pack's prefixes and sequences."""
     ours, _ = models()
-    install(ours)
+    install_prefix_sharing(ours)
     packs = [pack(rollout(prompts, samples)) for prompts in (1, 2, 3) for samples in (2, 3, 5)] * 3
 
     @torch.no_grad()

@@ -65,8 +65,8 @@ def test_activations_by_hand():
 
 def test_a_tile_of_logits():
     shape = KNOWN["Qwen/Qwen2.5-7B"]
-    assert activations.TILE_ELEMENTS == log_prob_head.TILE_ELEMENTS
-    assert activations.KEPT_ELEMENTS == log_prob_head.KEPT_ELEMENTS
+    assert activations.TILE_ELEMENTS == log_prob_head.TILE_LOGITS
+    assert activations.KEPT_ELEMENTS == log_prob_head.KEPT_LOGITS
     tile, weight = 2**27, shape.vocabulary * shape.hidden
     assert activations.head(shape, 2, 10**6, "cuda", gradient=True) == tile * (4 + 2 + 2) + weight * (4 + 2)
     # all tokens in a tile: the weight's gradient has one summand

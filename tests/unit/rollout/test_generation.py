@@ -1,20 +1,303 @@
-"""Seeds of requests, and which errors mean that an engine has gone."""
+"""Responses come in the order of their prompts and with their seeds, whichever engine is quick, slow or dead."""
 
+from types import SimpleNamespace
+
+import pytest
+from fake_ray import FakeEngine, FakeRay, Ref
+from openrlhf.trainer.ppo_utils import samples_generator
+from openrlhf_orz.runtime.stop import StopRequested
 from ray.exceptions import RayActorError, RayTaskError
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from openrlhf_orz.rollout.generation import engine_died, request_seed
+from openrlhf_orz.data.prompt_loader import PromptLoader
+from openrlhf_orz.rollout import generation
+from openrlhf_orz.rollout.generation import EngineLost, OrzSamplesGenerator, engine_died, request_seed
+
+BATCH = 6
+
+
+def answered(engine, prompt, params):
+    response = {"observation_tokens": [1, 2, 3], "action_ranges": [(1, 3)], "rollout_log_probs": None, "reward": 1.0,
+                "scores": 1.0, "prompt": prompt, "label": "L" + prompt, "images": None}  # fmt: skip
+    return lambda: [response]
+
+
+def raises(error):
+    def call():
+        raise error
+
+    return call
+
+
+def items(prefix, count):
+    return [f"{prefix}{i}" for i in range(count)]
+
+
+def collate(prompts):
+    return None, prompts, ["L" + p for p in prompts], [None] * len(prompts)
+
+
+@pytest.fixture
+def make(monkeypatch, tmp_path):
+    def build(answer=answered, engines=2, sync=True, ready_last_first=True, **flags):
+        fake = FakeRay(ready_last_first)
+        monkeypatch.setattr(generation, "ray", fake)
+        monkeypatch.setattr(generation, "time", fake)
+        monkeypatch.setattr(samples_generator, "ray", fake)
+        args = SimpleNamespace(
+            train=SimpleNamespace(full_determinism_enable=flags.get("determinism", True), seed=42),
+            rollout=SimpleNamespace(batch_size=BATCH, n_samples_per_prompt=1),
+            vllm=SimpleNamespace(enable_sleep=False),
+            algo=SimpleNamespace(
+                dynamic_filtering_enable=flags.get("filtering", False), dynamic_filtering_range=(0.0, 0.9),
+                advantage=SimpleNamespace(is_correction_level="off"),
+            ),
+            orz=SimpleNamespace(
+                run_dir=str(tmp_path), generation_timeout_s=flags.get("timeout", 0),
+                start_timeout_s=flags.get("start", 0),
+            ),
+        )  # fmt: skip
+        prompts = PromptLoader(items("p", 30), collate, seed=0)
+        evals = [collate([p]) for p in items("e", 8)]
+        engines = [FakeEngine(i, answer) for i in range(engines)]
+        generator = OrzSamplesGenerator(SimpleNamespace(args=args), prompts, evals, None, engines)
+        generator.synced = []
+        if sync:
+            generator.set_sync(generator.synced.append)
+        generator.fake = fake
+        return generator
+
+    return build
+
+
+def names(samples):
+    return [sample.prompts[0] for sample in samples]
+
+
+def order(count, first=0):
+    loader = PromptLoader(items("p", 30), collate, seed=0)
+    return [f"p{i}" for i in loader.order(0)][first : first + count]
+
+
+def asked(generator):
+    """(prompt, seed) of all requests, in no order."""
+    return sorted(pair for engine in generator.vllm_engines for pair in engine.asked)
+
+
+def seeds(prompts, kind="train", first=0):
+    return sorted((prompt, request_seed(42, kind, first + i)) for i, prompt in enumerate(prompts))
 
 
 def test_seeds_differ_by_run_kind_and_number_and_stay():
-    seeds = {request_seed(s, kind, n) for s in (1, 2) for kind in ("train", "eval") for n in range(100)}
-    assert len(seeds) == 400 and all(0 <= seed < 2**48 for seed in seeds)
-    assert request_seed(42, "train", 7) == request_seed(42, "train", 7)
+    found = {request_seed(s, kind, n) for s in (1, 2) for kind in ("train", "eval") for n in range(100)}
+    assert len(found) == 400 and all(0 <= seed < 2**48 for seed in found)
+    assert request_seed(42, "train", 7) == 105843804644462, "a run that goes on must draw the same numbers"
 
 
 def test_the_death_of_an_engine_is_told_from_a_wrong_request():
-    from vllm.v1.engine.exceptions import EngineDeadError
-
     assert engine_died(RayActorError())
     assert engine_died(RayTaskError("f", "trace", EngineDeadError()))
     assert not engine_died(RayTaskError("f", "trace", ValueError("too long")))
     assert not engine_died(ValueError())
+
+
+@pytest.mark.parametrize("ready_last_first", [False, True])
+def test_responses_come_in_the_order_of_their_prompts(make, ready_last_first):
+    generator = make(ready_last_first=ready_last_first)
+    samples, _, consumed, exhausted = generator.generate_samples()
+    assert names(samples) == order(BATCH) and consumed == BATCH and not exhausted
+    assert all(len(engine.asked) == BATCH // 2 for engine in generator.vllm_engines)
+    assert names(generator.generate_samples()[0]) == order(BATCH, first=BATCH)
+    assert names(generator.generate_eval_samples()) == items("e", 8)
+
+
+def test_seeds_are_those_of_the_prompts_numbers(make):
+    generator = make()
+    generator.generate_samples()
+    for _ in range(2):  # each evaluation has the same seeds, and takes none from training
+        generator.generate_eval_samples()
+    generator.generate_samples()
+    expected = seeds(order(2 * BATCH)) + 2 * seeds(items("e", 8), "eval")
+    assert asked(generator) == sorted(expected)
+
+
+def test_seeds_go_on_where_a_resumed_run_goes_on(make):
+    generator = make()
+    generator.prompts_dataloader.load_state_dict({"episode": 0, "position": 12})
+    generator.generate_samples()
+    assert asked(generator) == seeds(order(BATCH, first=12), first=12)
+
+
+def test_without_determinism_the_engines_draw_their_seeds(make):
+    generator = make(determinism=False)
+    generator.generate_samples()
+    assert {seed for _, seed in asked(generator)} == {None}
+
+
+def dies_at_first(error):
+    """Engine 0 fails all requests until it has been started again."""
+    return lambda engine, prompt, params: (
+        raises(error) if engine.number == 0 and engine.starts == 1 else answered(engine, prompt, params)
+    )
+
+
+@pytest.mark.parametrize("how", ["actor", "vllm"])
+def test_prompts_of_a_dead_engine_are_done_again_with_their_seeds(make, how):
+    error = RayActorError() if how == "actor" else RayTaskError("f", "trace", EngineDeadError())
+
+    def answer(engine, prompt, params):
+        if engine.number == 0 and engine.starts == 1:
+            return engine.die if how == "actor" else raises(error)
+        return answered(engine, prompt, params)
+
+    generator = make(answer)
+    samples, *_ = generator.generate_samples()
+    assert names(samples) == order(BATCH)
+    assert set(asked(generator)) == set(seeds(order(BATCH))) and len(asked(generator)) == BATCH + BATCH // 2
+    assert generator.faults == {"engines_restarted": 1, "prompts_redone": BATCH // 2}
+    assert generator.synced == [0], "it is given the current weights before it gets a prompt"
+    assert generator.fake.killed == ([] if how == "actor" else [0]), "Ray starts a dead actor again by itself"
+    assert names(generator.generate_samples()[0]) == order(BATCH, first=BATCH) and generator.synced == [0]
+
+
+def test_the_sixth_death_in_a_row_ends_the_run(make):
+    generator = make(lambda engine, prompt, params: engine.die, engines=1)
+    with pytest.raises(EngineLost, match="engine 0 was lost 6 times in a row"):
+        generator.generate_samples()
+    assert generator.synced == [0] * 5 and generator.faults["engines_restarted"] == 6
+
+
+def test_an_answer_in_between_makes_deaths_start_anew(make):
+    """One that dies before each of its answers is never dead six times in a row."""
+    count = {"n": 0}
+
+    def every_second(engine, prompt, params):
+        def call():
+            count["n"] += 1
+            return engine.die() if count["n"] % 2 else answered(engine, prompt, params)()
+
+        return call
+
+    generator = make(every_second, engines=1)
+    for _ in range(2):
+        assert len(generator.generate_samples()[0]) == BATCH
+    assert generator.faults["engines_restarted"] == 12
+
+
+def test_a_wrong_request_is_no_death(make):
+    generator = make(lambda *_: raises(RayTaskError("f", "too long", ValueError())))
+    with pytest.raises(RayTaskError, match="too long"):
+        generator.generate_samples()
+    assert generator.faults["engines_restarted"] == 0
+
+
+def test_an_engine_that_answers_nothing_is_started_again(make):
+    def answer(engine, prompt, params):
+        return None if engine.number == 0 and engine.starts == 1 else answered(engine, prompt, params)
+
+    generator = make(answer, timeout=20)
+    assert names(generator.generate_samples()[0]) == order(BATCH)
+    assert generator.fake.killed == [0] and generator.faults == {"engines_restarted": 1, "prompts_redone": 3}
+    assert 20 < generator.fake.clock < 25
+    assert set(asked(generator)) == set(seeds(order(BATCH)))
+
+
+def test_without_a_limit_a_slow_engine_is_waited_for(make):
+    generator = make(lambda *_: None, timeout=0)
+    real = generator.fake.wait
+
+    def wait(refs, **kwargs):
+        for ref in refs if generator.fake.clock > 5000 else ():
+            ref.result = answered(None, "p0", None)
+        return real(refs, **kwargs)
+
+    generator.fake.wait = wait
+    assert len(generator.generate_samples()[0]) == BATCH and generator.fake.killed == []
+
+
+def test_an_engine_that_died_without_a_request_is_given_the_weights(make):
+    generator = make()
+    generator.generate_samples()
+    generator.vllm_engines[1].start()  # Ray has started it again, with the weights of the beginning
+    generator.generate_samples()
+    assert generator.synced == [1] and generator.faults == {"engines_restarted": 1, "prompts_redone": 0}
+    assert generator.revive_dead_engines() == 0
+    generator.vllm_engines[0].start()
+    assert generator.revive_dead_engines() == 1 and generator.synced == [1, 0]
+
+
+def test_a_death_while_prompts_are_sent(make):
+    """All prompts are sent again, with the same numbers; those after them have the next."""
+    generator = make()
+    generator.generate_samples()
+    asked_before = len(asked(generator))
+    real = generator.revive_dead_engines
+
+    def dies_after_the_look():
+        revived = real()
+        if not generator.synced:
+            generator.vllm_engines[1].dead = True
+        return revived
+
+    generator.revive_dead_engines = dies_after_the_look
+    assert names(generator.generate_samples()[0]) == order(BATCH, first=BATCH)
+    assert generator.synced == [1] and len(asked(generator)) > asked_before + BATCH
+    assert set(asked(generator)) == set(seeds(order(2 * BATCH)))
+    generator.generate_samples()
+    assert set(asked(generator)) == set(seeds(order(3 * BATCH)))
+
+
+def test_in_asynchronous_training_a_death_ends_the_run(make):
+    generator = make(dies_at_first(RayActorError()), sync=False)
+    with pytest.raises(EngineLost, match="in asynchronous training"):
+        generator.generate_samples()
+
+
+def test_an_engine_that_does_not_start_again_ends_the_run(make):
+    generator = make(start=100)
+    generator.vllm_engines[0].incarnation.remote = lambda: Ref("actor-0", None)
+    with pytest.raises(EngineLost, match="engine 0 has not started again"):
+        generator.generate_samples()
+    assert 100 < generator.fake.clock < 200 and generator.synced == []
+
+
+def test_one_that_is_to_be_killed_is_not_taken_for_its_successor(make):
+    generator = make(dies_at_first(RayTaskError("f", "trace", EngineDeadError())))
+    engine, fake = generator.vllm_engines[0], generator.fake
+
+    def kill_slowly(killed, no_restart):
+        fake.killed.append(killed.number)
+
+    fake.kill = kill_slowly
+    real = fake.sleep
+
+    def sleep(seconds):
+        real(seconds)
+        if fake.clock > 5:
+            engine.starts = 2
+
+    fake.sleep = sleep
+    assert names(generator.generate_samples()[0]) == order(BATCH)
+    assert fake.clock > 5 and generator.incarnations[0] == "0-2" and generator.synced == [0]
+
+
+def test_only_the_synchronous_trainer_stops_in_a_rollout(make, tmp_path):
+    (tmp_path / ".stop").touch()
+    with pytest.raises(StopRequested):
+        make().generate_samples()
+    assert len(make(sync=False).generate_samples()[0]) == BATCH
+
+
+def test_a_filtered_prompt_is_replaced(make):
+    """Half of the answers are all right, so they teach nothing; others take their place, with the next numbers."""
+
+    def answer(engine, prompt, params):
+        call = answered(engine, prompt, params)
+        reward = 1.0 if int(prompt[1:]) % 2 else 0.5
+        return lambda: [{**call()[0], "reward": reward, "scores": reward}]
+
+    generator = make(answer, filtering=True)
+    samples, rate, consumed, _ = generator.generate_samples()
+    assert len(samples) == BATCH and {int(name[1:]) % 2 for name in names(samples)} == {0}
+    assert consumed > BATCH and rate == pytest.approx(100 * BATCH / consumed)
+    assert asked(generator) == seeds(order(consumed))

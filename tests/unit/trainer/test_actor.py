@@ -7,7 +7,6 @@ import torch
 
 pytest.importorskip("openrlhf")
 from glue import make_args
-from openrlhf.models import Actor
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -30,19 +29,6 @@ def make_model():
         num_key_value_heads=1, initializer_range=0.3, tie_word_embeddings=True, attn_implementation="sdpa",
     )  # fmt: skip
     return Qwen2ForCausalLM(config)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_log_probs_are_stocks_at_the_sampling_temperature(temperature):
-    sequences = torch.randint(1, 64, (3, 9), generator=torch.Generator().manual_seed(1))
-    attention, action = torch.ones(3, 9).long(), torch.ones(3, 8)
-    action[:, :2] = 0
-    ours, stock = (make(cls, temperature=temperature) for cls in (OrzActor, Actor))
-    found = ours(sequences, action, attention_mask=attention)
-    expected = stock(sequences, action, attention_mask=attention)
-    assert torch.allclose(found * action, expected * action, atol=1e-5)
-    other = make(Actor, temperature=1.7)(sequences, action, attention_mask=attention)
-    assert (other - expected).abs().max() > 0.1  # a temperature that is ignored would show
 
 
 def test_a_position_that_nobody_needs_costs_no_logits():

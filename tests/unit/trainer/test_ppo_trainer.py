@@ -13,6 +13,7 @@ from glue import Group, Tokenizer, make_args, make_sample, no_ray
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer, PPOTrainer
 from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor
 
+from openrlhf_orz.rollout.sync.check import SyncCheck
 from openrlhf_orz.runtime.run_dir import RunDir
 from openrlhf_orz.runtime.stopping import Stopped, StopRequested, training_mark
 from openrlhf_orz.trainer import ppo_trainer as module
@@ -35,7 +36,7 @@ def trainer_of(tmp_path, *flags, cls=OrzTrainer, changes=None, **run):
     trainer.wandb_logger = trainer.tensorboard_logger = None
     trainer.best_eval_metric_key, trainer.best_eval_metric_value = "eval_a_pass1", 0.5
     trainer._latest_eval_metric_value = 0.25
-    trainer.fixed_sequences = trainer.last_log_probs = None
+    trainer.sync_check = SyncCheck()
     trainer.hidden_size = 32
     trainer.checkpoints = TrainerCheckpoints(
         trainer.args, [trainer.actor_model_group], trainer.run_dir, NoRollouts(), trainer.best_metric
@@ -117,7 +118,7 @@ def sync_error():
 @pytest.mark.parametrize("revived, syncs", [(1, 2), (0, 1)])
 def test_a_sync_is_repeated_once_if_an_engine_had_died(monkeypatch, tmp_path, revived, syncs):
     trainer = trainer_of(tmp_path, cls=OrzPPOTrainer)
-    trainer.samples_generator = SimpleNamespace(attend=lambda: revived)
+    trainer.samples_generator = SimpleNamespace(revive_dead_engines=lambda: revived)
 
     def sync(self):
         self.calls.append("sync")

@@ -9,10 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from openrlhf_orz.rollout.sync.buckets import views
 from openrlhf_orz.rollout.sync.checksums import EngineReport, SyncError, checksum
-from openrlhf_orz.rollout.sync.send import Weights, verify
-from openrlhf_orz.rollout.sync.transport import FileTransport, IpcTransport, open_source, read_slots
+from openrlhf_orz.rollout.sync.send import Weights, verify_sync
+from openrlhf_orz.rollout.sync.transport import FileTransport, IpcTransport, open_source, read_places, views
 
 LIMIT = 2000  # bytes: the model below takes several buckets
 CPU = torch.device("cpu")
@@ -30,8 +29,8 @@ def model():
 def engine(pipe):
     """Loads what it is told to, and returns checksums, so that nothing of the buffer is left when it has answered."""
     while (message := pipe.recv()) is not None:
-        source, slots, last = message
-        held = views(open_source(source, CPU), read_slots(slots))
+        source, places, last = message
+        held = views(open_source(source, CPU), read_places(places))
         answer = [(name, checksum(tensor), tensor.dtype, tuple(tensor.shape)) for name, tensor in held], last
         del held
         pipe.send(answer)
@@ -42,14 +41,14 @@ def rank_of_trainer(rank, kind, directory):
     torch.multiprocessing.set_sharing_strategy("file_system")
     answers = []
     if rank == 0:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
         ours, theirs = context.Pipe()
         process = context.Process(target=engine, args=(theirs,))
         process.start()
 
-    def call(source, slots, last):
+    def call(source, places, last):
         assert rank == 0
-        ours.send((source, list(map(list, slots)), last))
+        ours.send((source, list(map(list, places)), last))
         answers.append(ours.recv())
 
     weights = Weights(model(), torch.bfloat16, LIMIT)
@@ -72,7 +71,9 @@ def rank_of_trainer(rank, kind, directory):
 
 @pytest.mark.parametrize("kind", ["file", "ipc"])
 def test_weights_cross_processes(kind, tmp_path):
-    torch.multiprocessing.spawn(rank_of_trainer, (kind, str(tmp_path)), nprocs=2)
+    # new processes by a fork server, which alone imports torch, once for both kinds
+    multiprocessing.set_forkserver_preload(["openrlhf_orz.rollout.sync.send"])
+    torch.multiprocessing.start_processes(rank_of_trainer, (kind, str(tmp_path)), nprocs=2, start_method="forkserver")
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def alone(tmp_path):
 
 
 def test_file_is_gone_after_a_failure(alone, tmp_path):
-    def call(source, slots, last):
+    def call(source, places, last):
         assert os.path.getsize(source[1]) > 0 and os.stat(source[1]).st_mode & 0o077 == 0
         raise RuntimeError("the engine died")
 
@@ -116,7 +117,7 @@ def test_file_is_let_go(alone, tmp_path):
         except FileNotFoundError:  # the one that listed them
             return ""
 
-    def call(source, slots, last):
+    def call(source, places, last):
         assert held()
 
     Weights(model(), torch.float32, LIMIT).send(FileTransport(f"{tmp_path}/weights", torch.float32, call))
@@ -137,14 +138,14 @@ def test_verify_names_what_is_skipped_or_stale(alone):
         held = {name: value._replace(total=value.total + (name == change)) for name, value in sums.items()}
         return [[tuple(EngineReport(handed, held, {name: [name] for name in names}, {}, []))]]
 
-    assert verify(weights, engines) == 1.0
+    assert verify_sync(weights, engines) == 1.0
     with pytest.raises(SyncError, match="engine 0: 1.bias: the engine did not get it"):
-        verify(weights, lambda *args: engines(*args, drop="1.bias"))
+        verify_sync(weights, lambda *args: engines(*args, drop="1.bias"))
     with pytest.raises(SyncError, match="engine 0: 0.weight: the model holds"):
-        verify(weights, lambda *args: engines(*args, change="0.weight"))
+        verify_sync(weights, lambda *args: engines(*args, change="0.weight"))
     weights.params[1][1].data += 1  # the trainer moved on without a sync
     with pytest.raises(SyncError, match=r"1.weight: the engine got other values"):
-        verify(weights, engines)
+        verify_sync(weights, engines)
 
 
 def test_what_cannot_be_opened_is_named(tmp_path):

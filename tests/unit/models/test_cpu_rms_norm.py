@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from openrlhf_orz.models.cpu import rms_norm
+from openrlhf_orz.models.cpu_ops import RMSNormFunction, install_rms_norm
 
 SMALL = dict(vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
              num_key_value_heads=1, head_dim=8)  # fmt: skip
@@ -21,19 +21,19 @@ def norm(size=24, dtype=torch.float64):
 
 
 def ours(module, x):
-    return rms_norm._RMSNorm.apply(x, module.weight, module.variance_epsilon)
+    return RMSNormFunction.apply(x, module.weight, module.variance_epsilon)
 
 
 def test_by_hand():
     """(3, 4) has the mean square 12.5; with weights 1 and 2."""
-    found = rms_norm._RMSNorm.apply(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 2.0]), 0.0)
+    found = RMSNormFunction.apply(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 2.0]), 0.0)
     assert found[0].tolist() == pytest.approx([3 / 12.5**0.5, 8 / 12.5**0.5])
 
 
 def test_gradcheck():
     x = torch.randn(2, 3, 24, dtype=torch.float64, requires_grad=True)
     weight = norm().weight
-    assert torch.autograd.gradcheck(lambda x, w: rms_norm._RMSNorm.apply(x, w, 1e-6), (x, weight))
+    assert torch.autograd.gradcheck(lambda x, w: RMSNormFunction.apply(x, w, 1e-6), (x, weight))
 
 
 @pytest.mark.parametrize("dtype, close", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -57,7 +57,7 @@ def test_installed_where_it_equals(config, count):
     torch.manual_seed(0)
     plain = AutoModelForCausalLM.from_config(config)
     changed = copy.deepcopy(plain)
-    assert rms_norm.install(changed) == count
+    assert install_rms_norm(changed) == count
     assert changed.state_dict().keys() == plain.state_dict().keys()
     ids = torch.randint(30, (2, 9))
     for model in (plain, changed):
@@ -72,4 +72,4 @@ def test_a_norm_of_the_same_name_that_does_something_else_stays():
             return super().forward(x) + 0.1
 
     module = torch.nn.Sequential(ShiftedRMSNorm(8))
-    assert rms_norm.install(module) == 0 and "forward" not in vars(module[0])
+    assert install_rms_norm(module) == 0 and type(module[0]) is ShiftedRMSNorm

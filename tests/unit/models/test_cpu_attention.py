@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openrlhf_orz.models.cpu import attention as causal_attention
-from openrlhf_orz.models.cpu.attention import CausalAttention
+from openrlhf_orz.models import cpu_ops
+from openrlhf_orz.models.cpu_ops import CausalAttention
 
 
 def inputs(dtype, length, heads=4, keys=2, count=2, size=8):
@@ -35,7 +35,7 @@ def theirs(q, k, v, scale=0.3):
 @pytest.mark.parametrize("block", [1, 5, 16, 64])
 @pytest.mark.parametrize("keys", [1, 2, 4])
 def test_equals_pytorch(length, block, keys, monkeypatch):
-    monkeypatch.setattr(causal_attention, "BLOCK", block)
+    monkeypatch.setattr(cpu_ops, "BLOCK", block)
     *leaves, weights = inputs(torch.float64, length, keys=keys)
     (out, found), (expected_out, expected) = (gradients(f, *leaves, weights) for f in (ours, theirs))
     torch.testing.assert_close(out, expected_out)
@@ -84,7 +84,7 @@ def nan_for_uninitialised():
 @pytest.mark.parametrize("block", [1, 2, 4, 64])
 def test_sequences_of_several_lengths_are_each_by_itself(block, monkeypatch, nan_for_uninitialised):
     """Whatever stands behind an end; a block there is not computed. Backward, with 2, blocks are larger."""
-    monkeypatch.setattr(causal_attention, "BLOCK", block)
+    monkeypatch.setattr(cpu_ops, "BLOCK", block)
     lengths = [20, 9, 8, 1]
     *leaves, weights = inputs(torch.float64, 20, count=4)
     weights = torch.stack([w * (torch.arange(20) < n)[:, None] for w, n in zip(weights, lengths)])

@@ -1,0 +1,78 @@
+"""The one file that changes live objects of another library: DeepSpeed's engine and its optimizer.
+
+``deepspeed.initialize`` chooses and builds both, so a subclass cannot be handed in. Lines are DeepSpeed 0.19.6's;
+tests/contracts/test_seams.py holds the signatures. tests/unit/test_live_objects.py looks for other such places.
+"""
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+
+def check_gradients(engine) -> None:
+    """Have DeepSpeed look for gradients that are not finite in every dtype.
+
+    For float32 ``_configure_zero_optimizer`` switches the check off (runtime/engine.py:2461), and only the one for
+    bfloat16 can be set in the configuration. Not needed once that holds for float32, too.
+    """
+    if hasattr(engine.optimizer, "check_grad_overflow"):
+        engine.optimizer.check_grad_overflow = True
+
+
+def skip_reduction(engine) -> None:
+    """Spare a lone rank the reduction of its gradients, which DeepSpeed copies into a buffer and back.
+
+    This holds at ZeRO-0 in float32, and at ZeRO-1 in bfloat16 with gradients summed in float32. Other stages also
+    partition gradients while they reduce them, and are left unchanged.
+
+    ``allreduce_gradients`` does not ask how many ranks there are (runtime/engine.py:3071), and ``no_sync`` forbids
+    ``step``. Not needed once DeepSpeed reduces nothing for a group of one.
+    """
+    if dist.get_world_size() > 1:
+        return
+    in_float32 = not (engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled())
+    summed = isinstance(engine.optimizer, BF16_Optimizer)
+    if in_float32 or summed:
+        engine.enable_backward_allreduce = False
+    if summed:
+        engine.optimizer.engine = engine
+        engine.optimizer.__class__ = LoneRankOptimizer
+
+
+class LoneRankOptimizer(BF16_Optimizer):
+    """DeepSpeed's optimizer for bfloat16 with gradients summed in float32, spared passes over all gradients.
+
+    The engine builds the base class by name (``_configure_bf16_optimizer``). Not needed once DeepSpeed drops gradients
+    in bfloat16 instead of zeroing them, takes the norm of flat gradients, and does not add a first gradient to zeros.
+    """
+
+    def backward_prologue(self):
+        """Drop the parameters' gradients (runtime/bf16_optimizer.py:348 zeroes them before each backward)."""
+        self.clear_lp_grads(set_to_none=True)
+
+    def get_grads_for_norm(self, for_clipping: bool = False):
+        """Asked for gradients to take the norm of, return the norm: the strategy has taken it (:307). To clip: all."""
+        return self.fp32_groups_gradients_flat if for_clipping else ([self.engine._global_grad_norm.view(1)], {})
+
+    @torch.no_grad()
+    def _update_hp_grad(self, lp, group_idx, param_idx, clear_lp_grads):
+        """Copy a step's first gradient to its sum in float32; upstream adds it to zeros by way of a copy (:371).
+
+        So sums need no zeroing after a step, except where a parameter got no gradient.
+        """
+        has_gradient = self.fp32_groups_has_gradients[group_idx]
+        if has_gradient[param_idx]:
+            return super()._update_hp_grad(lp, group_idx, param_idx, clear_lp_grads)
+        total = self.fp32_groups_gradients[group_idx][param_idx]
+        if lp.grad is None:  # the sum is still that of an earlier step
+            total.zero_()
+            return None
+        total.copy_(lp.grad.view(total.shape))
+        lp._hp_grad = total
+        has_gradient[param_idx] = True
+        return lp.grad.zero_() if clear_lp_grads else None
+
+    def clear_hp_grads(self):
+        """Forget which parameters have a gradient; the sums are overwritten (upstream zeroes them twice a step, :466)."""
+        for has_gradient in self.fp32_groups_has_gradients:
+            has_gradient[:] = [False] * len(has_gradient)

@@ -1,0 +1,145 @@
+"""The worker's extension on small models: which heads are packed again, which checksums are kept, what is stale."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+from openrlhf_orz.rollout import worker
+from openrlhf_orz.rollout.sync.checksums import EngineReport, checksum
+from openrlhf_orz.rollout.worker import OrzWorkerExtension, packed_copies, tied_heads
+
+
+def bare(cls, weight):
+    """vLLM's module without its distributed set-up."""
+    module = cls.__new__(cls)
+    nn.Module.__init__(module)
+    module.weight = weight
+    return module
+
+
+class Model(nn.Module):
+    """Linear layer, embedding and head as vLLM's CPU build has them: ``cpu_linear`` holds packed weights."""
+
+    def __init__(self, tied=True):
+        super().__init__()
+        self.embed = bare(VocabParallelEmbedding, nn.Parameter(torch.ones(4, 2)))
+        self.lm_head = bare(ParallelLMHead, self.embed.weight if tied else nn.Parameter(torch.zeros(4, 2)))
+        self.lm_head.quant_method = SimpleNamespace(process_weights_after_loading=self.pack)
+        self.linear = nn.Linear(2, 2)
+        self.plain = nn.Linear(2, 2)
+        self.plain.cpu_linear = nn.functional.linear  # nothing packed
+        self.packed, self.loaded = [], []
+        self.repack()
+
+    def pack(self, head):
+        self.packed.append((head, head.weight[0, 0].item()))
+
+    def repack(self):
+        self.linear.cpu_linear = type("Packed", (), {"__call__": lambda self, x: x})()
+
+    def load_weights(self, weights):
+        self.loaded += weights
+        for name, weight in weights:
+            self.get_parameter(name).data.copy_(weight)
+
+
+class Runner:
+    def __init__(self, model, repacks=True):
+        self.model, self.repacks = model, repacks
+
+    def get_model(self):
+        return self.model
+
+    def reload_weights(self, weights_iterator):
+        self.model.load_weights(list(weights_iterator))
+        if self.repacks:
+            self.model.repack()
+
+
+def make(model, repacks=True):
+    extension = object.__new__(OrzWorkerExtension)
+    extension.device, extension.model_runner = torch.device("cpu"), Runner(model, repacks)
+    return extension
+
+
+@pytest.fixture
+def send(monkeypatch):
+    """Hand weights over as a transport would, without its buffer."""
+
+    def call(extension, weights, kind="file", check=False):
+        monkeypatch.setattr(worker, "open_source", lambda source, device: None)
+        monkeypatch.setattr(worker, "views", lambda buffer, places: list(weights.items()))
+        extension.load_synced_weights((kind, "where"), [], check)
+
+    return call
+
+
+def report(extension, names, dtype="float32"):
+    return EngineReport.read(extension.weight_report(names, dtype))
+
+
+def test_tied_heads_are_those_with_an_embeddings_weight():
+    assert tied_heads(Model(tied=False)) == []
+    model = Model()
+    assert tied_heads(model) == [model.lm_head]
+
+
+def test_a_tied_head_is_packed_again_from_the_new_weight(send):
+    model = Model()
+    send(make(model), {"embed.weight": torch.full((4, 2), 7.0)})
+    assert model.packed == [(model.lm_head, 7.0)]
+    untied = Model(tied=False)
+    send(make(untied), {"embed.weight": torch.full((4, 2), 7.0)})
+    assert untied.packed == []
+
+
+def test_on_a_gpu_weights_are_loaded_and_nothing_is_packed(send):
+    model = Model()
+    extension = make(model)
+    send(extension, {"embed.weight": torch.full((4, 2), 7.0)}, kind="ipc")
+    assert [name for name, _ in model.loaded] == ["embed.weight"] and model.packed == []
+    assert model.embed.weight[0, 0] == 7
+
+
+def test_checksums_are_kept_only_if_asked_for_and_for_one_report(send):
+    extension, names = make(Model()), ["embed.weight", "linear.weight"]
+    first, second = {"embed.weight": torch.full((4, 2), 7.0)}, {"linear.weight": torch.ones(2, 2)}
+    send(extension, first, kind="ipc")
+    assert report(extension, names).handed == {}
+    for weights in (first, second):  # two buckets
+        send(extension, weights, kind="ipc", check=True)
+    sums = {name: checksum(weight) for name, weight in (first | second).items()}
+    assert report(extension, names).handed == sums
+    assert report(extension, names).handed == {}
+
+
+def test_a_report_of_what_the_model_holds(send):
+    model = Model()
+    send(make(model), {"embed.weight": torch.full((4, 2), 7.0)})
+    found = report(make(model), ["embed.weight"], "bfloat16")
+    assert found.held["embed.weight"] == checksum(torch.full((4, 2), 7.0, dtype=torch.bfloat16))
+    assert found.sources["embed.weight"] == ["embed.weight"] and found.sources["linear.weight"] == []
+
+
+@pytest.mark.parametrize("repacks, stale", [(True, []), (False, ["linear"])])
+def test_a_copy_that_was_packed_before_the_sync_is_stale(send, repacks, stale):
+    model = Model()
+    assert list(packed_copies(model)) == ["linear"]
+    extension = make(model, repacks)
+    assert report(extension, []).stale == []  # nothing has been synced
+    send(extension, {"embed.weight": torch.ones(4, 2)})
+    assert report(extension, []).stale == stale
+
+
+def test_names_are_those_of_the_models_mapper():
+    model = Model()
+    model.hf_to_vllm_mapper = SimpleNamespace(
+        apply_list=lambda names: [n.removeprefix("model.") for n in names if n != "x"]
+    )
+    model.packed_modules_mapping = {"linear": ["a", "b"]}
+    found = report(make(model), ["model.embed.weight", "model.a.weight", "x"])
+    assert found.sources["embed.weight"] == ["model.embed.weight"]
+    assert found.sources["linear.weight"] == ["model.a.weight"] and found.absent == {"linear.weight": ["b"]}

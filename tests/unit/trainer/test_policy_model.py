@@ -1,0 +1,65 @@
+"""The policy's log-probs and entropies are those of the sampling distribution, packed and padded."""
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from openrlhf_orz.models.packed_attention import PACKED_ATTENTION
+from openrlhf_orz.trainer.actor import OrzActor
+
+LENGTHS = [9, 12, 5, 12]
+
+
+def model(attention):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.1, attn_implementation=attention,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config)
+
+
+def batch():
+    """Right-padded sequences with a prompt of two tokens, the same for two of them; their action mask."""
+    generator = torch.Generator().manual_seed(1)
+    sequences = torch.randint(1, 64, (len(LENGTHS), max(LENGTHS)), generator=generator)
+    sequences[1, :2] = sequences[0, :2]
+    attention = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    action = attention[:, 1:].clone()
+    action[:, :1] = 0
+    return sequences, attention, action
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("on_cpu", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_log_probs_at_the_sampling_temperature(packed, on_cpu, temperature):
+    plain = model("sdpa")
+    actor = OrzActor(
+        model(PACKED_ATTENTION if packed else "sdpa"), temperature=temperature, share=packed, on_cpu=on_cpu
+    )
+    actor.packing_samples = packed
+    sequences, attention, action = batch()
+    log_probs, output = actor(sequences, action, attention_mask=attention, return_entropy=True, return_output=True)
+    log_p = (plain(sequences, attention_mask=attention).logits[:, :-1] / temperature).log_softmax(-1)
+    expected = log_p.gather(-1, sequences[:, 1:, None])[..., 0]
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    mask = action.bool()
+    torch.testing.assert_close(log_probs[mask], expected[mask], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.entropy[mask], entropy[mask], rtol=1e-4, atol=1e-5)
+    log_probs[mask].sum().backward()
+    expected[mask].sum().backward()
+    for p, q in zip(actor.model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_the_model_is_saved_and_synced_under_its_own_names():
+    """Exchanged heads and norms change no name; afterwards the head gives logits as ever."""
+    plain, actor = model("sdpa"), OrzActor(model("sdpa"), on_cpu=True)
+    assert [name for name, _ in actor.model.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    assert actor.model.state_dict().keys() == plain.state_dict().keys()
+    assert [name for name in actor.state_dict() if not name.startswith("model.")] == []
+    actor.packing_samples = False
+    sequences, attention, action = batch()
+    actor(sequences, action, attention_mask=attention)
+    assert actor.model(sequences).logits.shape == (*sequences.shape, 64)
