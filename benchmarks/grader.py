@@ -3,8 +3,8 @@
     python benchmarks/grader.py --data rows.jsonl [--data more.jsonl] [--rows 2048] [--output FILE]
 
 ``--data`` rows have ``answer`` (a reference). Answers are rewritten references and other rows'
-references, so about half are right. Nothing else should run on the machine; the machine and
-its load stand in the result. CPU seconds of the workers are counted as well as wall seconds.
+references, so about half are right. Nothing else should run on the machine; the result names the
+machine and its load. It has CPU seconds, those of the workers included, and wall seconds.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def throughput(rows: list[tuple[str, str]], workers: int) -> dict:
         "bare_rows_per_cpu_second": len(rows) / alone["cpu_seconds"],
         "bare_rows_per_second": len(rows) / alone["seconds"],
     }
-    for name, plain in (("mended", False), ("plain", True)):
+    for name, plain in (("rules", False), ("plain", True)):
         with warm(workers, plain=plain) as grader:
             own, children = time.process_time(), cpu_of(grader.pool.pids)
             seconds, grades = run(grader, rows)
@@ -103,7 +103,7 @@ def throughput(rows: list[tuple[str, str]], workers: int) -> dict:
 
 
 def repeated(rows: list[tuple[str, str]], workers: int, samples: int) -> dict:
-    """Rollouts: each reference with ``samples`` answers, of which most are equal (Zipf over 6 answers)."""
+    """Rollouts: each reference with ``samples`` answers, most of them equal (Zipf over 6 answers)."""
     chance = random.Random(1)
     rollouts = []
     for gold, _ in rows[:: max(1, len(rows) // 64)]:
@@ -122,7 +122,7 @@ def repeated(rows: list[tuple[str, str]], workers: int, samples: int) -> dict:
 
 
 def overhead(workers: int) -> dict:
-    """Wall time of a verdict whose parsing takes next to nothing: distinct integers, one thread."""
+    """Wall time of a verdict on a number, which parses at once: distinct integers, one thread."""
     with warm(workers) as grader:
         times = [grader.grade(response(str(n)), "7.5").ms for n in range(500)]
     return {"p50_ms": statistics.median(times), "p99_ms": sorted(times)[495]}
@@ -152,7 +152,7 @@ def hostile(rows: list[tuple[str, str]], workers: int) -> dict:
         watcher.start()
         seconds, grades = run(grader, planted)
         stop.set()
-        # each alone, so that its time is its own and not the queue's
+        # one at a time, so that no time is spent in the queue
         with warm(workers) as fresh:
             alone = [fresh.grade(response(answer), "73").ms for answer in HOSTILE]
     bad = set(places)

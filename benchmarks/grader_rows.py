@@ -1,4 +1,4 @@
-"""The rows that grader.py has graded: references, right and wrong answers to them, and hostile ones."""
+"""Rows for grader.py: references, right and wrong answers to them, and hostile answers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import re
 from openrlhf_orz.reward import guards
 
 HOSTILE = [
-    "9^{9^{9}}", "(10^9)!", r"\sin^{10^9}(x)", r"\binom{10^9}{5 \cdot 10^8}", "{" * 400 + "1" + "}" * 400, "7" * 1_000_000, "\x00" * 9,
-    r"\sum_{n=1}^{10^9} \frac{1}{n}", r"\int_0^\infty e^{-x^x} \sin(x^x) dx", "e^{e^{e^{e}}}", "x+" * 450 + "1", r"\def\a{\a\a}\a",
-    r"\tan(\sin(\cos(\tan(\sin(\cos(x))))))", r"\frac{x^{99}-1}{x-1} \cdot \frac{x^{98}-1}{x^2-1}", "(x+y+z)^{999}",
-    r"\lfloor 10^{999} \pi \rfloor", "(((1,2),3),4)", r"\log(\log(\log(\log(\log(10)))))",
+    "9^{9^{9}}", "(10^9)!", r"\sin^{10^9}(x)", r"\binom{10^9}{5 \cdot 10^8}", "{" * 400 + "1" + "}" * 400,
+    "7" * 1_000_000, "\x00" * 9, r"\sum_{n=1}^{10^9} \frac{1}{n}", r"\int_0^\infty e^{-x^x} \sin(x^x) dx",
+    "e^{e^{e^{e}}}", "x+" * 450 + "1", r"\def\a{\a\a}\a", r"\tan(\sin(\cos(\tan(\sin(\cos(x))))))",
+    r"\frac{x^{99}-1}{x-1} \cdot \frac{x^{98}-1}{x^2-1}", "(x+y+z)^{999}", r"\lfloor 10^{999} \pi \rfloor",
+    "(((1,2),3),4)", r"\log(\log(\log(\log(\log(10)))))",
 ]  # fmt: skip
 
 

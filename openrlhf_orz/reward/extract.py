@@ -1,11 +1,11 @@
 """The final answer of a response: the last box in the last closed answer block.
 
-Pure functions, linear in the length of the response: the tags are found with ``rfind``
-and the boxes in one pass over the braces. A regular expression with lazy groups is
-quadratic on unclosed tags, and policies do write those.
+Pure functions, linear in the length of the response: ``rfind`` finds the tags, and one pass
+over the braces finds the boxes. A regular expression with lazy groups is quadratic on
+unclosed tags, and policies do write those.
 
-``response`` is always what the model wrote after the prompt, which ended in ``<think>``
-and itself names the tags and the box.
+``response`` is always what the model wrote after the prompt. The prompt ends in ``<think>``,
+and it names the tags and the box itself.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import re
 OPEN, CLOSE, THINK_CLOSE = "<answer>", "</answer>", "</think>"
 
 # A box command (also with a doubled backslash, as in escaped text), an escaped
-# character, or a brace. Each alternative has bounded length, so a scan is linear, and each
-# begins with a literal, so what lies between is skipped at the speed of a character search:
-# one scan holds the interpreter of an engine's process.
+# character, or a brace. Each alternative has bounded length, so a scan is linear. Each
+# begins with a literal, so the scan skips other text at the speed of a character search:
+# it holds the interpreter of an engine's process.
 _TOKEN = re.compile(r"\\(?:\\?(?:boxed|fbox)(?![A-Za-z])|.)|\{|\}", re.DOTALL)
 _BOX = re.compile(r"\\\\?(?:boxed|fbox)(?![A-Za-z])")
-# `\boxed 5`: the box command without braces takes the word that follows.
+# `\boxed 5`: without braces the box command takes the next word.
 _BARE = re.compile(r"\s*(\\[A-Za-z]+(?:\{[^{}]*\})*|[^\s{}$\\]+)")
 _SPACE = re.compile(r"\s*")
 
@@ -28,9 +28,9 @@ _SPACE = re.compile(r"\s*")
 def answer_block(response: str) -> str | None:
     """The text inside the last closed ``<answer>...</answer>``, None if there is none.
 
-    The block runs from the last ``<answer>`` that has a ``</answer>`` behind it to the
-    first ``</answer>`` behind that. It counts wherever it stands, before ``</think>`` too:
-    the reward has no format part.
+    The block runs from the last ``<answer>`` that a ``</answer>`` follows to the first
+    ``</answer>`` after it. It counts at any place, before ``</think>`` too: the reward has
+    no format part.
     """
     close = response.rfind(CLOSE)
     start = response.rfind(OPEN, 0, close) if close >= 0 else -1
@@ -65,32 +65,38 @@ def boxes(text: str) -> list[str]:
                     spans.pop()
                 spans.append((box, position + 1, start))
         elif _BOX.match(text, start):
-            command, brace = start, _SPACE.match(text, end).end()
+            command, brace = start, _after_space(text, end, len(text))
             word = _BARE.match(text, end) if text[brace : brace + 1] != "{" else None
             if word:
                 spans.append((start, word.start(1), word.start(1) + len(word.group(1).rstrip(".,;:"))))
     return [_unwrap(text, closes, begin, end) for _, begin, end in spans]
 
 
+def _after_space(text: str, position: int, end: int) -> int:
+    match = _SPACE.match(text, position, end)
+    return match.end() if match else position
+
+
 def _unwrap(text: str, closes: dict[int, int], begin: int, end: int) -> str:
+    """The content between ``begin`` and ``end``, without boxes that hold all of it."""
     while True:
-        begin = _SPACE.match(text, begin, end).end()
+        begin = _after_space(text, begin, end)
         head = _BOX.match(text, begin, end)
-        brace = _SPACE.match(text, head.end(), end).end() if head else -1
+        brace = _after_space(text, head.end(), end) if head else -1
         close = closes.get(brace, -1)
         if not head or close < 0 or close >= end or text[close + 1 : end].strip():
             return _BOX.sub("", text[begin:end]).strip()
         begin, end = brace + 1, close
 
 
-def candidates(response: str) -> list[str]:
-    """All outermost boxes of the answer block, in order; empty if there is no block."""
+def answer_boxes(response: str) -> list[str]:
+    """Contents of the outermost boxes of the answer block, in order; empty if there is no block."""
     block = answer_block(response)
     return boxes(block) if block is not None else []
 
 
-def agree(contents: list[str]) -> bool:
-    """Whether all boxes say the same, white space aside."""
+def boxes_agree(contents: list[str]) -> bool:
+    """Whether all boxes are equal when white space is removed."""
     return len({"".join(content.split()) for content in contents}) <= 1
 
 
@@ -105,8 +111,8 @@ def extract_answer(response: str, require_agreement: bool = False) -> str | None
         The box's content, stripped; None without a block, without a balanced box, or
         with an empty last box. Never raises; time is linear in the response.
     """
-    contents = candidates(response)
-    if not contents or (require_agreement and not agree(contents)):
+    contents = answer_boxes(response)
+    if not contents or (require_agreement and not boxes_agree(contents)):
         return None
     return contents[-1] or None
 
@@ -114,10 +120,10 @@ def extract_answer(response: str, require_agreement: bool = False) -> str | None
 def has_format(response: str) -> bool:
     """Whether ``response`` follows the prompt's format, as the paper's Figure 4 counts it.
 
-    True when it is: reasoning (may be empty), exactly one ``</think>``, white space, one
-    ``<answer>``, an answer that is not blank, one ``</answer>``, and nothing but white space
-    or an end-of-text token such as ``<|endoftext|>`` after it. No further ``<think>`` may
-    occur (the prompt opened it). A box is not required.
+    The format is: reasoning (may be empty), exactly one ``</think>``, white space, one
+    ``<answer>``, an answer that is not blank, one ``</answer>``, and then nothing but white
+    space or an end-of-text token such as ``<|endoftext|>``. ``<think>`` must not occur (the
+    prompt opened it). A box is not required.
     """
     if any(response.count(tag) != 1 for tag in (THINK_CLOSE, OPEN, CLOSE)) or "<think>" in response:
         return False

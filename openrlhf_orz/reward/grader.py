@@ -1,4 +1,4 @@
-"""The grader: from a response and a reference to a :class:`Grade`, whatever the response."""
+"""The grader: from any response and its reference to a :class:`Grade`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import threading
 import time
 
 from openrlhf_orz.reward import extract, guards
-from openrlhf_orz.reward.mends import MENDS
+from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Grade, Verdict
 from openrlhf_orz.reward.workers import wire
 from openrlhf_orz.reward.workers.node import NodePool
 from openrlhf_orz.reward.workers.pool import Pool
 
 MAX_GOLD_CHARS = 8_000  # a longer reference is no answer, and would not fit a message
-_RULE_NAMES = {**dict(enumerate(MENDS, 1)), 63: "identical"}
 
 
 class Grader:
     """Grades responses in warm, killable worker processes. Thread-safe.
 
-    Nothing of an answer is parsed in this process. Workers start at first use and end with
-    this process, also when it is killed.
+    This process never parses an answer. Workers start at first use and end with this process, also
+    when it is killed.
 
     Args:
         workers: answers parsed at a time; None for the number of usable cores. Up to twice
@@ -29,10 +28,10 @@ class Grader:
         memory_mib: address-space limit of a worker, MiB.
         cpu_seconds: CPU time an answer may take before it is a ``timeout``.
         wall_seconds: backstop in wall time, counted from hand-over to a worker.
-        plain: bare Math-Verify, without the mends.
+        plain: Math-Verify alone, without the rules.
         require_agreement: several different boxes in one answer block are wrong.
         shared: use the node's one pool, together with all processes that ask for the same
-            settings, rather than workers of this process's own.
+            settings, rather than workers of this process alone.
     """
 
     def __init__(
@@ -47,9 +46,13 @@ class Grader:
     ):
         self.plain = plain
         self.require_agreement = require_agreement
-        self._make = lambda: (NodePool if shared else Pool)(workers, memory_mib, cpu_seconds, wall_seconds)
+        self._shared = shared
+        self._limits = (workers, memory_mib, cpu_seconds, wall_seconds)
         self._lock = threading.Lock()
         self._process, self._own = os.getpid(), self._make()
+
+    def _make(self) -> Pool | NodePool:
+        return NodePool(*self._limits) if self._shared else Pool(*self._limits)
 
     @property
     def pool(self) -> Pool | NodePool:
@@ -74,8 +77,8 @@ class Grader:
         Args:
             response: the response text, without the prompt.
             gold: the reference answer.
-            stopped: False if the response was cut by length; its reward is then 0, its verdict
-                is reported all the same.
+            stopped: False if the response was cut by length: its reward is then 0, and its
+                verdict is the same as if it had not been cut.
         """
         begin = time.monotonic()
         verdict, extracted, rule = self._grade(response, gold)
@@ -83,32 +86,38 @@ class Grader:
         return Grade(verdict, reward, extracted, rule, (time.monotonic() - begin) * 1e3)
 
     def _grade(self, response: str, gold: str) -> tuple[Verdict, str | None, str | None]:
-        contents = extract.candidates(response)
+        contents = extract.answer_boxes(response)
         if not contents or not contents[-1]:
             return Verdict.NO_ANSWER, None, None
         answer = contents[-1]
-        if self.require_agreement and not extract.agree(contents):
+        if self.require_agreement and not extract.boxes_agree(contents):
             return Verdict.WRONG, answer, "boxes_disagree"
         return self.compare(answer, gold)
 
     def compare(self, answer: str, gold: str) -> tuple[Verdict, str, str | None]:
-        """The verdict on an extracted answer, the answer, and the guard or mend that decided."""
+        """The verdict on an extracted answer, the answer, and the name of the rule that decided.
+
+        The rule is None if Math-Verify decided.
+        """
         if not self.plain and answer == gold.strip():
             return Verdict.RIGHT, answer, "identical"
-        if not gold.strip() or len(gold) > MAX_GOLD_CHARS:
+        if not _is_gradable(gold):
             return Verdict.UNPARSABLE, answer, "reference"
         refused = guards.refusal(gold, answer)
         if refused:
             return Verdict.REFUSED, answer, refused
         verdict, rule = self.pool.ask(wire.JUDGE_PLAIN if self.plain else wire.JUDGE, gold, answer)
-        return verdict, answer, _RULE_NAMES.get(rule)
+        return verdict, answer, RULES[rule] or None
+
+    def reference_verdict(self, gold: str) -> Verdict:
+        """The verdict on the reference as its own answer; UNPARSABLE also where it is blank or too long."""
+        if not _is_gradable(gold):
+            return Verdict.UNPARSABLE
+        return self.pool.ask(wire.CHECK_REFERENCE_PLAIN if self.plain else wire.CHECK_REFERENCE, gold, "")[0]
 
     def check_reference(self, gold: str) -> bool:
         """Whether the reference parses and is right as its own answer; for use when data are loaded."""
-        if not gold.strip() or len(gold) > MAX_GOLD_CHARS:
-            return False
-        task = wire.CHECK_REFERENCE_PLAIN if self.plain else wire.CHECK_REFERENCE
-        return self.pool.ask(task, gold, "")[0] is Verdict.RIGHT
+        return self.reference_verdict(gold) is Verdict.RIGHT
 
     def close(self) -> None:
         """Kill the workers of this process. Not while other threads grade."""
@@ -120,3 +129,7 @@ class Grader:
 
     def __exit__(self, *exc) -> None:
         self.close()
+
+
+def _is_gradable(gold: str) -> bool:
+    return bool(gold.strip()) and len(gold) <= MAX_GOLD_CHARS

@@ -2,11 +2,13 @@
 
 No patch is needed. OpenRLHF loads this file by path in each engine and calls it from threads,
 one response at a time; all engines of a node share one grading pool. Stock OpenRLHF does not
-tell how generation ended, so a response cut by length is graded as it stands (it has a closed
-answer block or no reward), and its stop strings have to be set elsewhere.
+say how generation ended. A response cut by length is therefore graded like any other: without a
+closed answer block it earns nothing. Stop strings cannot be set here.
 
-``ORZ_VERIFIER`` names another verifier than ``math``.
+The environment variable ``ORZ_VERIFIER`` names a verifier other than ``math``.
 """
+
+from __future__ import annotations
 
 import os
 import sys
@@ -18,14 +20,14 @@ if "openrlhf_orz" not in sys.modules:  # loaded by path from a checkout that is 
         sys.path.append(_root)
 
 from openrlhf_orz.reward.verdict import Verdict
-from openrlhf_orz.reward.verifiers import make_verifier
+from openrlhf_orz.reward.verifiers import Verifier, make_verifier
 
 _lock = threading.Lock()
-_verifier = None
+_verifier: Verifier | None = None
 
 
-def verifier():
-    """The process's verifier, made at first use."""
+def verifier() -> Verifier:
+    """The verifier of this process, made at first use."""
     global _verifier
     with _lock:
         if _verifier is None:
@@ -37,8 +39,8 @@ def response_of(query: str, prompt: str) -> str:
     """The response in ``query`` = prompt + response; the prompt names the tags, so it must go.
 
     OpenRLHF decodes the query from tokens: a truncated prompt has lost its beginning, and special
-    tokens or spaces may differ. Then the response starts after the longest known end of the
-    prompt, and failing that after the last ``<think>``.
+    tokens or spaces may differ. The response then starts after the longest end of the prompt that
+    the query contains, or else after the first ``<think>``.
     """
     if query.startswith(prompt):
         return query[len(prompt) :]
@@ -50,7 +52,7 @@ def response_of(query: str, prompt: str) -> str:
     return query[query.find("<think>") + len("<think>") :] if "<think>" in query else query
 
 
-def reward_func(queries, prompts, labels, **kwargs):
+def reward_func(queries: list[str], prompts: list[str], labels: list[str], **kwargs) -> dict:
     """Rewards of ``queries`` (prompt and response, as text) against the references ``labels``.
 
     Returns:

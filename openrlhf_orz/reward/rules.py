@@ -1,11 +1,96 @@
-"""Numbers for the names that ``Grade.rule`` takes: OpenRLHF carries only numbers with a sample."""
+"""The table of rules: what may decide a grade, with one name and one number each.
+
+A rule's number is its place in :data:`RULES`. Workers reply with it, and OpenRLHF carries it with a
+sample, as its ``extra_logs`` hold numbers only. Files hold names, so numbers may change between versions.
+
+The judge's rules are functions in :mod:`~openrlhf_orz.reward.judge`, which imports SymPy. This module
+does not: the judge registers its functions when a worker imports it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
 
 from openrlhf_orz.reward.guards import GUARDS
-from openrlhf_orz.reward.mends import MENDS
 
-RULES = ("", "identical", "reference", "boxes_disagree", *MENDS, *(name for name, *_ in GUARDS))
+# Rules for answers that Math-Verify grades wrongly, in the order in which they are asked.
+JUDGE_RULES: dict[str, str] = {
+    "unfinished": "dots in an answer do not complete it",
+    "clock": "times keep am and pm; ratios compare as ratios",
+    "exact_number": "numbers are equal exactly, not to six places",
+    "percent": "5% is 0.05, and 5 where percent was asked for; 5 is not 500%",
+    "base": "the base of a number is part of it",
+    "family": "the name of an integer parameter does not matter, nor where its count starts",
+    "interval": "intervals, unions and solved inequalities are sets; a set is never equal to a number",
+    "listing": "lists have the reference's elements, and its order where it has one",
+    "choice": "a choice letter is that letter, not a symbol or Euler's number",
+    "words": "words are compared as words, not as products of letters",
+    "relation": "a relation is more than its right side; an equation that always holds is no answer",
+    "unit": "units may be left out or converted, never exchanged",
+    "expression": "expressions are equal when they have one value everywhere, to 50 digits",
+}
+
+RULES: tuple[str, ...] = (
+    "",  # no rule: Math-Verify decided, or there was no answer
+    "identical",  # the answer is the reference, character by character
+    "reference",  # the reference is blank or too long
+    "boxes_disagree",  # different boxes in one block, where that is wrong
+    *JUDGE_RULES,
+    *(guard.name for guard in GUARDS),
+    "letter",  # the verifiers that are not the Grader
+    "exact",
+    "reasoning_gym",
+)
+_NUMBERS = {name: number for number, name in enumerate(RULES)}
+if len(_NUMBERS) != len(RULES):
+    raise ValueError("a rule's name stands twice in RULES")
 
 
 def rule_number(rule: str | None) -> int:
     """The place of a rule in ``RULES``; 0 (none) also for one that is not listed."""
-    return RULES.index(rule) if rule in RULES else 0
+    return _NUMBERS.get(rule or "", 0)
+
+
+Decision = bool | None  # right, wrong, or left to the next rule
+Rule = Callable[[str, str], Decision]
+
+_functions: dict[str, Rule] = {}
+_NOT_BETWEEN_DIGITS = re.compile(r"(?<!\d) | (?!\d)")
+
+
+def register_rules(**functions: Rule) -> None:
+    """Give each of ``JUDGE_RULES`` its function, once in a process.
+
+    Raises:
+        ValueError: names are missing, unknown, or registered before.
+    """
+    wrong = functions.keys() ^ JUDGE_RULES.keys()
+    if wrong or _functions:
+        raise ValueError(f"each of JUDGE_RULES takes one function; wrong: {sorted(wrong) or sorted(_functions)}")
+    _functions.update((name, functions[name]) for name in JUDGE_RULES)
+
+
+def decide_by_rules(gold: str, answer: str) -> tuple[Decision, str]:
+    """Ask the judge's rules in turn about two tidy spans; the first that does not return None decides.
+
+    Rules call this again for parts of the spans, such as the elements of a list.
+
+    Returns:
+        The decision (None if no rule decides) and the rule's name ("" for none).
+    """
+    gold, answer = gold.strip(), answer.strip()
+    if not answer or not gold:
+        return False, ""
+    if gold == answer or _NOT_BETWEEN_DIGITS.sub("", gold) == _NOT_BETWEEN_DIGITS.sub("", answer):
+        return True, "identical"
+    for name, rule in _functions.items():
+        decision = rule(gold, answer)
+        if decision is not None:
+            return decision, name
+    return None, ""
+
+
+def agree_by_rules(gold: str, answer: str) -> bool:
+    """Whether the rules call ``answer`` right; undecided counts as not."""
+    return bool(decide_by_rules(gold, answer)[0])

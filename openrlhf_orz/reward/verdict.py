@@ -1,4 +1,4 @@
-"""What a grade is: the verdict, and what the trainer and the commands report with it."""
+"""Verdict and grade: the results that workers, trainer and commands exchange."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Verdict(IntEnum):
     WRONG = 1
     NO_ANSWER = 2  # no closed answer block, or no box in it, or an empty box
     UNPARSABLE = 3  # the answer (or the reference) is not a mathematical object
-    REFUSED = 4  # a guard named in ``Grade.rule`` fired before any parsing
+    REFUSED = 4  # the guard named in ``Grade.rule`` fired before any parsing
     TIMEOUT = 5  # the CPU-time budget (or the wall backstop) ran out
     CRASHED = 6  # the worker died on this answer, twice
 
@@ -31,7 +31,7 @@ class Grade:
     """One graded response.
 
     ``reward`` is 1.0 or 0.0. ``extracted`` is the graded span, None if there was none.
-    ``rule`` names the guard, mend or verifier rule that decided, None if Math-Verify did.
+    ``rule`` is the name in ``rules.RULES`` of what decided, None if Math-Verify did.
     ``ms`` is the wall time of the call in milliseconds, queueing included.
     """
 

@@ -1,8 +1,8 @@
-"""Other verifiers, by name: ``make_verifier("letter")``. All grade as the :class:`Grader` does.
+"""Verifiers by name: ``make_verifier("letter")``. All have the interface of :class:`Verifier`.
 
-``math``            Math-Verify with the mends; options are the Grader's
+``math``            the :class:`Grader`: Math-Verify and the rules
 ``letter``          multiple choice: the letter, bare, bracketed, in text, or before its content
-``exact``           the reference's own characters, surrounding white space aside
+``exact``           the reference's characters, without surrounding white space
 ``reasoning_gym``   a reasoning-gym scorer, in the Grader's workers; the reference is the data set
                     entry as JSON, and only the full score is right
 """
@@ -22,35 +22,45 @@ from openrlhf_orz.reward.workers import wire
 
 
 class Verifier(Protocol):
-    """What the trainer, the commands and the servers need of a verifier."""
+    """What a trainer or a command may call on any verifier."""
 
-    def grade(self, response: str, gold: str, stopped: bool = True) -> Grade: ...
+    def grade(self, response: str, gold: str, stopped: bool = True) -> Grade:
+        """The grade of a response without its prompt; reward 0 if it was cut (``stopped`` False)."""
 
-    def check_reference(self, gold: str) -> bool: ...
+    def check_reference(self, gold: str) -> bool:
+        """Whether the verifier can read the reference."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End its workers, if it has any."""
 
 
 class _Comparison:
-    """A verifier of extracted answers that needs no workers."""
+    """A verifier that compares extracted answers in this process, without workers.
 
-    def __init__(self, same: Callable[[str, str], bool], readable: Callable[[str], bool], rule: str):
-        self._same, self._readable, self._rule = same, readable, rule
+    Args:
+        key: what must be equal in the reference and the answer; None where a text has none.
+        rule: the name of the rule in the grades.
+    """
+
+    def __init__(self, key: Callable[[str], str | None], rule: str):
+        self._key, self._rule = key, rule
 
     def grade(self, response: str, gold: str, stopped: bool = True) -> Grade:
         begin = time.monotonic()
         answer = extract.extract_answer(response)
-        if answer is None:
-            verdict, rule = Verdict.NO_ANSWER, None
-        elif len(answer) > max(guards.MAX_CHARS, 2 * len(gold)):
-            verdict, rule = Verdict.REFUSED, "length"
-        else:
-            verdict, rule = (Verdict.RIGHT if self._same(gold, answer) else Verdict.WRONG), self._rule
+        verdict, rule = (Verdict.NO_ANSWER, None) if answer is None else self._compare(answer, gold)
         reward = 1.0 if verdict is Verdict.RIGHT and stopped else 0.0
         return Grade(verdict, reward, answer, rule, (time.monotonic() - begin) * 1e3)
 
+    def _compare(self, answer: str, gold: str) -> tuple[Verdict, str]:
+        if len(answer) > max(guards.MAX_ANSWER_CHARS, 2 * len(gold)):
+            return Verdict.REFUSED, "length"
+        wanted = self._key(gold)
+        right = wanted is not None and wanted == self._key(answer)
+        return (Verdict.RIGHT if right else Verdict.WRONG), self._rule
+
     def check_reference(self, gold: str) -> bool:
-        return self._readable(gold)
+        return self._key(gold) is not None
 
     def close(self) -> None:
         pass
@@ -75,32 +85,26 @@ class ReasoningGym(Grader):
     """
 
     def compare(self, answer: str, gold: str) -> tuple[Verdict, str, str | None]:
-        if len(answer) > guards.MAX_CHARS:
+        if len(answer) > guards.MAX_ANSWER_CHARS:
             return Verdict.REFUSED, answer, "length"
         if not self.check_reference(gold):
             return Verdict.UNPARSABLE, answer, "reference"
         verdict, _ = self.pool.ask(wire.REASONING_GYM, gold, answer)
         return verdict, answer, "reasoning_gym"
 
-    def check_reference(self, gold: str) -> bool:
-        """Whether the reference is a reasoning-gym entry that names its data set."""
+    def reference_verdict(self, gold: str) -> Verdict:
+        """RIGHT if the reference is a reasoning-gym entry that names its data set, else UNPARSABLE."""
         try:
-            entry = json.loads(gold)
-            return isinstance(entry["metadata"]["source_dataset"], str) and len(gold) < wire.MAX_BYTES // 4
-        except (ValueError, TypeError, KeyError):
-            return False
+            named = isinstance(json.loads(gold)["metadata"]["source_dataset"], str)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            named = False
+        return Verdict.RIGHT if named and len(gold) < wire.MAX_MESSAGE_BYTES // 4 else Verdict.UNPARSABLE
 
 
 VERIFIERS: dict[str, Callable[..., Verifier]] = {
     "math": Grader,
-    "letter": lambda **_: _Comparison(
-        lambda gold, answer: letter_of(gold) is not None and letter_of(gold) == letter_of(answer),
-        lambda gold: letter_of(gold) is not None,
-        "letter",
-    ),
-    "exact": lambda **_: _Comparison(
-        lambda gold, answer: gold.strip() == answer.strip(), lambda gold: bool(gold.strip()), "exact"
-    ),
+    "letter": lambda **_: _Comparison(letter_of, "letter"),
+    "exact": lambda **_: _Comparison(lambda text: text.strip() or None, "exact"),
     "reasoning_gym": ReasoningGym,
 }
 

@@ -14,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from openrlhf_orz.data.curate import normalise
 from openrlhf_orz.data.curate.config import Clean
 from openrlhf_orz.data.curate.shards import rejection
-from openrlhf_orz.reward.grader import MAX_GOLD_CHARS, Grader
+from openrlhf_orz.reward.grader import Grader
 from openrlhf_orz.reward.verdict import Verdict
-from openrlhf_orz.reward.verifiers import make_verifier
-from openrlhf_orz.reward.workers import wire
+from openrlhf_orz.reward.verifiers import ReasoningGym
 
 # Numbers that the grader is known to read: integers, decimals, fractions of integers. A test holds this.
 _PLAIN = re.compile(r"-?(?:\d{1,15}(?:\.\d{1,15})?|\\[dt]?frac\{\d{1,9}\}\{0*[1-9]\d{0,8}\}|\d{1,9}/0*[1-9]\d{0,8})")
@@ -35,7 +34,7 @@ class References:
 
     def __init__(self, workers: int | None = None, plain: bool = False):
         self._grader = Grader(workers=workers, plain=plain, shared=True)
-        self._gym = make_verifier("reasoning_gym", workers=1)
+        self._gym = ReasoningGym(workers=1)
         self._known: dict[str, str | None] = {}
 
     def check(self, answers: Iterable[str], verifier: str = "math") -> dict[str, str | None]:
@@ -51,10 +50,7 @@ class References:
         return {answer: self._known.get(answer) for answer in wanted}
 
     def _ask(self, answer: str) -> str | None:
-        if len(answer) > MAX_GOLD_CHARS:
-            return "answer_unparsable"
-        task = wire.CHECK_REFERENCE_PLAIN if self._grader.plain else wire.CHECK_REFERENCE
-        verdict, _ = self._grader.pool.ask(task, answer, "")
+        verdict = self._grader.reference_verdict(answer)
         if verdict is Verdict.RIGHT:
             return None
         return "answer_fails_itself" if verdict is Verdict.WRONG else "answer_unparsable"

@@ -1,4 +1,4 @@
-"""Brackets of a span: what they enclose, whether they pair, and splitting outside them."""
+"""Brackets of a span: what they enclose, whether they pair, and splits outside them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def strip_group(text: str) -> str:
-    """Without the braces, or round brackets around one thing, that enclose all of ``text``."""
+    """``text`` without braces or round brackets around all of it; the round brackets of a list stay."""
     while len(text) > 1 and ((text[0] == "{" and text[-1] == "}") or (text[0] == "(" and text[-1] == ")")):
         if not encloses(text) or (text[0] == "(" and len(split_top(text[1:-1], ",;")) > 1) or text[-2] == "\\":
             return text
@@ -18,14 +18,14 @@ _SQUARE = re.compile(r"[\[\]]")
 
 
 def outward(text: str) -> str:
-    """``]0,1]`` as ``(0,1]`` and ``[0,1[`` as ``[0,1)``: brackets turned away leave the bound out."""
+    """``]0,1]`` as ``(0,1]`` and ``[0,1[`` as ``[0,1)``: an outward bracket excludes its bound."""
     places = [match.start() for match in _SQUARE.finditer(text)]
     for low, high in zip(places[::2], places[1::2]):
         inside = text[low + 1 : high]
-        if text[low] + text[high] != "[]" and "\\cup" not in inside:
-            if [bool(part.strip()) for part in split_top(inside, ",;")] == [True, True]:
-                ends = {"[": "[", "]": "("}[text[low]], {"]": "]", "[": ")"}[text[high]]
-                text = text[:low] + ends[0] + inside + ends[1] + text[high + 1 :]
+        two_bounds = [bool(part.strip()) for part in split_top(inside, ",;")] == [True, True]
+        if text[low] + text[high] != "[]" and "\\cup" not in inside and two_bounds:
+            ends = {"[": "[", "]": "("}[text[low]], {"]": "]", "[": ")"}[text[high]]
+            text = text[:low] + ends[0] + inside + ends[1] + text[high + 1 :]
     return text
 
 
@@ -54,9 +54,9 @@ _TEXT = re.compile(r"\\text\{[^{}]*\}")
 
 
 def balanced(text: str) -> bool:
-    """Whether round and square brackets close each other, one of each kind only around a comma.
+    """Whether round and square brackets pair; a mixed pair such as ``[1,2)`` must hold a comma.
 
-    Brackets in words do not count.
+    Brackets inside ``\\text`` do not count.
     """
     opened: list[list] = []
     for match in _PAIR.finditer(_TEXT.sub(" ", text)):

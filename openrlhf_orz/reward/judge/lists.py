@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from openrlhf_orz.reward.judge import ranges, shapes, values
 from openrlhf_orz.reward.judge.brackets import split_top
-from openrlhf_orz.reward.judge.compare import Decision, agree, decide
+from openrlhf_orz.reward.rules import Decision, agree_by_rules, decide_by_rules
 
+T = TypeVar("T")
 MAX_UNORDERED = 64  # elements of a list that are matched in any order
 
-
 _INTEGERS = r"(?:\\mathbb\{(?P<set>[ZN])\}|(?:\\text\{\s*)?(?:the\s+)?integers\s*\}?)"
+_BODY = r"(?P<body>.*?)(?:\\text\{[\s,(]*(?:where|for|with|and)?\s*(?:any|all|some|every)?\s*\}|[\s,;(]|\|)+"
 _CLAUSES = [
-    re.compile(r"(?P<body>.*?)(?:\\text\{[\s,(]*(?:where|for|with|and)?\s*(?:any|all|some|every)?\s*\}|[\s,;(]|\|)+" + rest, re.DOTALL)
+    re.compile(_BODY + rest, re.DOTALL)
     for rest in (
         rf"(?P<name>[a-zA-Z])\s*\\in\s*{_INTEGERS}\s*\)?$",
         r"(?P<name>[a-zA-Z])\s*\\text\{\s*(?:is\s+)?(?:an|any)\s+(?P<kind>positive\s+)?integer\s*\}\)?$",
-        r"\\text\{[\s,(]*(?:where|for|with)?\s*(?:any|all|some|every|an)?\s*(?P<kind>positive\s+)?integers?\s*\}\s*(?P<name>[a-zA-Z])\)?$",
+        r"\\text\{[\s,(]*(?:where|for|with)?\s*(?:any|all|some|every|an)?\s*(?P<kind>positive\s+)?integers?\s*\}"
+        r"\s*(?P<name>[a-zA-Z])\)?$",
     )
-]  # fmt: skip
+]
 
 
 def _family(text: str) -> tuple[str, str, str] | None:
@@ -36,7 +39,7 @@ def _family(text: str) -> tuple[str, str, str] | None:
     return None
 
 
-def family(gold: str, answer: str) -> Decision:
+def family_rule(gold: str, answer: str) -> Decision:
     """`2k\\pi, k \\in \\mathbb{Z}` is `2n\\pi` for integers n; over all integers it may start anywhere."""
     left, right = _family(gold), _family(answer)
     if left is None or right is None:
@@ -45,28 +48,20 @@ def family(gold: str, answer: str) -> Decision:
         return False
     g_body, name, _ = left
     a_body = re.sub(rf"(?<![\\a-zA-Z]){right[1]}(?![a-zA-Z])", f" {name} ", right[0])
-    if decide(g_body, a_body)[0]:
+    if decide_by_rules(g_body, a_body)[0]:
         return True
     bodies = []
     for body in (g_body, a_body):
         sides, signs = shapes.relations(body)
         bodies.append(sides[-1] if signs == ["="] and shapes.is_label(sides[0]) else body)
-    return left[2] == "Z" and values.same_progression(*bodies, name)
+    return left[2] == "Z" and values.same_progression(bodies[0], bodies[1], name)
 
 
-def interval(gold: str, answer: str) -> Decision:
-    """Intervals, unions and solved inequalities are sets; no set swallows a number."""
+def interval_rule(gold: str, answer: str) -> Decision:
+    """Intervals, unions and solved inequalities are sets; a set is never equal to a number."""
     left, right = ranges.parse_range(gold), ranges.parse_range(answer)
     if left and right and (left.sure or right.sure):
-        if (
-            not left.sure
-            and left.segments
-            and shapes.items(gold)
-            and shapes.items(gold).bracket == "{"
-            and not right.variable
-        ):
-            return None if not right.sure else ranges.equal(left, right)
-        return ranges.equal(left, right)
+        return ranges.same_range(left, right)
     if right and right.sure and not left:
         return False if not shapes.relations(gold)[1] else None
     if left and left.sure and not right:
@@ -74,44 +69,50 @@ def interval(gold: str, answer: str) -> Decision:
     return None
 
 
-def listing(gold: str, answer: str) -> Decision:
+def listing_rule(gold: str, answer: str) -> Decision:
     """Lists have the reference's elements and order: (1,2) is not {1,2}; `3 or 4` is not 3."""
-    left, right = shapes.items(gold), shapes.items(answer)
-    if left and right is None and left.bracket == "(" and shapes.column(answer):
-        right = shapes.column(answer)
-    if right and left is None and right.bracket == "(" and shapes.column(gold):
-        left = shapes.column(gold)
-    if left and right is None and left.bracket == "(" and shapes.point(answer):
-        right = shapes.items(shapes.point(answer))
-    if right and left is None and right.bracket == "(" and shapes.point(gold):
-        left = shapes.items(shapes.point(gold))
+    left, right = shapes.items_of(gold), shapes.items_of(answer)
+    if left and right is None and left.bracket == "(":
+        right = _as_tuple(answer)
+    if right and left is None and right.bracket == "(":
+        left = _as_tuple(gold)
     if right is None and (left or _named_tuple(gold)):
         right = shapes.chained(answer)
     if left is None and right:
         left = shapes.chained(gold)
-    if left is None and right is None:
-        return None
-    if left is None:
-        if len(right.parts) == 1 and right.bracket == "{":
-            return decide(gold, right.parts[0])[0]
-        named = _named(right.parts)
-        if named and len(right.parts) == 1:
-            return decide(gold, named[0][1])[0]
-        sides, signs = shapes.relations(gold)
-        if _named_tuple(gold) and right.bracket == "" and named:
-            return _against_named_tuple(sides, right)
-        if signs in (["="], ["\\in"]) and shapes.is_label(sides[0], strict=True) and shapes.items(sides[1]):
-            return listing(sides[1], answer)
-        return False
-    if right is None:
+    if left and right:
+        return _same_items(left, right)
+    if right:
+        return _against_no_list(gold, answer, right)
+    if left:
         if len(left.parts) == 1 and left.bracket == "{":
-            return decide(left.parts[0], answer)[0]
+            return decide_by_rules(left.parts[0], answer)[0]
         sides, signs = shapes.relations(answer)
-        if signs in (["="], ["\\in"]) and shapes.is_label(sides[0]) and shapes.items(sides[1]):
-            return listing(gold, sides[1])
-        split = re.fullmatch(r"\d{4,}", answer) and None
-        return False if split is None else split
-    return _same_items(left, right)
+        if signs in (["="], ["\\in"]) and shapes.is_label(sides[0]) and shapes.items_of(sides[1]):
+            return listing_rule(gold, sides[1])
+        return False
+    return None
+
+
+def _as_tuple(text: str) -> shapes.ItemList | None:
+    """The elements of a column vector, or the coordinates of a named point."""
+    point = shapes.point_of(text)
+    return shapes.column(text) or (shapes.items_of(point) if point else None)
+
+
+def _against_no_list(gold: str, answer: str, right: shapes.ItemList) -> Decision:
+    """The answer's list against a reference that is none: one element, or an equation with a list."""
+    if len(right.parts) == 1 and right.bracket == "{":
+        return decide_by_rules(gold, right.parts[0])[0]
+    named = _named(right.parts)
+    if named and len(right.parts) == 1:
+        return decide_by_rules(gold, named[0][1])[0]
+    sides, signs = shapes.relations(gold)
+    if _named_tuple(gold) and right.bracket == "" and named:
+        return _against_named_tuple(sides, right)
+    if signs in (["="], ["\\in"]) and shapes.is_label(sides[0], strict=True) and shapes.items_of(sides[1]):
+        return listing_rule(sides[1], answer)
+    return False
 
 
 def _named_tuple(text: str) -> bool:
@@ -119,17 +120,17 @@ def _named_tuple(text: str) -> bool:
     if not text.startswith("(") or "=" not in text:
         return False
     sides, signs = shapes.relations(text)
-    return signs == ["="] and all(map(shapes.items, sides))
+    return signs == ["="] and all(map(shapes.items_of, sides))
 
 
-def _against_named_tuple(sides: list[str], right: shapes.Items) -> bool:
+def _against_named_tuple(sides: list[str], right: shapes.ItemList) -> bool:
     """`(x,y) = (1,2)` against `x=1, y=2`."""
-    names, answers = shapes.items(sides[0]), _named(right.parts)
-    if not names or not answers:
+    names, golds, answers = shapes.items_of(sides[0]), shapes.items_of(sides[1]), _named(right.parts)
+    if not names or not golds or not answers:
         return False
-    wanted = dict(zip((shapes.label_key(n) for n in names.parts), shapes.items(sides[1]).parts))
+    wanted = dict(zip(map(shapes.label_key, names.parts), golds.parts))
     given = {shapes.label_key(name): value for name, value in answers}
-    return wanted.keys() == given.keys() and all(decide(wanted[name], given[name])[0] for name in wanted)
+    return wanted.keys() == given.keys() and all(decide_by_rules(wanted[name], given[name])[0] for name in wanted)
 
 
 def _named(parts: tuple[str, ...]) -> list[tuple[str, str]] | None:
@@ -149,45 +150,48 @@ def _named(parts: tuple[str, ...]) -> list[tuple[str, str]] | None:
     return named
 
 
-def _same_items(left: shapes.Items, right: shapes.Items) -> Decision:
+def _same_items(left: shapes.ItemList, right: shapes.ItemList) -> Decision:
     g_named = _named(left.parts) if left.bracket == "" else None
     a_named = _named(right.parts) if right.bracket == "" else None
     if g_named and a_named:
         pairs = [[(shapes.label_key(name), value) for name, value in named] for named in (g_named, a_named)]
-        return _match(pairs[0], pairs[1], lambda a, b: a[0] == b[0] and agree(a[1], b[1]))
-    if g_named or a_named:
-        named = g_named or a_named
+        return _match(pairs[0], pairs[1], lambda a, b: a[0] == b[0] and agree_by_rules(a[1], b[1]))
+    g_parts: Sequence[str]
+    a_parts: Sequence[str]
+    if named := g_named or a_named:
         one_name = len({shapes.label_key(name) for name, _ in named}) == 1
         plain = [value for _, value in named]
         g_parts, a_parts = (plain, right.parts) if g_named else (left.parts, plain)
         other = right if g_named else left
         if one_name:
-            return other.bracket in ("", "{") and _match(g_parts, a_parts, agree)
-        return other.bracket != "{" and len(g_parts) == len(a_parts) and all(map(agree, g_parts, a_parts))
+            return other.bracket in ("", "{") and _match(g_parts, a_parts, agree_by_rules)
+        return other.bracket != "{" and len(g_parts) == len(a_parts) and all(map(agree_by_rules, g_parts, a_parts))
     unordered = {"", "{"}
     if left.bracket not in unordered and right.bracket not in unordered:
         usual = {"(", "["}
         same_bracket = left.bracket == right.bracket or (
             len(left.parts) > 2 and {left.bracket, right.bracket} == usual
         )
-        return same_bracket and len(left.parts) == len(right.parts) and all(map(agree, left.parts, right.parts))
+        return (
+            same_bracket and len(left.parts) == len(right.parts) and all(map(agree_by_rules, left.parts, right.parts))
+        )
     if left.bracket in unordered and right.bracket in unordered:
         g_parts, a_parts = left.parts, right.parts
         if "{" in (left.bracket, right.bracket) or len(a_parts) > len(g_parts):
             g_parts, a_parts = _distinct(g_parts), _distinct(a_parts)
-        return _match(g_parts, a_parts, agree)
+        return _match(g_parts, a_parts, agree_by_rules)
     return False
 
 
-def _distinct(parts: tuple[str, ...]) -> list[str]:
+def _distinct(parts: Sequence[str]) -> list[str]:
     kept: list[str] = []
     for part in parts:
-        if len(parts) > MAX_UNORDERED or not any(agree(other, part) for other in kept):
+        if len(parts) > MAX_UNORDERED or not any(agree_by_rules(other, part) for other in kept):
             kept.append(part)
     return kept
 
 
-def _match(gold: list, answer: list, same: Callable[[object, object], bool]) -> bool:
+def _match(gold: Sequence[T], answer: Sequence[T], same: Callable[[T, T], bool]) -> bool:
     """Whether the answer's elements are the reference's in some order."""
     if len(gold) != len(answer) or len(gold) > MAX_UNORDERED:
         return False

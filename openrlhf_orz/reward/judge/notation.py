@@ -1,6 +1,6 @@
-"""One spelling for one notation, before anything is compared.
+"""Rewrites a span into one notation before it is compared.
 
-:func:`tidy` rewrites a span into a small dialect of LaTeX without changing what it says:
+:func:`tidy_latex` rewrites a span into a small dialect of LaTeX without changing what it says:
 delimiters and sizing commands go, Unicode and plain-text notation become commands,
 thousands separators go, and text wrappers become ``\\text{...}``. All patterns are linear.
 """
@@ -32,7 +32,11 @@ _PLAIN = {**dict(zip(_SUPER, "0123456789-+n")), **dict(zip(_SUB, "0123456789-+n"
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|sf|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![a-zA-Z])", " "),
+        (
+            r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|sf"
+            r"|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![a-zA-Z])",
+            " ",
+        ),
         (r"\\m?(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?", ""),
         (r"(\d)(?:\{,\}|,\s*\\!|\\!,|,\\,|\\,|\\;|\\ |~|\\thinspace )\s*(?=\d{3}(?!\d))", r"\1"),
         (r"(?<=\d)\{([.:])\}(?=\d)", r"\1"),
@@ -51,8 +55,15 @@ _REWRITES = [
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
         (r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf|vec)\s*\{\s*([a-zA-Z])\s*\}", r"\1"),
-        (r"\\operatorname\*?\s*\{\s*(gcd|lcm|min|max|arcsin|arccos|arctan|sec|csc|cot|deg|det|sin|cos|tan|log|ln)\s*\}", r"\\\1 "),
-        (r"\\(?:mathrm|mathit|mathsf|textrm|textbf|textit|textsf|texttt|textnormal|mbox|hbox|emph|mathbf|boldsymbol|bm|operatorname\*?|textup)\s*\{", r"\\text{"),
+        (
+            r"\\operatorname\*?\s*\{\s*(gcd|lcm|min|max|arcsin|arccos|arctan|sec|csc|cot|deg|det|sin|cos|tan|log|ln)\s*\}",
+            r"\\\1 ",
+        ),
+        (
+            r"\\(?:mathrm|mathit|mathsf|textrm|textbf|textit|textsf|texttt|textnormal|mbox|hbox|emph|mathbf|boldsymbol|bm"
+            r"|operatorname\*?|textup)\s*\{",
+            r"\\text{",
+        ),
         (r"\\(?:lbrace)(?![a-zA-Z])", r"\\{"),
         (r"\\(?:rbrace)(?![a-zA-Z])", r"\\}"),
         (r"\\(?:lbrack)(?![a-zA-Z])", "["),
@@ -69,7 +80,11 @@ _REWRITES = [
         (r"\\(?:varnothing|emptyset)(?![a-zA-Z])", r"\\emptyset "),
         (r"\\backslash(?![a-zA-Z])", r"\\setminus "),
         (r"\\(?:Bbb|mathbb)\s*\{?\s*([RNZQC])\s*\}?", r"\\mathbb{\1}"),
-        (r"(?:\{\s*\})?\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degrees?(?![a-zA-Z])|\\textdegree|(?<=\d)\s*\\text\{\s*degrees?\s*\}", r"^\\circ "),
+        (
+            r"(?:\{\s*\})?\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degrees?(?![a-zA-Z])|\\textdegree"
+            r"|(?<=\d)\s*\\text\{\s*degrees?\s*\}",
+            r"^\\circ ",
+        ),
         (r"(?<!\\)%", r"\\%"),
         (r"\\text\{\s*(\\[%$])\s*\}", r"\1"),
         (r"\\colon(?![a-zA-Z])", ":"),
@@ -89,7 +104,7 @@ _REWRITES = [
         (r"(?<![\\a-zA-Z])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
         (r"\\(?:infin)(?![a-zA-Z])", r"\\infty "),
     ]
-]  # fmt: skip
+]
 _ROOT = re.compile(r"\\sqrt\s*(\\[a-zA-Z]+|[0-9a-zA-Z])")
 _INDEXED_ROOT = re.compile(r"(\\sqrt\s*\[[^\[\]{}]{1,9}\])\s*(\\(?!frac|sqrt|left)[a-zA-Z]+|[0-9a-zA-Z])")
 _NEGATIVE_POWER = re.compile(r"\^\s*-\s*(\d+(?!\d|\.\d)|[a-zA-Z](?![a-zA-Z]))")
@@ -107,7 +122,7 @@ _SPACES = re.compile(r"\s+")
 
 
 def _single(match: re.Match) -> str:
-    """The letter alone, but for the metres of ``45\\text{ m}^2``."""
+    """The letter without ``\\text``, except the metres of ``45\\text{ m}^2``."""
     if match.group(1) == "m" and match.string[: match.start()].rstrip(" \\")[-1:] in tuple("0123456789})"):
         return match.group() if _POWER_AT_END.match(match.string, match.end()) else "m"
     return match.group(1) or match.group(2)
@@ -172,15 +187,15 @@ def _one_pass(text: str) -> str:
     return _INDEXED_ROOT.sub(r"\1{\2}", _ROOT.sub(r"\\sqrt{\1}", text))
 
 
-MAX_PASSES = 100  # each takes off a layer, such as one of several prefixes
+MAX_PASSES = 100  # each pass removes a layer, such as one of several prefixes
 
 
-def tidy(span: str, thousands: bool = True) -> str:
-    """``span`` in the comparison's dialect; never raises, and tidying twice changes nothing more.
+def tidy_latex(span: str, thousands: bool = True) -> str:
+    """``span`` in the notation of the rules; never raises, and a second call changes nothing more.
 
-    With ``thousands`` unset, the commas of ``12,102`` separate two numbers.
+    If ``thousands`` is False, the commas of ``12,102`` separate two numbers.
     """
-    for _ in range(MAX_PASSES):  # what one rewrite leaves, another may take up
+    for _ in range(MAX_PASSES):  # one rewrite can make another applicable
         before, span = span, _tidy_once(span, thousands)
         if span == before:
             break
@@ -206,7 +221,7 @@ def _tidy_once(span: str, thousands: bool) -> str:
         text = strip_group(text.strip())
         if text and text[-1] in ".,;" and not text.endswith("\\,"):
             text = text[:-1]
-        if text.endswith("\\") and not text.endswith("\\\\"):  # what a stripped control space leaves
+        if text.endswith("\\") and not text.endswith("\\\\"):  # the rest of a stripped control space
             text = text[:-1]
         if text.startswith((". ", ", ", ": ")):
             text = text[1:]

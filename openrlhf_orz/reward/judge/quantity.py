@@ -1,4 +1,4 @@
-"""Exact numbers and what is written around them: signs, percent, currency, units."""
+"""Exact numbers with their signs and exponents, currencies and units."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from fractions import Fraction
 from sympy import factorint
 
 _D = r"(?:\d+(?:\.\d*)?|\.\d+)"
+_TEN_TO = r"(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)"
 _NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?:(?P<whole>\d+)\s*)?(?:\\frac\s*\{{\s*(?P<ftop>-?\s*{_D})\s*\}}\s*\{{\s*(?P<fbot>-?\s*{_D})\s*\}})$"
+    rf"(?P<sign>[+-]?)\s*(?:(?P<whole>\d+)\s*)?"
+    rf"(?:\\frac\s*\{{\s*(?P<ftop>-?\s*{_D})\s*\}}\s*\{{\s*(?P<fbot>-?\s*{_D})\s*\}})$"
     rf"|(?P<sign2>[+-]?)\s*(?:(?P<whole2>\d+) +)?(?P<top>{_D})\s*/\s*(?P<bot>{_D})$"
-    rf"|(?P<sign3>[+-]?)\s*(?P<plain>{_D})(?:\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)\s*(?P<exp>\{{\s*[+-]?\d+\s*\}}|[+-]?\d+))?$"
+    rf"|(?P<sign3>[+-]?)\s*(?P<plain>{_D})(?:\s*{_TEN_TO}\s*(?P<exp>\{{\s*[+-]?\d+\s*\}}|[+-]?\d+))?$"
     rf"|(?P<sign4>[+-]?)\s*(?P<start>\d*\.\d*)\\overline\s*\{{?(?P<cycle>\d+)\}}?$"
     r"|(?P<sign5>[+-]?)\s*10\s*\^\s*(?P<exp5>\{\s*[+-]?\d+\s*\}|\d)$"
 )
@@ -22,14 +24,14 @@ MAX_EXPONENT = 2000
 
 @dataclass(frozen=True)
 class Number:
-    """An exact rational. ``decimal`` tells that it was written with a point (so may be a rounding)."""
+    """An exact rational. ``decimal``: it was written with a point, so it may be a rounding."""
 
     value: Fraction
     decimal: bool = False
 
 
 def number(text: str) -> Number | None:
-    """``text`` (tidied) as an exact number: integers, decimals, fractions, mixed and scientific."""
+    """``text`` (tidy) as an exact number: integers, decimals, fractions, mixed and scientific."""
     if not text or len(text) > MAX_DIGITS or not (text[-1].isdigit() or text[-1] in "}."):
         return None
     match = _NUMBER.match(text)
@@ -83,11 +85,12 @@ def prime_powers(text: str) -> dict[int, int] | None:
 _UNITS: dict[str, tuple[str, Fraction]] = {}
 for _dimension, _names in {
     "length": "mm=1/1000 millimeter=1/1000 millimetre=1/1000 cm=1/100 centimeter=1/100 centimetre=1/100 dm=1/10 "
-    "m=1 meter=1 metre=1 km=1000 kilometer=1000 kilometre=1000 in=254/10000 inch=254/10000 inche=254/10000 ft=3048/10000 foot=3048/10000 "
-    "feet=3048/10000 yd=9144/10000 yard=9144/10000 mi=1609344/1000 mile=1609344/1000",
+    "m=1 meter=1 metre=1 km=1000 kilometer=1000 kilometre=1000 in=254/10000 inch=254/10000 inche=254/10000 "
+    "ft=3048/10000 foot=3048/10000 feet=3048/10000 yd=9144/10000 yard=9144/10000 mi=1609344/1000 mile=1609344/1000",
     "mass": "mg=1/1000 g=1 gm=1 gram=1 kg=1000 kilogram=1000 lb=45359237/100000 pound=45359237/100000 "
     "oz=28349523125/1000000000 ounce=28349523125/1000000000 ton=907184740/1000",
-    "time": "ms=1/1000 millisecond=1/1000 s=1 sec=1 second=1 min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 week=604800",
+    "time": "ms=1/1000 millisecond=1/1000 s=1 sec=1 second=1 min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 "
+    "week=604800",
     "year": "yr=1 year=1 month=1/12",
     "volume": "ml=1 milliliter=1 l=1000 liter=1000 litre=1000 cc=1",
     "gallon": "gal=1 gallon=1 quart=1/4 pint=1/8 cup=1/16",
@@ -112,34 +115,22 @@ for _dimension, _names in {
         _name, _size = _entry.rsplit("=", 1)
         _UNITS[_name] = (_dimension, Fraction(_size))
 
-_GENERIC = {
-    "unit",
-    "total",
-    "in",
-    "all",
-    "altogether",
-    "of",
-    "the",
-    "area",
-    "length",
-    "each",
-    "exactly",
-}
-_STOP = {
-    "about", "approximately", "approx", "roughly", "nearly", "almost", "around", "ish", "something", "or", "and", "not", "is", "are", "was", "but", "no", "maybe", "perhaps", "either", "to", "than", "if", "when", "where", "for",
-    "any", "every", "some", "never", "wrong", "false", "true", "yes", "answer", "plus", "minus", "times", "point", "hundred",
-    "thousand", "million", "billion", "dozen", "half", "percent", "mod", "modulo", "base", "by", "over", "because", "with", "am", "pm",
-    "except", "unless", "other", "between", "more", "less", "at", "least", "most", "up", "squared", "cubed", "trillion", "remainder",
-}  # fmt: skip
+_GENERIC = {"unit", "total", "in", "all", "altogether", "of", "the", "area", "length", "each", "exactly"}
+_STOP_WORDS = (  # a text with one of them is no unit
+    "about approximately approx roughly nearly almost around ish something or and not is are was but no maybe perhaps "
+    "either to than if when where for any every some never wrong false true yes answer plus minus times point hundred "
+    "thousand million billion trillion dozen half percent mod modulo remainder base by over because with am pm "
+    "except unless other between more less at least most up squared cubed"
+)
+_STOP = set(_STOP_WORDS.split())
 _CURRENCY = re.compile(
     r"^(?P<minus>-?)\s*(?P<unit>\\\$|[€£¥₹]|(?:\\text\{\s*)?(?:Rs\.?|USD|US\\\$)\s*\}?)\s*(?P<body>(?:\S.*))$"
 )
 _TAIL = re.compile(r"\s*\\text\{(?P<words>[^{}]*)\}\s*(?:\^\s*\{?\s*(?P<power>-?[123])\s*\}?)?$")
 _SLASH_TAIL = re.compile(r"\s*\\text\{([^{}]*)\}\s*/\s*\\text\{([^{}]*)\}$")
 _FRACTION_TAIL = re.compile(r"\s*\\frac\{\s*\\text\{([^{}]*)\}\s*\}\{\s*\\text\{([^{}]*)\}\s*\}$")
-_WORDS = re.compile(
-    r"(?P<gap>\s*)(?P<words>[a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?(?: [a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?){0,3})(?:\s*\^\s*\{?(?P<power>[23])\}?)?$"
-)
+_WORD = r"[a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?"
+_WORDS = re.compile(rf"(?P<gap>\s*)(?P<words>{_WORD}(?: {_WORD}){{0,3}})(?:\s*\^\s*\{{?(?P<power>[23])\}}?)?$")
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?(?P<scale>[CF]?)(?:elsius|ahrenheit)?\s*\}?$")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _SIGN_TAIL = re.compile(r"\s*(?P<unit>\\\$|[€£¥₹¢])$")
@@ -191,7 +182,7 @@ def unit_of(words: str, power: int = 1) -> Unit | None:
 
 
 def split_unit(text: str) -> tuple[str, Unit | None, bool]:
-    """The body of ``text``, its unit (None without one) and whether the unit is beyond doubt.
+    """The body of ``text``, its unit (None if it has none) and whether the unit is certain.
 
     A trailing letter may be a unit or a factor (``5m``): then the last item is False.
     """

@@ -20,7 +20,8 @@ _REALS = re.compile(
     re.IGNORECASE,
 )
 _EXCEPT = re.compile(
-    r"(?:\\text\{\s*)?(?:all\s+)?reals?(?:\s+numbers?)?\s*(?:except|other than|excluding)(?:\s+for)?\s*(?:\}\s*)?(?:[a-z]\s*=\s*)?(-?[^{}]+?)\s*\}?$",
+    r"(?:\\text\{\s*)?(?:all\s+)?reals?(?:\s+numbers?)?\s*(?:except|other than|excluding)(?:\s+for)?\s*(?:\}\s*)?"
+    r"(?:[a-z]\s*=\s*)?(-?[^{}]+?)\s*\}?$",
     re.IGNORECASE,
 )
 _BUILDER = re.compile(r"\\\{\s*(?P<var>\\?[a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(?P<body>.*)\\\}$", re.DOTALL)
@@ -29,6 +30,7 @@ _EMPTY = re.compile(
     r"\\emptyset\s*$|\\\{\s*\\\}$|(?:\\text\{)?\s*(?:no (?:real )?solutions?|empty set|the empty set)\s*\}?$",
     re.IGNORECASE,
 )
+_DISTANCE = re.compile(r"\|\s*(\\?[a-zA-Z])\s*\|")
 _FLIP = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
 
 
@@ -46,8 +48,8 @@ class Segment:
 class Range:
     """A set of reals: its segments in writing order.
 
-    ``variable`` is set when it was written as a relation. ``sure`` is False for ``(a,b)`` and
-    ``\\{a,b\\}``, which are a pair and a list as well.
+    ``variable`` is set if it was written as a relation. ``sure`` is False for ``(a,b)`` and
+    ``\\{a,b\\}``, which may also be a pair and a list.
     """
 
     segments: tuple[Segment, ...]
@@ -56,7 +58,7 @@ class Range:
 
 
 def parse_range(text: str) -> Range | None:
-    """``text`` (tidied) as a set of reals, None if it is not written as one."""
+    """``text`` (tidy) as a set of reals, None if it is not written as one."""
     text = _EXCEPT.sub(lambda m: f"\\mathbb{{R}} \\setminus \\{{{m[1]}\\}}", text.strip())
     builder = _BUILDER.match(text)
     if builder:
@@ -71,8 +73,8 @@ def parse_range(text: str) -> Range | None:
     pieces = [text] if member else [piece.strip() for piece in split_top(text, _UNION)]
     if any(not piece for piece in pieces):
         return None
-    parsed = [_piece(piece) for piece in pieces]
-    if any(piece is None for piece in parsed):
+    parsed = [piece for piece in map(_piece, pieces) if piece is not None]
+    if len(parsed) < len(pieces):
         return None
     if len(parsed) == 1:
         return parsed[0]
@@ -93,9 +95,11 @@ def _piece(text: str) -> Range | None:
     minus = split_top(text, re.compile(r"\\setminus(?![a-zA-Z])|(?<=\}|\))\s*-\s*(?=\\\{)"))
     if len(minus) == 2:
         whole, taken = _piece(minus[0].strip()), parse_range(minus[1].strip())
-        outside = _complement(taken.segments) if whole and taken and not taken.variable else None
-        left = _intersect(whole.segments, outside) if outside is not None else None
-        return Range(left, whole.variable, True) if left is not None else None
+        if not whole or not taken or taken.variable:
+            return None
+        outside = _complement(taken.segments)
+        left = None if outside is None else _intersect(whole.segments, outside)
+        return None if left is None else Range(left, whole.variable, True)
     if len(minus) > 2:
         return None
     if _REALS.match(text):
@@ -123,6 +127,7 @@ def _points(text: str) -> list[Expr] | None:
 
 
 def _relation(text: str) -> Range | None:
+    """The numbers for which a relation in solved form holds, such as ``x > 2`` or ``1 \\leq |x| < 3``."""
     signs = _RELATION.findall(text)
     if not signs:
         return None
@@ -130,51 +135,73 @@ def _relation(text: str) -> Range | None:
     if len(sides) != len(signs) + 1:
         return None
     if signs[0] in ("\\in", "\\notin"):
-        if len(signs) > 1 or not _VARIABLE.match(sides[0]):
-            return None
-        inner = parse_range(sides[1])
-        if inner is None:
-            return None
-        segments = inner.segments if signs[0] == "\\in" else _complement(inner.segments)
-        sure = inner.sure or signs[0] == "\\notin"
-        return Range(segments, sides[0], sure) if segments is not None else None
-    distance = re.fullmatch(r"\|\s*(\\?[a-zA-Z])\s*\|", sides[0])
-    if distance and len(signs) == 1 and signs[0] in _FLIP:
-        bound, is_open = _bound(sides[1]), signs[0] in "<>"
-        if not bound:
-            return None
-        if signs[0] in ("<", "\\leq"):
-            segments = (Segment(-bound, is_open, bound, is_open),)
-        else:
-            segments = (Segment(-oo, True, -bound, is_open), Segment(bound, is_open, oo, True))
-        return Range(segments, distance.group(1), True)
-    between = re.fullmatch(r"\|\s*(\\?[a-zA-Z])\s*\|", sides[1])
-    if between and len(signs) == 2 and all(sign in ("<", "\\leq") for sign in signs):
-        low, high = _bound(sides[0]), _bound(sides[2])
-        if low is None or high is None or oo in (low, high) or not _less(-low, low) or not _less(low, high):
-            return None
-        ends = signs[0] == "<", signs[1] == "<"
-        outer = Segment(-high, ends[1], -low, ends[0]), Segment(low, ends[0], high, ends[1])
-        return Range(outer, between.group(1), True)
+        return _membership(sides, signs)
+    distances = [_DISTANCE.fullmatch(side) for side in sides[:2]]
+    if distances[0] and len(signs) == 1 and signs[0] in _FLIP:
+        return _distance(distances[0][1], signs[0], sides[1])
+    if distances[1] and len(signs) == 2 and all(sign in ("<", "\\leq") for sign in signs):
+        return _ring(sides, signs, distances[1][1])
     middles = [n for n, side in enumerate(sides) if _VARIABLE.match(side)]
     if len(signs) == 2 and middles == [1] and not sides[1].startswith("-") and signs[0] in _FLIP and signs[1] in _FLIP:
-        if (signs[0] in (">", "\\geq")) != (signs[1] in (">", "\\geq")):
-            return None
-        if signs[0] in (">", "\\geq"):
-            sides, signs = sides[::-1], [_FLIP[sign] for sign in signs[::-1]]
-        low, high = _bound(sides[0]), _bound(sides[2])
-        if low is None or high is None:
-            return None
-        return Range((Segment(low, signs[0] == "<", high, signs[1] == "<"),), sides[1], True)
-    if len(signs) != 1 or len(middles) != 1:
+        return _between(sides, signs)
+    if len(signs) == 1 and len(middles) == 1:
+        return _one_sided(sides[middles[0]], signs[0], sides[1 - middles[0]], turned=middles[0] == 1)
+    return None
+
+
+def _membership(sides: list[str], signs: list[str]) -> Range | None:
+    """``x \\in (1,2)`` and ``x \\notin (1,2)``."""
+    if len(signs) > 1 or not _VARIABLE.match(sides[0]):
         return None
-    sign, variable, bound = signs[0], sides[middles[0]], _bound(sides[1 - middles[0]])
+    inner = parse_range(sides[1])
+    if inner is None:
+        return None
+    segments = inner.segments if signs[0] == "\\in" else _complement(inner.segments)
+    sure = inner.sure or signs[0] == "\\notin"
+    return Range(segments, sides[0], sure) if segments is not None else None
+
+
+def _distance(variable: str, sign: str, text: str) -> Range | None:
+    """``|x| < 3`` and ``|x| > 3``."""
+    bound, is_open = _bound(text), sign in "<>"
+    if not bound:
+        return None
+    if sign in ("<", "\\leq"):
+        return Range((Segment(-bound, is_open, bound, is_open),), variable, True)
+    return Range((Segment(-oo, True, -bound, is_open), Segment(bound, is_open, oo, True)), variable, True)
+
+
+def _ring(sides: list[str], signs: list[str], variable: str) -> Range | None:
+    """``1 < |x| < 3``."""
+    low, high = _bound(sides[0]), _bound(sides[2])
+    if low is None or high is None or oo in (low, high) or not _less(-low, low) or not _less(low, high):
+        return None
+    ends = signs[0] == "<", signs[1] == "<"
+    return Range((Segment(-high, ends[1], -low, ends[0]), Segment(low, ends[0], high, ends[1])), variable, True)
+
+
+def _between(sides: list[str], signs: list[str]) -> Range | None:
+    """``1 < x < 3`` and ``3 > x > 1``."""
+    if (signs[0] in (">", "\\geq")) != (signs[1] in (">", "\\geq")):
+        return None
+    if signs[0] in (">", "\\geq"):
+        sides, signs = sides[::-1], [_FLIP[sign] for sign in signs[::-1]]
+    low, high = _bound(sides[0]), _bound(sides[2])
+    if low is None or high is None:
+        return None
+    return Range((Segment(low, signs[0] == "<", high, signs[1] == "<"),), sides[1], True)
+
+
+def _one_sided(variable: str, sign: str, text: str, turned: bool) -> Range | None:
+    """``x < 3``, ``3 > x`` (``turned``), ``-x < 3``, ``x = 3`` and ``x \\neq 3``."""
+    bound = _bound(text)
     if bound is None:
         return None
     if variable.startswith("-"):
         sign, variable, bound = _FLIP.get(sign, sign), variable[1:].strip(), -bound
-    if middles[0] == 1:
+    if turned:
         sign = _FLIP.get(sign, sign)
+    segments: tuple[Segment, ...]
     if sign == "=":
         segments = (Segment(bound, False, bound, False),)
     elif sign == "\\neq":
@@ -194,7 +221,7 @@ def _bound(text: str) -> Expr | None:
         return -oo
     if not text or _RELATION.search(text) or "\\infty" in text:
         return None
-    parsed = values.parse(text)
+    parsed = values.parse_expression(text)
     return parsed if isinstance(parsed, Expr) else None
 
 
@@ -252,23 +279,21 @@ def _complement(segments: tuple[Segment, ...]) -> tuple[Segment, ...] | None:
 
 
 def _intersect(left: tuple[Segment, ...], right: tuple[Segment, ...]) -> tuple[Segment, ...] | None:
-    outside = [_complement(left), _complement(right)]
-    return _complement(outside[0] + outside[1]) if None not in outside else None
+    left_gaps, right_gaps = _complement(left), _complement(right)
+    return None if left_gaps is None or right_gaps is None else _complement(left_gaps + right_gaps)
 
 
-def equal(gold: Range, answer: Range) -> bool:
+def same_range(gold: Range, answer: Range) -> bool:
     """Whether two ranges are the same set (and about the same variable, when both name one)."""
     if gold.variable and answer.variable and gold.variable.strip() != answer.variable.strip():
         return False
-    sides = [_normal(gold.segments), _normal(answer.segments)]
-    if None in sides:
-        sides = [gold.segments, answer.segments]
-    if len(sides[0]) != len(sides[1]):
-        return False
-    return all(
+    left, right = _normal(gold.segments), _normal(answer.segments)
+    if left is None or right is None:
+        left, right = gold.segments, answer.segments
+    return len(left) == len(right) and all(
         a.low_open == b.low_open
         and a.high_open == b.high_open
         and values.same_parsed(a.low, b.low)
         and values.same_parsed(a.high, b.high)
-        for a, b in zip(*sides)
+        for a, b in zip(left, right)
     )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 
 from openrlhf_orz.reward.judge import ranges, shapes, values
-from openrlhf_orz.reward.judge.compare import Decision, agree, decide
 from openrlhf_orz.reward.judge.quantity import number, split_unit
+from openrlhf_orz.reward.rules import Decision, agree_by_rules, decide_by_rules
 
 _FUNCTION = re.compile(r"([a-zA-Z]'*)\s*\(\s*([a-df-hj-z])\s*\)$")
 _SUM = re.compile(r"[-+*/^]|\\(?:frac|cdot|times|sqrt)(?![a-zA-Z])")
 
 
-def relation(gold: str, answer: str) -> Decision:
-    """A relation is not cut to its right side: `72=73`, `x^2=73` and `\\neq 73` are not 73."""
+def relation_rule(gold: str, answer: str) -> Decision:
+    """A relation is more than its right side: `72=73`, `x^2=73` and `\\neq 73` are not 73."""
     g_sides, g_signs = shapes.relations(gold)
     a_sides, a_signs = shapes.relations(answer)
     if not g_signs and not a_signs:
@@ -24,11 +24,11 @@ def relation(gold: str, answer: str) -> Decision:
         return _value_of_chain(gold, a_sides, a_signs)
     if set(g_signs) <= {"=", "\\approx"} and all(map(_is_number, g_sides)):  # 0.56 = 56\%
         stated = [side for side in a_sides if not shapes.is_label(side)]
-        return bool(stated) and all(any(agree(side, given) for side in g_sides) for given in stated)
+        return bool(stated) and all(any(agree_by_rules(side, given) for side in g_sides) for given in stated)
     if set(g_signs) <= {"=", "\\approx"}:
         return _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs)
     if g_signs == ["\\in"] and not a_signs:
-        return decide(g_sides[1], answer)[0]
+        return decide_by_rules(g_sides[1], answer)[0]
     if not a_signs:
         return False
     return None
@@ -36,49 +36,45 @@ def relation(gold: str, answer: str) -> Decision:
 
 def _value_of_chain(gold: str, sides: list[str], signs: list[str]) -> Decision:
     if "\\in" in signs:
-        return decide(gold, sides[-1])[0] if signs == ["\\in"] and shapes.is_label(sides[0]) else False
+        return decide_by_rules(gold, sides[-1])[0] if signs == ["\\in"] and shapes.is_label(sides[0]) else False
     if set(signs) - {"=", "\\approx", "\\equiv", "\\sim"}:
         return None if ranges.parse_range(gold) else False
-    named = [n for n, side in enumerate(sides) if shapes.is_label(side) and (n == 0 or not _is_value(gold, side))]
+    named = [n for n, side in enumerate(sides) if shapes.is_label(side) and (n == 0 or not agree_by_rules(gold, side))]
     stated = [n for n in range(len(sides)) if n not in named]
     if not stated or len(named) == len(sides):
         # an equation between symbols: a value only if the reference is one of its sides, after a name
-        return len(sides) == 2 and signs == ["="] and shapes.is_label(sides[0]) and agree(gold, sides[1])
+        return len(sides) == 2 and signs == ["="] and shapes.is_label(sides[0]) and agree_by_rules(gold, sides[1])
     if not named and len({re.sub(r"\s", "", sides[n]) for n in stated}) < len(stated):
         return False  # 73 = 73 says nothing
     # what stands behind an approximation sign is a rounding, unless that is what the reference is
     exact = [n for n in stated if n == 0 or signs[n - 1] in ("=", "\\equiv")]
     rounded = [n for n in stated if n not in exact]
-    if exact and all(decide(gold, sides[n])[0] for n in exact):
-        return all(values.near(gold, sides[n]) for n in rounded)
+    if exact and all(decide_by_rules(gold, sides[n])[0] for n in exact):
+        return all(values.may_be_rounding(gold, sides[n]) for n in rounded)
     return (
         bool(rounded)
         and re.search(r"\d\.\d|(?<!\d)\.\d", gold) is not None
-        and any(decide(gold, sides[n])[0] for n in rounded)
+        and any(decide_by_rules(gold, sides[n])[0] for n in rounded)
     )
 
 
 def _same_argument(gold: list[str], answer: list[str]) -> list[str]:
     """The answer's `f(t) = 2t+5` in the letter of `f(x) = 2x+5`."""
-    calls = [_FUNCTION.match(sides[0]) for sides in (gold, answer)]
-    if not all(calls) or calls[0][1] != calls[1][1]:
+    wanted, given = _FUNCTION.match(gold[0]), _FUNCTION.match(answer[0])
+    if not wanted or not given or wanted[1] != given[1]:
         return answer
-    (there, here) = (re.compile(rf"(?<![\\a-zA-Z]){call[2]}(?![a-zA-Z])") for call in calls)
+    there, here = (re.compile(rf"(?<![\\a-zA-Z]){call[2]}(?![a-zA-Z])") for call in (wanted, given))
     if not there.search(gold[1]) or there.search(answer[1]):
         return answer
-    return [gold[0], here.sub(f" {calls[0][2]} ", answer[1])]
+    return [gold[0], here.sub(f" {wanted[2]} ", answer[1])]
 
 
 def _is_number(side: str) -> bool:
     return number(split_unit(side.removesuffix("\\%"))[0]) is not None
 
 
-def _is_value(gold: str, side: str) -> bool:
-    return agree(gold, side)
-
-
 def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decision:
-    if shapes.items(gold) or shapes.items(answer):
+    if shapes.items_of(gold) or shapes.items_of(answer):
         return None
     if g_signs == a_signs == ["="] and _spelled(g_sides) == _spelled(a_sides)[::-1]:
         return True
@@ -89,12 +85,13 @@ def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decis
         return False
     if len(g_sides) > 2 and len(a_sides) > 2:  # x = y = z = 3
         labels = [
-            {shapes.label_key(side) for side in sides[:-1] if shapes.LONE.match(side)} for sides in (g_sides, a_sides)
+            {shapes.label_key(side) for side in sides[:-1] if shapes.LONE_NAME.match(side)}
+            for sides in (g_sides, a_sides)
         ]
         if labels[0] != labels[1]:
             return False
     if not a_signs:
-        return agree(value, answer) if named else False
+        return agree_by_rules(value, answer) if named else False
     if set(a_signs) - {"=", "\\approx"}:
         return False
     if labelled:
@@ -107,12 +104,12 @@ def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decis
             letters = [re.fullmatch(r"\\?[a-zA-Z]+(?:_\w)?", name) for name in names]
             if names[0] != names[1] and all(letters) and (constant or not set(names) <= {"y", "f"}):
                 return False
-            if names[0] != names[1] and not any(letters) and values.same(g_sides[0], a_sides[0]) is False:
+            if names[0] != names[1] and not any(letters) and values.same_value(g_sides[0], a_sides[0]) is False:
                 return False
             solved = names[0] == names[1] or not any(letters) or not _SUM.search(names[0] + names[1])
             if names[1] == "-" + names[0]:
                 return False
-            if solved and decide(value, a_sides[-1] if a_signs[-1] == "=" else a_sides[-2])[0]:
+            if solved and decide_by_rules(value, a_sides[-1] if a_signs[-1] == "=" else a_sides[-2])[0]:
                 return True
         if constant:
             return False  # an unsolved equation restates the question
@@ -126,7 +123,7 @@ def _spelled(sides: list[str]) -> list[str]:
 
 
 def _symbols(text: str) -> frozenset:
-    parsed = values.parse(text)
+    parsed = values.parse_expression(text)
     return frozenset(s.name for s in getattr(parsed, "free_symbols", ()))
 
 
@@ -136,7 +133,9 @@ def _has_free_symbols_only_left(sides: list[str]) -> bool:
 
 def _same_equation(gold: list[str], answer: list[str]) -> Decision:
     """Equal up to a constant factor; never for an answer that always holds."""
-    parts = [values.parse(side) for side in (*gold, *answer)]
+    parts = [part for part in map(values.parse_expression, (*gold, *answer)) if part is not None]
+    if len(parts) < 4:
+        return None
     try:
         left, right = values.exact(parts[0] - parts[1]), values.exact(parts[2] - parts[3])
         if values.evaluate_equal(right, right * 2):
@@ -145,9 +144,9 @@ def _same_equation(gold: list[str], answer: list[str]) -> Decision:
             s.name for s in right.free_symbols
         }:
             return False
-        points = [values.point(left.free_symbols | right.free_symbols, seed) for seed in values.POSITIVE]
-        ratios = [values.number_at(left / right, point) for point in points]
-        if None not in ratios and all(abs(r - ratios[0]) <= abs(ratios[0]) / 10**30 for r in ratios):
+        points = [values.sample_point(left.free_symbols | right.free_symbols, seed) for seed in values.POSITIVE_SEEDS]
+        ratios = [ratio for p in points if (ratio := values.number_at(left / right, p)) is not None]
+        if len(ratios) == len(points) and all(abs(r - ratios[0]) <= abs(ratios[0]) / 10**30 for r in ratios):
             return bool(ratios[0] != 0)
     except MemoryError:
         raise

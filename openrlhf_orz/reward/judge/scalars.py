@@ -7,8 +7,8 @@ from fractions import Fraction
 
 from openrlhf_orz.reward.judge import shapes, values
 from openrlhf_orz.reward.judge.brackets import split_top
-from openrlhf_orz.reward.judge.compare import Decision, decide
 from openrlhf_orz.reward.judge.quantity import Number, number, prime_powers, split_unit, units_agree
+from openrlhf_orz.reward.rules import Decision, agree_by_rules, decide_by_rules
 
 # (B) 45, not (B)+1 or (B) D
 _CHOICE_AND_CONTENT = re.compile(
@@ -20,20 +20,20 @@ _CHOICE_DOT_CONTENT = re.compile(  # C. x = 4, not C. D
 _GLUED = re.compile(r"[\d})]\\text\{[a-zA-Z]")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")
 _DECIMAL = re.compile(r"-?(\d*)\.(\d+)(?:\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)\s*\{?\s*([+-]?\d{1,4})\s*\}?)?")
-_SELECTION = re.compile(r"\\(?:min|max|sup)(?![a-zA-Z])")  # of values the answer should choose from itself
+_SELECTION = re.compile(r"\\(?:min|max|sup)(?![a-zA-Z])")  # the answer leaves the choice to the grader
 _CHOOSE = re.compile(r"(?<![a-zA-Z\\])C\s*\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)")
 _VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-df-hj-z](?![a-zA-Z])")  # not e and i
 
 
-def unfinished(gold: str, answer: str) -> Decision:
+def unfinished_rule(gold: str, answer: str) -> Decision:
     """Dots do not complete an answer that the reference writes out."""
     return False if "\\ldots" in answer and "\\ldots" not in gold else None
 
 
-def clock(gold: str, answer: str) -> Decision:
+def clock_rule(gold: str, answer: str) -> Decision:
     """Times and ratios: `1:58 am` is not `1:58 pm`; 3:4 is 6:8 and 3/4."""
-    left = shapes.clock(gold)
-    right = shapes.clock(answer if left is None else _TO.sub(":", answer))
+    left = shapes.clock_of(gold)
+    right = shapes.clock_of(answer if left is None else _TO.sub(":", answer))
     if left is None:
         return None if right is None or right[1] is None else False
     if right is None:
@@ -57,7 +57,7 @@ def clock(gold: str, answer: str) -> Decision:
     return all(a * right[0][0] == b * left[0][0] for a, b in zip(left[0], right[0]))
 
 
-def exact_number(gold: str, answer: str) -> Decision:
+def exact_number_rule(gold: str, answer: str) -> Decision:
     """Numbers are equal exactly: no rounding of an exact reference, no absolute tolerance."""
     left, right = number(gold), number(answer)
     if left is None or right is None:
@@ -82,63 +82,64 @@ def _half_place(text: str) -> Fraction | None:
     return Fraction(10) ** (int(match[3] or 0) - len(match[2])) / 2
 
 
-def _percent(text: str) -> str | None:
-    return text[:-2].strip() if text.endswith("\\%") else None
-
-
-def percent(gold: str, answer: str) -> Decision:
+def percent_rule(gold: str, answer: str) -> Decision:
     """`5%` is 5 where percent was asked for, and 0.05; 500% is not 5."""
-    left, right = _percent(gold), _percent(answer)
-    if left is None and right is None or "=" in gold + answer:
+    asked, given = gold.endswith("\\%"), answer.endswith("\\%")
+    if not (asked or given) or "=" in gold + answer:
         return None
-    if left is not None and right is not None:
-        return decide(left, right)[0]
-    body, other = (left, answer) if left is not None else (right, gold)
+    left, right = gold.removesuffix("\\%").strip(), answer.removesuffix("\\%").strip()
+    if asked and given:
+        return decide_by_rules(left, right)[0]
+    body, other = (left, right) if asked else (right, left)
     if split_unit(other)[1]:
         return False
     plain, share = number(split_unit(body)[0]), number(split_unit(other)[0])
     if plain is None or share is None:
-        pair = (body, other) if left is not None else (other, body)
-        return bool(decide(*pair)[0]) or bool(
-            values.same(*((f"\\frac{{{x}}}{{100}}" if x is body else x) for x in pair))
-        )
+        if agree_by_rules(left, right):
+            return True
+        hundredth = f"\\frac{{{body}}}{{100}}"
+        return bool(values.same_value(hundredth, right) if asked else values.same_value(left, hundredth))
     if plain.value == share.value:
         return True
     large_whole = share.value.denominator == 1 and abs(share.value) > 1
     return plain.value == 100 * share.value and not large_whole
 
 
-def base(gold: str, answer: str) -> Decision:
+def base_rule(gold: str, answer: str) -> Decision:
     """A base is part of a number: `1011_2` is not `1011_3`; without one the digits count."""
-    left, right = shapes.based(gold), shapes.based(answer)
-    if left is None and right is None or "=" in answer:
+    left, right = shapes.base_of(gold), shapes.base_of(answer)
+    based = left or right
+    if based is None or "=" in answer:
         return None
     if left and right:
         return left == right
     plain = re.sub(r"\s|\\text|[{}]", "", answer if left else gold).upper()
-    digits, radix = left or right
+    digits, radix = based
     if right and radix != 10 and re.search(r"[=,]", gold):
         return None
     return digits == plain
 
 
-def choice(gold: str, answer: str) -> Decision:
+def choice_rule(gold: str, answer: str) -> Decision:
     """A choice letter is that letter, bare or in text or brackets; `E` is not Euler's number."""
-    left, stated = shapes.choice(gold), _lettered(gold)
-    if left is None and stated is None:
+    left, stated = shapes.choice_of(gold), _lettered(gold)
+    if left:
+        letter, wrapped = left
+    elif stated:
+        letter, wrapped = stated[0], True
+    else:
         return None
-    right, given = shapes.choice(answer), _lettered(answer)
-    letter = left[0] if left else stated[0]
+    right, given = shapes.choice_of(answer), _lettered(answer)
     if right:
         return letter == right[0]
     if given:
-        return letter == given[0] and (not stated or decide(stated[1], given[1])[0] is not False)
-    if left is None:
-        return decide(stated[1], answer)[0]
+        return letter == given[0] and (not stated or decide_by_rules(stated[1], given[1])[0] is not False)
+    if stated and not left:
+        return decide_by_rules(stated[1], answer)[0]
     lower = re.fullmatch(r"(?:\\text\{)?\s*\(?([a-z])\)?\s*\}?", answer)
     if lower:
-        return (left[1] or "\\text" in answer) and lower.group(1).upper() == left[0]
-    return False if left[1] else None
+        return (wrapped or "\\text" in answer) and lower.group(1).upper() == letter
+    return False if wrapped else None
 
 
 def _lettered(text: str) -> tuple[str, str] | None:
@@ -147,13 +148,13 @@ def _lettered(text: str) -> tuple[str, str] | None:
     return (match[1], text[match.end() :].strip()) if match else None
 
 
-def words(gold: str, answer: str) -> Decision:
+def words_rule(gold: str, answer: str) -> Decision:
     """A reference in words is compared as words, letters in order: `abc` is not `acb`."""
-    left = shapes.words(gold)
+    left = shapes.words_of(gold)
     if left is None:
         dated = re.fullmatch(r"\\text\{\s*([A-Za-z]{3,}[ .,]+\d[\w .,]*)\}", gold)  # May 5, 2020
         return _tokens(dated.group(1)) == _tokens(answer) if dated else None
-    right = shapes.words(answer)
+    right = shapes.words_of(answer)
     if right is None and "=" in answer:
         return None
     if right is None and re.search(r"^\W*[-+<>]|[\d^*<>]", answer):
@@ -167,7 +168,7 @@ def _tokens(text: str) -> list[str]:
     return re.findall(r"\d+|[^\W\d_]+", text.casefold().replace("\\text", " "))
 
 
-def unit(gold: str, answer: str) -> Decision:
+def unit_rule(gold: str, answer: str) -> Decision:
     """Units, currency and degrees may be left out, never exchanged: cm is not m."""
     g_body, g_unit, g_sure = split_unit(gold)
     a_body, a_unit, a_sure = split_unit(answer)
@@ -181,32 +182,28 @@ def unit(gold: str, answer: str) -> Decision:
         a_body, a_unit = answer, None
     if g_unit is None and a_unit is None:
         if g_body != gold or a_body != answer:
-            return decide(g_body, a_body)[0]
+            return decide_by_rules(g_body, a_body)[0]
         return None
     if g_unit is None and a_unit and a_unit.dimension.startswith("word:") and _GLUED.search(answer):
         return False  # 73\\text{abc}
-    if (g_unit is None and _symbols_text(g_body)) or (a_unit is None and _symbols_text(a_body)):
+    if (g_unit is None and "\\text" in g_body) or (a_unit is None and "\\text" in a_body):
         return None
     if g_unit and a_unit and {g_unit.dimension, a_unit.dimension} == {"angle", "radian"}:
         in_degrees, in_radians = (g_body, a_body) if g_unit.dimension == "angle" else (a_body, g_body)
-        return bool(values.same(f"({in_degrees})\\cdot \\frac{{\\pi}}{{180}}", in_radians))
+        return bool(values.same_value(f"({in_degrees})\\cdot \\frac{{\\pi}}{{180}}", in_radians))
     factor = units_agree(g_unit, a_unit)
     if factor is None:
         return False
     angle = {u.dimension for u in (g_unit, a_unit) if u is not None}
     if angle == {"angle"} and ("\\pi" in g_body) != ("\\pi" in a_body):
         in_degrees, in_radians = (g_body, a_body) if "\\pi" in a_body else (a_body, g_body)
-        return bool(values.same(f"({in_degrees})\\cdot \\frac{{\\pi}}{{180}}", in_radians))
+        return bool(values.same_value(f"({in_degrees})\\cdot \\frac{{\\pi}}{{180}}", in_radians))
     if factor == 1:
-        return decide(g_body, a_body)[0]
-    return decide(g_body, f"({a_body})\\cdot \\frac{{{factor.numerator}}}{{{factor.denominator}}}")[0]
+        return decide_by_rules(g_body, a_body)[0]
+    return decide_by_rules(g_body, f"({a_body})\\cdot \\frac{{{factor.numerator}}}{{{factor.denominator}}}")[0]
 
 
-def _symbols_text(body: str) -> bool:
-    return "\\text" in body
-
-
-def expression(gold: str, answer: str) -> Decision:
+def expression_rule(gold: str, answer: str) -> Decision:
     """Expressions are equal when they have one value everywhere, to 50 digits."""
     if re.search(r"[&]|\\begin", gold + answer) is None:
         for text in (gold, answer):
@@ -224,6 +221,6 @@ def expression(gold: str, answer: str) -> Decision:
         answer = _CHOOSE.sub(r"\\binom{\1}{\2}", answer)
     rounded = number(gold)
     half = _half_place(gold) if rounded and "." not in answer else None
-    if half is not None:  # 0.866025 is \frac{\sqrt{3}}{2}
-        return values.within(answer, rounded.value, half)
-    return values.same(gold, answer)
+    if rounded and half is not None:  # 0.866025 is \frac{\sqrt{3}}{2}
+        return values.within_distance(answer, rounded.value, half)
+    return values.same_value(gold, answer)

@@ -1,7 +1,8 @@
-"""What kind of thing a tidied span is: words, a choice, a time, a list, a labelled value."""
+"""Recognises kinds of tidy spans: words, a choice, a time, a list, a labelled value."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -13,41 +14,25 @@ _CHOICE = re.compile(
     r"(?:\\text\{)?\s*(?:(?:[Oo]ption|[Cc]hoice)\s*:?\s*)?\(?\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*[).:]?\s*\}?$"
 )
 _WRAPPED = re.compile(r"[a-z(]")
-_FUNCTIONS = {
-    "sin",
-    "cos",
-    "tan",
-    "log",
-    "ln",
-    "exp",
-    "det",
-    "gcd",
-    "lcm",
-    "max",
-    "min",
-    "sec",
-    "csc",
-    "cot",
-    "arcsin",
-    "arccos",
-    "arctan",
-}
+_FUNCTION_NAMES = "sin cos tan log ln exp det gcd lcm max min sec csc cot arcsin arccos arctan"
+_FUNCTIONS = set(_FUNCTION_NAMES.split())
 _CLOCK = re.compile(
-    r"(\d{1,4}) ?: ?(\d{1,4})(?: ?: ?(\d{1,4}))?\s*(?:\\text\{)?\s*([aApP])?(?:\s*\.?\s*[mM]\.?)?\s*\}?$|(\d{1,2})\s*(?:\\text\{)?\s*([aApP])\s*\.?\s*[mM]\.?\s*\}?$"
+    r"(\d{1,4}) ?: ?(\d{1,4})(?: ?: ?(\d{1,4}))?\s*(?:\\text\{)?\s*([aApP])?(?:\s*\.?\s*[mM]\.?)?\s*\}?$"
+    r"|(\d{1,2})\s*(?:\\text\{)?\s*([aApP])\s*\.?\s*[mM]\.?\s*\}?$"
 )
 _BASE = re.compile(
     r"(?:\(|\\text\{)?\s*(-?[0-9A-Za-z.]+)\s*[)}]?\s*_\s*\{?\s*\(?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?$"
 )
-_NUMBER_WORDS = {
+_BASE_WORDS = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
     "twelve": 12, "sixteen": 16, "binary": 2, "octal": 8, "hex": 16,
 }  # fmt: skip
 
 
-def words(text: str) -> str | None:
+def words_of(text: str) -> str | None:
     """``text`` as plain words in one case and spacing, None if it is not only words.
 
-    ``\\text{...}`` is words; bare letters are from three on (``xy`` is a product, ``abc`` a word).
+    ``\\text{...}`` is words; three or more bare letters are a word (``xy`` is a product, ``abc`` a word).
     """
     plain = _TEXT.sub(lambda m: f" {m.group(1)} ", text).replace("\\ ", " ").replace("\\&", "&").strip()
     wrapped = "\\text{" in text
@@ -62,7 +47,7 @@ def words(text: str) -> str | None:
     return " ".join(plain.replace("-", " ").split())
 
 
-def choice(text: str) -> tuple[str, bool] | None:
+def choice_of(text: str) -> tuple[str, bool] | None:
     """The letter of a multiple-choice answer and whether it was wrapped in text or brackets."""
     match = _CHOICE.match(text)
     return (match.group(1), bool(_WRAPPED.search(text))) if match else None
@@ -76,7 +61,7 @@ def unlettered(text: str) -> str:
     return _LETTER_BRACKET.sub("", text)
 
 
-def clock(text: str) -> tuple[tuple[int, ...], str | None] | None:
+def clock_of(text: str) -> tuple[tuple[int, ...], str | None] | None:
     """``4:51:06 p.m.`` as ((4, 51, 6), "p"), also for ratios (no letter); None if it is neither."""
     whole = _TEXT.fullmatch(text)
     match = _CLOCK.match(whole.group(1).strip() if whole else text)
@@ -88,18 +73,18 @@ def clock(text: str) -> tuple[tuple[int, ...], str | None] | None:
     return parts, (match.group(4) or "").lower() or None
 
 
-def based(text: str) -> tuple[str, int] | None:
+def base_of(text: str) -> tuple[str, int] | None:
     """The digits and base of ``1011_2``, None if it has no base."""
     match = _BASE.match(text)
     if not match or not re.search(r"\d", match.group(1)):
         return None
     base = match.group(2)
-    value = int(base) if base.isdigit() and len(base) < 5 else _NUMBER_WORDS.get(base)
+    value = int(base) if base.isdigit() and len(base) < 5 else _BASE_WORDS.get(base)
     return (match.group(1).upper(), value) if value else None
 
 
 @dataclass(frozen=True)
-class Items:
+class ItemList:
     """A list: its parts, and its brackets: "(" ordered, "[" ordered, "{" a set, "" bare."""
 
     parts: tuple[str, ...]
@@ -107,24 +92,29 @@ class Items:
 
 
 _POINT = re.compile(
-    r"(?:[A-Z]'*(?:_\{?\w\}?)?|\\text\{\s*(?:the\s+)?(?:point|vertex|cent(?:er|re)|focus|at|coordinates?|vector|ordered pair)s?:?\s*\})\s*(\(.*\))$",
+    r"(?:[A-Z]'*(?:_\{?\w\}?)?"
+    r"|\\text\{\s*(?:the\s+)?(?:point|vertex|cent(?:er|re)|focus|at|coordinates?|vector|ordered pair)s?:?\s*\})"
+    r"\s*(\(.*\))$",
     re.DOTALL,
 )
 
 
-def point(text: str) -> str | None:
+def point_of(text: str) -> str | None:
     """The coordinates of a named point, as in ``P(3,4)``."""
     match = _POINT.match(text)
     return match.group(1) if match and encloses(match.group(1)) else None
 
 
-_AND = r"(?:\\text\s*\{\s*(?:,\s*)?(?:and|or|y|&)\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\(?:land|lor|wedge|vee)(?![a-zA-Z])|\\&)"
+_AND = (
+    r"(?:\\text\s*\{\s*(?:,\s*)?(?:and|or|y|&)\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])"
+    r"|\\(?:land|lor|wedge|vee)(?![a-zA-Z])|\\&)"
+)
 _SEPARATOR = re.compile(rf"\s*[,;]\s*(?:{_AND})?|\s*{_AND}")
 _SEMICOLON = re.compile(r"\s*;\s*")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 
 
-def items(text: str) -> Items | None:
+def items_of(text: str) -> ItemList | None:
     """``text`` as a list; None if it is a single thing. ``a \\pm b`` is two."""
     bracket, inside = "", text
     if text.startswith("\\{") and text.endswith("\\}") and encloses_set(text):
@@ -134,7 +124,7 @@ def items(text: str) -> Items | None:
     else:
         whole = _TEXT.fullmatch(text)
         if whole and re.search(r",|;|\band\b", whole.group(1)):
-            return Items(
+            return ItemList(
                 tuple(_plain(part.strip()) for part in re.split(r",\s*(?:and\b)?|;|\band\b", whole.group(1))),
                 "",
             )
@@ -148,23 +138,23 @@ def items(text: str) -> Items | None:
     if bracket in ("", "{"):
         parts = [signed for part in parts for signed in both_signs(part)]
     if bracket == "{":
-        return Items(tuple(part for part in parts if part), bracket)
+        return ItemList(tuple(part for part in parts if part), bracket)
     if len(parts) < 2:
         return None
-    return Items(tuple(parts), bracket)
+    return ItemList(tuple(parts), bracket)
 
 
-LONE = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?$")
+LONE_NAME = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?$")
 
 
-def chained(text: str) -> Items | None:
+def chained(text: str) -> ItemList | None:
     """``m = n = 1`` as the list ``m = 1, n = 1``."""
     if text.count("=") < 2:
         return None
     sides, signs = relations(text)
-    if set(signs) != {"="} or not all(map(LONE.match, sides[:-1])) or LONE.match(sides[-1]):
+    if set(signs) != {"="} or not all(map(LONE_NAME.match, sides[:-1])) or LONE_NAME.match(sides[-1]):
         return None
-    return Items(tuple(f"{name} = {sides[-1]}" for name in sides[:-1]), "")
+    return ItemList(tuple(f"{name} = {sides[-1]}" for name in sides[:-1]), "")
 
 
 def _plain(part: str) -> str:
@@ -174,12 +164,12 @@ def _plain(part: str) -> str:
 _COLUMN = re.compile(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}$")
 
 
-def column(text: str) -> Items | None:
+def column(text: str) -> ItemList | None:
     """A column vector as the tuple of its elements."""
     match = _COLUMN.match(text)
     parts = [part.strip() for part in match.group(1).split("\\\\")] if match else []
     parts = parts[:-1] if parts and not parts[-1] else parts
-    return Items(tuple(parts), "(") if len(parts) > 1 and all(parts) else None
+    return ItemList(tuple(parts), "(") if len(parts) > 1 and all(parts) else None
 
 
 def encloses_set(text: str) -> bool:
@@ -202,44 +192,40 @@ def both_signs(part: str) -> list[str]:
     count = len(_PLUS_MINUS.findall(part))
     if not 0 < count <= 3:
         return [part]
+    head, *rest = _PLUS_MINUS.split(part)
     results = []
-    for signs in range(2**count):
-        chosen = iter("+-"[signs >> n & 1] for n in range(count))
-        first = "+-"[signs & 1]
-        spelled = _PLUS_MINUS.sub(lambda m: next(chosen), part)
-        results.append(re.sub(r"\\mp(?![a-zA-Z])", "-" if first == "+" else "+", spelled))
+    for reversed_signs in itertools.product("+-", repeat=count):
+        signs = reversed_signs[::-1]
+        spelled = head + "".join(sign + piece for sign, piece in zip(signs, rest))
+        results.append(re.sub(r"\\mp(?![a-zA-Z])", "-" if signs[0] == "+" else "+", spelled))
     return results
 
 
-_RELATION = re.compile(
-    r"=|\\approx(?![a-zA-Z])|\\equiv(?![a-zA-Z])|\\leq(?![a-zA-Z])|\\geq(?![a-zA-Z])|\\neq(?![a-zA-Z])|<|>|\\in(?![a-zA-Z])|\\sim(?![a-zA-Z])"
-)
+_RELATION = re.compile(r"=|<|>|\\(?:approx|equiv|leq|geq|neq|in|sim)(?![a-zA-Z])")
 
 
 def relations(text: str) -> tuple[list[str], list[str]]:
     """The sides and the signs of a chain of relations outside brackets; one side if there is none."""
-    sides = [side.strip() for side in split_top(text, _RELATION)]
-    if len(sides) == 1:
-        return sides, []
+    sides = split_top(text, _RELATION)
     signs, position = [], 0
-    rest = text
-    for side in split_top(text, _RELATION)[:-1]:
-        position += len(side)
-        sign = _RELATION.match(rest, position).group()
-        signs.append(sign)
-        position += len(sign)
-    return sides, signs
+    for side in sides[:-1]:
+        sign = _RELATION.match(text, position + len(side))
+        assert sign  # it is where split_top has split
+        signs.append(sign.group())
+        position = sign.end()
+    return [side.strip() for side in sides], signs
 
 
 _CALL = re.compile(
     r"(?:\\text\{[^{}]*\}|\\?[a-zA-Z]+)(?:_\{[^{}]*\}|_\w)?'*(?:\^\{?[(-]?[\d'n]+\)?\}?)?\s*\((.*)\)$", re.DOTALL
 )
 _LETTERS = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
-_STRUCTURE = {
-    "\\frac", "\\cdot", "\\times", "\\overline", "\\angle", "\\triangle", "\\vec", "\\hat", "\\bar", "\\text", "\\overrightarrow", "\\measuredangle",
-    "\\sin", "\\cos", "\\tan", "\\widehat", "\\arc", "\\div", "\\operatorname", "\\gcd", "\\lcm", "\\max", "\\min", "\\ldots", "\\|", "\\det",
-    "\\sec", "\\csc", "\\cot", "\\binom", "\\cup", "\\cap", "\\mid", "\\circ", "\\sqrt", "\\log", "\\ln",
-}  # fmt: skip
+_STRUCTURE_COMMANDS = (  # letters in them name nothing
+    r"\frac \cdot \times \overline \angle \triangle \vec \hat \bar \text \overrightarrow \measuredangle \widehat \arc "
+    r"\div \sin \cos \tan \sec \csc \cot \log \ln \operatorname \gcd \lcm \max \min \det \binom \sqrt "
+    r"\ldots \| \cup \cap \mid \circ"
+)
+_STRUCTURE = set(_STRUCTURE_COMMANDS.split())
 
 
 def is_label(text: str, strict: bool = False) -> bool:

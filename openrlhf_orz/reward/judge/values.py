@@ -2,8 +2,8 @@
 
 Expressions are compared by 50-digit evaluation, at random-looking points for their symbols:
 unlike ``simplify`` this is quick for wrong answers too, and unlike Math-Verify's rounding to
-six places it tells 1.414 from the square root of two and 2^-98 from 2^-99. What cannot be
-evaluated so is left to ``math_verify.verify``.
+six places it tells 1.414 from the square root of two and 2^-98 from 2^-99. ``math_verify.verify``
+compares what cannot be evaluated this way.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from sympy.core.function import AppliedUndef
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 
-# Units, percent and boxes are handled before; Math-Verify would drop a trailing letter as a unit.
+# The rules handle units, percent and boxes before; Math-Verify would drop a trailing letter as a unit.
 _CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\\circ")
 _DIVISOR = re.compile(r"\\(gcd|lcm|min|max)\s*\(([^()]*[a-zA-Z][^()]*)\)")
 DIGITS = 50
-_GUARD_DIGITS = 15  # of the evaluated ones, allowed to differ
+_GUARD_DIGITS = 15  # the last of these digits, which may differ
 _MAX_DIGITS = 10_000
 _HUGE = 10**30
 _ZERO = Rational(1, 10**95)
-POSITIVE = [(137, 61, 29), (89, 211, 17), (1009, 311, 53)]
+POSITIVE_SEEDS = [(137, 61, 29), (89, 211, 17), (1009, 311, 53)]
 _NEGATIVE = [(-73, 59, 31), (-227, 97, 19)]
 
 
 def _divisor(match: re.Match) -> str:
-    """A symbol for ``\\gcd(n,k)``: SymPy makes 1 of it, as of any two polynomials."""
+    """A symbol for ``\\gcd(n,k)``: SymPy would return 1, as for any two polynomials."""
     arguments = sorted(argument.strip() for argument in match[2].split(","))
     return f"D_{{{zlib.crc32(repr((match[1], arguments)).encode())}}}"
 
 
 @functools.lru_cache(maxsize=2048)
-def parse(text: str) -> Basic | MatrixBase | None:
-    """``text`` (tidied LaTeX) as a SymPy object, None if it is none. References stay in this cache."""
+def parse_expression(text: str) -> Basic | MatrixBase | None:
+    """``text`` (tidy LaTeX) as a SymPy object, None if it cannot be parsed. Cached, as references repeat."""
     try:
         latex = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", _DIVISOR.sub(_divisor, text))
         latex = normalize_latex(latex, _CONFIG)
@@ -59,9 +59,9 @@ def parse(text: str) -> Basic | MatrixBase | None:
     return parsed if isinstance(parsed, (Basic, MatrixBase)) else None
 
 
-def same(gold: str, answer: str) -> bool | None:
+def same_value(gold: str, answer: str) -> bool | None:
     """Whether two spans are equal as expressions, None if one cannot be parsed."""
-    left, right = parse(gold), parse(answer)
+    left, right = parse_expression(gold), parse_expression(answer)
     if left is None or right is None:
         return None
     return same_parsed(left, right)
@@ -126,7 +126,8 @@ def evaluate_equal(left: Expr, right: Expr) -> bool | None:
             return None
         if not symbols:
             equal = _equal_at(left, right, {})
-            size = abs(number_at(left, {})) if equal else 1
+            value = number_at(left, {}) if equal else None
+            size = 1 if value is None else abs(value)
             if equal and (size > _HUGE or size < _ZERO):  # 2^{2008} and 2^{2008}-2 share 604 digits
                 left, right = _done(left), _done(right)
                 if left.is_Rational and right.is_Rational:
@@ -136,13 +137,13 @@ def evaluate_equal(left: Expr, right: Expr) -> bool | None:
             if equal and DIGITS < 2 * reach < _MAX_DIGITS:  # 2^{1/2^{1000}} is not 1
                 return _equal_at(left, right, {}, DIGITS + reach)
             return equal
-        seen = [_equal_at(left, right, point(symbols, seed)) for seed in POSITIVE]
+        seen = [_equal_at(left, right, sample_point(symbols, seed)) for seed in POSITIVE_SEEDS]
         if False in seen:
             return False
         if True not in seen:
             return None
         for seed in _NEGATIVE:
-            at = point(symbols, seed)
+            at = sample_point(symbols, seed)
             if _equal_at(left, right, at) is False and _defined(left, at) and _defined(right, at):
                 return None
         return True
@@ -152,22 +153,22 @@ def evaluate_equal(left: Expr, right: Expr) -> bool | None:
         return None
 
 
-def near(gold: str, answer: str) -> bool:
-    """Whether ``answer`` could be a rounding of ``gold``: within a fiftieth; True if that cannot be told."""
-    left, right = parse(gold), parse(answer)
+def may_be_rounding(gold: str, answer: str) -> bool:
+    """Whether ``answer`` could be a rounding of ``gold``: within a fiftieth; True if that cannot be decided."""
+    left, right = parse_expression(gold), parse_expression(answer)
     if not isinstance(left, Expr) or not isinstance(right, Expr) or left.free_symbols | right.free_symbols:
         return True
     if left.is_Integer and right.is_Integer:  # 64 \approx 65 is no rounding
         places = range(len(str(right)))
         if not any(right % 10**k == 0 and abs(left - right) * 2 <= 10**k for k in places):
             return False
-    values = [number_at(exact(side), {}) for side in (left, right)]
-    return None in values or bool(abs(values[0] - values[1]) * 50 <= abs(values[0]))
+    exactly, rounded = number_at(exact(left), {}), number_at(exact(right), {})
+    return exactly is None or rounded is None or bool(abs(exactly - rounded) * 50 <= abs(exactly))
 
 
-def within(text: str, value: Fraction, distance: Fraction) -> bool | None:
-    """Whether the constant ``text`` is that close to ``value``, None if it is no constant."""
-    parsed = parse(text)
+def within_distance(text: str, value: Fraction, distance: Fraction) -> bool | None:
+    """Whether the constant ``text`` is within ``distance`` of ``value``, None if it is no expression."""
+    parsed = parse_expression(text)
     if not isinstance(parsed, Expr):
         return None
     constant = exact(parsed)
@@ -182,7 +183,7 @@ def same_progression(gold: str, answer: str, name: str) -> bool:
     """Whether two expressions linear in the integer ``name`` take the same values."""
     terms = []
     for text in (gold, answer):
-        parsed = parse(text)
+        parsed = parse_expression(text)
         if not isinstance(parsed, Expr):
             return False
         symbol = next((s for s in parsed.free_symbols if s.name == name), None)
@@ -201,8 +202,8 @@ def same_progression(gold: str, answer: str, name: str) -> bool:
     )
 
 
-def point(symbols: set[Symbol], seed: tuple[int, int, int]) -> dict[Symbol, Rational]:
-    """Values for the symbols, by name and far from special ones; ``seed`` is one of POSITIVE."""
+def sample_point(symbols: set[Symbol], seed: tuple[int, int, int]) -> dict[Symbol, Rational]:
+    """Values for the symbols, by name and far from special ones; ``seed`` is one of POSITIVE_SEEDS."""
     top, bottom, step = seed
     sign = -1 if top < 0 else 1
     names = sorted({s.name for s in symbols})  # one name may be real on one side and complex on the other
@@ -214,17 +215,17 @@ def _digits_written(*sides: Expr) -> int:
     """Digits, about, of the longest number in ``sides``, those of powers such as 2^{1000} included."""
     bits = 0
     for node in (node for side in sides for node in preorder_traversal(side)):
-        base, times = (node.base, node.exp) if node.is_Pow else (node, 1)
+        base, times = (node.base, node.exp) if node.is_Pow else (node, Rational(1))
         if base.is_Rational and (times == 1 or times.is_Integer):
             bits = max(bits, max(int(base.p).bit_length(), int(base.q).bit_length()) * abs(int(times)))
     return bits * 3 // 10
 
 
 def _equal_at(left: Expr, right: Expr, point: dict[Symbol, Rational], digits: int = DIGITS) -> bool | None:
-    values = [number_at(side, point, digits) for side in (left, right)]
-    if values[0] is None or values[1] is None:
+    first, second = number_at(left, point, digits), number_at(right, point, digits)
+    if first is None or second is None:
         return None
-    difference, size = abs(values[0] - values[1]), max(abs(values[0]), abs(values[1]))
+    difference, size = abs(first - second), max(abs(first), abs(second))
     close = difference <= size / 10 ** (digits - _GUARD_DIGITS)
     if point and size > _HUGE and close:  # 2^{4950} hides what is added to it
         rest = (left - right).subs(point)
@@ -246,7 +247,7 @@ def _defined(expression: Expr, point: dict[Symbol, Rational]) -> bool:
 
 
 def number_at(expression: Expr, point: dict[Symbol, Rational], digits: int = DIGITS) -> Expr | None:
-    """The finite complex number ``expression`` is at ``point``, None if it is none there."""
+    """The value of ``expression`` at ``point``, None if it is not a finite complex number."""
     value = expression.evalf(digits, subs=point, maxn=digits + 150)
     if not value.is_number or value.has(nan, zoo, oo) or not value.is_comparable and not value.is_complex:
         return None

@@ -1,10 +1,10 @@
-"""One pool per node: a process of its own, reached by all engines through a local socket.
+"""One pool per node: a separate process, which all engines reach through a local socket.
 
-The first client starts it; it ends a few seconds after its last client, also when clients are
-killed. The address is in Linux's abstract socket namespace, so nothing is left behind; both
+The first client starts the process; it ends a few seconds after its last client, also when clients
+are killed. The address is in Linux's abstract socket namespace, so no file is left behind. Both
 ends check that the other runs as the same user.
 
-    python node.py ADDRESS WORKERS MEMORY_MIB CPU_SECONDS WALL_SECONDS
+    python node.py ADDRESS GRACE_SECONDS WORKERS MEMORY_MIB CPU_SECONDS WALL_SECONDS
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-if __name__ == "__main__":  # the package's root, in place of this folder, whatever the working directory
+if __name__ == "__main__":  # run by path: import the package from its root, not from this folder
     _here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [os.path.dirname(os.path.dirname(_here))] + [p for p in sys.path if p != _here]
 
@@ -57,7 +57,7 @@ class NodePool:
         self._lock = threading.Lock()
 
     def ask(self, task: int, gold: str, answer: str) -> tuple[Verdict, int]:
-        """As :meth:`Pool.ask`, also across a death of the pool. RuntimeError when it cannot start."""
+        """As :meth:`Pool.ask`; starts the pool again if it dies. RuntimeError when it cannot start."""
         message = wire.encode_request(0, task, gold, answer)
         for _ in range(TRIES):
             try:
@@ -100,7 +100,7 @@ class NodePool:
             return channel
 
     def _start(self) -> subprocess.Popen:
-        arguments = [self._address[1:], *map(str, self._settings)]
+        arguments = map(str, (self._address[1:], GRACE_SECONDS, *self._settings))
         return subprocess.Popen(
             [sys.executable, os.path.abspath(__file__), *arguments],
             stdin=subprocess.DEVNULL,
@@ -119,15 +119,18 @@ class NodePool:
 
 
 class _Server:
-    def __init__(self, pool: Pool):
+    """Serves a pool to clients, a thread for each connection, until the last client has been gone for a while."""
+
+    def __init__(self, pool: Pool, grace_seconds: float):
         self.pool = pool
+        self.grace_seconds = grace_seconds
         self.clients = 0
         self.last = time.monotonic()
         self.lock = threading.Lock()
 
     def serve(self, channel: socket.socket) -> None:
         try:
-            while message := channel.recv(2 * wire.MAX_BYTES):
+            while message := channel.recv(2 * wire.MAX_MESSAGE_BYTES):
                 number, task, gold, answer = wire.decode_request(message)
                 try:
                     verdict, rule = self.pool.ask(task, gold, answer)
@@ -150,13 +153,13 @@ class _Server:
             except OSError:
                 return  # another client's server was first
             listener.listen(1024)
-            listener.settimeout(1.0)
+            listener.settimeout(min(1.0, self.grace_seconds))
             while True:
                 try:
                     channel, _ = listener.accept()
                 except TimeoutError:
                     with self.lock:
-                        if not self.clients and time.monotonic() - self.last > GRACE_SECONDS:
+                        if not self.clients and time.monotonic() - self.last > self.grace_seconds:
                             return
                     continue
                 if not _same_user(channel):
@@ -169,10 +172,10 @@ class _Server:
 
 
 def main() -> None:
-    address, workers, memory_mib, cpu_seconds, wall_seconds = sys.argv[1:]
+    address, grace_seconds, workers, memory_mib, cpu_seconds, wall_seconds = sys.argv[1:]
     pool = Pool(int(workers), int(memory_mib), float(cpu_seconds), float(wall_seconds))
     try:
-        _Server(pool).run(address)
+        _Server(pool, float(grace_seconds)).run(address)
     finally:
         pool.close()
 

@@ -1,4 +1,4 @@
-"""Warm workers shared by the threads of a process, and what they have answered before."""
+"""A pool of warm workers for the threads of a process, with a memory of its answers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ REMEMBERED = 100_000  # questions kept with their verdict, about 30 MiB
 class Turns:
     """A semaphore that serves in order of arrival.
 
-    ``threading.Semaphore`` lets the thread that has just released overtake those that wait: with 16 threads
-    on 2 turns an answer was seen to wait 14 s.
+    ``threading.Semaphore`` lets the thread that has just released overtake waiting threads: with 16 threads
+    on 2 turns an answer waited 14 s.
     """
 
     def __init__(self, count: int):
@@ -36,7 +36,7 @@ class Turns:
             self._waiting.append(turn)
         try:
             turn.acquire()
-        except BaseException:  # Ctrl-C while waiting: the turn may have come all the same
+        except BaseException:  # Ctrl-C while waiting: the turn may have come nevertheless
             with self._lock:
                 came = turn not in self._waiting
                 if not came:
@@ -58,13 +58,14 @@ class Pool:
 
     Args:
         workers: answers worked on at a time; None for the number of usable cores.
-        memory_mib, cpu_seconds, wall_seconds: limits of a worker and of an answer, as
-            :mod:`openrlhf_orz.reward.workers.slot` has them.
+        memory_mib: address-space limit of a worker, MiB.
+        cpu_seconds: CPU time an answer may take.
+        wall_seconds: wall time after which a worker is killed, counted from hand-over.
     """
 
     def __init__(self, workers: int | None, memory_mib: int, cpu_seconds: float, wall_seconds: float):
         self.workers = workers or len(os.sched_getaffinity(0))
-        # An answer that is slow gives its turn to the next, which needs a slot of its own.
+        # A slow answer keeps its slot when it gives its turn to the next, so there are two slots a turn.
         self._keeper = Keeper(memory_mib, cpu_seconds)
         self._slots = [Slot(self._keeper, wall_seconds) for _ in range(2 * self.workers)]
         self._idle: queue.LifoQueue[Slot] = queue.LifoQueue()
@@ -72,31 +73,30 @@ class Pool:
             self._idle.put(slot)
         self._turns = Turns(self.workers)
         self._lock = threading.Lock()
-        self._known: dict[tuple[int, str, str], Future] = {}
+        self._known: dict[tuple[int, str, str], Future[tuple[Verdict, int]]] = {}
 
     def ask(self, task: int, gold: str, answer: str) -> tuple[Verdict, int]:
-        """The verdict and the number of the rule that decided. Blocks.
+        """The verdict and the number (in ``rules.RULES``) of the rule that decided. Blocks.
 
         Raises:
             RuntimeError: workers cannot start.
         """
         key = (task, gold, answer)
         with self._lock:
-            future = self._known.get(key)
-            mine = future is None
-            if mine:
+            known = self._known.get(key)
+            if known is None:
                 future = self._known[key] = Future()
                 if len(self._known) > REMEMBERED:
                     self._known.pop(next(iter(self._known)))
-        if not mine:
-            return future.result()
+        if known is not None:
+            return known.result()
         try:
             result = self._run(task, gold, answer)
         except BaseException as error:
             self._forget(key)
             future.set_exception(error)
             raise
-        if result[0] is Verdict.CRASHED:  # it may have been the machine
+        if result[0] is Verdict.CRASHED:  # the machine may be the cause: ask again next time
             self._forget(key)
         future.set_result(result)
         return result
@@ -106,7 +106,7 @@ class Pool:
             self._known.pop(key, None)
 
     def _run(self, task: int, gold: str, answer: str) -> tuple[Verdict, int]:
-        turns = [self._turns]  # given back early by a slow answer, and once only
+        turns = [self._turns]  # a slow answer gives its turn back early, but only once
 
         def give_back() -> None:
             if turns:
@@ -124,7 +124,7 @@ class Pool:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids: the keeper's first, where it runs, then the workers'."""
+        """Process ids: the keeper's first, if it runs, then the workers'."""
         return [pid for pid in (self._keeper.pid, *(slot.pid for slot in self._slots)) if pid is not None]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Slots: a killable worker process each and the socket to it, used by one thread at a time."""
+"""The caller's side of the workers: slots, each with a killable worker, and the keeper that forks them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WALL_TRIES = 2  # a worker may have been frozen or starved rather than stuck
 
 
 class Keeper:
-    """The process that forks a pool's workers; started at first use, and again when it dies.
+    """Starts the process that forks a pool's workers (worker.py) at first use, and again when it dies.
 
     Args:
         memory_mib: address-space limit of a worker, MiB.
@@ -34,7 +34,7 @@ class Keeper:
     def __init__(self, memory_mib: int, cpu_seconds: float):
         self._limits = (memory_mib, cpu_seconds)
         self._lock = threading.Lock()
-        self._process: subprocess.Popen | None = None  # the one that was started, to be waited for
+        self._process: subprocess.Popen | None = None  # our child, to wait for; a standby is not one
         self._control: socket.socket | None = None
         self.pid: int | None = None  # of the keeper that forks now
 
@@ -46,32 +46,28 @@ class Keeper:
         """
         with self._lock:
             while True:
-                if self._control is None:
-                    self._start()
+                control = self._control or self._start()
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 with theirs:
                     try:
-                        socket.send_fds(self._control, [b"+"], [theirs.fileno()])
+                        socket.send_fds(control, [b"+"], [theirs.fileno()])
                         return ours
                     except OSError:
                         ours.close()
-                        self._promote()
+                        self._promote(control)
 
-    def _promote(self) -> None:
-        """Let the last standby that the dead keeper reported take over; without one, start anew."""
-        dead, self._control, self.pid = self._control, None, None
-        standby, pid = _last_standby(dead)
+    def _promote(self, dead: socket.socket) -> None:
+        """Let the last standby that the dead keeper reported take over, if there is one."""
+        self._control, self.pid = _last_standby(dead)
         dead.close()
-        self._reap()
-        if standby:
-            self._control, self.pid = standby, pid
-
-    def _reap(self) -> None:
         if self._process and self._process.poll() is not None:
             self._process = None
 
-    def _start(self) -> None:
-        """However often it is killed from outside while it starts; only its own failures count."""
+    def _start(self) -> socket.socket:
+        """Start the keeper's program; returns its control socket.
+
+        Tries again for ``START_SECONDS`` if it is killed from outside; only its own failures count.
+        """
         failures, reason, code = 0, "", None
         begin = time.monotonic()
         while failures < START_FAILURES and time.monotonic() - begin < START_SECONDS:
@@ -91,7 +87,7 @@ class Keeper:
                 reply = ours.recv(2048)
                 if reply and wire.REPLY.unpack_from(reply)[1] == wire.READY:
                     self._process, self._control, self.pid = process, ours, process.pid
-                    return
+                    return ours
                 reason = reply[wire.REPLY.size :].decode(errors="replace")
                 code = process.wait(START_SECONDS)
             except (OSError, subprocess.TimeoutExpired) as error:
@@ -104,7 +100,7 @@ class Keeper:
         raise RuntimeError(f"the grading workers cannot start ({sys.executable} {_WORKER}): {reason}")
 
     def close(self) -> None:
-        """Kill it and its standby; its workers go on. The next :meth:`new_channel` starts it again."""
+        """Kill the keeper and its standby, not its workers. The next :meth:`new_channel` starts it again."""
         with self._lock:
             control, pid, self._control, self.pid = self._control, self.pid, None, None
             if control:
@@ -158,8 +154,9 @@ class Slot:
         self._keeper = keeper
         self._wall_seconds = wall_seconds
         self._channel: socket.socket | None = None
-        self._worker = 0
-        self._number = 0
+        self._worker = 0  # its process id, 0 for none
+        self._number = 0  # of the question
+        self._slow: tuple[float, Callable[[], None]] | None = None  # when to call what, once
 
     def ask(
         self,
@@ -169,7 +166,7 @@ class Slot:
         slow_after: float = 0.3,
         on_slow: Callable[[], None] = lambda: None,
     ) -> tuple[Verdict, int]:
-        """Have the worker do ``task``; returns the verdict and the number of the mend that decided (0: none).
+        """Have the worker do ``task``; returns the verdict and the number of the rule that decided.
 
         Args:
             slow_after: wall seconds after which ``on_slow`` is called, once.
@@ -180,73 +177,94 @@ class Slot:
         self._number = (self._number + 1) % (1 << 32)
         message = wire.encode_request(self._number, task, gold, answer)
         own_deaths = outside_deaths = wall_tries = 0
-        slow_at: float | None = None
+        self._slow = None
         while True:
-            if self._channel is None and not self._connect():
+            channel = self._channel or self._connect()
+            if channel is None:
                 continue
             if own_deaths + outside_deaths + wall_tries == 0:
-                slow_at = time.monotonic() + slow_after
-            deadline = time.monotonic() + self._wall_seconds
+                self._slow = time.monotonic() + slow_after, on_slow
             try:
-                self._channel.send(message)
-                while True:
-                    until = deadline if slow_at is None else min(deadline, slow_at)
-                    try:
-                        self._channel.settimeout(max(0.001, until - time.monotonic()))
-                        reply = self._channel.recv(2048)
-                    except TimeoutError:
-                        if slow_at is not None:
-                            slow_at = None
-                            on_slow()
-                        if time.monotonic() < deadline:
-                            continue
-                        raise
-                    if not reply:
-                        raise ConnectionResetError
-                    number, outcome, rule = wire.REPLY.unpack_from(reply)
-                    if outcome == wire.READY:
-                        self._worker = number
-                    if outcome < wire.READY and number == self._number:
-                        return Verdict(outcome), rule
-                    if outcome == wire.CANNOT_START:
-                        raise RuntimeError(reply[wire.REPLY.size :].decode(errors="replace"))
-                    if outcome in (wire.DIED_BUSY, wire.KILLED_BUSY):
-                        if number == self._number:
-                            own_deaths += outcome == wire.DIED_BUSY
-                            outside_deaths += outcome == wire.KILLED_BUSY
-                        break  # send again: a second answer to the same number is ignored
+                channel.send(message)
+                outcome, rule = self._outcome(channel)
             except TimeoutError:
                 self.kill()
                 wall_tries += 1
             except OSError:  # the worker died, and the keeper is not there to say how
                 self._drop()
                 outside_deaths += 1
+            else:
+                if outcome < wire.READY:
+                    return Verdict(outcome), rule
+                own_deaths += outcome == wire.DIED_BUSY
+                outside_deaths += outcome == wire.KILLED_BUSY
             if wall_tries == WALL_TRIES:
                 return Verdict.TIMEOUT, 0
             if own_deaths == OWN_DEATHS or outside_deaths == OUTSIDE_DEATHS:
                 return Verdict.CRASHED, 0
+
+    def _outcome(self, channel: socket.socket) -> tuple[int, int]:
+        """Wait for what becomes of the question: a verdict and its rule, or the worker's death.
+
+        READY stands for the death of a worker before it took the question up: it must be sent again.
+        A second answer to one number is ignored.
+
+        Raises:
+            TimeoutError: nothing came within the wall limit.
+            OSError: the socket is broken.
+        """
+        deadline = time.monotonic() + self._wall_seconds
+        while True:
+            reply = self._receive(channel, deadline)
+            number, outcome, rule = wire.REPLY.unpack_from(reply)
+            if outcome == wire.READY:
+                self._worker = number
+            elif outcome == wire.CANNOT_START:
+                raise RuntimeError(reply[wire.REPLY.size :].decode(errors="replace"))
+            elif outcome in (wire.DIED_BUSY, wire.KILLED_BUSY):
+                return (outcome if number == self._number else wire.READY), 0
+            elif outcome < wire.READY and number == self._number:
+                return outcome, rule
+
+    def _receive(self, channel: socket.socket, deadline: float) -> bytes:
+        """The next message; calls ``on_slow`` on the way when its time has come."""
+        while True:
+            until = min(deadline, self._slow[0]) if self._slow else deadline
+            try:
+                channel.settimeout(max(0.001, until - time.monotonic()))
+                reply = channel.recv(2048)
+            except TimeoutError:
+                if self._slow:
+                    on_slow, self._slow = self._slow[1], None
+                    on_slow()
+                if time.monotonic() < deadline:
+                    continue
+                raise
+            if not reply:
+                raise ConnectionResetError
+            return reply
 
     @property
     def pid(self) -> int | None:
         """The worker's process id, None before the first use."""
         return self._worker or None
 
-    def _connect(self) -> bool:
-        """Get a worker; False if it died, or its keeper did, before it was ready."""
-        self._channel = self._keeper.new_channel()
-        self._channel.settimeout(self._wall_seconds)
+    def _connect(self) -> socket.socket | None:
+        """The socket to a new worker; None if it died, or its keeper did, before it was ready."""
+        channel = self._channel = self._keeper.new_channel()
+        channel.settimeout(self._wall_seconds)
         try:
-            while reply := self._channel.recv(2048):
+            while reply := channel.recv(2048):
                 number, outcome, _ = wire.REPLY.unpack_from(reply)
                 if outcome == wire.READY:
                     self._worker = number
-                    return True
+                    return channel
         except TimeoutError:  # the keeper is frozen
             self._keeper.close()
         except OSError:
             pass
         self._drop()
-        return False
+        return None
 
     def _drop(self) -> None:
         channel, self._channel, self._worker = self._channel, None, 0

@@ -1,12 +1,12 @@
 """The grading workers of a pool, run as a program by :mod:`openrlhf_orz.reward.workers.slot`.
 
-The *keeper* imports Math-Verify once. For each slot's socket that it is sent it forks a *server*,
-which parses and compares under kernel limits; when one dies the keeper says so on its socket
-and forks the next, in about 10 ms rather than the 0.8 s of an import. The keeper is
-single-threaded and holds nothing but the modules, so forking it is sound. Servers outlive a
-keeper that dies, and a *standby*, a copy of it, then takes its place without another import.
-All end when their owner closes their sockets or is gone; a busy server after its answer,
-which its CPU limit bounds.
+The *keeper* imports Math-Verify once. For each socket that a slot sends, it forks a *server*, which
+parses and compares under kernel limits. When a server dies, the keeper says so on the socket and
+forks the next one, in about 10 ms instead of the 0.8 s of an import. The keeper is single-threaded
+and holds nothing but the modules, so forking it is sound. Servers outlive a keeper that dies; a
+*standby*, a copy of the keeper, then takes its place without another import. All processes end when
+their owner closes their sockets or is gone; a busy server ends after its answer, which the CPU limit
+bounds.
 
     python worker.py FD OWNER_PID MEMORY_MIB CPU_SECONDS RECYCLE
 """
@@ -14,6 +14,7 @@ which its CPU limit bounds.
 from __future__ import annotations
 
 import gc
+import json
 import mmap
 import os
 import resource
@@ -23,10 +24,11 @@ import socket
 import struct
 import sys
 
-if __name__ == "__main__":  # the package's root, in place of this folder, whatever the working directory
+if __name__ == "__main__":  # run by path: import the package from its root, not from this folder
     _here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [os.path.dirname(os.path.dirname(_here))] + [p for p in sys.path if p != _here]
 
+from openrlhf_orz.reward.rules import rule_number
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.reward.workers import wire
 
@@ -42,19 +44,19 @@ class OutOfTime(BaseException):
 
 
 class Budget:
-    """Bounds one answer's CPU time: an alarm at the budget, a kernel kill behind it."""
+    """Bounds one answer's CPU time: an alarm at the budget, and a kernel kill if that does not help."""
 
     def __init__(self, cpu_seconds: float):
         self.cpu_seconds = cpu_seconds
         self.running = self.spent = False
         signal.signal(signal.SIGPROF, self._alarm)
 
-    def _alarm(self, signum, frame):
+    def _alarm(self, signum, frame) -> None:
         if self.running:
             self.spent = True
             raise OutOfTime
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         kill_at = used.ru_utime + used.ru_stime + self.cpu_seconds + KERNEL_GRACE
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -62,70 +64,79 @@ class Budget:
         self.spent, self.running = False, True
         signal.setitimer(signal.ITIMER_PROF, self.cpu_seconds, TIMER_REPEAT)
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc) -> None:
         self.running = False
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def serve(channel: socket.socket, busy: mmap.mmap, place: int, owner: int, cpu_seconds: float, recycle: int) -> None:
-    """Answer requests until the channel closes, the owner is gone or it is time to recycle.
+def score_entry(entry: str, answer: str) -> tuple[Verdict, str]:
+    """RIGHT if ``answer`` has the full score for ``entry``, a row of a reasoning-gym data set as JSON."""
+    import reasoning_gym
 
-    The number of the request at work stands in ``busy`` at ``place``, for the keeper to report.
+    item = json.loads(entry)
+    value = reasoning_gym.get_score_answer_fn(item["metadata"]["source_dataset"])(answer, item)
+    right = isinstance(value, (int, float)) and value >= 1.0
+    return (Verdict.RIGHT if right else Verdict.WRONG), "reasoning_gym"
+
+
+def serve(channel: socket.socket, busy: mmap.mmap, place: int, owner: int, cpu_seconds: float, recycle: int) -> None:
+    """Answer requests until the channel closes, the owner is gone, or ``recycle`` answers are given.
+
+    Writes the number of the current request into ``busy`` at ``place``, for the keeper to report.
     """
-    from openrlhf_orz.reward import scorers
     from openrlhf_orz.reward.judge import judge
 
     budget = Budget(cpu_seconds)
     tasks = {
-        wire.JUDGE: lambda gold, answer: judge.judge(gold, answer),
-        wire.JUDGE_PLAIN: lambda gold, answer: judge.judge_plain(gold, answer),
+        wire.JUDGE: judge.judge_answer,
+        wire.JUDGE_PLAIN: judge.judge_plain,
         wire.CHECK_REFERENCE: lambda gold, _: judge.check_reference(gold),
         wire.CHECK_REFERENCE_PLAIN: lambda gold, _: judge.check_reference(gold, plain=True),
-        wire.REASONING_GYM: scorers.score,
+        wire.REASONING_GYM: score_entry,
     }
     channel.send(wire.REPLY.pack(os.getpid(), wire.READY, 0))
     for _ in range(recycle):
         while not select.select([channel], [], [], IDLE_CHECK)[0]:
             os.kill(owner, 0)  # raises, and so ends this process, when the owner is gone
-        message = channel.recv(2 * wire.MAX_BYTES)
+        message = channel.recv(2 * wire.MAX_MESSAGE_BYTES)
         if not message:
             os._exit(0)
         number, task, gold, answer = wire.decode_request(message)
         _BUSY.pack_into(busy, place, number)
-        verdict, rule, fresh = Verdict.CRASHED, 0, True
+        verdict, rule, replace = Verdict.CRASHED, "", True
         if task == wire.REASONING_GYM:
             try:
-                scorers.prepare()
+                import reasoning_gym  # noqa: F401  it takes seconds, which are not the answer's
             except ImportError as error:
                 channel.send(wire.REPLY.pack(number, wire.CANNOT_START, 0) + repr(error).encode()[:1000])
                 continue
         try:
             with budget:
                 verdict, rule = tasks[task](gold, answer)
-                fresh = False
+                replace = False
         except OutOfTime:
             verdict = Verdict.TIMEOUT
         except MemoryError:
             verdict = Verdict.CRASHED
         except Exception:
-            verdict, fresh = Verdict.UNPARSABLE, False
+            verdict, replace = Verdict.UNPARSABLE, False
         if budget.spent:
-            verdict, rule, fresh = Verdict.TIMEOUT, 0, True
-        channel.send(wire.REPLY.pack(number, verdict, rule))
-        if fresh:  # an interrupted computation may have left caches half-written
+            verdict, rule, replace = Verdict.TIMEOUT, "", True
+        channel.send(wire.REPLY.pack(number, verdict, rule_number(rule)))
+        if replace:  # an interrupted computation may have left caches half-written
             os._exit(0)
     os._exit(0)
 
 
 class Promoted(Exception):
-    """Raised in a fresh standby, to unwind to :func:`main`: it keeps its own control socket."""
+    """Raised in a new standby, to unwind to :func:`main`, which goes on with the standby's control socket."""
 
     def __init__(self, control: socket.socket):
         self.control = control
 
 
-class Keeper:
-    """Forks servers, one per slot, and again whenever one ends; and a standby for itself."""
+class ForkServer:
+    """The keeper's loop: forks a server for each slot, again when it ends, and a standby for itself."""
 
     def __init__(self, control: socket.socket, owner: int, cpu_seconds: float, recycle: int):
         self.control, self.owner, self.cpu_seconds, self.recycle = control, owner, cpu_seconds, recycle
@@ -139,12 +150,13 @@ class Keeper:
 
     def run(self) -> None:
         while True:
-            ready = select.select([self.control, self.wakeup[0]], [], [], IDLE_CHECK)[0]
+            waited: list[socket.socket | int] = [self.control, self.wakeup[0]]
+            ready = select.select(waited, [], [], IDLE_CHECK)[0]
             if not ready:
                 os.kill(self.owner, 0)  # raises, and so ends everything, when the owner is gone
             if self.wakeup[0] in ready:
                 os.read(self.wakeup[0], 4096)
-                self.bury()
+                self.reap()
             if self.control in ready:
                 message, fds, _, _ = socket.recv_fds(self.control, 16, 1)
                 if not message:
@@ -163,7 +175,7 @@ class Keeper:
             return
         try:
             channel = self.slots.pop(index)
-            self.shed()
+            self.close_inherited()
             serve(channel, self.busy, 4 * index, self.owner, self.cpu_seconds, self.recycle)
         finally:
             os._exit(3)
@@ -174,14 +186,14 @@ class Keeper:
         self.standby = os.fork()
         if not self.standby:
             theirs.close()
-            self.shed()
+            self.close_inherited()
             raise Promoted(own)
         own.close()
         with theirs:
             socket.send_fds(self.control, [wire.REPLY.pack(self.standby, wire.STANDBY, 0)], [theirs.fileno()])
 
-    def shed(self) -> None:
-        """Close, in a child, what is the keeper's."""
+    def close_inherited(self) -> None:
+        """In a child: close the keeper's sockets and drop its signal handling."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for channel in (*self.slots.values(), self.control):
@@ -189,8 +201,8 @@ class Keeper:
         for fd in self.wakeup:
             os.close(fd)
 
-    def bury(self) -> None:
-        """Report the dead on their sockets; fork again where the owner still listens."""
+    def reap(self) -> None:
+        """Collect processes that have ended: report on their sockets, and fork again if the owner listens."""
         while self.children or self.standby:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
@@ -222,10 +234,10 @@ def main() -> None:
     fd, owner, memory_mib, cpu_seconds, recycle = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's business
     memory = int(memory_mib) << 20
-    control: socket.socket | None = socket.socket(fileno=int(fd))
+    control = socket.socket(fileno=int(fd))
     try:
-        import openrlhf_orz.reward.judge.judge  # noqa: F401  the import that every fork shares
-    except Exception as error:  # told to the owner, who raises it: nothing can be graded
+        import openrlhf_orz.reward.judge.judge  # noqa: F401  every fork shares this import
+    except Exception as error:  # the owner raises it: nothing can be graded
         control.send(wire.REPLY.pack(0, wire.CANNOT_START, 0) + repr(error).encode()[:1000])
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -233,11 +245,11 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # shared pages stay shared
     control.send(wire.REPLY.pack(os.getpid(), wire.READY, 0))
-    while control is not None:
+    while True:
         try:
             with control:
-                Keeper(control, int(owner), float(cpu_seconds), int(recycle)).run()
-            control = None
+                ForkServer(control, int(owner), float(cpu_seconds), int(recycle)).run()
+            return
         except Promoted as promoted:
             control = promoted.control
 

@@ -1,4 +1,4 @@
-"""What the reward tests share: the case table and graders with warm workers."""
+"""The case table, and graders with warm workers."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Extraction and format, by cases worked by hand; and its time on long hostile texts."""
+"""Extraction and format by hand-written cases, and their time on long hostile texts."""
 
 import time
 

@@ -99,6 +99,32 @@ def test_guards_name_their_rule(answer, rule):
     assert guards.refusal("73", answer) == rule
 
 
+AT_THE_LIMIT = {
+    "length": "x" * 1000,
+    "control_characters": "x\ty\nz",
+    "repetition": "-" * 7 + "1",
+    "nesting": "(1+" * 8 + "1" + ")" * 8,
+    "digits": "7" * 60,
+    "all_digits": "77777 " * 50,
+    "commands": r"\alpha+\beta+" * 50,
+    "tokens": "x+y+" * 75,
+    "macros": r"\definition",
+    "elements": "a, " * 100,
+    "matrix_cells": "& a" * 100,
+    "unevaluated": r"\sin x",
+    "power": "2^{9999}",
+    "factorial": "2999!",
+    "combinatorial": r"\binom{9999}{5}",
+}
+
+
+@pytest.mark.parametrize("guard", guards.GUARDS, ids=lambda guard: guard.name)
+def test_guards_refuse_nothing_at_their_limit(guard):
+    answer = AT_THE_LIMIT[guard.name]
+    assert guard.measure(answer) == guard.limit
+    assert guards.refusal("73", answer) is None
+
+
 @pytest.mark.parametrize(
     "answer", ["2^{3^4}", "e^{x^2}", "x^{2023}", "10^{1000}", "2999!", "2^{2^n}", r"\sqrt[3]{2}", "7" * 60]
 )

@@ -1,17 +1,22 @@
-"""How long workers live, whom they serve, and with whom they end."""
+"""How long workers and the node's pool live, and which processes they end with."""
 
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from openrlhf_orz.reward import Grader, Verdict
+from openrlhf_orz.reward.workers import node, wire
 from openrlhf_orz.reward.workers import slot as slots
-from openrlhf_orz.reward.workers import wire
+from openrlhf_orz.reward.workers.node import NodePool
 from openrlhf_orz.reward.workers.slot import Keeper, Slot
 
 from .conftest import crowd, response
@@ -37,7 +42,8 @@ def test_workers_are_recycled(monkeypatch):
 
 def test_workers_end_with_a_parent_that_is_killed():
     program = (
-        "import sys, time; from openrlhf_orz.reward import Grader, wire; import threading\n"
+        "import threading, time\n"
+        "from openrlhf_orz.reward import Grader\nfrom openrlhf_orz.reward.workers import wire\n"
         "g = Grader(workers=2); g.grade('<answer>\\\\boxed{1}</answer>', '1.0')\n"
         "threading.Thread(target=g.pool.ask, args=(wire.JUDGE_PLAIN, '73', '9^{9^{9}}'), daemon=True).start()\n"
         "time.sleep(0.3); print('up', flush=True); time.sleep(600)"
@@ -55,7 +61,7 @@ def test_workers_end_with_a_parent_that_is_killed():
 def test_a_missing_parser_is_said_and_not_graded():
     """Every answer would be 0 otherwise, silently."""
     program = (
-        "import sys; from openrlhf_orz.reward import Grader, slot\n"
+        "import sys\nfrom openrlhf_orz.reward import Grader\nfrom openrlhf_orz.reward.workers import slot\n"
         "slot.sys = type('fake', (), {'executable': sys.argv[1]})\n"
         "try: Grader(workers=1).grade('<answer>\\\\boxed{1}</answer>', '2')\n"
         "except RuntimeError as error: print('cannot start' in str(error))"
@@ -116,6 +122,7 @@ def test_a_forked_child_gets_its_own_workers(own_grader):
 
 def test_one_pool_per_node_survives_its_death_and_ends_with_its_clients(monkeypatch):
     monkeypatch.setenv("ORZ_GRADER_SCOPE", f"test-{os.getpid()}")
+    monkeypatch.setattr(node, "GRACE_SECONDS", 0.3)
     with Grader(workers=1, shared=True) as one, Grader(workers=1, shared=True) as two:
         assert one.grade(response("1/2"), "0.50").reward == 1
         assert two.grade(response("1/2"), "0.50").reward == 1
@@ -129,5 +136,41 @@ def test_one_pool_per_node_survives_its_death_and_ends_with_its_clients(monkeypa
             if grader.pool._started and grader.pool._started.poll() is None
         )
         one.close()
+        time.sleep(1.0)  # longer than the grace
+        assert last.poll() is None  # two is still connected
         two.close()
         assert wait_for(lambda: last.poll() is not None, 30)
+
+
+def serve_once(address: str, connections: int, reply: bytes) -> threading.Thread:
+    """A stand-in for the node's pool: so many connections, each closed after ``reply`` to its first question."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen()
+
+    def run():
+        with listener:
+            for _ in range(connections):
+                channel, _ = listener.accept()
+                with channel:
+                    if channel.recv(2 * wire.MAX_MESSAGE_BYTES) and reply:
+                        channel.send(reply)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_node_pool_that_cannot_start_workers_says_so_and_one_that_dies_again_and_again_gives_up(monkeypatch):
+    monkeypatch.setenv("ORZ_GRADER_SCOPE", f"test-{os.getpid()}-fake")
+    pool = NodePool(1, 512, 1.5, 30.0)
+    served = serve_once(pool._address, 1, wire.REPLY.pack(0, wire.CANNOT_START, 0) + b"no parser")
+    with pytest.raises(RuntimeError, match="no parser"):
+        pool.ask(wire.JUDGE, "1", "2")
+    served.join()
+    pool.close()
+    served = serve_once(pool._address, node.TRIES, b"")
+    assert pool.ask(wire.JUDGE, "1", "2")[0] is Verdict.CRASHED
+    served.join(10)
+    assert not served.is_alive()  # it has been asked so often
+    assert pool._started is None

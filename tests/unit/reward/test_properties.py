@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from openrlhf_orz.reward import Verdict, extract_answer, guards, has_format
-from openrlhf_orz.reward.judge.notation import tidy
+from openrlhf_orz.reward.judge.notation import tidy_latex
 
 from .conftest import crowd, read_cases, response
 
@@ -21,12 +21,11 @@ SOME = settings(max_examples=EXPLORE or 150, **COMMON)
 FEW = settings(max_examples=EXPLORE or 60, **COMMON)
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=300)  # lone surrogates too
-pieces = [
-    r"\frac", r"\sqrt", r"\boxed", "{", "}", "(", ")", "[", "]", "^", "_", "1", "2", "73", "x", "n", "+", "-", "=", "<", r"\leq", ",", ";",
-    r"\cup", r"\infty", r"\pi", r"\text{cm}", r"\%", "%", "$", r"\$", " ", r"\{", r"\}", "or", "and", ".", "!", r"\pm", r"\\", "&", "|",
-    r"\left(", r"\right)", r"\begin{pmatrix}", r"\end{pmatrix}", "°", "/", "<answer>", "</answer>", r"\sin", "i", "e", ":",
-]  # fmt: skip
-latex = st.lists(st.sampled_from(pieces), max_size=25).map("".join)
+PIECES = r"""
+\frac \sqrt \boxed { } ( ) [ ] ^ _ 1 2 73 x n + - = < \leq , ; \cup \infty \pi \text{cm} \% % $ \$ \{ \} or and . ! \pm
+\\ & | \left( \right) \begin{pmatrix} \end{pmatrix} ° / <answer> </answer> \sin i e :
+"""
+latex = st.lists(st.sampled_from([" ", *PIECES.split()]), max_size=25).map("".join)
 ANSWERS = [case.answer for case in read_cases()]
 
 
@@ -49,7 +48,7 @@ def test_pure_parts_never_raise(text):
     extract_answer(response(text), require_agreement=True)
     has_format(text)
     guards.refusal("73", text)
-    tidy(text)
+    tidy_latex(text)
 
 
 @SOME
@@ -65,8 +64,8 @@ def test_text_outside_the_answer_block_changes_nothing(before, after, answer):
 @given(st.one_of(latex, any_text))
 @example("\\" * 5 + "frac")
 def test_tidying_twice_changes_nothing_more(text):
-    once = tidy(text)
-    assert tidy(once) == once
+    once = tidy_latex(text)
+    assert tidy_latex(once) == once
 
 
 @FEW

@@ -1,17 +1,13 @@
-"""What serves the grader: verifiers by name, the reward function, the HTTP server, the command."""
+"""Ways to the grader: verifiers by name, the reward function for stock OpenRLHF, the command."""
 
 import importlib.util
 import json
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from openrlhf_orz.cli import grade as command
 from openrlhf_orz.reward import Verdict, reward_func
-from openrlhf_orz.reward.server import RewardServer
 from openrlhf_orz.reward.verifiers import letter_of, make_verifier
 
 from .conftest import response
@@ -43,6 +39,7 @@ def test_letters(text, letter):
         ("letter", "B", r"\text{(B)}", True),
         ("letter", "B", "A", False),
         ("letter", "B", "A or B", False),
+        ("letter", "B", "12", False),
         ("exact", "12:30", " 12:30 ", True),
         ("exact", "1/2", "0.5", False),
         ("math", "1/2", "0.5", True),
@@ -58,6 +55,18 @@ def test_verifiers(name, gold, answer, right):
         assert verifier.grade("no box", gold).verdict is Verdict.NO_ANSWER
     finally:
         verifier.close()
+
+
+@pytest.mark.parametrize("name", ["exact", "letter"])
+def test_long_answers_are_refused_unless_the_reference_is_long(name):
+    verifier = make_verifier(name)
+    long = "B) " + "x" * 1000
+    refused = verifier.grade(response(long), "B")
+    assert (refused.verdict, refused.rule, refused.reward) == (Verdict.REFUSED, "length", 0.0)
+    right = verifier.grade(response(long), long)
+    assert (right.verdict, right.rule) == (Verdict.RIGHT, name)
+    assert not verifier.check_reference(" ")
+    assert verifier.grade(response("12"), "").verdict is Verdict.WRONG  # neither has a letter
 
 
 def test_reasoning_gym_scores_in_a_worker():
@@ -109,59 +118,6 @@ def test_reward_func_answers_as_openrlhf_expects(monkeypatch):
     # a box in the prompt alone earns nothing
     assert module.reward_func([PROMPT + r"<answer> </answer>"], [PROMPT], ["73"])["rewards"] == 0.0
     module.verifier().close()
-
-
-@pytest.fixture
-def server(grader):
-    with RewardServer(grader, port=0) as made:
-        thread = threading.Thread(target=made.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{made.server_address[1]}"
-        made.shutdown()
-
-
-def post(url: str, body: bytes) -> tuple[int, dict]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=body), timeout=60) as reply:
-            return reply.status, json.load(reply)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def test_the_server_speaks_openrlhfs_protocol(server):
-    request = {
-        "query": [PROMPT + response("146/2"), PROMPT + response("74")],
-        "prompts": [PROMPT] * 2,
-        "labels": ["73"] * 2,
-    }
-    status, reply = post(server + "/get_reward", json.dumps(request).encode())
-    assert status == 200
-    assert reply["rewards"] == reply["scores"] == [1.0, 0.0]
-    assert reply["extra_logs"]["verdict_wrong"] == [0.0, 1.0]
-    del request["prompts"]
-    request["query"] = [response("73.0"), response("x")]
-    assert post(server + "/get_reward", json.dumps(request).encode())[1]["rewards"] == [1.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"[]", b"{}", b'{"query": "a", "labels": "b"}', b'{"query": ["a"], "labels": []}', b"[" * 100_000],
-)
-def test_the_server_refuses_what_does_not_fit(server, body):
-    status, reply = post(server + "/get_reward", body)
-    assert status == 400
-    assert reply["error"]
-
-
-def test_the_server_has_one_path(server):
-    assert post(server + "/elsewhere", b"{}")[0] == 404
-    with urllib.request.urlopen(server + "/health", timeout=10) as reply:
-        assert json.load(reply) == {"status": "ok"}
-
-
-def test_the_server_listens_on_loopback_by_default(grader):
-    with RewardServer(grader, port=0) as made:
-        assert made.server_address[0] == "127.0.0.1"
 
 
 def test_the_command_answers_every_row_in_order(tmp_path, capsys):
