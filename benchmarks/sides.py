@@ -19,6 +19,7 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor
 from openrlhf_orz.runtime.ray_session import new_scratch, ray_session, trainer_env
 from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.finished import Run, changed, for_openrlhf
+from openrlhf_orz.settings.upstream import allow_remote_code
 from openrlhf_orz.trainer.actor import OrzPolicyModelActor
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
 from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
@@ -130,6 +131,7 @@ def common_flags(model: Path, samples: int, dtype: str, ranks: int = 1) -> list[
 
 def our_args(flags: list[str], run_dir: Path, prompt: str = "1+1="):
     args, _ = parse([*flags, "--orz.device", "cpu", "--ckpt.output_dir", str(run_dir), "--orz.warmup_steps", "0"])
+    allow_remote_code(args.orz.trust_remote_code)
     return changed(args, {"bench_prompt": prompt, "logger.tensorboard_dir": None})
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
 from openrlhf_orz.runtime.run_dir import save_config
 from openrlhf_orz.runtime.stopping import RESTARTS_VARIABLE, StopHandler, Stopped, is_supervised, supervise
+from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.command_line import parse
-from openrlhf_orz.settings.derive import ConfigError, check_rollouts, prompt_budget
+from openrlhf_orz.settings.derive import prompt_budget
 from openrlhf_orz.settings.finished import Run, for_openrlhf, policy_steps
 from openrlhf_orz.settings.redact import copy_redacted, redact
-from openrlhf_orz.settings.skip_plan import describe
+from openrlhf_orz.settings.skip_plan import describe_forwards
 
 
 def prepare_data(args) -> tuple[dict, int]:
@@ -109,16 +110,17 @@ def train(args, explicit: set[str], stopping: StopHandler) -> None:
     """One run, from checked arguments to the saved model. Raises what failed."""
     from openrlhf_orz.runtime.console import LiveReport, Progress
     from openrlhf_orz.runtime.watchdog import require_heartbeats
-    from openrlhf_orz.settings.upstream import check_openrlhf, launch
+    from openrlhf_orz.settings.upstream import allow_remote_code, check_openrlhf, launch
 
     check_openrlhf()
+    allow_remote_code(args.orz.trust_remote_code)
     run_dir = Path(args.orz.run_dir)
     make_run_dir(run_dir)
     stopping.clear()
     run = begin(args)
     save_config(args, explicit, run_dir / "config.json")
     steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes
-    print(describe(args))
+    print(describe_forwards(args))
     print(f"[orz] {run.prompts} prompts, {steps} steps, into {run_dir}", flush=True)
     report = LiveReport(run_dir, args.orz.report_every)
     progress = Progress(run_dir, steps, report.step)

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from openrlhf_orz.runtime.processes import ProcessRecord, clean_leftovers, remove_path
 from openrlhf_orz.runtime.stopping import StopHandler
-from openrlhf_orz.settings.derive import ConfigError
+from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.finished import Run
 
 

@@ -9,31 +9,13 @@ from pathlib import Path
 
 from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.runtime.files import write_aside
-from openrlhf_orz.settings.derive import ConfigError
+from openrlhf_orz.settings.checks import ConfigError
+from openrlhf_orz.settings.flags import FREE, LAYOUT, MEANING
+from openrlhf_orz.settings.openrlhf_flags import RECORDS
 from openrlhf_orz.settings.redact import redact
 
-# Flags that may differ between a run and its resumption: where things are written and shown, how long to wait, how
-# the work is laid out in memory. All others say what is computed.
-FREE_GROUPS = ("logger.", "ckpt.", "eval.", "vllm.")
-FREE = {
-    "data.dataloader_num_workers", "data.disable_fast_tokenizer", "train.num_episodes", "train.max_tokens_per_gpu",
-    "rollout.max_tokens_per_gpu", "train.full_determinism_enable", "local_rank", "ds.packing_samples",
-    "ds.attn_implementation", "ds.adam_offload", "ds.enable_sleep", "ds.overlap_comm", "ds.use_liger_kernel",
-    "actor.gradient_checkpointing_enable", "actor.gradient_checkpointing_reentrant", "ref.offload", "reward.offload",
-    "orz.allow_changed_flags", "orz.check_sync", "orz.checkpoint_timeout_s", "orz.cpu_kvcache_mib",
-    "orz.generation_timeout_s", "orz.grader_workers", "orz.logprob_gap_every", "orz.max_restarts", "orz.max_skipped_steps",
-    "orz.report_every", "orz.rollout_dump_every", "orz.rollout_dump_max", "orz.run_dir",
-    "orz.share_prefixes", "orz.start_timeout_s", "orz.stop_timeout_s", "orz.sync_bucket_mib", "orz.sync_timeout_s",
-    "orz.trainer_timeout_s", "orz.training_timeout_s", "orz.worker_logs",
-    # the prompts themselves are compared, not what they are called
-    "data.prompt_dataset", "data.prompt_split", "data.prompt_probs", "data.input_key", "data.label_key",
-    "data.input_template", "data.max_samples", "orz.prompt_template", "orz.max_prompt_len",
-}  # fmt: skip
-# By how many ranks a checkpoint is cut: DeepSpeed cannot cut it anew.
-LAYOUT = (
-    "actor.num_nodes", "actor.num_gpus_per_node", "critic.num_nodes", "critic.num_gpus_per_node",
-    "ds.zero_stage", "ds.ring_attn_size", "ds.tensor_parallel_size", "ds.zpg", "ds.param_dtype", "ds.grad_accum_dtype",
-)  # fmt: skip
+# No flag, but --ckpt.output_dir as a whole path: where a run writes never matters to a checkpoint.
+RUN_DIR = "orz.run_dir"
 
 
 class FlagValues(dict):
@@ -73,9 +55,10 @@ def changed_flags(saved: dict, now: dict) -> tuple[list[str], list[str]]:
         if saved[name] == now[name]:
             continue
         line = f"--{name} was {saved[name]}, is {now[name]}"
-        if name in LAYOUT:
+        rule = FREE if name == RUN_DIR else RECORDS[name].resume if name in RECORDS else MEANING
+        if rule is LAYOUT:
             layout.append(line)
-        elif name not in FREE and not name.startswith(FREE_GROUPS):
+        elif rule is MEANING:
             meaning.append(line)
     return layout, meaning
 

@@ -1,130 +1,254 @@
-"""Our flags (``--orz.*``), and the paper's defaults for OpenRLHF's."""
+"""Our flags (``--orz.*``), one record each. openrlhf_flags.py holds such records for OpenRLHF's flags.
 
+A flag's record is all there is to say about it: the parser, the range checks, the rules for resuming a run and
+docs/flags.md are made from it. The flag acts where the code says ``args.`` and its name: ``args.orz.critic_updates``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 STOP_STRINGS = ("User:", "Human:", "Assistant:", "</answer>")
 
-# Sec. 3.1; what the paper does not state is as in OpenRLHF. A flag given by the user wins over all of these.
-PAPER_DEFAULTS = {
-    "rollout.batch_size": 128,
-    "rollout.n_samples_per_prompt": 64,
-    "rollout.temperature": 1.0,
-    "rollout.top_p": 1.0,
-    "train.batch_size": None,  # derived: one policy step for each rollout
-    "train.max_epochs": 1,
-    "actor.adam.lr": 1e-6,
-    "critic.adam.lr": 5e-6,
-    "actor.adam.betas": (0.9, 0.95),
-    "critic.adam.betas": (0.9, 0.95),
-    "actor.adam.weight_decay": 0.0,
-    "critic.adam.weight_decay": 0.0,
-    "actor.lr_scheduler": "constant_with_warmup",
-    "critic.lr_scheduler": "constant_with_warmup",
-    "actor.eps_clip": 0.2,
-    "critic.value_clip": None,  # Eq. 2 is not clipped
-    "algo.advantage.estimator": "gae",
-    "algo.advantage.gamma": 1.0,
-    "algo.advantage.lambd": 1.0,
-    "algo.kl.init_coef": 0.0,  # no reference model at all
-    "data.input_key": "question",
-    "data.label_key": "answer",
-    "vllm.enable_prefix_caching": True,  # a prompt is prefilled once for its responses
-    "ckpt.output_dir": None,  # derived: runs/orz-TIME
-    "ckpt.path": None,  # derived: OUTPUT_DIR/checkpoints
-}
+
+class Resume(Enum):
+    """What it means that a flag differs between a run and its resumption (runtime/resume.py)."""
+
+    FREE = "may differ"  # where things are written and shown, how long to wait, how work is laid out in memory
+    MEANING = "may differ if allowed"  # it says what is computed: only with --orz.allow_changed_flags
+    LAYOUT = "must be the same"  # it says how a checkpoint is cut into files, and DeepSpeed cannot cut it anew
+
+
+FREE, MEANING, LAYOUT = Resume
+
+
+@dataclass(frozen=True)
+class NumberRange:
+    """Which numbers a flag may have. A NaN is never allowed, an infinity only with ``infinite``."""
+
+    words: str
+    allows: Callable[[float], bool]
+    infinite: bool = False
+
+
+AT_LEAST_0 = NumberRange("at least 0", lambda x: x >= 0)
+AT_LEAST_1 = NumberRange("at least 1", lambda x: x >= 1)
+AT_LEAST_MINUS_1 = NumberRange("at least -1", lambda x: x >= -1)
+AT_LEAST_1_OR_NEVER = NumberRange("at least 1, or -1 for never", lambda x: x == -1 or x >= 1)
+ABOVE_0 = NumberRange("above 0", lambda x: x > 0)
+ABOVE_0_OR_INFINITE = NumberRange("above 0", lambda x: x > 0, infinite=True)
+ABOVE_1 = NumberRange("above 1", lambda x: x > 1)
+AT_MOST_1 = NumberRange("at most 1", lambda x: x <= 1)
+ABOVE_0_AT_MOST_1 = NumberRange("above 0 and at most 1", lambda x: 0 < x <= 1)
+FROM_0_TO_1 = NumberRange("in [0, 1]", lambda x: 0 <= x <= 1)
+FROM_0_BELOW_1 = NumberRange("at least 0 and below 1", lambda x: 0 <= x < 1)
+ZERO_STAGES = NumberRange("0, 1, 2 or 3", lambda x: x in (0, 1, 2, 3))
+SEEDS = NumberRange("in [0, 4294967295]", lambda x: 0 <= x < 2**32)
+FINITE = NumberRange("a finite number", math.isfinite)
+
+OPENRLHFS_OWN = object()  # the default of a flag whose default we leave as OpenRLHF has it
 
 
 @dataclass(frozen=True)
 class Flag:
-    name: str
-    default: object
-    help: str
-    type: type | None = str  # None: a switch
-    choices: tuple | None = None
+    """One flag. OpenRLHF's parser knows its own flags' type, choices and help; their records leave these out."""
+
+    name: str  # with dots, as on the command line and in the nested arguments
+    resume: Resume
+    default: Any = OPENRLHFS_OWN
+    help: str = ""  # of OpenRLHF's flags: why our default is another one
+    type: Callable[[str], Any] = str  # bool: a switch
+    range: NumberRange | None = None  # of each number, where there are several; None itself is always allowed
+    choices: tuple[str, ...] | None = None
     nargs: str | None = None
 
 
-FLAGS = (
-    Flag("policy_updates", 1, "policy steps per rollout; above 1 the run is off-policy (U.S. in Fig. 13)", int),
-    Flag("critic_updates", 12, "critic steps per rollout: mini-batches, each sample exactly once", int),
-    Flag("warmup_steps", 50, "linear warm-up in optimizer steps, the critic's own for the critic", int),
+ORZ_FLAGS = (
     Flag(
-        "value_head_init",
+        "orz.policy_updates",
+        MEANING,
+        1,
+        "policy steps per rollout; above 1 the run is off-policy (U.S. in Fig. 13)",
+        int,
+        AT_LEAST_1,
+    ),
+    Flag(
+        "orz.critic_updates",
+        MEANING,
+        12,
+        "critic steps per rollout: mini-batches, each sample exactly once",
+        int,
+        AT_LEAST_1,
+    ),
+    Flag(
+        "orz.warmup_steps",
+        MEANING,
+        50,
+        "linear warm-up in optimizer steps; the critic counts its steps",
+        int,
+        AT_LEAST_0,
+    ),
+    Flag(
+        "orz.value_head_init",
+        MEANING,
         "released",
         "released: N(0, 1/(H+1)) as the released code; kaiming: U(-1/sqrt(H), 1/sqrt(H)); paper: U(-sqrt5, sqrt5)",
         choices=("released", "kaiming", "paper"),
     ),
-    Flag("old_log_probs", "auto", "auto: skip the forward where it is redundant; always", choices=("auto", "always")),
     Flag(
-        "cross_fit_values",
+        "orz.old_log_probs",
+        MEANING,
+        "auto",
+        "auto: skip the forward where it is redundant; always",
+        choices=("auto", "always"),
+    ),
+    Flag(
+        "orz.cross_fit_values",
+        MEANING,
         False,
         "take each value in the critic's training forward, before the update that uses it: saves the values' forward",
-        None,
+        bool,
     ),
     Flag(
-        "share_prefixes",
+        "orz.share_prefixes",
+        FREE,
         "auto",
-        "auto: train on what sequences of a pack have in common (a prompt) once, where that is exact; never",
+        "auto: compute a prefix that sequences of a pack share (a prompt) once, where that is exact; never",
         choices=("auto", "never"),
     ),
-    Flag("prompt_template", "paper", "paper (Table 1), released, none, or a text that contains {{prompt}}"),
-    Flag("stop", STOP_STRINGS, "stop strings, kept in the response", nargs="*"),
-    Flag("max_prompt_len", 2048, "longest prompt in tokens; longer ones are left out and reported", int),
-    Flag("plain_math_verify", False, "grade by Math-Verify alone, without our guards and rules", None),
-    Flag("grader_workers", None, "grading processes on each machine (default: one a core, at most 8)", int),
-    Flag("rollout_dump_every", 1, "write rollouts/step_N.jsonl every N steps; 0: never", int),
-    Flag("rollout_dump_max", None, "at most so many responses in each file (default: all)", int),
-    Flag("report_every", 0, "write report.html every N steps, too, not only at the end; -1: never", int),
-    Flag("logprob_gap_every", 16, "compare vLLM's log-probs with the trainer's on one response in N; 0: never", int),
     Flag(
-        "check_sync",
-        False,
-        "after each weight sync compare vLLM with the trainer: its weights, by checksums, and log-probs",
-        None,
+        "orz.prompt_template",
+        FREE,
+        "paper",
+        "paper (Table 1), released, none, or a text that contains {{prompt}}; on resumption the prompts are compared",
     ),
-    Flag("sync_bucket_mib", 512, "weights are gathered and sent to vLLM in buckets of so many MiB", int),
-    Flag("device", "auto", "auto: cuda where a GPU is found, else cpu", choices=("auto", "cpu", "cuda")),
-    Flag("cpu_kvcache_mib", 512, "KV cache of each vLLM engine on CPU, in MiB", int),
-    Flag("trust_remote_code", False, "let model repositories run their own code", None),
-    Flag("max_restarts", 0, "after a failure resume from the newest checkpoint, at most so many times", int),
-    Flag("max_skipped_steps", 3, "end after so many optimizer steps in a row with gradients that are not finite", int),
-    Flag("allow_changed_flags", False, "resume although flags that change the meaning of the run differ", None),
+    Flag("orz.stop", MEANING, STOP_STRINGS, "stop strings; they stay in the response", nargs="*"),
     Flag(
-        "start_timeout_s",
+        "orz.max_prompt_len",
+        FREE,
+        2048,
+        "longest prompt in tokens; longer ones are left out and reported; on resumption the prompts are compared",
+        int,
+        AT_LEAST_1,
+    ),
+    Flag("orz.plain_math_verify", MEANING, False, "grade by Math-Verify alone, without our guards and rules", bool),
+    Flag(
+        "orz.grader_workers",
+        FREE,
+        None,
+        "grading processes on each machine (default: one a core, at most 8)",
+        int,
+        AT_LEAST_1,
+    ),
+    Flag("orz.rollout_dump_every", FREE, 1, "write rollouts/step_N.jsonl every N steps; 0: never", int, AT_LEAST_0),
+    Flag("orz.rollout_dump_max", FREE, None, "most responses in each of these files (default: all)", int, AT_LEAST_1),
+    Flag(
+        "orz.report_every",
+        FREE,
+        0,
+        "write report.html every N steps and at the end; 0: only at the end; -1: never",
+        int,
+        AT_LEAST_MINUS_1,
+    ),
+    Flag(
+        "orz.logprob_gap_every",
+        FREE,
+        16,
+        "compare vLLM's log-probs with the trainer's on one response in N; 0: never",
+        int,
+        AT_LEAST_0,
+    ),
+    Flag(
+        "orz.check_sync",
+        FREE,
+        False,
+        "after each weight sync compare vLLM with the trainer: its weights, by checksums (a difference ends the run),"
+        " and log-probs on fixed sequences",
+        bool,
+    ),
+    Flag(
+        "orz.sync_bucket_mib",
+        FREE,
+        512,
+        "size in MiB of the buckets in which weights are gathered and sent to vLLM",
+        int,
+        AT_LEAST_1,
+    ),
+    Flag("orz.device", MEANING, "auto", "auto: cuda where a GPU is found, else cpu", choices=("auto", "cpu", "cuda")),
+    Flag("orz.cpu_kvcache_mib", FREE, 512, "KV cache of each vLLM engine on CPU, in MiB", int, AT_LEAST_1),
+    Flag("orz.trust_remote_code", MEANING, False, "let model repositories run their own code", bool),
+    Flag(
+        "orz.max_restarts",
+        FREE,
+        0,
+        "after a failure resume from the newest checkpoint, at most N times",
+        int,
+        AT_LEAST_0,
+    ),
+    Flag(
+        "orz.max_skipped_steps",
+        FREE,
+        3,
+        "end after N optimizer steps in a row with gradients that are not finite; such steps are skipped and their"
+        " batches kept in nonfinite/",
+        int,
+        AT_LEAST_1,
+    ),
+    Flag(
+        "orz.allow_changed_flags", FREE, False, "resume although flags that change the meaning of the run differ", bool
+    ),
+    Flag(
+        "orz.start_timeout_s",
+        FREE,
         3600.0,
         "longest start of the engines and models, or of one engine again; 0: no limit",
         float,
+        AT_LEAST_0,
     ),
-    Flag("generation_timeout_s", 3600.0, "restart an engine that has answered nothing for so long; 0: never", float),
     Flag(
-        "training_timeout_s",
-        7200.0,
-        "longest step from rollout to weight sync, then end with all stacks; 0: no limit",
+        "orz.generation_timeout_s",
+        FREE,
+        3600.0,
+        "restart an engine that has answered nothing for so long; 0: never",
         float,
+        AT_LEAST_0,
     ),
-    Flag("trainer_timeout_s", 600.0, "end if the trainer's process has shown no life for so long; 0: never", float),
-    Flag("sync_timeout_s", 1800.0, "longest weight sync, likewise", float),
-    Flag("checkpoint_timeout_s", 3600.0, "longest write of a checkpoint, likewise", float),
     Flag(
-        "stop_timeout_s", 120.0, "after SIGTERM or Ctrl-C, longest wait for the step in hand and its checkpoint", float
+        "orz.training_timeout_s",
+        FREE,
+        7200.0,
+        "longest step from rollout to weight sync; then the run ends, with the stacks of its processes in logs/;"
+        " 0: no limit",
+        float,
+        AT_LEAST_0,
     ),
-    Flag("worker_logs", False, "show the logs of all Ray workers on the console instead of progress lines only", None),
+    Flag(
+        "orz.trainer_timeout_s",
+        FREE,
+        600.0,
+        "end if the trainer's process has shown no life for so long; 0: never",
+        float,
+        AT_LEAST_0,
+    ),
+    Flag("orz.sync_timeout_s", FREE, 1800.0, "longest weight sync; 0: no limit", float, AT_LEAST_0),
+    Flag("orz.checkpoint_timeout_s", FREE, 3600.0, "longest write of a checkpoint; 0: no limit", float, AT_LEAST_0),
+    Flag(
+        "orz.stop_timeout_s",
+        FREE,
+        120.0,
+        "after SIGTERM or Ctrl-C, longest wait for the current step and its checkpoint",
+        float,
+        AT_LEAST_0,
+    ),
+    Flag(
+        "orz.worker_logs",
+        FREE,
+        False,
+        "show the logs of all Ray workers on the console instead of progress lines only",
+        bool,
+    ),
 )
-
-
-def add_flags(parser) -> None:
-    """Set the paper's defaults on OpenRLHF's parser and add ``--orz.*``."""
-    parser.set_defaults(**PAPER_DEFAULTS)
-    group = parser.add_argument_group("Open-Reasoner-Zero")
-    for flag in FLAGS:
-        if flag.type is None:
-            group.add_argument(f"--orz.{flag.name}", action="store_true", default=flag.default, help=flag.help)
-        else:
-            group.add_argument(
-                f"--orz.{flag.name}",
-                type=flag.type,
-                default=flag.default,
-                choices=flag.choices,
-                nargs=flag.nargs,
-                help=flag.help if flag.default is None else f"{flag.help} (default: {flag.default})",
-            )

@@ -1,19 +1,19 @@
-"""Checks of the models that flags name, before Ray starts; of weights only headers are read, and no code is run.
+"""Checks of the models that flags name, before Ray starts. Of weights only the headers are read; no code is run.
 
-A name on the hub is checked as far as its configuration and tokenizer go, which are loaded here anyway.
+Of a name on the hub the configuration and the tokenizer are checked, which have to be loaded here in any case.
 """
 
 import json
 import re
-import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from openrlhf_orz.settings.derive import ConfigError
+from openrlhf_orz.settings.checks import ConfigError
 
-HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors format
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 REMOTE_CODE = "read the code, then allow it by --orz.trust_remote_code, or choose another model"
-# names in checkpoints -> the shape in terms of the configuration; what is not there is not checked
+# a pattern of tensors' names -> their shape by keys of the configuration; other tensors are not checked
 SHAPES = {
     r"(model\.)?embed_tokens\.weight": ("vocab_size", "hidden_size"),
     r"lm_head\.weight": ("vocab_size", "hidden_size"),
@@ -22,11 +22,11 @@ SHAPES = {
     r"(model\.)?layers\.\d+\.mlp\.(gate|up)_proj\.weight": ("intermediate_size", "hidden_size"),
     r"(model\.)?layers\.\d+\.mlp\.down_proj\.weight": ("hidden_size", "intermediate_size"),
 }
-DENSE = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers are all alike
+DENSE = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers are all alike
 
 
-def check_models(args) -> Any:
-    """Check the policy, the critic and what they have in common; returns the policy's tokenizer.
+def check_models(args: SimpleNamespace) -> Any:
+    """Check the policy, the critic and that they fit together; returns the policy's tokenizer.
 
     Raises ConfigError, naming flag, file and remedy.
     """
@@ -148,7 +148,7 @@ def _check_fit(flag: str, config, tokenizer, args) -> None:
         )
 
 
-def check_weights(flag: str, name: str, config) -> None:
+def check_weights(flag: str, name: str, config: Any) -> None:
     """Check that the directory ``name`` holds whole safetensors of the configuration's shapes. Not on hub names."""
     folder = Path(name)
     if not folder.is_dir():
@@ -163,18 +163,23 @@ def check_weights(flag: str, name: str, config) -> None:
                     f" ({', '.join(dimensions)}) {list(wanted)}: weights and configuration are of different models"
                 )
     if config.model_type in DENSE:
-        layers: dict[int, set[str]] = {i: set() for i in range(config.num_hidden_layers)}
-        for tensor in shapes:
-            if found := re.match(r"(?:model\.)?layers\.(\d+)\.(.*)", tensor):
-                layers.setdefault(int(found[1]), set()).add(found[2])
-        most = set.union(*layers.values()) if layers else set()
-        gaps = [f"layers.{i}.{sorted(most - have)[0]}" for i, have in sorted(layers.items()) if most - have]
-        if len(layers) != config.num_hidden_layers or gaps or not most:
-            missing = f"no {gaps[0]}" if gaps else f"{len(layers) if most else 0} layers"
-            raise ConfigError(
-                f"{flag}: the weights in {folder} have {missing}, and config.json says {config.num_hidden_layers}"
-                " layers (num_hidden_layers): download or save the model anew"
-            )
+        _check_layers(flag, folder, list(shapes), config.num_hidden_layers)
+
+
+def _check_layers(flag: str, folder: Path, tensors: list[str], count: int) -> None:
+    """Every layer of a dense model holds the same tensors, and there are ``count`` layers."""
+    layers: dict[int, set[str]] = {i: set() for i in range(count)}
+    for tensor in tensors:
+        if found := re.match(r"(?:model\.)?layers\.(\d+)\.(.*)", tensor):
+            layers.setdefault(int(found[1]), set()).add(found[2])
+    most = set.union(*layers.values()) if layers else set()
+    gaps = [f"layers.{i}.{sorted(most - there)[0]}" for i, there in sorted(layers.items()) if most - there]
+    if len(layers) != count or gaps or not most:
+        missing = f"no {gaps[0]}" if gaps else f"{len(layers) if most else 0} layers"
+        raise ConfigError(
+            f"{flag}: the weights in {folder} have {missing}, and config.json says {count} layers (num_hidden_layers):"
+            " download or save the model anew"
+        )
 
 
 def tensor_shapes(flag: str, folder: Path) -> dict[str, tuple[int, ...]]:
@@ -182,65 +187,67 @@ def tensor_shapes(flag: str, folder: Path) -> dict[str, tuple[int, ...]]:
 
     Raises ConfigError if there are none, one is missing or damaged.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        where = _read_json(flag, index).get("weight_map")
-        if not isinstance(where, dict) or not where:
-            raise ConfigError(f"{flag}: {index} has no weight_map: download or save the model anew")
-        files = sorted({str(file) for file in where.values()})
-    else:
-        where, files = None, ["model.safetensors"]
+    from safetensors import SafetensorError
+
+    index = folder / INDEX
+    where = _weight_map(flag, index) if index.exists() else {}  # tensor -> file
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
+    for file in sorted(set(where.values())) or [WEIGHTS]:
         path = folder / file
         if not path.is_file():
-            _no_weights(flag, folder, path, listed=where is not None)
-        shapes |= _read_header(flag, path)
-    lost = sorted(set(where or ()) - set(shapes))
+            raise _no_weights(flag, folder, path, listed=bool(where))
+        try:
+            shapes |= _read_shapes(path)
+        except OSError:  # safetensors says of any that there is no such file
+            raise ConfigError(f"{flag}: {path} cannot be read: change its permissions") from None
+        except SafetensorError as error:
+            remedy = "the file is damaged, download or save the model anew"
+            raise ConfigError(f"{flag}: {path} did not load: {error}: {remedy}") from None
+    lost = sorted(set(where) - set(shapes))
     if lost:
         raise ConfigError(
-            f"{flag}: {folder / where[lost[0]]} lacks {lost[0]}, which {index.name} puts there: download or save the"
-            " model anew"
+            f"{flag}: {folder / where[lost[0]]} lacks {lost[0]}, which {INDEX} puts there: download or save the model"
+            " anew"
         )
     return shapes
 
 
-def _no_weights(flag: str, folder: Path, path: Path, listed: bool):
+def _weight_map(flag: str, index: Path) -> dict[str, str]:
+    found = _read_json(flag, index).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(f"{flag}: {index} has no weight_map: download or save the model anew")
+    return {tensor: str(file) for tensor, file in found.items()}
+
+
+def _no_weights(flag: str, folder: Path, path: Path, listed: bool) -> ConfigError:
     pickled = sorted(file.name for suffix in ("*.bin", "*.pt", "*.pth") for file in folder.glob(suffix))
     if listed:
-        raise ConfigError(f"{flag}: {path} is missing: download or save the model anew")
+        return ConfigError(f"{flag}: {path} is missing: download or save the model anew")
     if pickled:
-        raise ConfigError(
+        return ConfigError(
             f"{flag}: {folder} holds pickled weights alone ({pickled[0]}), which could run code and are not read."
             " If you trust them, load them with transformers and save_pretrained them, which writes model.safetensors"
         )
-    raise ConfigError(f"{flag}: {folder} holds no weights (model.safetensors): download or save the model anew")
+    return ConfigError(f"{flag}: {folder} holds no weights ({WEIGHTS}): download or save the model anew")
 
 
-def _read_header(flag: str, path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes in one safetensors file: 8 bytes of length, a JSON header, the data that it describes."""
+def _read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor in one safetensors file. Raises SafetensorError if it is damaged or cut."""
+    from safetensors import safe_open
 
-    def damaged(what: str) -> ConfigError:
-        return ConfigError(f"{flag}: {path} {what}: the file is damaged, download or save the model anew")
+    with safe_open(path, framework="numpy") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
 
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT + 1
-            if length > HEADER_LIMIT:
-                raise damaged("is no safetensors file")
-            header = json.loads(file.read(length))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        size = path.stat().st_size
-    except OSError as error:
-        raise ConfigError(f"{flag}: {path} cannot be read: {error}: change its permissions") from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise damaged(f"has no valid header ({error})") from None
-    if size != end:
-        raise damaged(f"has {size} bytes instead of {end}")
-    return shapes
+
+def has_weight(model: str, name: str) -> bool:
+    """Whether the safetensors checkpoint ``model``, a directory or a name on the hub, holds a tensor of that name."""
+    from transformers.utils import cached_file
+
+    index = cached_file(model, INDEX, _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        return name in json.loads(Path(index).read_text())["weight_map"]
+    single = cached_file(model, WEIGHTS, _raise_exceptions_for_missing_entries=False)
+    return single is not None and name in _read_shapes(single)
 
 
 def _check_head(flag: str, folder: Path, prefix: str, config) -> None:

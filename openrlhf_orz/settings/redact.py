@@ -1,6 +1,5 @@
-"""Keeps credentials out of what a run writes and prints: passwords in URLs, access tokens, secrets of the environment.
-
-Pure, imports nothing heavy.
+"""Keeps credentials out of everything that a run writes and prints: passwords in URLs, access tokens, secrets of the
+environment. Imports nothing heavy.
 """
 
 import os
@@ -13,11 +12,11 @@ _IN_URL = re.compile(r"(?<=://)[^/\s'\"@]+(?=@)")  # https://user:password@host
 _IN_QUERY = re.compile(r"(?i)(?<=[?&])((?:api[_-]?key|(?:access_|auth_)?token|secret|password|sig)=)[^&\s'\"]+")
 _TOKENS = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16})\b")
 _NAMES = re.compile(r"(?i)(token|key|secret|password|passwd|credential)s?$")
-SHORTEST = 8  # characters: a shorter value of the environment would hide ordinary words
+SHORTEST = 8  # characters: hiding shorter values of the environment would hide ordinary words
 
 
 class Secret(str):
-    """A text that is not shown where its owner is printed: OpenRLHF prints all arguments at the start."""
+    """A text whose ``repr`` hides it: OpenRLHF prints all arguments at the start."""
 
     def __repr__(self):
         return repr(redact(self) if redact(self) != str(self) else HIDDEN)
@@ -30,7 +29,7 @@ def environment_secrets() -> list[str]:
 
 
 def redact(text: str, secrets: list[str] | None = None) -> str:
-    """``text`` with every credential that can be told as one replaced; ``secrets`` as of ``environment_secrets``."""
+    """Replace every recognisable credential in ``text``. ``secrets``: default ``environment_secrets()``."""
     for secret in environment_secrets() if secrets is None else secrets:
         text = text.replace(secret, HIDDEN)
     text = _IN_URL.sub(HIDDEN, text)

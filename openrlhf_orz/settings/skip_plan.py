@@ -1,22 +1,23 @@
-"""Which forwards a step needs besides training itself, decided once from the flags; pure, imports nothing heavy.
+"""Which forwards a step runs besides training, decided from the flags alone. Imports nothing heavy.
 
-The unit of cost is F, one forward over all rollout tokens by one model; training is 3F a model, 4F with gradient
-checkpointing.
+Costs are in F, one forward of one model over all tokens of the rollout. Training a model costs 3F, with gradient
+checkpointing 4F.
 """
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward over the rollout: whether it is run, and why or why not."""
+    """One forward over the rollout: whether it runs, and why or why not."""
 
     name: str
     runs: bool
     reason: str
 
 
-def needs_old_log_probs(args) -> str | None:
+def needs_old_log_probs(args: SimpleNamespace) -> str | None:
     """Why a step needs the actor's forward for old log-probs, or None where strict on-policy makes it redundant."""
     if args.orz.old_log_probs == "always":
         return "--orz.old_log_probs always"
@@ -29,8 +30,8 @@ def needs_old_log_probs(args) -> str | None:
     return None
 
 
-def cross_fit_problem(args) -> str | None:
-    """Why --orz.cross_fit_values cannot be, with the remedy; None if it can. Without a critic it has no effect."""
+def cross_fit_problem(args: SimpleNamespace) -> str | None:
+    """Why --orz.cross_fit_values cannot work, with the remedy; None if it can. Without a critic it has no effect."""
     advantage = args.algo.advantage
     if advantage.gamma != 1 or advantage.lambd != 1:
         return "needs --algo.advantage.gamma 1 and --algo.advantage.lambd 1: else the returns depend on the values"
@@ -47,16 +48,17 @@ def cross_fit_problem(args) -> str | None:
     return None
 
 
-def skip_plan(args) -> list[Forward]:
-    """The forwards of a step in the order in which OpenRLHF would run them. ``args`` are the nested, checked ones."""
+def skip_plan(args: SimpleNamespace) -> list[Forward]:
+    """The forwards of a step in the order in which OpenRLHF runs them. ``args``: nested and checked."""
     reference, old = args.algo.kl.init_coef > 0, needs_old_log_probs(args)
     plan = [
         Forward(
-            "reference model", reference,
+            "reference model",
+            reference,
             f"--algo.kl.init_coef {args.algo.kl.init_coef:g}" if reference else "no KL: the model is not even loaded",
         ),
         Forward("old log-probs", old is not None, old or "one on-policy step takes them from its own forward"),
-    ]  # fmt: skip
+    ]
     if not args.critic.model_name_or_path:
         values = Forward("values", False, f"--algo.advantage.estimator {args.algo.advantage.estimator} has no critic")
     elif args.orz.cross_fit_values:
@@ -70,15 +72,15 @@ def skip_plan(args) -> list[Forward]:
     return [*plan, values]
 
 
-def cost(args) -> int:
-    """Cost of a step's forwards and training in F."""
+def cost(args: SimpleNamespace) -> int:
+    """Cost of a step, forwards and training together, in F."""
     training = 4 if args.actor.gradient_checkpointing_enable else 3
     models = 2 if args.critic.model_name_or_path else 1
     return sum(forward.runs for forward in skip_plan(args)) + models * training * args.train.max_epochs
 
 
-def describe(args) -> str:
-    """The plan for the console, a line a forward."""
+def describe_forwards(args: SimpleNamespace) -> str:
+    """The plan as text for the console: a line for each forward, and the cost of a step."""
     lines = [
         f"[orz] forward for {forward.name}: {'runs' if forward.runs else 'skipped'} ({forward.reason})"
         for forward in skip_plan(args)

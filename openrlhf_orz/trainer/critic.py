@@ -11,7 +11,6 @@ import torch
 from openrlhf.models import ValueLoss
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from openrlhf.utils.logging_utils import init_logger
-from transformers.utils import cached_file
 
 from openrlhf_orz.algo.masked import explained_variances, fit_sums
 from openrlhf_orz.models.cpu_ops import install_rms_norm
@@ -19,29 +18,13 @@ from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.models.value_head import init_value_head
 from openrlhf_orz.runtime.cores import at_work, in_threads, share_cores
 from openrlhf_orz.settings.finished import critic_steps
+from openrlhf_orz.settings.models import has_weight
 from openrlhf_orz.trainer.live_objects import skip_reduction
 from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
 from openrlhf_orz.trainer.rank import Rank, meet_by_file
 from openrlhf_orz.trainer.step_guard import StepGuard
 
 logger = init_logger(__name__)
-
-
-def has_weight(pretrain: str, name: str) -> bool:
-    """Whether the safetensors checkpoint (a directory or a hub name) holds a tensor of that name."""
-    import json
-
-    from safetensors import safe_open
-
-    index = cached_file(pretrain, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    if index is not None:
-        with open(index) as f:
-            return name in json.load(f)["weight_map"]
-    single = cached_file(pretrain, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-    if single is None:
-        return False
-    with safe_open(single, framework="pt") as f:
-        return name in f.keys()
 
 
 class RecordingValueLoss(ValueLoss):

@@ -52,10 +52,13 @@ def test_the_switch_follows_the_flag(monkeypatch):
     from openrlhf_orz.runtime.ray_session import worker_env
     from openrlhf_orz.settings.command_line import parse
     from openrlhf_orz.settings.finished import Run
+    from openrlhf_orz.settings.upstream import allow_remote_code
 
     for flags, expected in (((), "0"), (("--orz.trust_remote_code",), "1")):
         monkeypatch.setenv("OPENRLHF_TRUST_REMOTE_CODE", "1")  # what stands in the environment does not count
         args, _ = parse(["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", *FLAGS, *flags])
+        assert os.environ["OPENRLHF_TRUST_REMOTE_CODE"] == "1", "parsing leaves the environment as it is"
+        allow_remote_code(args.orz.trust_remote_code)
         assert os.environ["OPENRLHF_TRUST_REMOTE_CODE"] == expected
         run = Run(checkpoints="", scratch="/dev/shm/orz-0-")
         assert worker_env(args, run)["OPENRLHF_TRUST_REMOTE_CODE"] == expected

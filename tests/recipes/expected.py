@@ -54,7 +54,12 @@ NO_CRITIC = {"critic.model_name_or_path": None}
 
 # script: (settings, {arm: settings on top}, environment that it needs)
 RECIPES = {
-    "quickstart.sh": ({"rollout.batch_size": 16, "orz.critic_updates": 12, "algo.advantage.lambd": 1.0}, {}, {}),
+    "quickstart.sh": (
+        {"rollout.batch_size": 16, "rollout.n_samples_per_prompt": 8, "orz.policy_updates": 1,
+         "orz.critic_updates": 12, "algo.advantage.lambd": 1.0,
+         "actor.adam.lr": 2e-4, "critic.adam.lr": 1e-3, "orz.warmup_steps": 0},
+        {}, {},
+    ),
     "train_orz_reasoning_gym_cpu.sh": ({"rollout.batch_size": 16, "data.max_samples": 160}, {}, {}),
     "train_orz_smollm2_135m_cpu.sh": ({"rollout.batch_size": 8, "data.max_samples": 40}, {}, {}),
     "train_orz_qwen2.5_0.5b_1gpu.sh": (placed("Qwen/Qwen2.5-0.5B", 1, 1), {}, {}),

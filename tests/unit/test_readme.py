@@ -3,15 +3,8 @@
 import re
 from pathlib import Path
 
-from openrlhf_orz.settings.flags import FLAGS
-
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-
-
-def test_every_flag_of_ours_is_in_the_table():
-    rows = re.findall(r"^\| `(\w+)` \|", README, re.M)
-    assert rows == [flag.name for flag in FLAGS]
 
 
 def test_links_and_layout_exist():

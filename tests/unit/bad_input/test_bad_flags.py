@@ -1,10 +1,13 @@
 """Flags that cannot be, alone or together, and what they name that is not there."""
 
+import os
+
 import pytest
 from command_line import GOOD, check
 
-from openrlhf_orz.settings.checks import MAY_BE_INFINITE, RANGES, SCHEDULERS
-from openrlhf_orz.settings.command_line import build_parser
+from openrlhf_orz.settings.checks import SCHEDULERS, ConfigError, check_numbers
+from openrlhf_orz.settings.command_line import parse, training_parser
+from openrlhf_orz.settings.openrlhf_flags import RECORDS
 
 # flags, and what the message must hold
 FLAGS = [
@@ -133,23 +136,75 @@ def test_everything_wrong_is_said_at_once(run):
     check(run("--rollout.top_p", "2", "--train.seed", "-1"), 2, ["--rollout.top_p is 2.0", "--train.seed is -1"])
 
 
-NUMBERS = {action.option_strings[0][2:]: action for action in build_parser()._actions if action.type in (int, float)}
-RANGE_OF = {name: (allowed, words) for words, (allowed, names) in RANGES.items() for name in names.split()}
+NUMBERS = {
+    action.option_strings[0][2:]: action for action in training_parser()._actions if action.type in (int, float)
+}
 
 
 def test_every_numeric_flag_has_a_range():
-    assert set(NUMBERS) == set(RANGE_OF), "name new flags in flag_checks.RANGES"
+    assert set(NUMBERS) == {name for name, flag in RECORDS.items() if flag.range}
+
+
+# numbers next to the allowed ones, written down here: not taken from the records
+OUT_OF_RANGE = """
+rollout.temperature 0, -1, nan; rollout.top_p 0, 1.01; rollout.batch_size 0; rollout.n_samples_per_prompt 0
+algo.advantage.gamma 1.1, -0.1; algo.advantage.lambd 1.01, -0.01; algo.kl.init_coef -0.01
+actor.adam.eps 0; critic.adam.eps 0; actor.adam.lr -1e-9; critic.adam.lr -1e-9; actor.adam.weight_decay -0.1
+actor.adam.betas 1.0, -0.1; critic.adam.betas 1.0, -0.1; actor.lr_warmup_ratio 1.1; actor.min_lr_ratio -0.1
+actor.eps_clip -0.1; critic.value_clip 0; actor.dual_clip 1; actor.max_norm -1; critic.max_norm -1
+actor.num_gpus_per_node 0; critic.num_nodes 0; critic.freezing_steps -2
+train.batch_size 0; train.micro_batch_size 0; train.num_episodes 0; train.max_epochs 0; train.max_tokens_per_gpu 0
+train.seed -1, 4294967296; train.ema_beta inf; data.max_len 0; eval.steps 0; reward.stop_properly_penalty_coef 1.1
+vllm.tensor_parallel_size 0; vllm.gpu_memory_utilization 0, 1.1; ds.zero_stage 4, -1; ds.lora.dropout 1
+ckpt.save_steps 0, -2; ckpt.max_mem 0, -inf, nan
+orz.policy_updates 0; orz.critic_updates 0; orz.warmup_steps -1; orz.max_prompt_len 0; orz.grader_workers 0
+orz.report_every -2; orz.rollout_dump_every -1; orz.rollout_dump_max 0; orz.max_restarts -1; orz.max_skipped_steps 0
+orz.sync_timeout_s -1; orz.sync_bucket_mib 0
+"""
+AT_THE_EDGE = """
+algo.advantage.gamma 0, 1; algo.advantage.lambd 0, 1; rollout.temperature 0.01; rollout.top_p 1; actor.adam.betas 0
+actor.lr_warmup_ratio 0, 1; critic.min_lr_ratio 0; actor.adam.lr 0; ds.zero_stage 0, 3; train.seed 0, 4294967295
+ckpt.max_mem inf; ckpt.save_steps -1, 1; eval.steps -1; orz.report_every -1; orz.sync_timeout_s 0; orz.warmup_steps 0
+orz.policy_updates 1; orz.critic_updates 1; orz.max_restarts 0; algo.kl.init_coef 0; critic.freezing_steps -1
+"""
+DEFAULTS = vars(training_parser().parse_args([]))
+
+
+def cases(table: str) -> list[tuple[str, float]]:
+    lines = [part.strip().partition(" ") for part in table.replace("\n", ";").split(";") if part.strip()]
+    return [(name, float(number)) for name, _, numbers in lines for number in numbers.split(", ")]
+
+
+@pytest.mark.parametrize(("name", "number"), cases(OUT_OF_RANGE))
+def test_numbers_out_of_range(name, number):
+    for given in (number, [0.5, number], (number, 0.5)):
+        with pytest.raises(ConfigError, match=f"--{name} is .*: it must be "):
+            check_numbers(DEFAULTS | {name: given})
+
+
+def test_numbers_at_the_edge_are_taken():
+    for name, number in cases(AT_THE_EDGE):
+        check_numbers(DEFAULTS | {name: number})
+
+
+def test_every_wrong_number_is_named():
+    wrong = {"train.seed": -1, "orz.critic_updates": 0, "rollout.top_p": 2.0}
+    with pytest.raises(ConfigError) as refusal:
+        check_numbers(DEFAULTS | wrong)
+    assert sorted(str(refusal.value).splitlines()) == [
+        "--orz.critic_updates is 0: it must be at least 1",
+        "--rollout.top_p is 2.0: it must be above 0 and at most 1",
+        "--train.seed is -1: it must be in [0, 4294967295]",
+    ]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_that_make_no_sense(name, capsys):
-    from openrlhf_orz.settings.command_line import parse
-
-    action, (allowed, words) = NUMBERS[name], RANGE_OF[name]
-    wrong = [str(x) for x in (-7, -0.5, 0, 1, 2, 2**33) if not allowed(x) and action.type(x) == x]
-    assert wrong or words == "a finite number"
+    action, limits = NUMBERS[name], RECORDS[name].range
+    wrong = [str(x) for x in (-7, -0.5, 0, 1, 2, 2**33) if not limits.allows(x) and action.type(x) == x]
+    assert wrong or limits.words == "a finite number"
     if action.type is float:
-        wrong += ["nan"] if name in MAY_BE_INFINITE else ["nan", "inf"]
+        wrong += ["nan"] if limits.infinite else ["nan", "inf"]
     for value in wrong:
         # a list of two: the wrong number beside a right one
         given = [f"--{name}", value, "0.5"] if action.nargs == 2 else [f"--{name}", value]
@@ -179,10 +234,17 @@ def test_last_rollout_smaller_than_the_ranks(run, tmp_path):
 
 
 def test_another_build_of_openrlhf(run, monkeypatch):
-    from openrlhf_orz.settings import upstream as compat
+    from openrlhf_orz.settings import upstream
 
-    monkeypatch.setattr(compat, "version", lambda name: "0.11.2")
+    monkeypatch.setattr(upstream, "version", lambda name: "0.11.2")
     check(run(), 2, ["OpenRLHF 0.11.2 is installed", "bash tools/setup.sh"])
+
+
+@pytest.mark.parametrize(("flags", "switch"), [((), "0"), (("--orz.trust_remote_code",), "1")])
+def test_remote_code_is_allowed_by_the_flag_alone(run, monkeypatch, flags, switch):
+    monkeypatch.setenv("OPENRLHF_TRUST_REMOTE_CODE", "1" if switch == "0" else "0")
+    check(run(*flags), "starts", [])
+    assert os.environ["OPENRLHF_TRUST_REMOTE_CODE"] == switch
 
 
 def test_what_is_sound_reaches_ray(run):

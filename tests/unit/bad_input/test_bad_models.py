@@ -28,8 +28,13 @@ def remove(*names):
     return apply
 
 
-def weights(change):
-    """Rewrites the header of the weights by ``change(header)``; the data stay."""
+def end(header):
+    """Where the data of a safetensors file end."""
+    return max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+
+
+def weights(change, more=b""):
+    """Rewrites the header of the weights by ``change(header)``; the data stay, and ``more`` comes after them."""
 
     def apply(model):
         path = model / "model.safetensors"
@@ -38,7 +43,7 @@ def weights(change):
         header = json.loads(data[8 : 8 + length])
         change(header)
         new = json.dumps(header).encode()
-        path.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :])
+        path.write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length :] + more)
 
     return apply
 
@@ -88,10 +93,24 @@ MODELS = {
     ),
     "no weights": (remove("model.safetensors"), [MODEL, "holds no weights (model.safetensors)", "anew"]),
     "pickled weights": (pickled, [MODEL, "pickled weights alone (pytorch_model.bin)", "save_pretrained"]),
-    "empty weights": (write("model.safetensors", b""), [MODEL, "model.safetensors", "is damaged"]),
-    "no safetensors": (write("model.safetensors", b"not a checkpoint"), [MODEL, "is no safetensors file"]),
-    "broken header": (write("model.safetensors", struct.pack("<Q", 9) + b'{"a": 17}'), [MODEL, "no valid header"]),
-    "cut weights": (cut, [MODEL, "bytes instead of", "is damaged"]),
+    "empty weights": (
+        write("model.safetensors", b""),
+        [MODEL, "model.safetensors did not load", "header too small", "is damaged"],
+    ),
+    "no safetensors": (
+        write("model.safetensors", b"not a checkpoint"),
+        [MODEL, "model.safetensors did not load", "is damaged"],
+    ),
+    "broken header": (
+        write("model.safetensors", struct.pack("<Q", 9) + b'{"a": 17}'),
+        [MODEL, "invalid JSON in header", "is damaged"],
+    ),
+    "cut weights": (cut, [MODEL, "model.safetensors did not load", "is damaged"]),
+    "longer than it says": (weights(lambda header: None, more=b"!"), [MODEL, "did not load", "is damaged"]),
+    "a header of lies": (
+        weights(lambda header: header["model.norm.weight"].__setitem__("shape", [129])),
+        [MODEL, "model.safetensors did not load", "is damaged"],
+    ),
     "missing shard": (index(weight_map={"x": "b.safetensors"}), [MODEL, "b.safetensors is missing", "anew"]),
     "index without a map": (index(metadata={}), [MODEL, "has no weight_map", "anew"]),
     "tensor not in its shard": (index(weight_map={"x": "a.safetensors"}), [MODEL, "a.safetensors lacks x"]),
@@ -136,8 +155,9 @@ def test_critic_of_another_vocabulary_or_with_a_head_of_another_shape(run, tmp_p
     edit("config.json", vocab_size=512)(critic)
     weights(
         lambda header: header.__setitem__(
-            "score.weight", {"dtype": "BF16", "shape": [8, 16], "data_offsets": [0, 256]}
-        )
+            "score.weight", {"dtype": "BF16", "shape": [8, 16], "data_offsets": [end(header), end(header) + 256]}
+        ),
+        more=bytes(256),
     )(critic)
     check(run(*flags), 2, ["--critic.model_name_or_path", "score.weight", "[1, 128]", "reshape"])
 

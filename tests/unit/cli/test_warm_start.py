@@ -15,7 +15,8 @@ from openrlhf_orz.data.rows import read_rows
 from openrlhf_orz.data.sft_rows import Worked, read_worked, response, sft_row, split_worked
 from openrlhf_orz.data.sources import DataError
 from openrlhf_orz.reward.extract import extract_answer, has_format
-from openrlhf_orz.settings.flags import PAPER_DEFAULTS, STOP_STRINGS
+from openrlhf_orz.settings.flags import STOP_STRINGS
+from openrlhf_orz.settings.openrlhf_flags import PAPER_DEFAULTS
 
 NATALIA = Worked("How many clips?", "In May 48/2 = 24.\nIn all 48+24 = 72.", "72")
 

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from openrlhf_orz.runtime import checkpoints, resume
+from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.command_line import parse
-from openrlhf_orz.settings.derive import ConfigError
-from openrlhf_orz.settings.flags import FLAGS
 
 
 def args(tmp_path, *more):
@@ -81,13 +80,27 @@ def test_a_damaged_one_is_named(tmp_path, capsys):
     assert f"{new} is damaged: {checkpoints.STATE} has 1 bytes, not 0" in capsys.readouterr().out
 
 
-def test_every_flag_of_ours_is_either_free_or_part_of_the_meaning():
-    meaning = {
-        "policy_updates", "critic_updates", "warmup_steps", "value_head_init", "old_log_probs", "cross_fit_values",
-        "stop", "plain_math_verify", "device", "trust_remote_code",
-    }  # fmt: skip
-    free = {name.removeprefix("orz.") for name in resume.FREE if name.startswith("orz.")}
-    assert {flag.name for flag in FLAGS} - free == meaning
+@pytest.mark.parametrize(
+    "name",
+    ["algo.advantage.gamma", "algo.advantage.lambd", "algo.advantage.estimator", "algo.kl.init_coef", "actor.adam.lr",
+     "rollout.batch_size", "orz.critic_updates", "orz.own_agent", "orz.fixed_micro_batches"],
+)  # fmt: skip
+def test_these_change_the_meaning(name):
+    layout, meaning = resume.changed_flags({name: 1}, {name: 2})
+    assert (layout, meaning) == ([], [f"--{name} was 1, is 2"])
+
+
+@pytest.mark.parametrize("name", ["ds.param_dtype", "ds.zero_stage", "critic.num_gpus_per_node"])
+def test_these_cut_the_checkpoint_differently(name):
+    assert resume.changed_flags({name: 1}, {name: 2}) == ([f"--{name} was 1, is 2"], [])
+
+
+@pytest.mark.parametrize(
+    "name", ["vllm.num_engines", "data.prompt_dataset", "orz.run_dir", "orz.restarts", "orz.own_ray"]
+)
+def test_these_may_differ(name):
+    assert resume.changed_flags({name: 1}, {name: 2}) == ([], [])
+    assert resume.changed_flags({name: 1}, {}) == resume.differences({}, {name: 1}) == ([], [])
 
 
 def test_secrets_stay_out():

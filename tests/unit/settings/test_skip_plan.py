@@ -3,7 +3,7 @@
 import pytest
 
 from openrlhf_orz.settings.command_line import parse
-from openrlhf_orz.settings.skip_plan import cost, describe, skip_plan
+from openrlhf_orz.settings.skip_plan import cost, describe_forwards, skip_plan
 
 BASE = ["--actor.model_name_or_path", "m/m", "--data.prompt_dataset", "d", "--orz.device", "cpu"]
 
@@ -45,6 +45,8 @@ def test_plan(flags, expected, forwards):
         (["--orz.policy_updates", "2", "--train.max_epochs", "2"], "--train.max_epochs"),
         (["--train.async_enable"], "--train.async_enable"),
         (["--critic.freezing_steps", "3"], "--critic.freezing_steps"),
+        (["--orz.device", "cuda", "--critic.num_gpus_per_node", "4"], "--critic.num_gpus_per_node"),
+        (["--orz.device", "cuda", "--critic.num_nodes", "2"], "as many"),
     ],
 )
 def test_cross_fit_is_refused_where_it_would_be_wrong(flags, named, capsys):
@@ -56,7 +58,7 @@ def test_cross_fit_is_refused_where_it_would_be_wrong(flags, named, capsys):
 
 def test_every_forward_says_why():
     args, _ = parse(BASE)
-    lines = describe(args).splitlines()
+    lines = describe_forwards(args).splitlines()
     assert len(lines) == 4 and all("(" in line for line in lines[:3])
     assert "skipped (no KL: the model is not even loaded)" in lines[0] and lines[-1].startswith(
         "[orz] a step costs 7 "

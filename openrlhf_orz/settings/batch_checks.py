@@ -1,0 +1,159 @@
+"""Checks of batches, ranks and modes: what must divide, fit or go together. checks.py raises what they find."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+from openrlhf_orz.settings.derive import data_parallel_ranks
+from openrlhf_orz.settings.skip_plan import cross_fit_problem
+
+GROUPED = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")  # estimators that compare a prompt's responses
+
+
+def batch_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
+    """A message for each batch size, number of ranks or mode that cannot be; before OpenRLHF's own checks."""
+    yield from _rollout(args, explicit)
+    yield from _modes(args)
+    yield from _parallelism(args)
+
+
+def step_problems(args: SimpleNamespace) -> Iterator[str]:
+    """The same for optimizer steps, shared GPUs and lengths; after OpenRLHF's own checks."""
+    yield from _optimizer_steps(args)
+    yield from _colocation(args)
+    yield from _lengths(args)
+    if args.orz.cross_fit_values and (problem := cross_fit_problem(args)):
+        yield f"--orz.cross_fit_values {problem}"
+
+
+def _ranks(group) -> int:
+    return group.num_nodes * group.num_gpus_per_node
+
+
+def _rollout(args, explicit) -> Iterator[str]:
+    each, batch, micro = args.rollout.n_samples_per_prompt, args.rollout.batch_size, args.rollout.micro_batch_size
+    estimator, updates = args.algo.advantage.estimator, args.orz.policy_updates
+    if estimator in GROUPED and each == 1:
+        yield (
+            f"--algo.advantage.estimator {estimator} compares the responses to one prompt, and"
+            " --rollout.n_samples_per_prompt 1 gives one: every advantage would be 0. Give 2 or more"
+        )
+    if args.algo.dynamic_filtering_enable and each == 1:
+        yield (
+            "--algo.dynamic_filtering_enable looks at the mean reward of a prompt's responses: give"
+            " --rollout.n_samples_per_prompt 2 or more"
+        )
+    ranks = _ranks(args.actor) // args.ds.ring_attn_size // args.ds.tensor_parallel_size
+    if each * batch // micro < ranks:
+        yield (
+            f"--rollout.batch_size {batch} x --rollout.n_samples_per_prompt {each} in batches of"
+            f" --rollout.micro_batch_size {micro} are {each * batch // micro} batches, fewer than the {ranks} ranks"
+            " that train (--actor.num_nodes x --actor.num_gpus_per_node): raise the first two"
+        )
+    if "train.batch_size" not in explicit and each * batch % updates:
+        yield (
+            f"--orz.policy_updates {updates} does not divide the rollout of {each * batch} samples"
+            " (--rollout.batch_size x --rollout.n_samples_per_prompt)"
+        )
+
+
+def _modes(args) -> Iterator[str]:
+    generate, batch = args.rollout.vllm_generate_batch_size, args.rollout.batch_size
+    if generate is not None and generate > batch and not args.train.async_enable:
+        yield (
+            f"--rollout.vllm_generate_batch_size {generate} is above --rollout.batch_size {batch}: that needs"
+            " --train.async_enable; lower it or leave it out"
+        )
+    if args.train.partial_rollout_enable and not args.train.async_enable:
+        yield "--train.partial_rollout_enable needs --train.async_enable"
+    if args.orz.check_sync and args.train.async_enable:
+        yield (
+            "--orz.check_sync asks the engines right after a sync, while --train.async_enable has them generate: leave"
+            " one of them out"
+        )
+
+
+def _parallelism(args) -> Iterator[str]:
+    ring, tensor = args.ds.ring_attn_size, args.ds.tensor_parallel_size
+    for role in ("actor", "critic"):
+        ranks = _ranks(getattr(args, role))
+        if ring * tensor > 1 and ranks % (ring * tensor):
+            yield (
+                f"--ds.ring_attn_size {ring} x --ds.tensor_parallel_size {tensor} does not divide the {ranks} ranks of"
+                f" --{role}.num_nodes x --{role}.num_gpus_per_node"
+            )
+    shared = args.train.colocate_all or args.train.colocate_actor_ref
+    actor, ref = ((group.num_nodes, group.num_gpus_per_node) for group in (args.actor, args.ref))
+    if args.algo.kl.init_coef > 0 and shared and actor != ref:
+        yield (
+            f"--algo.kl.init_coef {args.algo.kl.init_coef:g} loads the reference model, which is to share the policy's"
+            f" GPUs: give --ref.num_nodes {actor[0]} and --ref.num_gpus_per_node {actor[1]}"
+        )
+    if ring > 1 and "flash_attention" not in args.ds.attn_implementation:
+        yield (
+            f"--ds.ring_attn_size {ring} needs --ds.attn_implementation flash_attention_2 (and a GPU), not"
+            f" {args.ds.attn_implementation}"
+        )
+    if tensor > 1 and args.ds.param_dtype != "bf16":
+        yield f"--ds.tensor_parallel_size {tensor} needs --ds.param_dtype bf16, not {args.ds.param_dtype}"
+
+
+def _optimizer_steps(args) -> Iterator[str]:
+    samples, batch = args.rollout.batch_size * args.rollout.n_samples_per_prompt, args.train.batch_size
+    updates, critic_updates = args.orz.policy_updates, args.orz.critic_updates
+    if updates == 1 and batch != samples:
+        yield (
+            f"--train.batch_size {batch} is not the rollout of {samples} samples (--rollout.batch_size"
+            f" {args.rollout.batch_size} x --rollout.n_samples_per_prompt {args.rollout.n_samples_per_prompt}): strict"
+            " on-policy training takes one policy step for each rollout. Leave --train.batch_size out, or say"
+            " --orz.policy_updates K for an off-policy run"
+        )
+    if updates == 1 and args.train.max_epochs != 1:
+        yield (
+            f"--train.max_epochs {args.train.max_epochs} repeats the rollout: say --orz.policy_updates 2 or more"
+            " (steps per epoch) for an off-policy run"
+        )
+    if updates > 1 and batch * updates != samples:
+        yield (
+            f"--train.batch_size {batch} x --orz.policy_updates {updates} is not the rollout of {samples} samples:"
+            " leave --train.batch_size out"
+        )
+    dp_size = data_parallel_ranks(args)
+    per_rank = samples // dp_size
+    if per_rank < updates:
+        yield (
+            f"--orz.policy_updates {updates} needs as many samples on each of {dp_size} ranks, there are {per_rank}"
+        )
+    if args.critic.model_name_or_path and per_rank < critic_updates:
+        yield (
+            f"--orz.critic_updates {critic_updates} needs as many samples on each of {dp_size} ranks, there are"
+            f" {per_rank}: lower it, or raise --rollout.batch_size or --rollout.n_samples_per_prompt"
+        )
+
+
+def _colocation(args) -> Iterator[str]:
+    ranks, critic_ranks = _ranks(args.actor), _ranks(args.critic)
+    engines = args.vllm.num_engines * args.vllm.tensor_parallel_size
+    if args.train.colocate_all and not args.train.async_enable and engines != ranks:
+        yield (
+            f"--train.colocate_all needs --vllm.num_engines x --vllm.tensor_parallel_size ({engines}) to equal"
+            f" --actor.num_nodes x --actor.num_gpus_per_node ({ranks})"
+        )
+    if args.train.colocate_all and args.critic.model_name_or_path and critic_ranks != ranks:
+        yield (
+            f"--train.colocate_all needs as many critic ranks ({critic_ranks}: --critic.num_nodes x"
+            f" --critic.num_gpus_per_node) as actor ranks ({ranks})"
+        )
+    if args.orz.check_sync and args.vllm.enable_sleep:
+        yield (
+            "--orz.check_sync asks the engines right after a sync, when --vllm.enable_sleep has their cache asleep:"
+            " leave one of them out"
+        )
+
+
+def _lengths(args) -> Iterator[str]:
+    new_tokens = args.rollout.max_new_tokens
+    if new_tokens is not None and not 1 <= new_tokens < args.data.max_len:
+        yield (
+            f"--rollout.max_new_tokens {new_tokens} leaves no room for a prompt in --data.max_len {args.data.max_len}:"
+            " leave it out to give each response what its prompt leaves"
+        )

@@ -1,0 +1,78 @@
+"""docs/flags.md, made from the flags' records: ``python -m openrlhf_orz.settings.flag_table > docs/flags.md``."""
+
+from openrlhf_orz.settings.flags import ORZ_FLAGS, Flag
+from openrlhf_orz.settings.openrlhf_flags import OPENRLHF_FLAGS, PAPER_DEFAULTS
+from openrlhf_orz.settings.upstream import openrlhf_parser
+
+HEAD = """# Flags
+
+Made by `python -m openrlhf_orz.settings.flag_table > docs/flags.md` from the records in
+`openrlhf_orz/settings/flags.py` and `openrlhf_flags.py`: change those, not this page.
+
+The last column says what happens where a run is resumed (`--ckpt.load_enable`) with another value: it *may differ*, it
+may differ *if allowed* by `--orz.allow_changed_flags`, or it *must be the same*.
+
+## Ours
+
+| flag | default | what it does | values | on resumption |
+|---|---|---|---|---|
+"""
+MIDDLE = """
+## OpenRLHF's, with another default
+
+All flags of OpenRLHF's `train_ppo_ray` work; `--help` lists them. These have another default here. What follows from
+the device and from other flags (on a CPU: dtype, ZeRO stage, tokens of a pack) stands in
+`openrlhf_orz/settings/derive.py`.
+
+| flag | OpenRLHF | here | why | on resumption |
+|---|---|---|---|---|
+"""
+
+
+def shown_default(value) -> str:
+    """A flag's default as a cell of a table."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (list, tuple)):
+        return " ".join(f"`{part}`" for part in value)
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _values(flag: Flag) -> str:
+    if flag.type is bool:
+        return "switch"
+    if flag.choices:
+        return ", ".join(f"`{choice}`" for choice in flag.choices)
+    kinds: dict[object, str] = {int: "an integer", float: "a number", str: "texts" if flag.nargs else "a text"}
+    return kinds[flag.type] + (f" {flag.range.words}" if flag.range else "")
+
+
+def flags_page() -> str:
+    """The whole page."""
+    theirs = {action.dest: action.default for action in openrlhf_parser()._actions}
+    ours = (
+        (f"`--{flag.name}`", shown_default(flag.default), flag.help, _values(flag), flag.resume.value)
+        for flag in ORZ_FLAGS
+    )
+    changed = (
+        (
+            f"`--{flag.name}`",
+            shown_default(theirs[flag.name]),
+            shown_default(flag.default),
+            flag.help,
+            flag.resume.value,
+        )
+        for flag in OPENRLHF_FLAGS
+        if flag.name in PAPER_DEFAULTS and flag.default != theirs[flag.name]
+    )
+    return HEAD + _rows(ours) + MIDDLE + _rows(changed)
+
+
+def _rows(cells) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+if __name__ == "__main__":
+    print(flags_page(), end="")

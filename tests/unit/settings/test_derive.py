@@ -1,0 +1,121 @@
+"""What follows from the flags, on the flat arguments alone."""
+
+import os
+
+import pytest
+
+from openrlhf_orz.settings import derive as module
+from openrlhf_orz.settings.command_line import training_parser
+from openrlhf_orz.settings.derive import derive
+
+DEFAULTS = vars(training_parser().parse_args([]))
+
+
+def derived(**given) -> dict:
+    """The arguments with these flags given, written with ``__`` for a dot."""
+    flags = {name.replace("__", "."): value for name, value in given.items()}
+    values = DEFAULTS | flags
+    derive(values, set(flags))
+    return values
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A processor without bfloat16 and without flash-attn."""
+    monkeypatch.setattr(module, "cpu_dtype", lambda: "fp32")
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+
+
+def test_only_the_arguments_change(capsys):
+    before = dict(os.environ)
+    derived(orz__device="cpu", vllm__enable_sleep=True, orz__trust_remote_code=True)
+    assert dict(os.environ) == before and capsys.readouterr() == ("", "")
+
+
+def test_placement_on_a_cpu():
+    values = derived(orz__device="cpu")
+    assert [values[f"{role}.num_gpus_per_node"] for role in ("actor", "critic", "ref", "reward")] == [1] * 4
+    assert values["train.colocate_all"] and values["vllm.enforce_eager"] and values["ds.param_dtype"] == "fp32"
+    assert derived(orz__device="cpu", critic__num_gpus_per_node=3)["critic.num_gpus_per_node"] == 3
+    values = derived(orz__device="cuda")
+    assert values["actor.num_gpus_per_node"] == 8 and not values["train.colocate_all"]
+    assert not values["vllm.enforce_eager"] and values["ds.param_dtype"] == "bf16" and values["ds.zero_stage"] == 2
+    assert (values["train.max_tokens_per_gpu"], values["rollout.max_tokens_per_gpu"]) == (16192, None)
+
+
+def test_sleep_is_off_on_a_cpu_and_that_is_said():
+    for name in ("vllm.enable_sleep", "ds.enable_sleep"):
+        values = DEFAULTS | {"orz.device": "cpu", name: True}
+        assert derive(values, {"orz.device", name}) == [f"--{name} has no effect on CPU and is off"]
+        assert values[name] is False
+        values = DEFAULTS | {"orz.device": "cuda", name: True}
+        assert derive(values, {"orz.device", name}) == [] and values[name] is True
+
+
+def test_the_device_is_found(monkeypatch):
+    for found in ("cpu", "cuda"):
+        monkeypatch.setattr(module, "detect_device", lambda found=found: found)
+        assert derived()["orz.device"] == found
+        assert derived(orz__device="cpu")["orz.device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "flash_attn", "given", "attention", "packed"),
+    [
+        ("cpu", True, None, "orz_packed", True),
+        ("cuda", True, None, "flash_attention_2", True),
+        ("cuda", False, None, "orz_packed", True),
+        ("cuda", False, "flash_attention_3", "flash_attention_3", True),
+        ("cuda", True, "sdpa", "sdpa", False),
+        ("cpu", False, "eager", "eager", False),
+    ],
+)
+def test_attention_and_packing(monkeypatch, device, flash_attn, given, attention, packed):
+    monkeypatch.setattr(module, "find_spec", lambda name: flash_attn or None)
+    values = derived(orz__device=device, **({"ds__attn_implementation": given} if given else {}))
+    assert (values["ds.attn_implementation"], values["ds.packing_samples"]) == (attention, packed)
+
+
+def test_engines_share_the_policy_s_gpus():
+    assert derived(orz__device="cuda", actor__num_nodes=2)["vllm.num_engines"] == 16
+    assert derived(orz__device="cuda", actor__num_nodes=2, vllm__tensor_parallel_size=4)["vllm.num_engines"] == 4
+    assert (
+        derived(orz__device="cuda", actor__num_gpus_per_node=1, vllm__tensor_parallel_size=4)["vllm.num_engines"] == 1
+    )
+    assert derived(orz__device="cuda", vllm__num_engines=5)["vllm.num_engines"] == 5
+
+
+def test_the_policy_s_batch():
+    assert derived(orz__device="cpu")["train.batch_size"] == 128 * 64
+    assert derived(orz__device="cpu", orz__policy_updates=8)["train.batch_size"] == 1024
+    assert derived(orz__device="cpu", orz__policy_updates=8, train__batch_size=3)["train.batch_size"] == 3
+
+
+def test_micro_batches_are_fixed_where_their_number_is_given():
+    def fixed(**given):
+        return derived(orz__device="cuda", **given)["orz.fixed_micro_batches"]
+
+    assert not fixed() and fixed(train__micro_batch_size=1) and fixed(rollout__micro_batch_size=4)
+    assert not fixed(train__micro_batch_size=1, train__dynamic_batch_enable=True)
+
+
+def test_who_grades():
+    def grades(**given):
+        values = derived(orz__device="cpu", **given)
+        return values["orz.own_agent"], values["reward.remote_url"]
+
+    assert grades() == grades(reward__remote_url="orz") == (True, "orz")
+    assert grades(reward__remote_url="http://host") == (False, "http://host")
+    assert grades(train__agent_func_path="agent.py") == (False, None)
+    assert grades(train__agent_func_path="agent.py", reward__remote_url="orz") == (False, "orz")
+
+
+def test_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = derived(orz__device="cpu", ckpt__output_dir="out")
+    assert values["orz.run_dir"] == f"{tmp_path}/out" and values["ckpt.output_dir"] == f"{tmp_path}/out/hf"
+    assert values["ckpt.path"] == f"{tmp_path}/out/checkpoints"
+    assert values["logger.tensorboard_dir"] == f"{tmp_path}/out/tensorboard"
+    assert derived(ckpt__path="there", logger__tensorboard_dir="tb")["ckpt.path"] == "there"
+    assert derived()["orz.run_dir"].startswith(f"{tmp_path}/runs/orz-2")
+    assert list(tmp_path.iterdir()) == []
