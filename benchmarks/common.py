@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 sys.path.insert(0, str(ROOT))
 
-from openrlhf_orz.plan.flops import forward
+from openrlhf_orz.plan.costs import forward_flops
 from openrlhf_orz.plan.shapes import Shape
 from openrlhf_orz.runtime.memory import peak_rss_mib, reset_peak  # noqa: F401  for the sides
 from openrlhf_orz.settings.derive import cpu_dtype
@@ -211,7 +211,7 @@ def shape(size: str) -> Shape:
 
 def flops(size: str, lengths: list[int], responses: list[int]) -> dict:
     """Useful FLOPs of one forward over these sequences, as plans count them."""
-    return forward(shape(size), lengths, responses)
+    return forward_flops(shape(size), lengths, responses)
 
 
 def training_flops(size: str, pairs: list[tuple[int, int]], shared: bool) -> int:

@@ -123,7 +123,7 @@ def training_flags(model: Path, data: Path, run_dir: Path, options) -> list[str]
 
 def measure_memory(size: str, options, rate: float) -> dict:
     """One real run; what its trainers held at most, and what the plan says of the same flags."""
-    from openrlhf_orz.cli.plan import make, parser
+    from openrlhf_orz.cli.plan import plan_from_flags, plan_parser
     from openrlhf_orz.plan.memory import TRAINER_HOST
 
     with tempfile.TemporaryDirectory() as name:
@@ -143,8 +143,8 @@ def measure_memory(size: str, options, rate: float) -> dict:
         last = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
         rates = ["--prompt_tokens", str(PROMPT), "--response_tokens", str(max(1.0, last["response_length"])),
                  "--peak_tflops", str(rate / 1e12), "--hardware", "cpu"]  # fmt: skip
-        own, rest = parser().parse_known_args([*rates, *flags])
-        plan, _ = make(own, rest)
+        own, rest = plan_parser().parse_known_args([*rates, *flags])
+        plan, _ = plan_from_flags(own, rest)
     base = baseline_mib()
     (training,) = [phase for phase in plan.memory.phases if phase.name.startswith("training")]
     result = {"baseline_mib": base, "response_length": last["response_length"], "samples": plan.batches.samples}

@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _sampler(options):
-    from openrlhf_orz.cli.sample import sampler
+    from openrlhf_orz.evaluate.generate import pass_rate_sampler
 
-    return sampler(options)
+    return pass_rate_sampler(options)
 
 
 if __name__ == "__main__":

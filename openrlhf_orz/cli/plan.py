@@ -14,10 +14,11 @@ from pathlib import Path
 
 from openrlhf_orz.plan import hardware as machines
 from openrlhf_orz.plan.advice import advise
-from openrlhf_orz.plan.planner import PlanError, default_lengths, plan
+from openrlhf_orz.plan.layout import default_lengths
+from openrlhf_orz.plan.planner import Plan, PlanError, plan_run
 from openrlhf_orz.plan.seconds import CPU_RATES, Rates
 from openrlhf_orz.plan.shapes import KNOWN, Shape, UnknownShape, shape_of
-from openrlhf_orz.plan.text import as_dict, describe
+from openrlhf_orz.plan.text import plan_dict, plan_text
 from openrlhf_orz.settings.command_line import parse
 
 PROGRAM = "python -m openrlhf_orz.cli.plan"
@@ -30,8 +31,8 @@ def positive(text: str) -> float:
     return value
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags of the plan alone."""
+def plan_parser() -> argparse.ArgumentParser:
+    """The parser of the plan's own flags, without those of training."""
     found = argparse.ArgumentParser(
         prog=PROGRAM, usage=f"{PROGRAM} FLAGS OF train_ppo_ray [--hardware H] [...]", allow_abbrev=False,
         description="What a run needs, before it is paid for.",
@@ -53,14 +54,14 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def choose_hardware(own, rest: list[str]) -> tuple[machines.Hardware, str | None]:
-    """From --hardware, else what is here, else an assumption, which is said."""
+def choose_hardware(own: argparse.Namespace, rest: list[str]) -> tuple[machines.Hardware, str | None]:
+    """(hardware, remark): from --hardware, or the GPU found here, or an assumption, which the remark states."""
     given = {part.split("=", 1)[0] for part in rest}
     cpu = any(a == "--orz.device=cpu" or (a, b) == ("--orz.device", "cpu") for a, b in zip(rest, [*rest[1:], ""]))
     if own.hardware:
-        return machines.parse(own.hardware), None
+        return machines.parse_hardware(own.hardware), None
     if cpu:
-        return machines.parse("cpu"), None
+        return machines.parse_hardware("cpu"), None
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         try:
@@ -69,14 +70,17 @@ def choose_hardware(own, rest: list[str]) -> tuple[machines.Hardware, str | None
             name = ""
         for key in sorted(machines.TABLE, key=len, reverse=True):
             if all(part in name for part in key.split("-")):
-                return machines.parse(key), None
+                return machines.parse_hardware(key), None
     if "--orz.device" in given:
-        return machines.parse("h100"), "hardware: h100, an assumption; --hardware names another one"
-    return machines.parse("cpu"), "hardware: this machine's processors; --hardware names a GPU"
+        return machines.parse_hardware("h100"), "hardware: h100, an assumption; --hardware names another one"
+    return machines.parse_hardware("cpu"), "hardware: this machine's processors; --hardware names a GPU"
 
 
-def shape(flag: str, name: str, file: Path | None) -> Shape:
-    """From a file, the table, a directory or the hub's config.json; no code of the model's runs. Raises PlanError."""
+def model_shape(flag: str, name: str, file: Path | None) -> Shape:
+    """The shape of a model, from a file, the table, a directory or the hub's config.json; the model's code never runs.
+
+    ``flag`` is "model" for the policy or "critic". Raises PlanError.
+    """
     if file is not None:
         try:
             return shape_of(json.loads(file.read_text()))
@@ -91,7 +95,7 @@ def shape(flag: str, name: str, file: Path | None) -> Shape:
         return shape_of(AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config())
     except UnknownShape as error:
         raise PlanError(f"{where}: {name}: {error}") from None
-    except Exception as error:  # whatever transformers, the hub and a broken file raise
+    except Exception as error:  # transformers, the hub and a broken file raise many classes
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PlanError(
             f"{where}: the configuration of {name} did not load: {first[:200]}. Fetch it where the hub can be reached"
@@ -99,8 +103,8 @@ def shape(flag: str, name: str, file: Path | None) -> Shape:
         ) from None
 
 
-def make(own, rest: list[str]):
-    """(plan, remark) from the plan's own flags and the training's. Exits with status 2 on flags that cannot be."""
+def plan_from_flags(own: argparse.Namespace, rest: list[str]) -> tuple[Plan, str | None]:
+    """(plan, remark) from the plan's own flags and those of training. Exits with status 2 on wrong training flags."""
     hardware, remark = choose_hardware(own, rest)
     given = {part.split("=", 1)[0] for part in rest}
     flags = list(rest)
@@ -111,7 +115,7 @@ def make(own, rest: list[str]):
             for name, value in (("num_nodes", hardware.nodes), ("num_gpus_per_node", hardware.per_node)):
                 if f"--{role}.{name}" not in given:
                     flags += [f"--{role}.{name}", str(value)]
-    with contextlib.redirect_stdout(sys.stderr):  # what parsing has to say must not stand among JSON
+    with contextlib.redirect_stdout(sys.stderr):  # messages of the parser must not mix with the JSON
         args, _ = parse(flags)
     if (args.orz.device == "cpu") != hardware.is_cpu:
         raise PlanError(f"--orz.device {args.orz.device} does not go with --hardware {own.hardware}: leave it out")
@@ -119,32 +123,32 @@ def make(own, rest: list[str]):
         hardware = replace(hardware, flops=own.peak_tflops * 1e12, source=f"--peak_tflops; else {hardware.source}")
     if own.host_gib:
         hardware = replace(hardware, host_gib=own.host_gib)
-    policy = shape("model", args.actor.model_name_or_path, own.model_config)
+    policy = model_shape("model", args.actor.model_name_or_path, own.model_config)
     critic = None
     if args.critic.model_name_or_path:
         same = args.critic.model_name_or_path == args.actor.model_name_or_path and own.critic_config is None
-        critic = policy if same else shape("critic", args.critic.model_name_or_path, own.critic_config)
+        critic = policy if same else model_shape("critic", args.critic.model_name_or_path, own.critic_config)
     lengths = default_lengths(args, own.prompt_tokens, own.response_tokens)
     names = ("training", "prefill", "decode", "concurrent")
     chosen = {name: getattr(own, name) for name in names if getattr(own, name)}
     rates = replace(CPU_RATES if hardware.is_cpu else Rates(), **chosen)
-    return plan(args, hardware, policy, critic, lengths, rates), remark
+    return plan_run(args, hardware, policy, critic, lengths, rates), remark
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    own, rest = parser().parse_known_args(argv)
+    own, rest = plan_parser().parse_known_args(argv)
     try:
-        found, remark = make(own, rest)
+        found, remark = plan_from_flags(own, rest)
     except (PlanError, UnknownShape, machines.UnknownHardware) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     if remark:
         found.notes.append(remark)
     if own.json:
-        print(json.dumps(as_dict(found, advise(found), own.steps), indent=1))
+        print(json.dumps(plan_dict(found, advise(found), own.steps), indent=1))
     else:
-        print(describe(found, own.steps))
+        print(plan_text(found, own.steps))
     return 0
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from openrlhf_orz.report.page import Page, write_page
 from openrlhf_orz.report.run_data import RunError, load_runs
 
-LIVE_REFRESH_S = 15  # a page of a run that goes on loads itself anew so often
+LIVE_REFRESH_S = 15  # a page with --live reloads itself at this interval
 
 
-def build_parser() -> argparse.ArgumentParser:
+def report_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m openrlhf_orz.cli.report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write(options, refresh_s: int) -> Page:
+def write_report(options: argparse.Namespace, refresh_s: int) -> Page:
     """Read the runs and write the report once."""
     runs = load_runs(options.runs)
     page = write_page(runs, options.output or options.runs[0] / "report.html", refresh_s)
@@ -43,36 +43,36 @@ def write(options, refresh_s: int) -> Page:
 
 
 def newest(paths: list[Path]) -> float:
-    """When any of the runs last wrote a step."""
+    """The time at which one of the runs last wrote a step."""
     files = [path / name for path in paths for name in ("metrics.jsonl", "eval.jsonl")]
     return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
-def watch(options) -> int:
-    """Write the report whenever there is a new step, until Ctrl-C; then once more, as one that stands."""
+def watch(options: argparse.Namespace) -> int:
+    """Write the report whenever there is a new step, until Ctrl-C; then once more, without reloading."""
     seen = -1.0
     try:
         while True:
             now = newest(options.runs)
             if now != seen:
                 seen = now
-                page = write(options, max(1, int(options.watch)))
+                page = write_report(options, max(1, int(options.watch)))
                 print(f"{time.strftime('%H:%M:%S')} {page.path} ({page.size / 1e6:.1f} MB)", flush=True)
             time.sleep(options.watch)
     except KeyboardInterrupt:
-        write(options, 0)
+        write_report(options, 0)
         return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
+    options = report_parser().parse_args(argv)
     if options.watch is not None and options.watch <= 0:
         print("error: --watch takes a number of seconds above 0", file=sys.stderr)
         return 2
     try:
         if options.watch:
             return watch(options)
-        page = write(options, LIVE_REFRESH_S if options.live else 0)
+        page = write_report(options, LIVE_REFRESH_S if options.live else 0)
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

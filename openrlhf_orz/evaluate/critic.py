@@ -1,14 +1,19 @@
-"""What a critic's checkpoint thinks of the responses: its value at their first and last tokens, and its fit."""
+"""A critic's checkpoint on the responses of an evaluation: its values, and how well they fit the rewards."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from openrlhf_orz.algo.masked import explained_variances, fit_sums
+from openrlhf_orz.evaluate.results import Responses
 
 
-def load_critic(path: str, device: str, dtype: torch.dtype):
-    """A critic as training saves it (--critic.save_value_network), for values of action tokens."""
+def load_critic(path: str, device: str, dtype: torch.dtype) -> torch.nn.Module:
+    """A critic as training saves it (--critic.save_value_network); it returns values of action tokens."""
     from openrlhf.models import get_llm_for_sequence_regression
 
     critic = get_llm_for_sequence_regression(path, "critic", attn_implementation="sdpa", param_dtype="fp32")
@@ -16,27 +21,46 @@ def load_critic(path: str, device: str, dtype: torch.dtype):
 
 
 @torch.no_grad()
-def values_of(critic, prompt: list[int], response: list[int], device: str) -> torch.Tensor:
-    """V before each response token: (A,) float32."""
-    sequences = torch.tensor([prompt + response], device=device)
-    mask = torch.zeros(1, sequences.shape[1] - 1, dtype=torch.long, device=device)
-    mask[:, len(prompt) - 1 :] = 1
-    values = critic(sequences, action_mask=mask, attention_mask=torch.ones_like(sequences))
-    return values[0][-len(response) :].float().cpu()
+def response_values(critic: torch.nn.Module, prompt: list[int], response: list[int], device: str) -> torch.Tensor:
+    """The value before each response token: values_A, float32, on the CPU."""
+    sequences_1T = torch.tensor([prompt + response], device=device)
+    mask_1S = torch.zeros(1, sequences_1T.shape[1] - 1, dtype=torch.long, device=device)
+    mask_1S[:, len(prompt) - 1 :] = 1
+    values_1S = critic(sequences_1T, action_mask=mask_1S, attention_mask=torch.ones_like(sequences_1T))
+    return values_1S[0][-len(response) :].float().cpu()
 
 
-def judge(critic, rows: list[dict], encode, device: str, log=print) -> dict[str, float | None]:
-    """Add ``value_first`` and ``value_last`` to each of ``rows`` (responses); the fit over all their tokens.
+def add_values(
+    critic: torch.nn.Module,
+    rows: list[dict],
+    encode: Callable[[str], list[int]],
+    device: str,
+    log: Callable[[str], Any] = print,
+) -> dict[str, float | None]:
+    """Add ``value_first`` and ``value_last`` to each of ``rows`` (responses), and return ``explained_variance``.
 
-    The return at every token is the response's reward (gamma = lambda = 1).
+    It is taken over all response tokens. The return at each is the response's reward (gamma = lambda = 1).
     """
     total = torch.zeros(5, dtype=torch.float64)
     for number, row in enumerate(rows, 1):
-        values = values_of(critic, encode(row["prompt"]), row["token_ids"], device)
-        row["value_first"], row["value_last"] = values[0].item(), values[-1].item()
-        returns = torch.full_like(values, row["reward"])
-        total += fit_sums(values, returns, torch.ones_like(values))
+        values_A = response_values(critic, encode(row["prompt"]), row["token_ids"], device)
+        row["value_first"], row["value_last"] = values_A[0].item(), values_A[-1].item()
+        returns_A = torch.full_like(values_A, row["reward"])
+        total += fit_sums(values_A, returns_A, torch.ones_like(values_A))
         if number % 200 == 0:
             log(f"values of {number} of {len(rows)} responses")
     (fit,) = explained_variances(total[None])
     return {"explained_variance": None if fit != fit else fit}
+
+
+def critic_numbers(
+    path: str, responses: Responses, results: dict[str, dict], encode: Callable[[str], list[int]], device: str
+) -> None:
+    """Add the critic's values to responses.jsonl, which is rewritten, and its fit to each benchmark's results."""
+    critic = load_critic(path, device, torch.float32 if device == "cpu" else torch.bfloat16)
+    for bench, result in results.items():
+        rows = [row for row in responses.done.values() if row["bench"] == bench]
+        result |= add_values(critic, rows, encode, device) | {"critic": path}
+    partial = responses.path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in responses.done.values()))
+    partial.replace(responses.path)

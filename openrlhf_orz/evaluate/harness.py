@@ -1,7 +1,7 @@
-"""Benchmarks that lighteval serves (LiveCodeBench, MMLU, MMLU-Pro, IFEval), run in an environment of its own.
+"""Benchmarks that lighteval runs (LiveCodeBench, MMLU, MMLU-Pro, IFEval), in a separate Python environment.
 
-Its own, because its pins contradict the training stack's (latex2sympy2_extended 1.0.6 against 1.11.0, among others).
-Code of LiveCodeBench's answers runs in lighteval's sandboxed processes, and only when that was asked for.
+Its pins contradict those of the training stack (latex2sympy2_extended 1.0.6 against 1.11.0, among others). Programs in
+answers to LiveCodeBench run in lighteval's sandboxed processes, and only with --allow_code_execution.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from openrlhf_orz.evaluate.benchmarks import HARNESS
-from openrlhf_orz.evaluate.questions import EvaluationError
+from openrlhf_orz.evaluate.questions import HARNESS, EvaluationError
 
-MAKE = "python -m venv ENV && ENV/bin/pip install 'lighteval[vllm]==0.13.0', then --harness_python ENV/bin/python"
+_INSTALL = "python -m venv ENV && ENV/bin/pip install 'lighteval[vllm]==0.13.0', then --harness_python ENV/bin/python"
 
 
-def command(python: str, model: str, benches: list[str], folder: Path, options: dict, limit: int | None) -> list[str]:
+def harness_command(
+    python: str, model: str, benches: list[str], folder: Path, options: dict, limit: int | None
+) -> list[str]:
     """The harness's command line."""
     arguments = ",".join(f"{key}={value}" for key, value in {"model_name": model, **options}.items())
     tasks = ",".join(f"{HARNESS[bench][0]}|0" for bench in benches)
@@ -25,8 +28,8 @@ def command(python: str, model: str, benches: list[str], folder: Path, options: 
     return [python, "-m", "lighteval", "vllm", arguments, tasks, "--output-dir", str(folder), "--save-details", *extra]
 
 
-def check(benches: list[str], python: str | None, allow_code: bool) -> None:
-    """Raise EvaluationError if the harness is not there, or would run code that nobody allowed."""
+def check_harness(benches: list[str], python: str | None, allow_code: bool) -> None:
+    """Raise EvaluationError if lighteval is not installed, or if it would run code without permission."""
     for bench in benches:
         if HARNESS[bench][1] and not allow_code:
             raise EvaluationError(
@@ -34,17 +37,17 @@ def check(benches: list[str], python: str | None, allow_code: bool) -> None:
                 " --allow_code_execution if this machine may do so"
             )
     if python is None:
-        raise EvaluationError(f"--bench {benches[0]} is run by lighteval: {MAKE}")
+        raise EvaluationError(f"--bench {benches[0]} is run by lighteval: {_INSTALL}")
     found = subprocess.run([python, "-c", "import lighteval"], capture_output=True, text=True)
     if found.returncode:
         last = (found.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EvaluationError(f"--harness_python {python} has no lighteval ({last}): {MAKE}")
+        raise EvaluationError(f"--harness_python {python} has no lighteval ({last}): {_INSTALL}")
 
 
-def read_results(folder: Path, benches: list[str]) -> dict[str, dict]:
-    """The newest results that the harness wrote under ``folder``, as rows of our table.
+def read_harness_results(folder: Path, benches: list[str]) -> dict[str, dict]:
+    """The newest results that lighteval wrote under ``folder``, as rows of our table.
 
-    A benchmark of several tasks (MMLU's subjects) is the mean over them, each weighing the same, as in lighteval.
+    A benchmark of several tasks (MMLU's subjects) is the unweighted mean over them, as in lighteval.
     """
     files = sorted(folder.rglob("results_*.json"), key=lambda file: file.stat().st_mtime)
     if not files:
@@ -79,15 +82,21 @@ def _main_metric(scores: dict) -> tuple[str, float | None]:
     return main, scores.get(f"{main}_stderr")
 
 
-def run(
-    python: str, model: str, benches: list[str], folder: Path, options: dict, limit: int | None, log=print
+def run_harness(
+    python: str,
+    model: str,
+    benches: list[str],
+    folder: Path,
+    options: dict,
+    limit: int | None,
+    log: Callable[[str], Any] = print,
 ) -> dict[str, dict]:
-    """Run the harness, its output in ``folder``/lighteval.log, and return its rows. EvaluationError if it fails."""
+    """Run lighteval and return its rows; its output goes to ``folder``/lighteval.log. EvaluationError if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    line = command(python, model, benches, folder, options, limit)
+    line = harness_command(python, model, benches, folder, options, limit)
     log("harness: " + " ".join(line))
     with open(folder / "lighteval.log", "w") as output:
         code = subprocess.run(line, stdout=output, stderr=subprocess.STDOUT, env=os.environ).returncode
     if code:
         raise EvaluationError(f"lighteval ended with status {code}: see {folder / 'lighteval.log'}")
-    return read_results(folder, benches)
+    return read_harness_results(folder, benches)

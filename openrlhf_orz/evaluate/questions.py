@@ -1,4 +1,8 @@
-"""The questions of an evaluation, from files or the hub: each with an id, a text and a reference; none is dropped."""
+"""The questions of an evaluation, from files or named benchmarks: each with an id, a text and a reference.
+
+No question is dropped. Sizes of named benchmarks are checked on load. Revisions are branch names of the hub; what they
+pointed to is in results.json.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,66 @@ import json
 import random
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openrlhf_orz.evaluate.benchmarks import BENCHMARKS, Benchmark
-
-QUESTION_KEYS = ("question", "prompt", "problem", "Question", "Problem")
-ANSWER_KEYS = ("answer", "label", "Answer", "Correct Answer")
+_QUESTION_KEYS = ("question", "prompt", "problem", "Question", "Problem")
+_ANSWER_KEYS = ("answer", "label", "Answer", "Correct Answer")
 CHOICE_REQUEST = "Answer with the letter of the right option."
 
 
 class EvaluationError(ValueError):
-    """What an evaluation cannot start or go on with; the message names flag, file or row, and the remedy."""
+    """An evaluation cannot start or continue; the message names flag, file or row, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark on the hub.
+
+    ``question`` and ``answer`` name fields of its rows. For multiple choice, ``answer`` is the field with the right
+    option's text and ``wrong`` are the fields of the other options.
+    """
+
+    name: str
+    hub: str
+    config: str | None
+    revision: str
+    split: str
+    rows: int
+    licence: str
+    question: str
+    answer: str
+    wrong: tuple[str, ...] = ()
+
+
+MAA = "problems (c) Mathematical Association of America; see the dataset's own page"
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("aime2024", "HuggingFaceH4/aime_2024", None, "main", "train", 30, MAA, "problem", "answer"),
+        Benchmark("aime2025", "yentinglin/aime_2025", None, "main", "train", 30, MAA, "problem", "answer"),
+        Benchmark("amc", "math-ai/amc23", None, "main", "test", 40, MAA, "question", "answer"),
+        Benchmark("math500", "HuggingFaceH4/MATH-500", None, "main", "test", 500, "MIT (MATH)", "problem", "answer"),
+        Benchmark("gpqa_diamond", "Idavidrein/gpqa", "gpqa_diamond", "main", "train", 198,
+                  "CC-BY-4.0; gated: accept its terms on the hub, and do not publish its questions",
+                  "Question", "Correct Answer", ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")),
+    )
+}  # fmt: skip
+
+# Benchmarks that lighteval loads, prompts and grades: its task, whether it runs code, and the licence
+HARNESS = {
+    "livecodebench": ("lcb:codegeneration_v6", True, "CC-BY-4.0"),
+    "mmlu": ("mmlu", False, "MIT"),
+    "mmlu_pro": ("mmlu_pro", False, "MIT"),
+    "ifeval": ("ifeval", False, "Apache-2.0"),
+}
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question: ``text`` is what the template surrounds; ``verifier`` a name of reward.verifiers."""
+    """One question. The template is put around ``text``; ``verifier`` is a name in reward.verifiers."""
 
     bench: str
     id: str
@@ -34,13 +80,13 @@ class Question:
 
 
 def sample_seed(seed: int, bench: str, question_id: str, sample: int) -> int:
-    """The sampling seed of one response: its own, whatever is generated beside it or before it."""
+    """The sampling seed of one response (31 bits); it does not depend on what else is generated."""
     digest = hashlib.sha256(f"{seed}|{bench}|{question_id}|{sample}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def lettered(text: str, right: str, wrong: list[str], seed: int, name: str) -> tuple[str, str]:
-    """A multiple-choice question with its options in an order drawn by ``seed`` and ``name``; and the right letter."""
+    """(text, right letter) of a multiple-choice question, its options in an order drawn by ``seed`` and ``name``."""
     options = [right, *wrong]
     random.Random(f"{seed}|{name}").shuffle(options)
     lines = [f"{letter}. {option.strip()}" for letter, option in zip(string.ascii_uppercase, options)]
@@ -49,7 +95,7 @@ def lettered(text: str, right: str, wrong: list[str], seed: int, name: str) -> t
 
 
 def read_file(path: Path) -> list[dict]:
-    """The rows of a JSON-lines, JSON or Parquet file. A line that is no JSON object is an error with its number."""
+    """The rows of a JSON-lines, JSON or Parquet file. EvaluationError names the line that is not JSON."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -69,23 +115,26 @@ def read_file(path: Path) -> list[dict]:
     return rows
 
 
-def of_rows(rows: Iterable[dict], bench: str, seed: int, where: str, spec: Benchmark | None = None) -> list[Question]:
-    """Questions of raw rows. EvaluationError names the row that has no question or answer.
+def questions_of(
+    rows: Iterable[dict], bench: str, seed: int, where: str, spec: Benchmark | None = None
+) -> list[Question]:
+    """Questions from raw rows. EvaluationError names the row that has no question or answer.
 
-    A row with ``choices`` (the options) and ``answer`` (a letter, a place from 0, or the option's text), or of a
-    benchmark with fields of wrong options, is multiple choice.
+    A row is multiple choice if it has ``choices`` (the options; ``answer`` is a letter, an index from 0 or an option's
+    text), or if its benchmark has fields of wrong options.
     """
-    questions, taken = [], Counter()
+    questions: list[Question] = []
+    taken: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
 
-        def field(keys, what, row=row, number=number):
+        def field(keys: Sequence[str], what: str, row: dict = row, number: int = number) -> str:
             value = next((row[key] for key in keys if row.get(key) not in (None, "")), None)
             if value is None:
                 raise EvaluationError(f"{where}, row {number}: no {what} (looked for {', '.join(keys)})")
             return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
 
-        text = field((spec.question,) if spec else QUESTION_KEYS, "question")
-        answer = field((spec.answer,) if spec else ANSWER_KEYS, "answer")
+        text = field((spec.question,) if spec else _QUESTION_KEYS, "question")
+        answer = field((spec.answer,) if spec else _ANSWER_KEYS, "answer")
         identity = str(row.get("id") or number)
         taken[identity] += 1
         if taken[identity] > 1:
@@ -109,13 +158,13 @@ def of_rows(rows: Iterable[dict], bench: str, seed: int, where: str, spec: Bench
 
 
 def _place(answer: str, options: int) -> int | None:
-    """The option that a letter or a number from 0 names."""
+    """The index of the option that a letter or a number from 0 names; None if there is none."""
     place = int(answer) if answer.isdigit() else string.ascii_uppercase.find(answer.strip("(). ").upper() or "?")
     return place if 0 <= place < options else None
 
 
 def load_hub(spec: Benchmark) -> tuple[list[dict], str]:
-    """The rows of a named benchmark from the hub, and the fingerprint of what came."""
+    """The rows of a named benchmark from the hub, and their fingerprint."""
     from datasets import load_dataset
 
     try:
@@ -132,10 +181,10 @@ def load_hub(spec: Benchmark) -> tuple[list[dict], str]:
 def load_questions(
     data: list[str], benches: list[str], seed: int, limit: int | None, log: Callable[[str], None] = print
 ) -> tuple[list[Question], dict[str, dict]]:
-    """All questions of ``--data FILE`` or ``--data NAME=FILE`` and ``--bench NAME``, and where each set comes from.
+    """All questions of ``--data FILE``, ``--data NAME=FILE`` and ``--bench NAME``, and the source of each set.
 
-    Row counts of named benchmarks are checked, also when they come from a file. ``limit`` takes the first rows of
-    each. Raises EvaluationError.
+    Row counts of named benchmarks are checked, also when they come from a file. ``limit`` keeps the first rows of each
+    set. Raises EvaluationError.
     """
     wanted: list[tuple[str, Path | None]] = []
     for item in data:
@@ -148,19 +197,21 @@ def load_questions(
     double = [name for name, count in Counter(name for name, _ in wanted).items() if count > 1]
     if double:
         raise EvaluationError(f"two sets are called {double[0]}: name them, --data {double[0]}_2=FILE")
-    questions, sources = [], {}
+    questions: list[Question] = []
+    sources: dict[str, dict] = {}
     for name, path in wanted:
         spec = BENCHMARKS.get(name)
         if path is None:
-            rows, fingerprint = load_hub(spec)
-            found = of_rows(rows, name, seed, spec.hub, spec)
-            sources[name] = {"hub": spec.hub, "revision": spec.revision, "fingerprint": fingerprint}
+            hub = BENCHMARKS[name]
+            rows, fingerprint = load_hub(hub)
+            found = questions_of(rows, name, seed, hub.hub, hub)
+            sources[name] = {"hub": hub.hub, "revision": hub.revision, "fingerprint": fingerprint}
         else:
             if not path.is_file():
                 raise EvaluationError(f"--data: there is no file {path}")
             rows = read_file(path)
             own = spec if spec and spec.question in rows[0] and spec.answer in rows[0] else None
-            found = of_rows(rows, name, seed, str(path), own)
+            found = questions_of(rows, name, seed, str(path), own)
             sources[name] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         if spec and len(found) != spec.rows:
             log(f"note: {name} has {len(found)} rows here, {spec.rows} are expected ({spec.hub}, {spec.split})")

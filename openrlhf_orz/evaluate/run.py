@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import queue as queues
+import hashlib
+import os
 import time
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from openrlhf_orz.algo.text_stats import reflects
-from openrlhf_orz.evaluate import engine_process
-from openrlhf_orz.evaluate.engine_process import EngineSettings, Request
-from openrlhf_orz.evaluate.questions import EvaluationError, Question, sample_seed
-from openrlhf_orz.evaluate.responses import Responses
+from openrlhf_orz.data.prompts import render
+from openrlhf_orz.evaluate.generate import EngineSettings, Request, run_engines
+from openrlhf_orz.evaluate.grading import Graders, graded_response
+from openrlhf_orz.evaluate.harness import check_harness, run_harness
+from openrlhf_orz.evaluate.questions import HARNESS, Question, load_questions, sample_seed
+from openrlhf_orz.evaluate.results import Responses, check_settings
 from openrlhf_orz.evaluate.statistics import summarise
-from openrlhf_orz.reward.extract import has_format
-from openrlhf_orz.reward.grader import Grader
-from openrlhf_orz.reward.verdict import Verdict
-from openrlhf_orz.reward.verifiers import make_verifier
+from openrlhf_orz.settings.derive import cpu_dtype, detect_device
 
-PROGRESS_S = 15
+_WEIGHTS_READ = 4 * 2**20  # bytes of each weights file that are hashed
 
 
-def plan(questions: list[Question], n: int, seed: int, encode: Callable[[Question], list[int]], done) -> list[Request]:
+def missing_requests(
+    questions: list[Question],
+    n: int,
+    seed: int,
+    encode: Callable[[Question], list[int]],
+    done: Container[tuple[str, str, int]],
+) -> list[Request]:
     """A request for every (question, sample) that is not ``done``, in the order of questions."""
     requests = []
     for question in questions:
@@ -38,103 +43,7 @@ def plan(questions: list[Question], n: int, seed: int, encode: Callable[[Questio
     return requests
 
 
-class Graders:
-    """The verifiers that the questions ask for, each made once."""
-
-    def __init__(self, names: set[str], workers: int | None, plain: bool):
-        self.by_name = {name: make_verifier(name, workers=workers, plain=plain) for name in names | {"math"}}
-
-    def grade(self, question: Question, response: str, stopped: bool):
-        return self.by_name[question.verifier].grade(response, question.reference, stopped)
-
-    def same(self, verifier: str) -> Callable[[str, str], bool]:
-        """Whether two answers are equal, as that verifier sees it."""
-        grader = self.by_name[verifier]
-        if isinstance(grader, Grader):
-            return lambda first, second: grader.compare(second, first)[0] is Verdict.RIGHT
-
-        def same(first, second):
-            boxed = f"<answer>\\boxed{{{second}}}</answer>"
-            return grader.grade(boxed, first).verdict is Verdict.RIGHT
-
-        return same
-
-    def close(self):
-        for verifier in self.by_name.values():
-            verifier.close()
-
-
-def graded(row: dict, question: Question, prompt: str, seed: int, graders: Graders) -> dict:
-    """The line of responses.jsonl for what an engine handed back."""
-    text = row["response"]
-    grade = graders.grade(question, text, row["stop_reason"] != "length")
-    return {
-        "bench": question.bench,
-        "id": question.id,
-        "sample": row["key"][2],
-        "seed": seed,
-        "prompt": prompt,
-        "response": text,
-        "extracted": grade.extracted,
-        "reference": question.reference,
-        "verdict": grade.verdict.label,
-        "rule": grade.rule or "",
-        "reward": grade.reward,
-        "stop_reason": row["stop_reason"],
-        "tokens": len(row["token_ids"]),
-        "token_ids": row["token_ids"],
-        "format": has_format(text),
-        "reflection": reflects(text),
-        "seconds": row["seconds"],
-    }
-
-
-def drive(settings: EngineSettings, requests: list[Request], engines: int, accept, log=print) -> None:
-    """Start ``engines`` processes, share the requests out, and give each response to ``accept`` as it comes.
-
-    Raises EvaluationError with an engine's error if one fails or dies; what came before has been accepted.
-    """
-    context = multiprocessing.get_context("spawn")
-    channel = context.Queue()
-    shares = [requests[i::engines] for i in range(engines)]
-    processes = {
-        i: context.Process(target=engine_process.main, args=(i, settings, share, channel))
-        for i, share in enumerate(shares)
-        if share
-    }
-    for process in processes.values():
-        process.start()
-    working, received, last = set(processes), 0, time.monotonic()
-    try:
-        while working:
-            try:
-                number, kind, content = channel.get(timeout=1)
-            except queues.Empty:
-                dead = [i for i in working if not processes[i].is_alive()]
-                if dead and channel.empty():
-                    code = processes[dead[0]].exitcode
-                    raise EvaluationError(f"engine {dead[0]} died (exit code {code}): run the same command to go on")
-                continue
-            if kind == "row":
-                accept(content)
-                received += 1
-                if time.monotonic() - last > PROGRESS_S:
-                    last = time.monotonic()
-                    log(f"{received} of {len(requests)} responses")
-            elif kind == "done":
-                working.discard(number)
-            else:
-                raise EvaluationError(f"engine {number} failed; run the same command to go on:\n{content}")
-    finally:
-        for process in processes.values():
-            if working:
-                process.terminate()
-            process.join(20)
-            if process.is_alive():
-                process.kill()
-
-
-def evaluate(
+def answer_questions(
     questions: list[Question],
     responses: Responses,
     settings: EngineSettings,
@@ -142,33 +51,37 @@ def evaluate(
     n: int,
     seed: int,
     engines: int,
-    render: Callable[[Question], str],
+    prompt: Callable[[Question], str],
     encode: Callable[[str], list[int]],
     graders: Graders,
-    log=print,
+    log: Callable[[str], Any] = print,
 ) -> None:
-    """Generate and grade what is missing in ``responses``: ``n`` samples of each question."""  # fmt: skip
+    """Generate and grade the missing ones of ``n`` samples of each question, and add them to ``responses``."""
     by_key = {(question.bench, question.id): question for question in questions}
-    requests = plan(questions, n, seed, lambda question: encode(render(question)), responses.done)
-    log(f"{len(questions)} questions x {n} samples: {len(requests)} responses to generate"
-        f" ({len(questions) * n - len(requests)} are there)")  # fmt: skip
+    requests = missing_requests(questions, n, seed, lambda question: encode(prompt(question)), responses.done)
+    log(
+        f"{len(questions)} questions x {n} samples: {len(requests)} responses to generate"
+        f" ({len(questions) * n - len(requests)} are there)"
+    )
     if not requests:
         return
     with ThreadPoolExecutor(32) as threads:
         pending = []
 
-        def grade(row):
+        def grade(row: dict) -> None:
             question = by_key[row["key"][:2]]
-            responses.add(graded(row, question, render(question), sample_seed(seed, *row["key"]), graders))
+            responses.add(graded_response(row, question, prompt(question), sample_seed(seed, *row["key"]), graders))
 
         try:
-            drive(settings, requests, engines, lambda row: pending.append(threads.submit(grade, row)), log)
+            run_engines(settings, requests, engines, lambda row: pending.append(threads.submit(grade, row)), log)
         finally:
             for future in pending:
                 future.result()
 
 
-def numbers(questions: list[Question], responses: Responses, n: int, seed: int, graders: Graders) -> dict[str, dict]:
+def benchmark_numbers(
+    questions: list[Question], responses: Responses, n: int, seed: int, graders: Graders
+) -> dict[str, dict]:
     """The summary of each benchmark over the first ``n`` samples of its questions."""
     results = {}
     for bench in dict.fromkeys(question.bench for question in questions):
@@ -176,35 +89,105 @@ def numbers(questions: list[Question], responses: Responses, n: int, seed: int, 
         rows = [responses.done[bench, question.id, sample] for question in own for sample in range(n)]
         results[bench] = summarise(rows, graders.same(own[0].verifier), seed)
         seconds = [row["seconds"] for row in rows if row.get("seconds") is not None]
-        results[bench]["seconds"] = float(np.mean(seconds)) if seconds else None  # of a response, in its batch
+        results[bench]["seconds"] = (
+            float(np.mean(seconds)) if seconds else None
+        )  # wall time of a response in its batch
     return results
 
 
-def write_results(folder: Path, content: dict) -> None:
-    """results.json, and the table of it as results.md."""
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-    (folder / "results.md").write_text(table(content["results"]) + "\n")
+def weights_fingerprint(model: str) -> dict[str, str] | None:
+    """Size and hash of the first 4 MiB of each weights file of a local model; None for a hub name."""
+    if not Path(model).is_dir():
+        return None
+    found = {}
+    for file in sorted(Path(model).glob("*.safetensors")):
+        with open(file, "rb") as weights:
+            digest = hashlib.sha256(weights.read(_WEIGHTS_READ)).hexdigest()[:16]
+        found[file.name] = f"{file.stat().st_size}-{digest}"
+    return found
 
 
-def table(results: dict[str, dict]) -> str:
-    """Benchmarks as a Markdown table; None and what a harness does not give as a dash."""
+def engine_settings(options: Namespace) -> EngineSettings:
+    """The engines' settings from the command's flags; what is "auto" is chosen by the device."""
+    device = detect_device() if options.device == "auto" else options.device
+    default = {"bf16": "bfloat16", "fp32": "float32"}[cpu_dtype()] if device == "cpu" else "bfloat16"
+    return EngineSettings(
+        model=options.model, temperature=options.temperature, top_p=options.top_p, stop=tuple(options.stop),
+        max_new_tokens=options.max_new_tokens, max_len=options.max_len, device=device,
+        dtype=default if options.dtype == "auto" else options.dtype,
+        batch_size=options.batch_size or (32 if device == "cpu" else 256), tensor_parallel=options.tensor_parallel,
+        cores=max(1, len(os.sched_getaffinity(0)) // options.engines), kvcache_mib=options.cpu_kvcache_mib,
+        gpu_memory=options.gpu_memory_utilization, trust_remote_code=options.trust_remote_code,
+        engine_args=options.engine_args,
+    )  # fmt: skip
 
-    def cell(result: dict, key: str, percent: bool = True) -> str:
-        value = result.get(key)
-        return "-" if value is None else f"{100 * value:.1f}" if percent else f"{value:,.0f}"
 
-    lines = [
-        "| benchmark | questions | n | avg@n % | 95 % interval | pass@n % | maj@n % | tokens | cut % |"
-        " format % | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for bench, result in results.items():
-        n = result.get("n")
-        interval = f"{cell(result, 'low')} to {cell(result, 'high')}" if result.get("low") is not None else "-"
-        shares = [cell(result, key) for key in (f"pass_at_{n}", "maj_at_n")]
-        rest = [cell(result, "response_length", percent=False), cell(result, "truncated"), cell(result, "format")]
-        seconds = result.get("seconds")
-        rest.append("-" if seconds is None else f"{seconds:.1f}")
-        counts = [str(result.get("questions") or "-"), str(n or "-")]
-        lines.append("| " + " | ".join([bench, *counts, cell(result, "avg_at_n"), interval, *shares, *rest]) + " |")
-    return "\n".join(lines)
+def response_identity(options: Namespace, settings: EngineSettings, sources: dict[str, dict]) -> dict:
+    """All that the responses depend on: responses of another identity must not be mixed with them."""
+    names = ("model", "temperature", "top_p", "max_new_tokens", "max_len", "stop", "device", "dtype")
+    return {name: getattr(settings, name) for name in names} | {
+        "weights": weights_fingerprint(options.model),
+        "template": options.prompt_template,
+        "seed": options.seed,
+        "plain_math_verify": options.plain_math_verify,
+        "data": sources,
+    }
+
+
+def evaluate_model(options: Namespace) -> dict:
+    """The whole evaluation; returns the content of results.json. Raises EvaluationError.
+
+    ``options`` are the flags of ``cli/evaluate.py``.
+    """
+    harnessed = [bench for bench in options.bench if bench in HARNESS]
+    if harnessed:
+        check_harness(harnessed, options.harness_python, options.allow_code_execution)
+    own = [bench for bench in options.bench if bench not in HARNESS]
+    began = time.monotonic()
+    options.out.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {"model": options.model, "seed": options.seed, "results": {}}
+    if options.data or own:
+        content |= evaluate_sets(options, own)
+    if harnessed:
+        engine = {"dtype": options.dtype if options.dtype != "auto" else "bfloat16", "seed": options.seed}
+        if options.tensor_parallel > 1:
+            engine["tensor_parallel_size"] = options.tensor_parallel
+        folder = options.out / "lighteval"
+        content["results"] |= run_harness(
+            options.harness_python, options.model, harnessed, folder, engine, options.limit
+        )
+    content["seconds"] = round(time.monotonic() - began, 1)
+    return content
+
+
+def evaluate_sets(options: Namespace, benches: list[str]) -> dict:
+    """The part that lighteval does not do: questions, responses, numbers, and the critic's values."""
+    from transformers import AutoTokenizer
+
+    questions, sources = load_questions(options.data, benches, options.seed, options.limit)
+    settings = engine_settings(options)
+    identity = response_identity(options, settings, sources)
+    check_settings(options.out, identity)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    responses = Responses(options.out / "responses.jsonl")
+    graders = Graders({question.verifier for question in questions}, options.grader_workers, options.plain_math_verify)
+    try:
+        began = time.monotonic()
+        answer_questions(
+            questions, responses, settings, n=options.n, seed=options.seed, engines=options.engines, encode=encode,
+            prompt=lambda question: render(options.prompt_template, question.text), graders=graders,
+        )  # fmt: skip
+        content = {"n": options.n, "settings": identity, "generation_seconds": round(time.monotonic() - began, 1)}
+        content["results"] = benchmark_numbers(questions, responses, options.n, options.seed, graders)
+    finally:
+        responses.close()
+        graders.close()
+    if options.critic:
+        from openrlhf_orz.evaluate.critic import critic_numbers  # needs OpenRLHF and torch
+
+        critic_numbers(options.critic, responses, content["results"], encode, settings.device)
+    return content

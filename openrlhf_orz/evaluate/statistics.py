@@ -1,6 +1,6 @@
-"""The numbers of an evaluation, pure: avg@n with its interval, pass@k, maj@n, lengths and rates.
+"""The numbers of an evaluation: avg@n with its interval, pass@k, maj@n, lengths and rates; pure functions.
 
-Notation: Q questions, n samples of each; a score is 1 for a right answer that ended by itself, else 0.
+Notation: Q questions, n samples of each; a score is 1 for a right answer that was not cut by length, else 0.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def avg_at_n(scores: Sequence[Sequence[float]]) -> float:
 
 
 def bootstrap_interval(scores: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of avg@n when the Q questions are drawn anew with replacement.
+    """The 95 % percentile interval of avg@n over resamples of the Q questions, drawn with replacement.
 
-    Samples of one question are not independent of each other, so questions are what is drawn.
+    Questions are drawn and not samples, because samples of one question are not independent.
     """
     means = np.array([np.mean(row) for row in scores])
     rng = np.random.default_rng(seed)
     draws = np.concatenate(
-        # in parts: 10,000 x 500 indices at a time would be 40 MB
+        # in parts of 1000 draws: 10,000 x 500 indices at once would be 40 MB
         [means[rng.integers(0, len(means), (1000, len(means)))].mean(-1) for _ in range(RESAMPLES // 1000)]
     )
     tail = (1 - CONFIDENCE) / 2
@@ -36,7 +36,7 @@ def bootstrap_interval(scores: Sequence[Sequence[float]], seed: int = 0) -> tupl
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """Unbiased probability that k of n samples, ``right`` of them right, hold a right one (arXiv 2107.03374, Eq. 1).
+    """Unbiased estimate that k samples include a right one, ``right`` of n being right (arXiv 2107.03374, Eq. 1).
 
     Raises ValueError for k above n.
     """
@@ -46,15 +46,15 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def powers(n: int) -> list[int]:
-    """The k for which pass@k is reported: 1, 2, 4 and so on, and n."""
+    """The k for which pass@k is reported: the powers of 2 up to n, and n."""
     return sorted({*(2**i for i in range(n.bit_length()) if 2**i <= n), n})
 
 
 def majority(answers: Sequence[str | None], scores: Sequence[float], same: Callable[[str, str], bool]) -> float:
-    """maj@n of one question: the score of the answer that most samples agree on.
+    """maj@n of one question: the score of the answer that most samples give.
 
-    Answers that ``same`` calls equal are one; None (no answer, or cut by length) does not vote. Answers that
-    share the largest vote share its weight: the expected score of choosing one of them at random.
+    Answers that ``same`` calls equal count as one. None (no answer, or cut by length) does not vote. Of answers with
+    equally many votes one is chosen at random, so their mean score is returned.
     """
     groups: list[tuple[str, list[float]]] = []
     known: dict[str, list[float]] = {}
@@ -73,7 +73,7 @@ def majority(answers: Sequence[str | None], scores: Sequence[float], same: Calla
         return 0.0
     largest = max(len(members) for _, members in groups)
     winners = [members for _, members in groups if len(members) == largest]
-    # one answer may have been graded in several notations: most of its grades decide
+    # an answer may have been graded in several notations, with different grades: the majority of them decides
     return float(np.mean([float(np.mean(members) >= 0.5) for members in winners]))
 
 
@@ -81,9 +81,11 @@ def summarise(rows: Sequence[dict], same: Callable[[str, str], bool] | None = No
     """The numbers of one benchmark from its responses.
 
     Args:
-        rows: one a response, with ``id`` (of the question), ``reward``, ``tokens``, ``stop_reason``, ``format`` and
-            ``extracted``. Every question must have as many; ValueError otherwise.
-        same: whether two answers are equal, for maj@n; None to leave that out.
+        rows: one per response, with ``id`` (of the question), ``reward``, ``tokens``, ``stop_reason``, ``format`` and
+            ``extracted``.
+        same: whether two answers are equal, for maj@n; without it there is no maj@n.
+
+    Raises ValueError if the questions have different numbers of responses.
     """
     questions: dict = {}
     for row in rows:
@@ -98,7 +100,7 @@ def summarise(rows: Sequence[dict], same: Callable[[str, str], bool] | None = No
     lengths = np.array([row["tokens"] for row in rows], dtype=float)
     hits = np.array([row["reward"] > 0 for row in rows])
 
-    def mean(values):
+    def mean(values: np.ndarray | list[bool]) -> float | None:
         return float(np.mean(values)) if len(values) else None
 
     result = {
@@ -115,16 +117,37 @@ def summarise(rows: Sequence[dict], same: Callable[[str, str], bool] | None = No
         "format": mean([row["format"] for row in rows]),
     }
     if same is not None:
-        result["maj_at_n"] = float(
-            np.mean(
-                [
-                    majority(
-                        [None if row["stop_reason"] == "length" else row["extracted"] for row in group],
-                        [float(row["reward"] > 0) for row in group],
-                        same,
-                    )
-                    for group in questions.values()
-                ]
-            )
-        )
+        votes = [
+            majority([None if row["stop_reason"] == "length" else row["extracted"] for row in group], score, same)
+            for group, score in zip(questions.values(), scores)
+        ]
+        result["maj_at_n"] = float(np.mean(votes))
     return result
+
+
+def evaluation_logs(
+    sets: Sequence[str], rows: Sequence[dict], n: int, same: Callable[[str, str], bool] | None = None
+) -> dict[str, float]:
+    """``eval_SET_...`` for each data set of an evaluation during training; docs/metrics.md defines the keys.
+
+    Args:
+        sets: the data set of each question.
+        rows: as in ``summarise``, n for each question; ``id`` is the question's index in ``sets``.
+        same: as in ``summarise``.
+    """
+    logs: dict[str, float] = {}
+    for name in dict.fromkeys(sets):
+        result = summarise([row for row in rows if sets[row["id"]] == name], same if n > 1 else None)
+        logs[f"eval_{name}_pass1"] = result["avg_at_n"]
+        logs |= {f"eval_{name}_pass{k}": result[f"pass_at_{k}"] for k in powers(n) if k > 1}
+        logs |= {f"eval_{name}_low": result["low"], f"eval_{name}_high": result["high"]}
+        if "maj_at_n" in result:
+            logs[f"eval_{name}_maj{n}"] = result["maj_at_n"]
+        logs[f"eval_{name}_response_length_mean"] = result["response_length"]
+        logs[f"eval_{name}_truncated_rate"] = result["truncated"]
+        logs[f"eval_{name}_format_rate"] = result["format"]
+    if rows:
+        logs["eval_response_length_mean"] = sum(row["tokens"] for row in rows) / len(rows)
+        logs["eval_truncated_rate"] = sum(row["stop_reason"] == "length" for row in rows) / len(rows)
+    logs["eval_num_samples"] = float(len(rows))
+    return logs

@@ -1,23 +1,26 @@
-"""The smallest changes of flags with which a run fits: found by trying them and planning again."""
+"""The smallest changes of flags with which a run fits, found by trying them and planning again."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass, replace
+from typing import Any
 
-from openrlhf_orz.plan.planner import Plan, PlanError, plan
+from openrlhf_orz.plan.planner import Plan, PlanError, plan_run
 from openrlhf_orz.settings.finished import changed
 
 
 @dataclass(frozen=True)
 class Change:
-    """Flags to set, and whether more devices than there are would be needed."""
+    """Flags to set, in words and by dotted name; ``more_devices``: it needs more than there are."""
 
     words: str
     flags: dict[str, object]
     more_devices: bool = False
 
 
-def _set(path: str, value) -> Change:
+def _set(path: str, value: Any) -> Change:
+    """Set one flag, such as "ds.zero_stage"."""
     return Change(f"--{path}" if value is True else f"--{path} {value}", {path: value})
 
 
@@ -26,7 +29,8 @@ def _engines(tensor_parallel: int, engines: int) -> Change:
     return Change(" ".join(f"--{name} {value}" for name, value in flags.items()), flags)
 
 
-def _nodes(factor: int, args) -> Change:
+def _nodes(factor: int, args: Namespace) -> Change:
+    """``factor`` times as many nodes and engines as in ``args``."""
     changes = {f"{role}.num_nodes": getattr(args, role).num_nodes * factor for role in ("actor", "critic", "ref")}
     changes["vllm.num_engines"] = args.vllm.num_engines * factor
     flags = ["actor", *(["critic"] if args.critic.model_name_or_path else [])]
@@ -35,8 +39,8 @@ def _nodes(factor: int, args) -> Change:
     return Change(f"{words} --vllm.num_engines {args.vllm.num_engines * factor}", changes, more_devices=True)
 
 
-def candidates(before: Plan) -> list[list[Change]]:
-    """Changes, the least costly first; of each inner list, at most one is taken, the first that is enough."""
+def possible_changes(before: Plan) -> list[list[Change]]:
+    """Groups of changes, the least costly group first; of each group at most one change is made."""
     args, cpu = before.args, before.hardware.is_cpu
     found: list[list[Change]] = []
     together = args.train.colocate_all and not args.train.async_enable
@@ -73,7 +77,7 @@ def candidates(before: Plan) -> list[list[Change]]:
 
 
 def replan(before: Plan, changes: list[Change]) -> Plan | None:
-    """The plan with the changes; None where the run cannot be so."""
+    """The plan with the changes; None if the run is impossible with them."""
     args = before.args
     for change in changes:
         args = changed(args, change.flags)
@@ -81,48 +85,56 @@ def replan(before: Plan, changes: list[Change]) -> Plan | None:
     if any(change.more_devices for change in changes):
         hardware = replace(hardware, per_node=0, nodes=0)
     try:
-        return plan(args, hardware, before.policy, before.critic, before.lengths, before.rates)
+        return plan_run(args, hardware, before.policy, before.critic, before.lengths, before.rates)
     except PlanError:
         return None
 
 
-def excess(plan: Plan | None) -> float:
-    """Bytes by which it does not fit, over device and host; a problem counts as very much."""
+def _excess(plan: Plan | None) -> float:
+    """Bytes over the limits of device and host; each problem counts as 1e15 bytes."""
     if plan is None:
         return float("inf")
-    held = plan.memory
-    over = max(0.0, held.peak.total - held.limit)
-    if held.host_limit is not None:
-        over += max(0.0, held.host_total - held.host_limit)
-    return over + 1e15 * len(held.problems)
+    memory = plan.memory
+    over = max(0.0, memory.peak.total - memory.limit)
+    if memory.host_limit is not None:
+        over += max(0.0, memory.host_total - memory.host_limit)
+    return over + 1e15 * len(memory.problems)
 
 
 def advise(before: Plan) -> list[tuple[str, Plan]]:
-    """Ways to make the run fit, each (flags, its plan); empty if it fits, or if none of those tried does.
+    """Ways to make the run fit, each as (flags, its plan); empty if it fits already, or if nothing tried makes it fit.
 
-    First every single change that is enough; if there is none, changes are added in their order, as far as they
-    help, and those that turn out not to be needed are taken back.
+    Every single change that is enough is returned. If there is none, changes are added in order while they help, and
+    the superfluous ones are removed again; that is one way.
     """
     if before.fits:
         return []
-    groups, found = candidates(before), []
+    groups = possible_changes(before)
+    return _single_changes(before, groups) or _several_changes(before, groups)
+
+
+def _single_changes(before: Plan, groups: list[list[Change]]) -> list[tuple[str, Plan]]:
+    """The first change of each group that is enough alone."""
+    found = []
     for group in groups:
         for change in group:
             after = replan(before, [change])
             if after is not None and after.fits:
                 found.append((change.words, after))
                 break
-    if found:
-        return found
+    return found
+
+
+def _several_changes(before: Plan, groups: list[list[Change]]) -> list[tuple[str, Plan]]:
+    """One set of changes from which none can be left out, if there is one."""
     chosen: list[Change] = []
-    best = excess(before)
+    best = _excess(before)
     for group in groups:
         for change in group:
-            now = replan(before, [*chosen, change])
-            if excess(now) < best:
-                better, best = change, excess(now)
-                taken = [c for c in chosen if c not in group]
-                chosen = [*taken, better]
+            over = _excess(replan(before, [*chosen, change]))
+            if over < best:
+                best = over
+                chosen = [*(c for c in chosen if c not in group), change]
             if best == 0:
                 break
         if best == 0:
@@ -131,7 +143,8 @@ def advise(before: Plan) -> list[tuple[str, Plan]]:
         return []
     for change in list(chosen):
         rest = [c for c in chosen if c is not change]
-        after = replan(before, rest)
-        if after is not None and after.fits:
+        without = replan(before, rest)
+        if without is not None and without.fits:
             chosen = rest
-    return [(" ".join(change.words for change in chosen), replan(before, chosen))]
+    after = replan(before, chosen)
+    return [(" ".join(change.words for change in chosen), after)] if after is not None else []

@@ -10,15 +10,16 @@ GIB = 2**30
 
 
 class UnknownHardware(ValueError):
-    """A --hardware that is no name of the table; the message lists the names."""
+    """A --hardware that is not in the table; the message lists the names."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """``per_node`` devices in each of ``nodes`` machines; 0: as many as the flags ask for.
+    """``nodes`` machines with ``per_node`` devices each; 0 means as many as the flags ask for.
 
-    memory_gib: of one device, as drivers report it, rounded down. flops: dense bfloat16, cpu: the run's dtype; 1/s.
-    bandwidth, link (inside a node), network (between nodes, for one device), host_link: bytes/s, one direction.
+    memory_gib: of one device, as drivers report it, rounded down. flops: per second, dense bfloat16, on a CPU in the
+    run's dtype. bandwidth, link (inside a node), network (between nodes, for one device), host_link: bytes/s in one
+    direction.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Hardware:
     network: float
     host_link: float
     source: str
-    host_gib: float | None = None  # of one node; None: not known
+    host_gib: float | None = None  # memory of one node; None if it is not known
     per_node: int = 0
     nodes: int = 0
 
@@ -41,7 +42,7 @@ class Hardware:
 NVIDIA = "NVIDIA's data sheet"
 DGX = "network: one 400 Gb/s port for each GPU, as in DGX H100"
 CONSUMER = "network: 100 Gb/s for 8 GPUs, an assumption"
-# "flops" are without sparsity: half of what data sheets print in large type
+# "flops" are without sparsity, half of the number that data sheets print in large type
 TABLE = {
     "h100": Hardware("h100", 79, 989e12, 3.35e12, 450e9, 50e9, 50e9, f"{NVIDIA} of H100 SXM; {DGX}"),
     "h200": Hardware("h200", 139, 989e12, 4.8e12, 450e9, 50e9, 50e9, f"{NVIDIA} of H200 SXM; {DGX}"),
@@ -73,7 +74,7 @@ NAMES = (*TABLE, "cpu")
 
 
 def this_machine() -> Hardware:
-    """The processors here; on CPU what is one device is all of a machine, shared by its ranks."""
+    """The processors of this machine, as one device that all ranks share."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     cores = len(os.sched_getaffinity(0))
     return Hardware(
@@ -84,13 +85,13 @@ def this_machine() -> Hardware:
     )  # fmt: skip
 
 
-def parse(text: str) -> Hardware:
-    """``NAME``, ``NAMExGPUS`` or ``NAMExGPUSxNODES``, as h100x8x16. Raises UnknownHardware."""
+def parse_hardware(text: str) -> Hardware:
+    """From ``NAME``, ``NAMExGPUS`` or ``NAMExGPUSxNODES``, such as h100x8x16. Raises UnknownHardware."""
     match = re.fullmatch(r"([a-z0-9-]+?)(?:x(\d+))?(?:x(\d+))?", text.lower())
-    name = match and match[1]
+    name = match[1] if match else ""
     if name == "a100":
         name = "a100-80"
-    if name not in NAMES or "0" in (match[2], match[3]):
+    if match is None or name not in NAMES or "0" in (match[2], match[3]):
         raise UnknownHardware(
             f"--hardware {text} is not NAME, NAMExGPUS or NAMExGPUSxNODES with a name of {', '.join(NAMES)}"
         )

@@ -1,20 +1,28 @@
-"""Memory of each place (a GPU and the models on it) in each phase of a step, by what it is for; pure arithmetic."""
+"""Memory in each phase of a step, of each place (a GPU and the models that share it), by purpose; pure arithmetic."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass, field
 
-from openrlhf_orz.plan import activations
-from openrlhf_orz.plan.batches import Batches
+from openrlhf_orz.plan.costs import (
+    ITEMSIZE,
+    States,
+    forward_activations,
+    head_activations,
+    reference_states,
+    trained_states,
+    training_activations,
+)
 from openrlhf_orz.plan.hardware import GIB, Hardware
+from openrlhf_orz.plan.layout import Batches, places
 from openrlhf_orz.plan.shapes import Shape
-from openrlhf_orz.plan.states import ITEMSIZE, frozen, trained
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
 
 # Assumptions, printed with the plan
 CUDA_PROCESS = 0.75 * GIB  # context, kernels and NCCL of one process on a GPU
-VLLM_RESERVE = 2 * GIB  # what vLLM's profile run and CUDA graphs leave the KV cache less
-ASLEEP = 1 * GIB  # what a sleeping vLLM keeps
+VLLM_RESERVE = 2 * GIB  # vLLM's profile run and CUDA graphs; the KV cache is smaller by that
+ASLEEP = 1 * GIB  # a sleeping vLLM still holds this
 TRAINER_HOST = 0.65 * GIB  # a trainer's process before its model, CPU: benchmarks/plan.py
 ENGINE_HOST = 1.3 * GIB  # an engine's processes without weights and cache, CPU: docs/smollm2.md (1.7 GiB in all)
 GPU_PROCESS_HOST = 4 * GIB  # host memory of one process that uses CUDA
@@ -22,7 +30,7 @@ GPU_PROCESS_HOST = 4 * GIB  # host memory of one process that uses CUDA
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase on one place: bytes by what they are for, on the device."""
+    """One phase on one place: bytes on the device by purpose."""
 
     place: str
     name: str
@@ -35,7 +43,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class Memory:
-    """``limit`` is bytes of one device; ``host`` bytes of the node that holds most. None: not known."""
+    """``limit``: bytes of one device. ``host``: upper bounds for a node, bytes by purpose. ``host_limit``: bytes of a
+    node's memory, None if that is not known.
+    """
 
     phases: list[Phase]
     limit: float
@@ -59,28 +69,28 @@ class Memory:
 
 
 class _Model:
-    """A policy, critic or reference: its states and the largest of its passes."""
+    """A policy, critic or reference: its states and its largest passes."""
 
-    def __init__(self, role, shape, args, cut: Batches, device):
+    def __init__(self, role: str, shape: Shape, args: Namespace, cut: Batches, device: str):
         self.role, part = role, getattr(args, "actor" if role == "policy" else role)
         ranks = part.num_nodes * part.num_gpus_per_node
         b, tp = ITEMSIZE[args.ds.param_dtype], args.ds.tensor_parallel_size
         count = shape.critic_parameters() if role == "critic" else shape.policy_parameters()
         if role == "ref":
-            self.states = frozen(count, args, ranks, args.ref.offload)
+            self.states: States = reference_states(count, args, ranks, args.ref.offload)
         else:
-            self.states = trained(count, args, ranks)
+            self.states = trained_states(count, args, ranks)
         checkpointing = args.actor.gradient_checkpointing_enable
-        self.train_pack = activations.training(shape, b, cut.longest_pack, checkpointing, tp)
-        self.forward_pack = activations.forward(shape, b, cut.forward_pack, tp)
+        self.train_pack = training_activations(shape, b, cut.longest_pack, checkpointing, tp)
+        self.forward_pack = forward_activations(shape, b, cut.forward_pack, tp)
         self.train_head = self.forward_head = 0.0
         if role != "critic":
-            self.train_head = activations.head(shape, b, cut.longest_pack, device, gradient=True)
-            self.forward_head = activations.head(shape, b, cut.forward_pack, device, gradient=False)
+            self.train_head = head_activations(shape, b, cut.longest_pack, device, gradient=True)
+            self.forward_head = head_activations(shape, b, cut.forward_pack, device, gradient=False)
         self.sleeps = args.ds.enable_sleep and not args.ds.adam_offload and role != "ref"
 
     def resident(self) -> dict[str, float]:
-        """Between passes. Asleep, optimizer and gradients are on the host."""
+        """Bytes between passes. A sleeping model's optimizer and gradients are on the host."""
         states = self.states
         return {
             f"{self.role} weights": states.weights,
@@ -88,7 +98,7 @@ class _Model:
         }
 
     def training(self) -> dict[str, float]:
-        """Either the backward of a micro-batch or the optimizer's step, whichever is larger."""
+        """Bytes in the backward of a micro-batch or in the optimizer's step, whichever is larger."""
         states = self.states
         parts = {
             f"{self.role} weights": states.weights,
@@ -105,6 +115,7 @@ class _Model:
         return parts | max(backward, step, key=lambda part: sum(part.values()))
 
     def forward(self) -> dict[str, float]:
+        """Bytes in a forward without gradients."""
         return self.resident() | {
             f"{self.role} gathered weights": self.states.gathered,
             f"{self.role} activations": self.forward_pack,
@@ -112,113 +123,117 @@ class _Model:
         }
 
     def host(self) -> float:
+        """Bytes on the host: what is offloaded, and what sleeps."""
         asleep = self.states.optimizer + self.states.gradients if self.sleeps else 0
         return self.states.host + asleep
 
 
-def places(args) -> dict[str, list[str]]:
-    """Which roles share a GPU: {name: roles}."""
-    roles = ["policy"]
-    critic, reference = bool(args.critic.model_name_or_path), args.algo.kl.init_coef > 0
-    if args.train.colocate_all:
-        trainers = roles + ["critic"] * critic + ["ref"] * reference
-        if args.train.async_enable:
-            return {"trainers": trainers, "engines": ["engine"]}
-        return {"all": [*trainers, "engine"]}
-    found = {"policy": roles}
-    if reference:
-        if args.train.colocate_actor_ref:
-            found["policy"] = ["policy", "ref"]
+class _Engine:
+    """vLLM on one of its devices: bytes of weights and KV cache, and the parts it holds awake, asleep, in a sync."""
+
+    def __init__(self, args: Namespace, shape: Shape, hardware: Hardware):
+        tp, b = args.vllm.tensor_parallel_size, ITEMSIZE[args.ds.param_dtype]
+        self.weights = shape.policy_parameters() * b / tp
+        if hardware.is_cpu:
+            self.cache = args.orz.cpu_kvcache_mib * 2**20
         else:
-            found["reference"] = ["ref"]
-    if critic:
-        found["critic"] = ["critic"]
-    return found | {"engines": ["engine"]}
+            self.cache = args.vllm.gpu_memory_utilization * hardware.memory_gib * GIB - self.weights - VLLM_RESERVE
+        self.bytes_per_token = shape.kv_bytes_per_token(b) / min(tp, shape.kv_heads)
+        self.awake = {"vLLM weights": self.weights, "vLLM KV cache": max(0, self.cache)}
+        if not hardware.is_cpu:
+            self.awake["vLLM graphs and profile"] = VLLM_RESERVE
+        self.asleep = self.in_sync = self.awake
+        if args.vllm.enable_sleep:
+            self.asleep = {"vLLM asleep": ASLEEP}
+            self.in_sync = {"vLLM weights": self.weights, "vLLM asleep": ASLEEP}
+
+    def problems(self, args: Namespace) -> list[str]:
+        if self.cache >= self.bytes_per_token * args.data.max_len:
+            return []
+        return [
+            f"vLLM's KV cache of {max(0, self.cache) / GIB:.1f} GiB holds no sequence of --data.max_len"
+            f" {args.data.max_len}: raise --vllm.gpu_memory_utilization or --vllm.tensor_parallel_size"
+        ]
 
 
-def engine(args, shape: Shape, hardware: Hardware) -> tuple[float, float]:
-    """(weights, KV cache) of one vLLM engine on one of its GPUs, bytes."""
-    tp, b = args.vllm.tensor_parallel_size, ITEMSIZE[args.ds.param_dtype]
-    weights = shape.policy_parameters() * b / tp
-    if hardware.is_cpu:
-        return weights, args.orz.cpu_kvcache_mib * 2**20
-    return weights, args.vllm.gpu_memory_utilization * hardware.memory_gib * GIB - weights - VLLM_RESERVE
+class _Place:
+    """A GPU (on a CPU, a rank's part of the machine) and the roles that share it; ``engine`` is None without vLLM."""
+
+    def __init__(self, name: str, roles: list[str], models: dict[str, _Model], engine: _Engine | None, on_cpu: bool):
+        self.name, self.roles, self.models, self.engine, self.on_cpu = name, roles, models, engine, on_cpu
+
+    def phase(self, name: str, active: dict[str, dict[str, float]], vllm: str) -> Phase:
+        """``active``: the parts of roles that work in this phase; ``vllm``: awake, asleep or in_sync."""
+        if self.on_cpu:
+            parts = {"processes": TRAINER_HOST * len(self.models) + ENGINE_HOST * (self.engine is not None)}
+        else:
+            parts = {"CUDA contexts": CUDA_PROCESS * len(self.roles)}
+        for role, model in self.models.items():
+            parts |= active.get(role, model.resident())
+            if self.on_cpu:  # host and device are one memory
+                parts[f"{role} optimizer, offloaded"] = model.host()
+        return Phase(self.name, name, parts | (getattr(self.engine, vllm) if self.engine else {}))
+
+    def phases(self, args: Namespace, sync_bucket: float) -> list[Phase]:
+        """The phases of a step on this place, in their order."""
+        models = self.models
+        found = [self.phase("generation", {}, "awake")] if self.engine else []
+        forwards = []
+        for role in models:
+            if role == "critic" and not args.orz.cross_fit_values:
+                forwards.append(("values", role))
+            if role == "ref":
+                forwards.append(("reference log-probs", role))
+            if role == "policy" and needs_old_log_probs(args):
+                forwards.append(("old log-probs", role))
+        found += [self.phase(name, {role: models[role].forward()}, "asleep") for name, role in forwards]
+        trained: list[str] = [role for role in ("critic", "policy") if role in models]
+        one_by_one = args.ds.enable_sleep or args.orz.cross_fit_values
+        for group in [[role] for role in trained] if one_by_one else [trained] if trained else []:
+            active = {role: models[role].training() for role in group}
+            found.append(self.phase(f"training of {' and '.join(group)}", active, "asleep"))
+        if "policy" in models:
+            policy = models["policy"]
+            parts = {"policy gathered weights": policy.states.gathered, "sync bucket": sync_bucket}
+            found.append(self.phase("weight sync", {"policy": policy.resident() | parts}, "in_sync"))
+        return found
+
+    def host(self, args: Namespace) -> dict[str, float]:
+        """Host memory for one device of this place."""
+        found = {f"{role} optimizer and gradients": model.host() for role, model in self.models.items()}
+        if self.engine and args.vllm.enable_sleep:
+            found["vLLM weights asleep"] = self.engine.weights
+        if not self.on_cpu:
+            found[f"processes ({self.name})"] = GPU_PROCESS_HOST * len(self.roles)
+        return found
 
 
-def memory(args, policy: Shape, critic: Shape | None, hardware: Hardware, cut: Batches) -> Memory:
+def plan_memory(args: Namespace, policy: Shape, critic: Shape | None, hardware: Hardware, cut: Batches) -> Memory:
     """All phases on all places. ``hardware.per_node`` devices must be set."""
     device = "cpu" if hardware.is_cpu else "cuda"
-    b, tp = ITEMSIZE[args.ds.param_dtype], args.vllm.tensor_parallel_size
-    shapes = {"policy": policy, "ref": policy, "critic": critic}
-    weights, cache = engine(args, policy, hardware)
-    per_token = policy.kv_bytes_per_token(b) / min(tp, policy.kv_heads)
-    phases, host, problems = [], {}, []
-    if cache < per_token * args.data.max_len:
-        problems.append(
-            f"vLLM's KV cache of {max(0, cache) / GIB:.1f} GiB holds no sequence of --data.max_len"
-            f" {args.data.max_len}: raise --vllm.gpu_memory_utilization or --vllm.tensor_parallel_size"
-        )
-    awake = {"vLLM weights": weights, "vLLM KV cache": max(0, cache)}
-    if not hardware.is_cpu:
-        awake["vLLM graphs and profile"] = VLLM_RESERVE
-    asleep = {"vLLM asleep": ASLEEP} if args.vllm.enable_sleep else awake
-    bucket = 2 * min(args.orz.sync_bucket_mib * 2**20, policy.policy_parameters() * b)
-    for place, roles in places(args).items():
-        models = {r: _Model(r, shapes[r], args, cut, device) for r in roles if r != "engine"}
-        engine_here, here = "engine" in roles, []
-        processes = (
-            {"processes": TRAINER_HOST * len(models) + ENGINE_HOST * engine_here}
-            if hardware.is_cpu
-            else {"CUDA contexts": CUDA_PROCESS * len(roles)}
-        )
-
-        def add(name, active: dict[str, dict], vllm):
-            parts = dict(processes)
-            for role, model in models.items():
-                parts |= active.get(role, model.resident())
-                if hardware.is_cpu:  # host and device are one
-                    parts[f"{role} optimizer, offloaded"] = model.host()
-            here.append(Phase(place, name, parts | (vllm if engine_here else {})))
-
-        if engine_here:
-            add("generation", {}, awake)
-        for role, model in models.items():
-            if role == "critic" and not args.orz.cross_fit_values:
-                add("values", {role: model.forward()}, asleep)
-            if role == "ref":
-                add("reference log-probs", {role: model.forward()}, asleep)
-            if role == "policy" and needs_old_log_probs(args):
-                add("old log-probs", {role: model.forward()}, asleep)
-        trains = [role for role in ("critic", "policy") if role in models]
-        one_by_one = args.ds.enable_sleep or args.orz.cross_fit_values
-        for group in [[role] for role in trains] if one_by_one else [trains] if trains else []:
-            add(f"training of {' and '.join(group)}", {role: models[role].training() for role in group}, asleep)
-        if "policy" in models:
-            sync = models["policy"].resident() | {
-                "policy gathered weights": models["policy"].states.gathered, "sync bucket": bucket,
-            }  # fmt: skip
-            during = {"vLLM weights": weights, "vLLM asleep": ASLEEP} if args.vllm.enable_sleep else awake
-            add("weight sync", {"policy": sync}, during)
-        phases += here
-        for role, model in models.items():
-            host[f"{role} optimizer and gradients"] = model.host()
-        if engine_here and args.vllm.enable_sleep:
-            host["vLLM weights asleep"] = weights
-        if not hardware.is_cpu:
-            host[f"processes ({place})"] = GPU_PROCESS_HOST * len(roles)
+    shapes = {"policy": policy, "ref": policy} | ({"critic": critic} if critic else {})
+    engine = _Engine(args, policy, hardware)
+    policy_bytes = policy.policy_parameters() * ITEMSIZE[args.ds.param_dtype]
+    # a bucket's gathered parameters, and the flat buffer that they are copied to
+    sync_bucket = 2 * min(args.orz.sync_bucket_mib * 2**20, policy_bytes)
+    phases: list[Phase] = []
+    host: dict[str, float] = {}
+    for name, roles in places(args).items():
+        models = {role: _Model(role, shapes[role], args, cut, device) for role in roles if role != "engine"}
+        place = _Place(name, roles, models, engine if "engine" in roles else None, hardware.is_cpu)
+        phases += place.phases(args, sync_bucket)
+        host |= place.host(args)
     if args.train.enable_ema:
-        host["average of the policy's weights"] = (
-            policy.policy_parameters() * b / (cut.data_parallel_ranks if args.ds.zero_stage == 3 else 1)
-        )
-    # places are laid out side by side; a node full of the greediest place is the worst
+        shards = cut.data_parallel_ranks if args.ds.zero_stage == 3 else 1
+        host["average of the policy's weights"] = policy_bytes / shards
+    # an upper bound: as if each device of a node stood for one of every place
     per_node = hardware.per_node
     host = {name: value * per_node for name, value in host.items() if value}
-    limit = hardware.memory_gib * GIB / (per_node if hardware.is_cpu else 1)
     return Memory(
         phases=phases,
-        limit=limit,
+        limit=hardware.memory_gib * GIB / (per_node if hardware.is_cpu else 1),
         host={} if hardware.is_cpu else host,
         host_limit=None if hardware.host_gib is None else hardware.host_gib * GIB,
-        kv_cache_tokens=max(0, cache) / per_token,
-        problems=problems,
+        kv_cache_tokens=max(0, engine.cache) / engine.bytes_per_token,
+        problems=engine.problems(args),
     )

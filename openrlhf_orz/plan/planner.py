@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass, replace
 
-from openrlhf_orz.plan.batches import Batches, Lengths, batches
 from openrlhf_orz.plan.hardware import Hardware
-from openrlhf_orz.plan.memory import Memory, memory, places
-from openrlhf_orz.plan.seconds import CPU_RATES, Rates, Seconds, Work, seconds, work
+from openrlhf_orz.plan.layout import Batches, Lengths, cut_batches, default_lengths, devices
+from openrlhf_orz.plan.memory import Memory, plan_memory
+from openrlhf_orz.plan.seconds import CPU_RATES, Rates, Seconds, Work, step_seconds, step_work
 from openrlhf_orz.plan.shapes import KNOWN, Shape
 
 
@@ -17,7 +18,9 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    args: object
+    """A planned run: what it was planned from, and what it takes. ``notes`` name what the plan does not model."""
+
+    args: Namespace
     hardware: Hardware
     policy: Shape
     critic: Shape | None
@@ -35,45 +38,17 @@ class Plan:
 
 
 def known_shape(name: str) -> Shape:
-    """From the table of shapes. Raises PlanError."""
+    """The shape of a model in the table. Raises PlanError."""
     if name not in KNOWN:
         raise PlanError(
-            f"--actor.model_name_or_path {name} is not in the table of shapes ({', '.join(KNOWN)}): give plan() its"
-            " shape"
+            f"--actor.model_name_or_path {name} is not in the table of shapes ({', '.join(KNOWN)}): give plan_run()"
+            " its shape"
         )
     return KNOWN[name]
 
 
-def default_lengths(args, prompt: float | None = None, response: float | None = None) -> Lengths:
-    """Mean lengths where they are not given: assumptions, said to be such."""
-    room = args.rollout.max_new_tokens or args.data.max_len
-    said = []
-    if prompt is None:
-        prompt = min(160, args.orz.max_prompt_len, args.data.max_len // 2)
-        said.append(f"prompt {prompt:g} tokens: an assumption, --prompt_tokens sets it")
-    longest = max(1, min(room, args.data.max_len - int(prompt)))
-    if response is None:
-        response = max(1, longest // 4)
-        said.append(
-            f"response {response:g} tokens: a quarter of the longest, an assumption, --response_tokens sets it"
-        )
-    return Lengths(prompt, min(response, longest), longest, "; ".join(said) or "as given")
-
-
-def gpus_needed(args) -> int:
-    """Devices that the placement asks for."""
-    parts = {"policy": args.actor, "critic": args.critic, "ref": args.ref}
-    total = 0
-    for roles in places(args).values():
-        part = parts.get(roles[0])
-        total += (
-            part.num_nodes * part.num_gpus_per_node if part else args.vllm.num_engines * args.vllm.tensor_parallel_size
-        )
-    return total
-
-
-def unmodelled(args) -> list[str]:
-    """What flags ask for and the plan does not know."""
+def unmodelled(args: Namespace) -> list[str]:
+    """What the flags ask for and the plan does not model, in words."""
     notes = []
     for on, words in (
         (args.ds.lora.rank > 0, "--ds.lora.rank: planned as full training, which needs more"),
@@ -87,8 +62,8 @@ def unmodelled(args) -> list[str]:
     return notes
 
 
-def plan(
-    args,
+def plan_run(
+    args: Namespace,
     hardware: Hardware,
     policy: Shape | None = None,
     critic: Shape | None = None,
@@ -98,12 +73,13 @@ def plan(
     """Plan a run.
 
     Args:
-        args: OpenRLHF's nested arguments as ``cli.flags.parse`` returns them.
-        hardware: the devices; without counts it has as many as the flags ask for.
-        policy, critic: shapes; without them the model's name must be in the table of shapes.
-        lengths, rates: else ``default_lengths`` and the defaults for this kind of hardware.
+        args: OpenRLHF's nested arguments as ``settings.command_line.parse`` returns them.
+        hardware: the devices; without counts there are as many as the flags ask for.
+        policy, critic: shapes; if they are not given, the model's name must be in the table of shapes.
+        lengths: the mean lengths; ``default_lengths`` if they are not given.
+        rates: the rates reached; the defaults for this kind of hardware if they are not given.
 
-    Raises PlanError if the model is not known or the devices are too few.
+    Raises PlanError if the model is unknown or the devices are too few.
     """
     policy = policy or known_shape(args.actor.model_name_or_path)
     if not args.critic.model_name_or_path:
@@ -111,7 +87,7 @@ def plan(
     elif critic is None:
         same = args.critic.model_name_or_path == args.actor.model_name_or_path
         critic = policy if same else known_shape(args.critic.model_name_or_path)
-    needed = gpus_needed(args)
+    needed = sum(devices(args).values())
     if not hardware.per_node:
         per_node = min(needed, max(args.actor.num_gpus_per_node, 1))
         hardware = replace(hardware, per_node=per_node, nodes=-(-needed // per_node))
@@ -123,8 +99,8 @@ def plan(
         )
     lengths = lengths or default_lengths(args)
     rates = rates or (CPU_RATES if hardware.is_cpu else Rates())
-    cut = batches(args, lengths)
-    held = memory(args, policy, critic, hardware, cut)
-    done = work(args, policy, critic, cut, lengths)
-    taken = seconds(args, policy, critic, hardware, cut, lengths, done, held, rates)
-    return Plan(args, hardware, policy, critic, lengths, rates, cut, held, done, taken, unmodelled(args))
+    batches = cut_batches(args, lengths)
+    memory = plan_memory(args, policy, critic, hardware, batches)
+    work = step_work(args, policy, critic, batches, lengths)
+    seconds = step_seconds(args, policy, critic, hardware, batches, lengths, work, memory.kv_cache_tokens, rates)
+    return Plan(args, hardware, policy, critic, lengths, rates, batches, memory, work, seconds, unmodelled(args))

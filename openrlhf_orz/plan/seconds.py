@@ -1,28 +1,27 @@
 """FLOPs of a step by the skip plan, and seconds by stated rates.
 
-Seconds are FLOPs over peak x utilisation, bytes over bandwidth x efficiency, or for ZeRO-3 the time to gather the
-weights where that is longer. What is not modelled: ranks that wait for each other, grading, checkpoints, the start.
+Seconds are FLOPs over peak x utilisation, or bytes over bandwidth x efficiency; under ZeRO-3 the time to gather the
+weights where that is longer. Not modelled: ranks that wait for each other, grading, checkpoints, the start of a run.
 """
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import dataclass
 
-from openrlhf_orz.plan import flops
-from openrlhf_orz.plan.batches import Batches, Lengths
+from openrlhf_orz.plan.costs import ITEMSIZE, decode_flops, forward_flops
 from openrlhf_orz.plan.hardware import Hardware
-from openrlhf_orz.plan.memory import places
+from openrlhf_orz.plan.layout import Batches, Lengths, devices, places
 from openrlhf_orz.plan.shapes import Shape
-from openrlhf_orz.plan.states import ITEMSIZE
 from openrlhf_orz.settings.skip_plan import skip_plan
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of what the hardware's sheet says; chosen once, for all models and machines.
+    """Shares of the hardware's peak rates; chosen once, for all models and machines.
 
-    training: of peak FLOPs in passes, recomputation counted. prefill: likewise. decode: of memory bandwidth.
-    concurrent: requests that one engine decodes at once. overhead_s: of a decoding step, besides.
+    training: of peak FLOPs in passes, recomputation counted. prefill: of peak FLOPs. decode: of memory bandwidth.
+    concurrent: requests that one engine decodes at once. overhead_s: seconds that each decoding step adds.
     """
 
     training: float = 0.40
@@ -32,7 +31,7 @@ class Rates:
     overhead_s: float = 0.005
 
 
-SOURCES = {
+RATE_SOURCES = {
     "training": "Llama 3 reports 38% to 43% on H100 (arXiv 2407.21783)",
     "prefill": "as training",
     "decode": "low end of the usual 60% to 85% (open-source-ai.tech/glossary/model-bandwidth-utilization)",
@@ -40,7 +39,7 @@ SOURCES = {
     "overhead_s": "scheduling and sampling; an assumption",
 }
 CPU_RATES = Rates(training=0.35, prefill=0.35, decode=0.5, overhead_s=0.015)
-CPU_SOURCES = SOURCES | {
+CPU_RATE_SOURCES = RATE_SOURCES | {
     "training": "useful FLOPs over the machine's matrix product, 0.28 to 0.35 for the tiny model"
     " (benchmarks/results/fp32/step_time_openrlhf_tiny_heavy.json)",
     "decode": "an assumption",
@@ -60,54 +59,58 @@ class Work:
         return sum(self.useful.values())
 
 
-def prompts_computed(args, samples: int, packs: float) -> float:
-    """Share of the prompts' tokens that are computed when ``samples`` of the rollout, taken at random, are sorted by
-    prompt and cut into ``packs``: each pack computes what it has of a prompt once. 1 where nothing is shared.
+def prompts_computed(args: Namespace, samples: int, packs: float) -> float:
+    """Share of the prompts' tokens that is computed for ``samples`` of the rollout.
+
+    The samples are drawn at random, sorted by prompt and cut into ``packs``; each pack computes a prompt once. 1 where
+    prompts are not shared.
     """
     share = args.orz.share_prefixes == "auto" and args.ds.packing_samples
     if not share or args.ds.attn_implementation != "orz_packed" or args.orz.fixed_micro_batches:
         return 1.0
     groups, each = args.rollout.batch_size, args.rollout.n_samples_per_prompt
     distinct = groups * (1 - max(0.0, 1 - samples / (groups * each)) ** each)
-    return min(1.0, (distinct + packs - 1) / samples)  # a cut may fall into a group
+    return min(1.0, (distinct + packs - 1) / samples)  # a cut may divide a group
 
 
-def work(args, policy: Shape, critic: Shape | None, cut: Batches, lengths: Lengths) -> Work:
-    """By phase. Sequences have mean length; a prompt counts once in each pack, and once in generation."""
+def _prompts_prefilled(args: Namespace, samples: int) -> int:
+    """Prompts that generation computes: with prefix caching one for all its samples."""
+    return args.rollout.batch_size if args.vllm.enable_prefix_caching else samples
+
+
+def step_work(args: Namespace, policy: Shape, critic: Shape | None, cut: Batches, lengths: Lengths) -> Work:
+    """FLOPs by phase. Sequences have mean length; a prompt counts once in each pack, and once in generation."""
     n, r, prompt, count = round(lengths.sample), round(lengths.response), round(lengths.prompt), cut.samples
 
-    def once(shape, head, samples, packs):
-        found = flops.forward(shape, [n], [r if head else 0])
-        again = 1 - prompts_computed(args, samples, packs)
-        return count * (found["body"] + found["head"] - again * flops.forward(shape, [prompt], [])["body"])
+    def forward(shape: Shape, head: bool, samples: int, packs: float) -> float:
+        """One forward over the rollout, done in parts of ``samples``, each cut into ``packs``."""
+        found = forward_flops(shape, [n], [r if head else 0])
+        shared = 1 - prompts_computed(args, samples, packs)
+        return count * (found["body"] + found["head"] - shared * forward_flops(shape, [prompt], [])["body"])
 
-    passes, computed = {}, {}
-    prompts = args.rollout.batch_size if args.vllm.enable_prefix_caching else count
-    prefill = prompts * flops.forward(policy, [round(lengths.prompt)], [])["body"]
-    passes["generation"] = prefill + flops.decode(
-        policy, count * lengths.response, lengths.prompt + lengths.response / 2
-    )
-    for forward in skip_plan(args):
-        if forward.runs:
-            values = forward.name == "values"
-            passes[forward.name] = once(
-                critic if values else policy, not values, count, cut.forward_packs * cut.data_parallel_ranks
-            )
-    computed |= passes
+    prefill = _prompts_prefilled(args, count) * forward_flops(policy, [prompt], [])["body"]
+    decode = decode_flops(policy, count * lengths.response, lengths.prompt + lengths.response / 2)
+    useful = {"generation": prefill + decode}
+    for planned in skip_plan(args):
+        if planned.runs:
+            values = planned.name == "values"
+            packs = cut.forward_packs * cut.data_parallel_ranks
+            useful[planned.name] = forward(critic if values and critic else policy, not values, count, packs)
+    computed = dict(useful)
     extra = 4 if args.actor.gradient_checkpointing_enable else 3
-    for name, shape, size, packs, updates in (
+    for name, model, size, packs, updates in (
         ("critic training", critic, cut.critic_mini_batch, cut.critic_micro_batches, cut.critic_updates),
         ("policy training", policy, cut.policy_mini_batch, cut.policy_micro_batches, cut.policy_updates),
     ):
-        if shape:
-            one = once(shape, name[0] == "p", size, packs / updates) * args.train.max_epochs
-            passes[name], computed[name] = 3 * one, extra * one
-    return Work(passes, computed)
+        if model:
+            one = forward(model, name == "policy training", size, packs / updates) * args.train.max_epochs
+            useful[name], computed[name] = 3 * one, extra * one
+    return Work(useful, computed)
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one step, by phase; ``gpus`` are held all the while."""
+    """Seconds of one step by phase, what bounds each, and the GPUs, all of which are occupied for the whole step."""
 
     phases: dict[str, float]
     gpus: int
@@ -122,90 +125,120 @@ class Seconds:
         return self.gpus * self.step / 3600
 
 
-def _gather(args, parameters: float, ranks: int, hardware: Hardware) -> float:
-    """Time to gather all weights once on every rank under ZeRO-3."""
-    if args.ds.zero_stage != 3 or ranks == 1:
-        return 0.0
-    speed = hardware.link if hardware.nodes == 1 else hardware.network
-    return parameters * ITEMSIZE[args.ds.param_dtype] * (ranks - 1) / ranks / speed
-
-
-def generation(
-    args, policy: Shape, hardware: Hardware, cut: Batches, lengths: Lengths, rates: Rates, cache_tokens: float
-):
-    """(seconds, what bounds it): an engine's share at full concurrency, then the longest response alone."""
+def generation_seconds(
+    args: Namespace,
+    policy: Shape,
+    hardware: Hardware,
+    cut: Batches,
+    lengths: Lengths,
+    rates: Rates,
+    cache_tokens: float,
+) -> tuple[float, str]:
+    """Seconds of generation and what bounds it: an engine's share at full concurrency, then the longest response."""
     b, tp, engines = ITEMSIZE[args.ds.param_dtype], args.vllm.tensor_parallel_size, args.vllm.num_engines
     requests = -(-cut.samples // engines)
     context = lengths.prompt + lengths.response / 2
     active = max(1, min(requests, rates.concurrent, int(cache_tokens // lengths.sample)))
     read = (policy.layer_products() + policy.hidden * policy.vocabulary) * b
-    bandwidth, peak = (tp * x for x in (hardware.bandwidth * rates.decode, hardware.flops * rates.prefill))
+    bandwidth, peak = tp * (hardware.bandwidth * rates.decode), tp * (hardware.flops * rates.prefill)
     if hardware.is_cpu:  # engines share the machine
-        bandwidth, peak = (x / tp / -(-engines // max(1, hardware.nodes)) for x in (bandwidth, peak))
+        sharing = -(-engines // max(1, hardware.nodes))
+        bandwidth, peak = bandwidth / tp / sharing, peak / tp / sharing
 
-    def step(together):
+    def decoding_step(together: int) -> float:
         by_bytes = (read + together * context * policy.kv_bytes_per_token(b)) / bandwidth
-        by_flops = flops.decode(policy, together, context) / peak
+        by_flops = decode_flops(policy, together, context) / peak
         return max(by_bytes, by_flops) + rates.overhead_s
 
-    prompts = args.rollout.batch_size if args.vllm.enable_prefix_caching else cut.samples
-    prefill = prompts / engines * flops.forward(policy, [round(lengths.prompt)], [])["body"] / peak
-    bulk = requests * lengths.response / active
-    tail = max(0.0, lengths.longest_response - bulk)
-    times = {"bulk": bulk * step(active), "tail": tail * step(1), "prefill": prefill}
-    words = f"{active} requests at once for {times['bulk']:.0f} s, then the longest response for {times['tail']:.0f} s"
-    return sum(times.values()), words
+    prompts = _prompts_prefilled(args, cut.samples)
+    prefill = prompts / engines * forward_flops(policy, [round(lengths.prompt)], [])["body"] / peak
+    steps = requests * lengths.response / active
+    bulk = steps * decoding_step(active)
+    tail = max(0.0, lengths.longest_response - steps) * decoding_step(1)
+    words = f"{active} requests at once for {bulk:.0f} s, then the longest response for {tail:.0f} s"
+    return bulk + tail + prefill, words
 
 
-def seconds(
-    args, policy, critic, hardware: Hardware, cut: Batches, lengths: Lengths, done: Work, memory, rates: Rates
-):
-    """Seconds of each phase of a step. ``hardware.per_node`` and ``nodes`` must be set."""
-    b = ITEMSIZE[args.ds.param_dtype]
-    found, bound = {}, {}
-    found["generation"], bound["generation"] = generation(
-        args, policy, hardware, cut, lengths, rates, memory.kv_cache_tokens
+def _gather_seconds(args: Namespace, parameters: float, ranks: int, hardware: Hardware) -> float:
+    """Seconds to gather all weights once on every rank under ZeRO-3."""
+    if args.ds.zero_stage != 3 or ranks == 1 or hardware.is_cpu:
+        return 0.0
+    speed = hardware.link if hardware.nodes == 1 else hardware.network
+    return parameters * ITEMSIZE[args.ds.param_dtype] * (ranks - 1) / ranks / speed
+
+
+def _passes(
+    args: Namespace, policy: Shape, critic: Shape | None, hardware: Hardware, cut: Batches, done: Work, rates: Rates
+) -> dict[str, tuple[float, str]]:
+    """Seconds of each forward and training phase in ``done``, and what bounds it."""
+    count = devices(args)
+    place_of = {role: place for place, roles in places(args).items() for role in roles}
+    phases = (
+        ("reference model", "ref", cut.forward_packs),
+        ("old log-probs", "policy", cut.forward_packs),
+        ("values", "critic", cut.forward_packs),
+        ("critic training", "critic", cut.critic_micro_batches),
+        ("policy training", "policy", cut.policy_micro_batches),
     )
-    here = places(args)
-    parts = {"policy": args.actor, "critic": args.critic, "ref": args.ref}
-    gpus = {}
-    for place, roles in here.items():
-        part = parts.get(roles[0])
-        gpus[place] = (
-            part.num_nodes * part.num_gpus_per_node if part else args.vllm.num_engines * args.vllm.tensor_parallel_size
-        )
-    place_of = {role: place for place, roles in here.items() for role in roles}
-    packs = cut.forward_packs
-    jobs = {
-        "reference model": ("ref", policy, 1 * packs),
-        "old log-probs": ("policy", policy, 1 * packs),
-        "values": ("critic", critic, 1 * packs),
-        "critic training": ("critic", critic, cut.critic_micro_batches),
-        "policy training": ("policy", policy, cut.policy_micro_batches),
-    }
-    training = {}
-    for name, (role, shape, micro) in jobs.items():
+    # ZeRO-3 gathers the weights in each forward and backward, and again to recompute; training reduces gradients, too
+    gathers = 4 if args.actor.gradient_checkpointing_enable else 3
+    found = {}
+    for name, role, packs in phases:
         if name not in done.computed:
             continue
-        n = gpus[place_of[role]]
-        peak = hardware.flops * rates.training * (hardware.nodes if hardware.is_cpu else n)
+        ranks = count[place_of[role]]
+        peak = hardware.flops * rates.training * (hardware.nodes if hardware.is_cpu else ranks)
         compute = done.computed[name] / peak
-        gathers = 1 if "training" not in name else 3 if args.actor.gradient_checkpointing_enable else 2
-        count = shape.critic_parameters() if role == "critic" else shape.policy_parameters()
-        moved = (
-            0.0 if hardware.is_cpu else micro * (gathers + ("training" in name)) * _gather(args, count, n, hardware)
-        )
-        bound[name] = "computation" if compute >= moved else "gathering weights (ZeRO-3)"
-        (training if "training" in name else found)[name] = max(compute, moved)
-    if len(training) == 2 and place_of["critic"] != place_of["policy"]:  # side by side on GPUs of their own
-        name = max(training, key=training.get)
+        parameters = critic.critic_parameters() if role == "critic" and critic else policy.policy_parameters()
+        times = packs * (gathers if "training" in name else 1)
+        gather = times * _gather_seconds(args, parameters, ranks, hardware)
+        found[name] = max(compute, gather), "computation" if compute >= gather else "gathering weights (ZeRO-3)"
+    return found
+
+
+def _sleep_bytes(args: Namespace, policy: Shape, critic: Shape | None) -> float:
+    """Bytes that each GPU copies to its host and back in a step."""
+    moved = 0.0
+    if args.vllm.enable_sleep:
+        moved += 2 * policy.policy_parameters() * ITEMSIZE[args.ds.param_dtype] / args.vllm.tensor_parallel_size
+    if args.ds.enable_sleep and not args.ds.adam_offload:
+        count = policy.policy_parameters() + (critic.critic_parameters() if critic else 0)
+        moved += 2 * 14 * count / max(1, next(iter(devices(args).values())))
+    return moved
+
+
+def step_seconds(
+    args: Namespace,
+    policy: Shape,
+    critic: Shape | None,
+    hardware: Hardware,
+    cut: Batches,
+    lengths: Lengths,
+    done: Work,
+    cache_tokens: float,
+    rates: Rates,
+) -> Seconds:
+    """Seconds of each phase of a step. ``hardware.per_node`` and ``nodes`` must be set.
+
+    ``cache_tokens``: what an engine's KV cache holds.
+    """
+    found, bound = {}, {}
+    found["generation"], bound["generation"] = generation_seconds(
+        args, policy, hardware, cut, lengths, rates, cache_tokens
+    )
+    passes = _passes(args, policy, critic, hardware, cut, done, rates)
+    bound |= {name: reason for name, (_, reason) in passes.items()}
+    found |= {name: taken for name, (taken, _) in passes.items() if "training" not in name}
+    training = {name: taken for name, (taken, _) in passes.items() if "training" in name}
+    if len(training) == 2 and "critic" in places(args):  # at the same time, on separate GPUs
+        name = max(training, key=lambda name: training[name])
         found["training"], bound["training"] = training[name], f"{name}, the other one beside it"
     else:
         found |= training
-    weights = policy.policy_parameters() * b
+    weights = policy.policy_parameters() * ITEMSIZE[args.ds.param_dtype]
     found["weight sync"] = weights / (hardware.host_link if hardware.nodes == 1 else hardware.network)
     bound["weight sync"] = "one copy of the weights over the slowest link"
-    moved = _slept(args, policy, critic, gpus, hardware)
+    moved = _sleep_bytes(args, policy, critic)
     if moved:
         found["sleep and wake"], bound["sleep and wake"] = moved / hardware.host_link, "copies between host and GPU"
     if args.train.async_enable:  # generation overlaps with everything else
@@ -213,16 +246,5 @@ def seconds(
         shorter = "generation" if found["generation"] < rest else "the rest"
         found = {"step": max(rest, found["generation"])}
         bound["step"] = f"asynchronous: {shorter} is hidden"
-    devices = hardware.nodes * hardware.per_node if hardware.is_cpu else sum(gpus.values())
-    return Seconds(found, devices, bound)
-
-
-def _slept(args, policy, critic, gpus, hardware) -> float:
-    """Bytes that each GPU copies to its host or back in a step."""
-    moved = 0.0
-    if args.vllm.enable_sleep:
-        moved += 2 * policy.policy_parameters() * ITEMSIZE[args.ds.param_dtype] / args.vllm.tensor_parallel_size
-    if args.ds.enable_sleep and not args.ds.adam_offload:
-        count = policy.policy_parameters() + (critic.critic_parameters() if critic else 0)
-        moved += 2 * 14 * count / max(1, next(iter(gpus.values())))
-    return moved
+    count = hardware.nodes * hardware.per_node if hardware.is_cpu else sum(devices(args).values())
+    return Seconds(found, count, bound)

@@ -5,11 +5,14 @@ Notation: H hidden, L layers, Q = heads x head size, K = key-value heads x head 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-DENSE = ("llama", "mistral", "qwen2", "qwen3")
+from openrlhf_orz.settings.models import DENSE
+
 MOE = ("mixtral", "qwen2_moe", "qwen3_moe")
-KINDS = DENSE + MOE
+KINDS = (*sorted(DENSE), *MOE)
 
 
 class UnknownShape(ValueError):
@@ -18,7 +21,7 @@ class UnknownShape(ValueError):
 
 @dataclass(frozen=True)
 class Shape:
-    """A dense decoder, or with ``experts`` a mixture of them in ``moe_layers`` of its layers."""
+    """A dense decoder; with ``experts``, ``moe_layers`` of its layers are a mixture of experts."""
 
     kind: str
     hidden: int
@@ -37,7 +40,7 @@ class Shape:
     experts: int = 0
     active_experts: int = 0
     expert_intermediate: int = 0
-    shared_intermediate: int = 0  # of the expert that every token takes (Qwen2-MoE)
+    shared_intermediate: int = 0  # width of the expert that every token passes (Qwen2-MoE)
 
     @property
     def queries(self) -> int:
@@ -55,13 +58,13 @@ class Shape:
         return 3 * self.hidden * width
 
     def _small(self) -> int:
-        """Of one layer: norms and biases."""
+        """Parameters of one layer's norms and biases."""
         count = 2 * self.hidden + 2 * self.head_dim * self.qk_norm
         count += self.qkv_bias * (self.queries + 2 * self.keys) + self.output_bias * self.hidden
         return count
 
     def layer_products(self) -> int:
-        """Weights that one token is multiplied with in all layers: of experts only those that it is sent to."""
+        """Weights that one token is multiplied with in all layers; only the experts that it is sent to count."""
         routed = self.active_experts * self._mlp(self.expert_intermediate) + self.hidden * self.experts
         shared = self._mlp(self.shared_intermediate) + self.hidden * bool(self.shared_intermediate)
         dense = (self.layers - self.moe_layers) * self._mlp(self.intermediate)
@@ -87,7 +90,7 @@ class Shape:
         return 2 * self.layers * self.keys * itemsize
 
 
-# From the config.json of Qwen/Qwen2.5-* on the Hugging Face hub: with these no network is needed.
+# From the config.json of Qwen/Qwen2.5-* on the Hugging Face hub: these models need no network
 _QWEN = Shape("qwen2", 896, 24, 14, 2, 64, 4864, 151936, True, qkv_bias=True)
 KNOWN = {
     "Qwen/Qwen2.5-0.5B": _QWEN,
@@ -107,12 +110,12 @@ KNOWN = {
 }  # fmt: skip
 
 
-def shape_of(config) -> Shape:
-    """The shape from a configuration: a dict (config.json) or a transformers object.
+def shape_of(config: Any) -> Shape:
+    """The shape from a configuration: the dict of a config.json, or a transformers object.
 
-    Raises UnknownShape if its ``model_type`` is none of KINDS or an entry is missing.
+    Raises UnknownShape if its ``model_type`` is not in KINDS or an entry is missing.
     """
-    values = config if isinstance(config, dict) else config.to_dict()
+    values: Mapping[str, Any] = config if isinstance(config, dict) else config.to_dict()
     kind = values.get("model_type")
     if kind not in KINDS:
         raise UnknownShape(f"model_type {kind!r} is none of those that can be counted: {', '.join(KINDS)}")
@@ -130,7 +133,7 @@ def shape_of(config) -> Shape:
             tied=bool(values.get("tie_word_embeddings", False)),
             qk_norm=kind.startswith("qwen3"),
         )
-        if kind.startswith("qwen2"):  # transformers: qkv_bias where there is such an entry, else always
+        if kind.startswith("qwen2"):  # transformers always has these biases unless the entry says otherwise
             shape = replace(shape, qkv_bias=values.get("qkv_bias", True))
         else:
             bias = bool(values.get("attention_bias", False))
@@ -140,7 +143,7 @@ def shape_of(config) -> Shape:
         raise UnknownShape(f"the configuration of this {kind} model lacks {error}") from None
 
 
-def _with_experts(shape: Shape, values: dict) -> Shape:
+def _with_experts(shape: Shape, values: Mapping[str, Any]) -> Shape:
     if shape.kind == "mixtral":
         return replace(
             shape, moe_layers=shape.layers, experts=values["num_local_experts"],
@@ -151,7 +154,7 @@ def _with_experts(shape: Shape, values: dict) -> Shape:
     return replace(
         shape,
         moe_layers=moe,
-        # transformers names it anew in what it saves
+        # transformers saves it under the second name
         experts=values["num_experts"] if "num_experts" in values else values["num_local_experts"],
         active_experts=values["num_experts_per_tok"],
         expert_intermediate=values["moe_intermediate_size"],

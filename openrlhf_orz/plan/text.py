@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from openrlhf_orz.plan import memory as held
 from openrlhf_orz.plan.advice import advise
 from openrlhf_orz.plan.hardware import GIB
+from openrlhf_orz.plan.layout import Batches
+from openrlhf_orz.plan.memory import (
+    ASLEEP,
+    CUDA_PROCESS,
+    ENGINE_HOST,
+    GPU_PROCESS_HOST,
+    TRAINER_HOST,
+    VLLM_RESERVE,
+)
 from openrlhf_orz.plan.planner import Plan
-from openrlhf_orz.plan.seconds import CPU_SOURCES, SOURCES
+from openrlhf_orz.plan.seconds import CPU_RATE_SOURCES, RATE_SOURCES
 
 
 def assumptions(plan: Plan) -> list[str]:
-    """Each number that is not computed from flags and model, with where it comes from."""
+    """Each number that is not computed from flags and model, with its source."""
     hardware, rates, lengths = plan.hardware, plan.rates, plan.lengths
-    sources = CPU_SOURCES if hardware.is_cpu else SOURCES
+    sources = CPU_RATE_SOURCES if hardware.is_cpu else RATE_SOURCES
     lines = [
         f"hardware: {hardware.flops / 1e12:g} TFLOP/s, {hardware.bandwidth / 1e12:g} TB/s,"
         f" {hardware.memory_gib:.1f} GiB each ({hardware.source})",
@@ -24,19 +32,19 @@ def assumptions(plan: Plan) -> list[str]:
     for name, value in asdict(rates).items():
         lines.append(f"{name} {value:g} ({sources[name]})")
     if hardware.is_cpu:
-        lines.append(f"a trainer's process {held.TRAINER_HOST / GIB:g} GiB (benchmarks/plan.py),"
-                     f" an engine's {held.ENGINE_HOST / GIB:g} GiB (docs/smollm2.md)")  # fmt: skip
+        lines.append(f"a trainer's process {TRAINER_HOST / GIB:g} GiB (benchmarks/plan.py),"
+                     f" an engine's {ENGINE_HOST / GIB:g} GiB (docs/smollm2.md)")  # fmt: skip
     else:
         lines.append(
-            f"GPU memory of a process {held.CUDA_PROCESS / GIB:g} GiB, of vLLM besides weights and cache"
-            f" {held.VLLM_RESERVE / GIB:g} GiB, asleep {held.ASLEEP / GIB:g} GiB, host memory of a process"
-            f" {held.GPU_PROCESS_HOST / GIB:g} GiB: assumptions"
+            f"GPU memory of a process {CUDA_PROCESS / GIB:g} GiB, of vLLM besides weights and cache"
+            f" {VLLM_RESERVE / GIB:g} GiB, asleep {ASLEEP / GIB:g} GiB, host memory of a process"
+            f" {GPU_PROCESS_HOST / GIB:g} GiB: assumptions"
         )
     return lines
 
 
-def as_dict(plan: Plan, advice: list[tuple[str, Plan]], steps: int | None) -> dict:
-    """What --json prints: bytes, FLOPs, seconds."""
+def plan_dict(plan: Plan, advice: list[tuple[str, Plan]], steps: int | None) -> dict:
+    """The object that --json prints; units are bytes, FLOPs and seconds."""
     memory, args = plan.memory, plan.args
     return {
         "model": args.actor.model_name_or_path,
@@ -84,17 +92,25 @@ def _gib(value: float) -> str:
 
 
 def _short(parts: dict, most: int = 4) -> str:
-    """The largest parts, the rest in one."""
+    """The ``most`` largest parts in GiB, and the rest as one."""
     ordered = sorted(_nonzero(parts).items(), key=lambda item: -item[1])
     words = [f"{name} {_gib(value)}" for name, value in ordered[:most]]
     rest = sum(value for _, value in ordered[most:])
     return ", ".join(words + ([f"rest {_gib(rest)}"] if rest else []))
 
 
-def describe(plan: Plan, steps: int | None) -> str:
+def plan_text(plan: Plan, steps: int | None) -> str:
     """The text that the command prints."""
-    memory, cut, hardware = plan.memory, plan.batches, plan.hardware
-    several = len({phase.place for phase in memory.phases}) > 1
+    lines = [*_head(plan), "", *_memory_lines(plan), "", *_verdict(plan), "", *_second_lines(plan, steps)]
+    lines += ["", "assumed", *(f"  {line}" for line in assumptions(plan))]
+    if plan.notes:
+        lines += ["not modelled", *(f"  {line}" for line in plan.notes)]
+    return "\n".join(lines)
+
+
+def _head(plan: Plan) -> list[str]:
+    """The models, the devices and the batches."""
+    cut, hardware = plan.batches, plan.hardware
     critic = f", critic {plan.critic.critic_parameters():,}" if plan.critic else ", no critic"
     device = "ranks on processors" if hardware.is_cpu else hardware.name
     lines = [
@@ -111,38 +127,51 @@ def describe(plan: Plan, steps: int | None) -> str:
             f"          critic: {cut.critic_updates} steps of {cut.critic_mini_batch} samples a rank at most, about"
             f" {cut.critic_micro_batches} packs in all"
         )
-    unit = "GiB of each rank" if hardware.is_cpu else "GiB of each GPU"
-    lines += ["", f"memory, {unit} ({_gib(memory.limit)} there are)"]
+    return lines
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    """Each phase with its largest parts, the host, and the engines' cache."""
+    memory = plan.memory
+    several = len({phase.place for phase in memory.phases}) > 1
+    unit = "GiB of each rank" if plan.hardware.is_cpu else "GiB of each GPU"
+    lines = [f"memory, {unit} ({_gib(memory.limit)} there are)"]
     for phase in memory.phases:
         name = f"{phase.place}: {phase.name}" if several else phase.name
         lines.append(f"  {name:<34} {_gib(phase.total):>7}  {_short(phase.parts)}")
     if memory.host:
         there = "" if memory.host_limit is None else f" ({_gib(memory.host_limit)} there are)"
         lines.append(f"  {'host, GiB of each node' + there:<34} {_gib(memory.host_total):>7}  {_short(memory.host)}")
-    lines += [f"  vLLM's cache holds {memory.kv_cache_tokens:,.0f} tokens an engine", "", *_verdict(plan), ""]
-    lines.append(f"step      {plan.work.total:.3g} useful FLOPs; {plan.seconds.step:,.0f} s,"
-                 f" {plan.seconds.gpu_hours:.3g} GPU-hours")  # fmt: skip
+    return [*lines, f"  vLLM's cache holds {memory.kv_cache_tokens:,.0f} tokens an engine"]
+
+
+def _second_lines(plan: Plan, steps: int | None) -> list[str]:
+    """FLOPs and seconds of a step by phase, and of the run."""
+    lines = [
+        f"step      {plan.work.total:.3g} useful FLOPs; {plan.seconds.step:,.0f} s,"
+        f" {plan.seconds.gpu_hours:.3g} GPU-hours"
+    ]
     for name, value in plan.seconds.phases.items():
         count = plan.work.useful.get(name)
         words = f"{count:.3g} FLOPs; " if count else ""
         lines.append(f"  {name:<20} {value:>9,.1f} s  {words}{plan.seconds.bound_by[name]}")
     if steps is not None:
-        lines.append(f"run       {steps} steps: {steps * plan.seconds.step / 3600:,.1f} hours,"
-                     f" {steps * plan.seconds.gpu_hours:,.0f} GPU-hours")  # fmt: skip
-    lines += ["", "assumed", *(f"  {line}" for line in assumptions(plan))]
-    if plan.notes:
-        lines += ["not modelled", *(f"  {line}" for line in plan.notes)]
-    return "\n".join(lines)
+        lines.append(
+            f"run       {steps} steps: {steps * plan.seconds.step / 3600:,.1f} hours,"
+            f" {steps * plan.seconds.gpu_hours:,.0f} GPU-hours"
+        )
+    return lines
 
 
-def _range(cut) -> str:
+def _range(cut: Batches) -> str:
     few, many = cut.smallest_per_rank, cut.samples_per_rank
     return str(many) if few == many else f"{few} or {many}"
 
 
 def _verdict(plan: Plan) -> list[str]:
+    """Whether the run fits, and if not, why, and the changes with which it would."""
     memory, peak = plan.memory, plan.memory.peak
-    largest = max(peak.parts, key=peak.parts.get)
+    largest = max(peak.parts, key=lambda name: peak.parts[name])
     words = f"peak {_gib(peak.total)} GiB in {peak.name}, most of it {largest}"
     if plan.fits:
         return [f"fits: {words}"]

@@ -1,4 +1,4 @@
-"""report.html: one file that needs nothing else, made of the assets and of the runs' data."""
+"""report.html: one file that needs nothing else, made of the assets and the runs' data."""
 
 import base64
 import gzip
@@ -9,34 +9,35 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from openrlhf_orz.report.rollout_sample import sample_rollouts
-from openrlhf_orz.report.run_data import Run, columns, flatten
+from openrlhf_orz.report.run_data import Run, columns, flatten_flags
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("vendor/uPlot.iife.min.js", "data.js", "chart.js", "charts.js", "rollouts.js", "config.js", "main.js")
 STYLES = ("vendor/uPlot.min.css", "report.css")
-MAX_BYTES = 4_800_000  # of the page
+MAX_PAGE_BYTES = 4_800_000  # of the page
 METRIC_BYTES = 1_500_000  # of all runs' metrics, packed
 MAX_POINTS = 4000  # steps of one run in the charts
 
 
 @dataclass
 class Page:
-    """What was written: the page's size in bytes, and what it says about missing things, in words."""
+    """A written page: its size in bytes, and its notes on what is missing or could not be read."""
 
     path: Path
     size: int
     notes: list[str]
 
 
-def pack(value) -> str:
-    """JSON, compressed, in base64: safe inside HTML whatever the texts hold."""
+def pack_json(value: Any) -> str:
+    """Compressed JSON in base64, which is safe inside HTML whatever text it holds."""
     return base64.b64encode(gzip.compress(json.dumps(value, separators=(",", ":")).encode(), 9, mtime=0)).decode()
 
 
 def describe_run(run: Run, stride: int) -> dict:
-    """Everything of a run but its rollouts; of the metrics each ``stride``-th step, and the last."""
+    """A run without its rollouts; its metrics at every ``stride``-th step, counted back from the last."""
     rows = run.metrics[::-stride][::-1] if stride > 1 else run.metrics
     notes = list(run.notes)
     if stride > 1:
@@ -47,38 +48,38 @@ def describe_run(run: Run, stride: int) -> dict:
         "steps": len(run.metrics),
         "metrics": columns(rows),
         "evals": columns(run.evals),
-        "flags": flatten(config.get("flags") or {}),
+        "flags": flatten_flags(config.get("flags") or {}),
         "explicit": [str(name) for name in config.get("explicit") or []],
-        "versions": flatten(config.get("versions") or {}),
+        "versions": flatten_flags(config.get("versions") or {}),
         "commit": str(config.get("git_commit") or ""),
         "notes": notes,
     }
 
 
 def pack_runs(runs: list[Run]) -> str:
-    """The packed runs, thinned out until they fit."""
+    """The packed runs; the stride of their metrics is doubled until they fit into METRIC_BYTES."""
     stride = max(1, *(-(-len(run.metrics) // MAX_POINTS) for run in runs))
     while True:
-        packed = pack([describe_run(run, stride) for run in runs])
+        packed = pack_json([describe_run(run, stride) for run in runs])
         if len(packed) <= METRIC_BYTES or all(len(run.metrics) <= stride for run in runs):
             return packed
         stride *= 2
 
 
 def build_page(runs: list[Run], refresh_s: int = 0) -> str:
-    """The page's HTML. ``refresh_s``: it loads itself anew so often, for a run that still goes on; 0: never."""
+    """The page's HTML. ``refresh_s``: seconds after which it reloads itself while a run goes on; 0: never."""
     code = [(ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS]
     styles = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in STYLES)
     fixed = sum(map(len, code)) + len(styles)
-    # reading rollouts may add notes to the runs, so it comes before they are packed
-    budget = (MAX_BYTES - fixed - METRIC_BYTES) * 3 // 4 // len(runs)
+    # rollouts are read before the runs are packed, because reading may add notes to the runs
+    budget = (MAX_PAGE_BYTES - fixed - METRIC_BYTES) * 3 // 4 // len(runs)
     while True:
         samples = [sample_rollouts(run, budget) for run in runs]
-        rollouts = pack([{"rows": s.rows, "prompts": s.prompts, "leftOut": s.left_out} for s in samples])
-        if len(rollouts) <= MAX_BYTES - fixed - METRIC_BYTES:
+        rollouts = pack_json([{"rows": s.rows, "prompts": s.prompts, "leftOut": s.left_out} for s in samples])
+        if len(rollouts) <= MAX_PAGE_BYTES - fixed - METRIC_BYTES:
             break
         budget = budget * 3 // 4
-        for run in runs:  # what the sample noted, it notes again
+        for run in runs:  # the next sample adds the same notes again
             run.notes[:] = dict.fromkeys(run.notes)
     for run in runs:
         run.notes[:] = dict.fromkeys(run.notes)
@@ -86,7 +87,7 @@ def build_page(runs: list[Run], refresh_s: int = 0) -> str:
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in code)
     title = ", ".join(run.name for run in runs)
     values = {
-        # no request can leave the page, and no script runs but these, even if a text escaped its element
+        # the browser sends no request and runs no other script, even if a text escaped from its element
         "POLICY": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:",
         "TITLE": html.escape(title if len(title) < 120 else f"{len(runs)} runs"),
         "STYLE": styles,
@@ -101,7 +102,7 @@ def build_page(runs: list[Run], refresh_s: int = 0) -> str:
 
 
 def write_page(runs: list[Run], path: str | Path, refresh_s: int = 0) -> Page:
-    """Write the page aside and rename it into place: a reader sees the old one or the new one."""
+    """Write the page. It is renamed into place, so that a reader sees the old page or the new one."""
     path = Path(path)
     content = build_page(runs, refresh_s).encode("utf-8")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -3,40 +3,41 @@
 import json
 import random
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from openrlhf_orz.algo.text_stats import reflects
-from openrlhf_orz.report.run_data import Run, read_rows
+from openrlhf_orz.report.run_data import Run, read_objects
 
-MAX_STEPS = 40  # whose rollout files are read
+MAX_STEPS = 40  # steps whose rollout files are read
 MAX_READ = 400  # responses taken from one file
-MAX_CHARS = 120_000  # of a response; more is cut in its middle
+MAX_RESPONSE_CHARS = 120_000  # a longer response is cut in its middle
 TEXT_KEYS = ("prompt", "response", "extracted", "reference", "verdict", "rule", "stop_reason")
 
 
 @dataclass
 class Sample:
-    """What is shown of a run's rollouts, and what is not."""
+    """The rollouts of a run that the page shows. ``left_out`` says in words, with counts, what it does not show."""
 
     rows: list[dict] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)  # each once; a row's "prompt" is its place here
-    left_out: str = ""  # in words, with counts
+    prompts: list[str] = field(default_factory=list)  # each once; a row's "prompt" is an index into this
+    left_out: str = ""
 
 
-def spread(values: list, count: int) -> list:
-    """``count`` of ``values`` with equal distances, the first and the last among them; all if there are no more."""
+def evenly_spaced(values: list, count: int) -> list:
+    """``count`` of ``values`` at equal distances, with the first and the last; all of them if there are not more."""
     if len(values) <= count:
         return list(values)
     return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)] if count > 1 else values[-1:]
 
 
-def tidy(row: dict, step: int, place: int) -> dict:
-    """A response with the keys that the page uses, whatever wrote it."""
+def page_row(row: dict, step: int, place: int) -> dict:
+    """The keys of a response that the page uses, with the right types whatever wrote the row."""
     texts = {key: "" if row.get(key) is None else str(row[key]) for key in TEXT_KEYS}
     response = texts["response"]
-    cut = len(response) - MAX_CHARS
+    cut = len(response) - MAX_RESPONSE_CHARS
     if cut > 0:
-        half = MAX_CHARS // 2
+        half = MAX_RESPONSE_CHARS // 2
         texts["response"] = (
             f"{response[:half]}\n[... {cut} characters are left out of this page ...]\n{response[-half:]}"
         )
@@ -53,19 +54,19 @@ def tidy(row: dict, step: int, place: int) -> dict:
 
 
 def kind(row: dict) -> tuple:
-    """Responses of one kind are alike for a reader: step, outcome, cut or not, reflecting or not."""
+    """The features by which a reader tells responses apart: step, outcome, cut or not, reflecting or not."""
     return row["step"], row["reward"], row["verdict"], row["stop_reason"] == "length", row["reflection"]
 
 
 def order(rows: list[dict], seed: int) -> list[dict]:
-    """Rows so that any beginning of the list is spread over kinds, and prompts seen at several steps come first."""
+    """The rows in an order whose every beginning holds many kinds; prompts seen at several steps come first."""
     rng = random.Random(seed)
     rows = rows.copy()
     rng.shuffle(rows)
     steps_of: dict[str, set] = {}
     for row in rows:
         steps_of.setdefault(row["prompt"], set()).add(row["step"])
-    rows.sort(key=lambda row: -min(len(steps_of[row["prompt"]]), 2))  # stable: shuffled within
+    rows.sort(key=lambda row: -min(len(steps_of[row["prompt"]]), 2))  # stable: each part stays shuffled
     turns: dict[tuple, int] = {}
     ranked = []
     for row in rows:
@@ -75,24 +76,24 @@ def order(rows: list[dict], seed: int) -> list[dict]:
 
 
 def sample_rollouts(run: Run, budget: int, seed: int = 0) -> Sample:
-    """Choose responses that take at most about ``budget`` bytes compressed.
+    """Choose responses that take at most about ``budget`` bytes when compressed.
 
-    Damaged lines are noted in ``run.notes``.
+    Damaged lines are added to ``run.notes``.
     """
     files = run.rollout_files
-    chosen = spread(list(files), MAX_STEPS)
+    chosen = evenly_spaced(list(files), MAX_STEPS)
     rows, found = [], 0
     for step in chosen:
         try:
-            lines = read_rows(files[step], run.notes)
+            lines = read_objects(files[step], run.notes)
         except OSError as error:
             run.notes.append(f"{files[step].name} cannot be read: {error.strerror}")
             continue
         found += len(lines)
-        places = range(len(lines))
+        places: Sequence[int] = range(len(lines))
         if len(lines) > MAX_READ:
             places = sorted(random.Random(f"{seed}-{step}").sample(places, MAX_READ))
-        rows += [tidy(lines[place], step, place) for place in places]
+        rows += [page_row(lines[place], step, place) for place in places]
     packer, size, kept = zlib.compressobj(6), 0, []
     prompts: dict[str, int] = {}
     for row in order(rows, seed):

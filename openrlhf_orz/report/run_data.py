@@ -1,15 +1,16 @@
-"""What a run directory holds, read as it stands: also while the run writes, from older versions, and damaged."""
+"""Reads a run directory as it is: while the run still writes, from older versions, or damaged."""
 
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn
 
-SHOWN_LINES = 5  # damaged lines that are named
+SHOWN_LINES = 5  # damaged lines whose numbers are given
 
 
 class RunError(ValueError):
-    """A run directory that holds nothing to report on; the message names it and the remedy."""
+    """There is nothing to report in a run directory; the message names the directory and the remedy."""
 
 
 @dataclass
@@ -34,14 +35,14 @@ class Run:
         return dict(sorted(files.items()))
 
 
-def _refuse(constant: str):
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def read_rows(path: Path, notes: list[str]) -> list[dict]:
-    """The JSON objects of a file of lines. Lines that are none are counted and named in ``notes``.
+def read_objects(path: Path, notes: list[str]) -> list[dict]:
+    """The JSON objects of a file, one per line. Other lines are counted and numbered in ``notes``.
 
-    A last line without its end is one that is being written and is left for later.
+    A last line without its line end is still being written, and is ignored.
     """
     rows, damaged = [], []
     with open(path, "rb") as lines:
@@ -65,7 +66,7 @@ def read_rows(path: Path, notes: list[str]) -> list[dict]:
 
 
 def by_step(rows: list[dict], name: str, notes: list[str]) -> list[dict]:
-    """Rows in the order of steps, the last one written for each step; what is left out is noted."""
+    """Rows in the order of steps, the last one written for each step; ``notes`` says which rows are left out."""
     kept: dict[int, dict] = {}
     without = repeated = 0
     for row in rows:
@@ -83,7 +84,7 @@ def by_step(rows: list[dict], name: str, notes: list[str]) -> list[dict]:
 
 
 def load_run(path: str | Path, name: str | None = None) -> Run:
-    """Read a run directory. Raises RunError if it is none."""
+    """Read a run directory. Raises RunError if it is not one."""
     path = Path(path)
     if not path.is_dir():
         raise RunError(f"{path} is no directory: give a run's own, the one that holds metrics.jsonl")
@@ -91,7 +92,7 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
     found = {}
     for part in ("metrics.jsonl", "eval.jsonl"):
         try:
-            found[part] = by_step(read_rows(path / part, notes), part, notes)
+            found[part] = by_step(read_objects(path / part, notes), part, notes)
         except FileNotFoundError:
             found[part] = []
     config = {}
@@ -112,7 +113,7 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
 
 
 def load_runs(paths: list[str | Path]) -> list[Run]:
-    """Read several runs; runs whose directories have one name are told apart by a number."""
+    """Read several runs; those whose directories have the same name get a number."""
     runs: list[Run] = []
     taken: set[str] = set()
     for path in paths:
@@ -126,7 +127,7 @@ def load_runs(paths: list[str | Path]) -> list[Run]:
     return runs
 
 
-def number_or_none(value) -> float | None:
+def number_or_none(value: Any) -> float | None:
     """A finite number to five significant digits, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
@@ -136,18 +137,18 @@ def number_or_none(value) -> float | None:
 
 
 def columns(rows: list[dict]) -> dict[str, list]:
-    """The numeric keys of ``rows`` as lists of one length, None where a row has no finite number."""
+    """The numeric keys of ``rows`` as lists of equal length, with None where a row has no finite number."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     table = {key: [number_or_none(row.get(key)) for row in rows] for key in keys}
     return {key: values for key, values in table.items() if any(value is not None for value in values)}
 
 
-def flatten(config: dict, prefix: str = "") -> dict[str, str]:
-    """Nested flags as {"actor.adam.lr": "1e-06"}; what runs do not share by nature is kept, too."""
+def flatten_flags(config: dict, prefix: str = "") -> dict[str, str]:
+    """Nested flags as {"actor.adam.lr": "1e-06"}."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
+            flat.update(flatten_flags(value, f"{prefix}{key}."))
         else:
             flat[prefix + str(key)] = value if isinstance(value, str) else json.dumps(value)
     return flat

@@ -28,6 +28,7 @@ from transformers import AutoConfig
 from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
 from openrlhf_orz.data.prompt_loader import PromptLoader
+from openrlhf_orz.evaluate.grading import evaluate_samples
 from openrlhf_orz.rollout.generation import OrzSamplesGenerator
 from openrlhf_orz.rollout.sync.check import SyncCheck, engine_memory
 from openrlhf_orz.runtime.memory import memory_metrics
@@ -36,7 +37,6 @@ from openrlhf_orz.runtime.stopping import StopRequested, training_mark
 from openrlhf_orz.runtime.watchdog import phase_limit, start_heartbeat
 from openrlhf_orz.settings.finished import policy_steps
 from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
-from openrlhf_orz.trainer.evaluation import evaluate_samples
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
 from openrlhf_orz.trainer.metrics import StepMetrics, as_numbers, rank_metrics, rollout_row
 

@@ -137,7 +137,7 @@ def test_the_critic_judges_responses(run):
     import torch
     from transformers import AutoTokenizer
 
-    from openrlhf_orz.evaluate.critic import judge, load_critic
+    from openrlhf_orz.evaluate.critic import add_values, load_critic
 
     tokenizer = AutoTokenizer.from_pretrained(run[0] / "hf_critic")
 
@@ -145,7 +145,7 @@ def test_the_critic_judges_responses(run):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     rows = [row | {"token_ids": encode(row["response"])} for row in read_jsonl(run[0] / "rollouts" / "step_1.jsonl")]
-    numbers = judge(load_critic(str(run[0] / "hf_critic"), "cpu", torch.float32), rows, encode, "cpu")
+    numbers = add_values(load_critic(str(run[0] / "hf_critic"), "cpu", torch.float32), rows, encode, "cpu")
     assert all(abs(row["value_first"]) < 10 and row["value_first"] != row["value_last"] for row in rows)
     assert numbers["explained_variance"] is None or numbers["explained_variance"] <= 1
 

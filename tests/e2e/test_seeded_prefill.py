@@ -12,7 +12,7 @@ BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
 SCRIPT = f"""
 import os
 os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_HOST_IP="127.0.0.1")
-from openrlhf_orz.evaluate.engine_process import EngineSettings, Request, generate, make_engine
+from openrlhf_orz.evaluate.generate import EngineSettings, Request, generate_responses, make_engine
 if __name__ == "__main__":
     settings = EngineSettings({str(BASE)!r}, 1.0, 1.0, 2, (), 256, "cpu", "float32", kvcache_mib=64)
     requests = [Request(("bench", str(i), 0), [5 + i] * 40, i) for i in range(60)]
@@ -20,7 +20,7 @@ if __name__ == "__main__":
     # a multiple of 40 would end a step with a whole prompt
     assert engine.vllm_config.scheduler_config.max_num_batched_tokens % 40, "the test tests nothing"
     assert engine.vllm_config.scheduler_config.max_num_batched_tokens < 60 * 40, "the test tests nothing"
-    generate(engine, settings, requests, rows.append)
+    generate_responses(engine, settings, requests, rows.append)
     print("finished", len(rows))
 """
 

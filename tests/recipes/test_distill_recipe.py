@@ -25,7 +25,7 @@ def test_the_commands_fit_together(project, device):
     assert [command[command.index(".venv/bin/python") + 1 :] for command in commands] == ran
 
     _, config = curate.configuration(after(commands, "openrlhf_orz.cli.curate"))
-    generate = evaluate.build_parser().parse_args(after(commands, "openrlhf_orz.cli.evaluate"))
+    generate = evaluate.evaluate_parser().parse_args(after(commands, "openrlhf_orz.cli.evaluate"))
     evaluate.check(generate)
     rows = distill.build_parser().parse_args(after(commands, "openrlhf_orz.cli.distill"))
     sft = vars(upstream_sft.parser().parse_args(after(commands, "openrlhf.cli.train_sft")))

@@ -10,8 +10,9 @@ from expected import LAUNCHERS, LIBRARIES, OTHERS, RECIPES
 from recorded import ROOT, printed
 
 from openrlhf_orz.cli import curate, warm_start
-from openrlhf_orz.plan import hardware
-from openrlhf_orz.plan.planner import gpus_needed, plan
+from openrlhf_orz.plan.hardware import parse_hardware
+from openrlhf_orz.plan.layout import devices
+from openrlhf_orz.plan.planner import plan_run
 from openrlhf_orz.plan.shapes import KNOWN, Shape, shape_of
 from openrlhf_orz.settings.command_line import parse
 
@@ -52,9 +53,9 @@ def planned(args):
         return shape_of(json.loads((folder / "config.json").read_text()))
 
     critic = args.critic.model_name_or_path
-    return plan(
+    return plan_run(
         args,
-        hardware.parse("cpu" if args.orz.device == "cpu" else "h100"),
+        parse_hardware("cpu" if args.orz.device == "cpu" else "h100"),
         shape(args.actor.model_name_or_path),
         shape(critic) if critic else None,
     )
@@ -94,7 +95,7 @@ def test_what_it_trains_with(project, monkeypatch, script, arm):
         assert (tuple(found) if isinstance(found, list) else found) == expected, name
     assert args.orz.run_dir == str(ROOT / "run-dir") and "data.prompt_dataset" in explicit
     found = planned(args)
-    assert found.hardware.per_node * found.hardware.nodes >= gpus_needed(args) and found.seconds.step > 0
+    assert found.hardware.per_node * found.hardware.nodes >= sum(devices(args).values()) and found.seconds.step > 0
     assert found.fits or args.orz.device == "cpu", "what a recipe asks for must fit"
     for rest in starts(entries, "openrlhf_orz.cli.curate"):
         curate.configuration(rest)

@@ -30,7 +30,7 @@ class Page:
             "--remote-debugging-address=127.0.0.1", f"--user-data-dir={profile}", "--no-first-run",
             "--disable-background-networking", "--disable-extensions", "--hide-scrollbars", "about:blank",
         ]  # fmt: skip
-        self.log = open(profile.parent / "chromium.log", "w+")
+        self.log = open(profile.parent / "chromium.log", "w+")  # noqa: SIM115 -- it stays open until close()
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log, start_new_session=True)
         port = self._wait_for_port(profile)
         self.stack = contextlib.ExitStack()

@@ -14,6 +14,7 @@ HOSTILE = {
     "separators": "line\u2028para\u2029nul\x00bell\x07 lone\ud800 </think><answer>x</answer>",
     "long": "Wait, again. " * 7693 + "END-OF-LONG",  # 100,009 characters
 }
+WORDS = "so we add carry one digit wait, then the sum is".split()  # noqa: SIM905 -- reads better than a list
 
 
 def write_run(
@@ -52,9 +53,9 @@ def write_run(
                              "reward": 0.0, "tokens": len(text) // 4, "verdict": "no_answer",
                              "stop_reason": "length"})  # fmt: skip
             for prompt in range(prompts):
-                for sample in range(samples):
+                for _ in range(samples):
                     right = rng.random() < row["reward"]
-                    words = " ".join(rng.choice("so we add carry one digit wait, then the sum is".split())
+                    words = " ".join(rng.choice(WORDS)
                                      for _ in range(rng.randrange(10, 200)))  # fmt: skip
                     answer = "4" if right else str(rng.randrange(5, 99))
                     rows.append({

@@ -141,6 +141,17 @@ def test_hostile_text_is_text(browser, pages):
     quiet(browser, pages / "hostile.html")
 
 
+def test_an_injected_script_does_not_run(browser, pages):
+    """The page's own scripts are the only ones that its policy allows, whatever else gets into it."""
+    page = pages / "injected.html"
+    injected = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>"
+    page.write_text((pages / "old.html").read_text().replace('<main id="content"', f'{injected}<main id="content"'))
+    browser.open(page)
+    assert browser.ask("document.scripts[0].textContent") == "window.pwned = 1"
+    assert browser.ask("window.pwned === undefined") and undrawn(browser) != []
+    assert any("Content Security Policy" in line for line in browser.console)
+
+
 def test_keyboard(browser, pages):
     browser.open(pages / "hostile.html")
     browser.ask("document.getElementById('filter-step').focus()")

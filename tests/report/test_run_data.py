@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import hashlib
 import json
 import re
 import shutil
@@ -16,8 +17,8 @@ from openrlhf_orz.cli.report import main
 from openrlhf_orz.report import rollout_sample
 from openrlhf_orz.report.page import write_page
 from openrlhf_orz.report.pictures import smooth, write_pictures
-from openrlhf_orz.report.rollout_sample import order, sample_rollouts, spread, tidy
-from openrlhf_orz.report.run_data import RunError, columns, flatten, load_run, load_runs, read_rows
+from openrlhf_orz.report.rollout_sample import evenly_spaced, order, page_row, sample_rollouts
+from openrlhf_orz.report.run_data import RunError, columns, flatten_flags, load_run, load_runs, read_objects
 
 
 def data(page: Path, name: str):
@@ -30,7 +31,7 @@ def test_damaged_lines_are_counted_and_the_unfinished_one_waits(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1}\n{"step": 2, "x": NaN}\nnoise \xff\n\n[1]\n{"step": 3}\n{"step": 4, "rew')
     notes = []
-    assert read_rows(file, notes) == [{"step": 1}, {"step": 3}]
+    assert read_objects(file, notes) == [{"step": 1}, {"step": 3}]
     assert notes == ["metrics.jsonl: 3 lines are damaged and left out (line 2, 3, 5)"]
 
 
@@ -55,7 +56,7 @@ def test_no_run(tmp_path):
 def test_columns_and_flags():
     rows = [{"step": 1, "a": 0.123456789, "b": "x", "c": True}, {"step": 2, "a": None, "d": 3.0}]
     assert columns(rows) == {"step": [1, 2], "a": [0.12346, None], "d": [None, 3]}
-    assert flatten({"a": {"b": 1, "c": [1, None]}, "d": "x"}) == {"a.b": "1", "a.c": "[1, null]", "d": "x"}
+    assert flatten_flags({"a": {"b": 1, "c": [1, None]}, "d": "x"}) == {"a.b": "1", "a.c": "[1, null]", "d": "x"}
 
 
 def test_smoothing_by_hand():
@@ -64,9 +65,9 @@ def test_smoothing_by_hand():
     assert smooth([1, 3], 1) == [1, 3]
 
 
-def test_spread():
-    assert spread(list(range(1, 101)), 4) == [1, 34, 67, 100]
-    assert spread([1, 2], 5) == [1, 2] and spread([1, 2, 3], 1) == [3]
+def test_evenly_spaced():
+    assert evenly_spaced(list(range(1, 101)), 4) == [1, 34, 67, 100]
+    assert evenly_spaced([1, 2], 5) == [1, 2] and evenly_spaced([1, 2, 3], 1) == [3]
 
 
 def test_sample_is_bounded_and_keeps_every_kind(tmp_path, monkeypatch):
@@ -83,8 +84,8 @@ def test_sample_is_bounded_and_keeps_every_kind(tmp_path, monkeypatch):
 
 
 def test_rows_of_every_kind_come_first():
-    rows = [tidy({"response": "a", "reward": 0.0, "verdict": "wrong"}, 1, i) for i in range(50)]
-    rows += [tidy({"response": "wait, b", "reward": 1.0, "verdict": "right"}, 1, 50)]
+    rows = [page_row({"response": "a", "reward": 0.0, "verdict": "wrong"}, 1, i) for i in range(50)]
+    rows += [page_row({"response": "wait, b", "reward": 1.0, "verdict": "right"}, 1, 50)]
     assert {row["verdict"] for row in order(rows, 0)[:2]} == {"right", "wrong"}
     assert rows[-1]["reflection"] and not rows[0]["reflection"]  # an older run does not say it
 
@@ -98,6 +99,19 @@ def test_page_of_a_thousand_steps_is_small_and_stands_alone(tmp_path):
     (packed,) = data(page.path, "runs")
     assert len(packed["metrics"]["step"]) == 1000 and packed["evals"]["step"][0] == 0
     assert 1000 < len(data(page.path, "rollout-data")[0]["rows"]) <= 1280
+
+
+def test_the_policy_lets_only_the_pages_own_scripts_run(tmp_path):
+    page = write_page(load_runs([write_run(tmp_path / "run", 2)]), tmp_path / "report.html").path.read_text()
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert len(scripts) == 7 and directives.pop("script-src").split() == [f"'sha256-{each}'" for each in hashes]
+    assert directives == {"default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data:"}
+    # what else is in a script element is data
+    kinds = re.findall(r"<script([^>]*)>", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
+    assert [re.search(r'type="([^"]*)"', kind)[1] for kind in kinds] == ["application/json", *["application/gzip"] * 2]
 
 
 def test_large_rollouts_and_many_runs_stay_under_the_limit(tmp_path):
@@ -118,10 +132,10 @@ def test_large_rollouts_and_many_runs_stay_under_the_limit(tmp_path):
 
 
 def test_a_very_long_response_is_cut_in_the_middle_and_says_so():
-    row = tidy({"response": "x" * 150_000 + "end"}, 1, 0)
+    row = page_row({"response": "x" * 150_000 + "end"}, 1, 0)
     assert len(row["response"]) < 120_100 and "30003 characters are left out" in row["response"]
     assert row["response"].endswith("end") and len(HOSTILE["long"]) > 100_000
-    assert tidy({"response": HOSTILE["long"]}, 1, 0)["response"] == HOSTILE["long"]
+    assert page_row({"response": HOSTILE["long"]}, 1, 0)["response"] == HOSTILE["long"]
 
 
 def test_hostile_text_cannot_leave_its_element(tmp_path):

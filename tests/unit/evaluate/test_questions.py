@@ -6,11 +6,18 @@ from pathlib import Path
 import pytest
 
 from openrlhf_orz.cli.evaluate import main
-from openrlhf_orz.evaluate import harness
-from openrlhf_orz.evaluate.benchmarks import BENCHMARKS
-from openrlhf_orz.evaluate.questions import EvaluationError, lettered, load_questions, of_rows, sample_seed
-from openrlhf_orz.evaluate.responses import Responses, check_settings
-from openrlhf_orz.evaluate.run import Graders, plan, table
+from openrlhf_orz.evaluate.grading import Graders
+from openrlhf_orz.evaluate.harness import harness_command, read_harness_results
+from openrlhf_orz.evaluate.questions import (
+    BENCHMARKS,
+    EvaluationError,
+    lettered,
+    load_questions,
+    questions_of,
+    sample_seed,
+)
+from openrlhf_orz.evaluate.results import Responses, check_settings, results_table
+from openrlhf_orz.evaluate.run import missing_requests
 
 
 def write(path: Path, rows) -> Path:
@@ -24,10 +31,10 @@ def test_rows_with_any_of_the_usual_keys_and_repeated_ids():
         {"problem": "2?", "answer": 3.0, "id": "x"},
         {"question": "3?", "answer": "a", "id": "x"},
     ]
-    found = of_rows(rows, "b", 0, "f")
+    found = questions_of(rows, "b", 0, "f")
     assert [(q.id, q.text, q.reference) for q in found] == [("1", "1+1?", "2"), ("x", "2?", "3"), ("x#2", "3?", "a")]
     with pytest.raises(EvaluationError, match="f, row 2: no answer"):
-        of_rows([rows[0], {"prompt": "?"}], "b", 0, "f")
+        questions_of([rows[0], {"prompt": "?"}], "b", 0, "f")
 
 
 def test_seeds_are_each_samples_own():
@@ -37,10 +44,10 @@ def test_seeds_are_each_samples_own():
 
 
 def test_a_plan_does_not_depend_on_what_is_done_already():
-    questions = of_rows([{"prompt": str(i), "answer": "1"} for i in range(4)], "b", 0, "f")
-    everything = plan(questions, 3, 0, lambda question: [1], {})
+    questions = questions_of([{"prompt": str(i), "answer": "1"} for i in range(4)], "b", 0, "f")
+    everything = missing_requests(questions, 3, 0, lambda question: [1], {})
     assert len(everything) == 12
-    rest = plan(questions, 3, 0, lambda question: [1], {request.key for request in everything[::2]})
+    rest = missing_requests(questions, 3, 0, lambda question: [1], {request.key for request in everything[::2]})
     assert rest == everything[1::2]
 
 
@@ -57,7 +64,7 @@ def test_options_are_shuffled_by_seed_and_graded_by_letter():
         for n in "12345"
     )
     row = {"Question": "Which?", "Correct Answer": "r", **{f"Incorrect Answer {i}": f"w{i}" for i in (1, 2, 3)}}
-    (question,) = of_rows([row], "gpqa_diamond", 0, "f", BENCHMARKS["gpqa_diamond"])
+    (question,) = questions_of([row], "gpqa_diamond", 0, "f", BENCHMARKS["gpqa_diamond"])
     graders = Graders({question.verifier}, 1, False)
     others = set("ABCD") - {question.reference}
     assert graders.grade(question, f"</think> <answer>\\boxed{{{question.reference}}}</answer>", True).reward == 1
@@ -68,10 +75,10 @@ def test_options_are_shuffled_by_seed_and_graded_by_letter():
 
 def test_choices_in_a_row():
     rows = [{"question": "?", "choices": ["x", "y", "z"], "answer": answer} for answer in ("B", 1, "y")]
-    found = of_rows(rows, "b", 0, "f")
+    found = questions_of(rows, "b", 0, "f")
     assert all(f"\n{q.reference}. y\n" in q.text and q.verifier == "letter" for q in found)
     with pytest.raises(EvaluationError, match="none of its choices"):
-        of_rows([{"question": "?", "choices": ["x", "y"], "answer": "Q"}], "b", 0, "f")
+        questions_of([{"question": "?", "choices": ["x", "y"], "answer": "Q"}], "b", 0, "f")
 
 
 def test_files_names_and_sizes_are_checked(tmp_path):
@@ -138,7 +145,7 @@ def test_errors_name_the_flag(tmp_path, capsys):
 
 
 def test_harness_command_and_results(tmp_path):
-    line = harness.command("py", "M", ["mmlu_pro", "livecodebench"], tmp_path, {"dtype": "bfloat16"}, 5)
+    line = harness_command("py", "M", ["mmlu_pro", "livecodebench"], tmp_path, {"dtype": "bfloat16"}, 5)
     assert line[:6] == [
         "py",
         "-m",
@@ -156,9 +163,9 @@ def test_harness_command_and_results(tmp_path):
         "mmlu:_average|0": {"em": 0.4}, "all": {"em": 0.4},
     }  # fmt: skip
     (folder / "results_2026.json").write_text(json.dumps({"results": scores}))
-    rows = harness.read_results(tmp_path, ["mmlu_pro", "mmlu"])
+    rows = read_harness_results(tmp_path, ["mmlu_pro", "mmlu"])
     assert rows["mmlu_pro"]["avg_at_n"] == 0.4 and rows["mmlu_pro"]["low"] == pytest.approx(0.204)
     assert rows["mmlu"] == {"avg_at_n": pytest.approx(0.4), "metric": "em", "harness": "lighteval", "tasks": 2}
-    assert "| mmlu_pro | - | - | 40.0 | 20.4 to 59.6 |" in table(rows)
+    assert "| mmlu_pro | - | - | 40.0 | 20.4 to 59.6 |" in results_table(rows)
     with pytest.raises(EvaluationError, match="ifeval"):
-        harness.read_results(tmp_path, ["ifeval"])
+        read_harness_results(tmp_path, ["ifeval"])

@@ -1,7 +1,7 @@
 """Plans from flags, as the command makes them; without transformers where the model is in the table."""
 
-from openrlhf_orz.plan.hardware import parse as hardware
-from openrlhf_orz.plan.planner import plan
+from openrlhf_orz.plan.hardware import parse_hardware
+from openrlhf_orz.plan.planner import plan_run
 from openrlhf_orz.settings.command_line import parse
 
 SEVEN = "Qwen/Qwen2.5-7B"
@@ -16,7 +16,7 @@ def arguments(*flags, model=SEVEN, device="cuda"):
 
 def make(*flags, on="h100", model=SEVEN, **more):
     """A plan; ``flags`` may leave out nodes and GPUs, then it is one node of eight."""
-    return plan(arguments(*flags, model=model), hardware(on), **more)
+    return plan_run(arguments(*flags, model=model), parse_hardware(on), **more)
 
 
 def ranks(nodes: int, gpus: int) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from planned import make, ranks
 
-from openrlhf_orz.plan.planner import Lengths
+from openrlhf_orz.plan.layout import Lengths
 
 DOCS = Path(__file__).parents[3] / "docs" / "planning.md"
 RELEASE = ("--algo.kl.init_coef", "1e-9", "--orz.share_prefixes", "never")  # reference, old log-probs, whole prompts

@@ -6,16 +6,16 @@ import pytest
 from planned import COLOCATED, arguments, make, ranks
 
 from openrlhf_orz.models import log_prob_head
-from openrlhf_orz.plan import activations
+from openrlhf_orz.plan import costs
+from openrlhf_orz.plan.costs import LIVE_PARAMETERS, REDUCE_BUCKET, trained_states
 from openrlhf_orz.plan.hardware import GIB
 from openrlhf_orz.plan.shapes import KNOWN, Shape
-from openrlhf_orz.plan.states import LIVE_PARAMETERS, REDUCE_BUCKET, trained
 
 P = 1_600_000_000
 
 
 def states(*flags, count=P, n=8):
-    return trained(count, arguments(*flags), n)
+    return trained_states(count, arguments(*flags), n)
 
 
 def test_zero_3_on_eight_ranks():
@@ -55,27 +55,27 @@ def test_bfloat16_with_float32_sums():
 def test_activations_by_hand():
     # H = 4, Q = 4, K = 2, I = 8; float32. Two norms of 3 x 4, attention 3 x 4 + 2 x 2, MLP 4 x 8 numbers of 4 bytes
     shape = Shape("llama", 4, 3, 2, 1, 2, 8, 10, tied=True)
-    assert activations.layer(shape, 4) == 4 * (24 + 16 + 32)
+    assert costs.layer_activations(shape, 4) == 4 * (24 + 16 + 32)
     working = 4 * (4 * 4 + 3 * 8)
     ends = 4 * (2 * 4 + 3 * 4)
-    assert activations.training(shape, 4, 5, checkpointing=False) == 5 * (3 * 288 + ends + working)
+    assert costs.training_activations(shape, 4, 5, checkpointing=False) == 5 * (3 * 288 + ends + working)
     # with checkpointing each layer's input, and one layer
-    assert activations.training(shape, 4, 5, checkpointing=True) == 5 * (288 + 3 * 16 + ends + working)
+    assert costs.training_activations(shape, 4, 5, checkpointing=True) == 5 * (288 + 3 * 16 + ends + working)
 
 
 def test_a_tile_of_logits():
     shape = KNOWN["Qwen/Qwen2.5-7B"]
-    assert activations.TILE_ELEMENTS == log_prob_head.TILE_LOGITS
-    assert activations.KEPT_ELEMENTS == log_prob_head.KEPT_LOGITS
+    assert costs.LOGITS_PER_TILE == log_prob_head.TILE_LOGITS
+    assert costs.LOGITS_KEPT == log_prob_head.KEPT_LOGITS
     tile, weight = 2**27, shape.vocabulary * shape.hidden
-    assert activations.head(shape, 2, 10**6, "cuda", gradient=True) == tile * (4 + 2 + 2) + weight * (4 + 2)
+    assert costs.head_activations(shape, 2, 10**6, "cuda", gradient=True) == tile * (4 + 2 + 2) + weight * (4 + 2)
     # all tokens in a tile: the weight's gradient has one summand
-    assert activations.head(shape, 2, 3000, "cuda", gradient=True) == tile * 8 + weight * 2
+    assert costs.head_activations(shape, 2, 3000, "cuda", gradient=True) == tile * 8 + weight * 2
     # few tokens on a CPU in half precision: their logits are kept
     few, tile = 800 * shape.vocabulary, 2**22
-    assert activations.head(shape, 2, 800, "cpu", gradient=True) == few * 2 + tile * 8 + weight * 2
-    assert activations.head(shape, 4, 800, "cpu", gradient=True) == tile * 4 + weight * 4
-    assert activations.head(shape, 2, 3, "cuda", gradient=True) == 3 * shape.vocabulary * 8 + weight * 2
+    assert costs.head_activations(shape, 2, 800, "cpu", gradient=True) == few * 2 + tile * 8 + weight * 2
+    assert costs.head_activations(shape, 4, 800, "cpu", gradient=True) == tile * 4 + weight * 4
+    assert costs.head_activations(shape, 2, 3, "cuda", gradient=True) == 3 * shape.vocabulary * 8 + weight * 2
 
 
 def test_kv_cache():
@@ -105,6 +105,99 @@ def test_more_ranks_never_need_more(stage):
             assert b.total <= a.total, (a.name, stage)
 
 
+def phase(plan, name, place="all"):
+    (found,) = [phase for phase in plan.memory.phases if (phase.place, phase.name) == (place, name)]
+    return {key: value for key, value in found.parts.items() if value}
+
+
+def test_phases_by_hand():
+    """ZeRO-3 on eight GPUs that all models and vLLM share and sleep on; no old log-probs, no reference model."""
+    found = make(*COLOCATED, *ranks(1, 8), "--ds.zero_stage", 3, "--orz.sync_bucket_mib", 512)
+    policy, critic = found.policy.policy_parameters(), found.critic.critic_parameters()
+    # a context for policy, critic and vLLM; 2/8 bytes of weights; asleep, optimizers are on the host
+    base = {"CUDA contexts": 3 * 0.75 * GIB, "policy weights": policy / 4, "critic weights": critic / 4}
+    names = ["generation", "values", "training of critic", "training of policy", "weight sync"]
+    assert [phase.name for phase in found.memory.phases] == names
+    cache = 0.5 * 79 * GIB - 2 * policy - 2 * GIB
+    awake = {"vLLM weights": 2 * policy, "vLLM KV cache": cache, "vLLM graphs and profile": 2 * GIB}
+    assert phase(found, "generation") == base | awake
+    # the bucket's gathered parameters and the flat buffer; vLLM has its weights and no cache
+    assert phase(found, "weight sync") == base | {
+        "policy gathered weights": 2 * LIVE_PARAMETERS, "sync bucket": 2 * 512 * 2**20,
+        "vLLM weights": 2 * policy, "vLLM asleep": GIB,
+    }  # fmt: skip
+    forward = costs.forward_activations(found.critic, 2, found.batches.forward_pack)
+    assert phase(found, "values") == base | {
+        "critic gathered weights": 2 * LIVE_PARAMETERS, "critic activations": forward, "vLLM asleep": GIB,
+    }  # fmt: skip
+    pack = found.batches.longest_pack
+    assert phase(found, "training of policy") == base | {
+        "policy optimizer": policy * 12 / 8, "policy gradients": policy / 4,
+        "policy gathered weights": 2 * LIVE_PARAMETERS, "policy gradient bucket": 2 * REDUCE_BUCKET,
+        "policy activations": costs.training_activations(found.policy, 2, pack, checkpointing=False),
+        "policy logits": costs.head_activations(found.policy, 2, pack, "cuda", gradient=True),
+        "vLLM asleep": GIB,
+    }  # fmt: skip
+    assert found.memory.host == {
+        "policy optimizer and gradients": 14 * policy, "critic optimizer and gradients": 14 * critic,
+        "vLLM weights asleep": 8 * 2 * policy, "processes (all)": 8 * 3 * 4 * GIB,
+    }  # fmt: skip
+    assert found.memory.limit == 79 * GIB and not found.memory.problems
+
+
+def test_the_sync_bucket_is_never_larger_than_the_weights():
+    found = make(*COLOCATED, *ranks(1, 8), "--orz.sync_bucket_mib", 10**6)
+    assert phase(found, "weight sync")["sync bucket"] == 2 * 2 * found.policy.policy_parameters()
+
+
+def test_forwards_that_flags_add_or_save():
+    def names(*flags):
+        plan = make(*COLOCATED, *ranks(1, 8), *flags)
+        return {phase.name for phase in plan.memory.phases}
+
+    assert {"values", "training of critic"} <= names()
+    assert {"reference log-probs", "old log-probs"} <= names("--algo.kl.init_coef", "0.1")
+    assert "old log-probs" in names("--orz.policy_updates", 2) and "old log-probs" not in names()
+    assert "values" not in names("--orz.cross_fit_values")
+    assert not {"values", "training of critic"} & names("--algo.advantage.estimator", "group_norm")
+
+
+def test_the_larger_of_backward_and_optimizer_step():
+    """ZeRO-2 on one rank and a short pack: float32 gradients for the step are more than what a backward holds."""
+    flags = ("--train.colocate_all", "--ds.zero_stage", 2, "--data.max_len", 512, "--train.max_tokens_per_gpu", 512)
+    parts = phase(make(*flags, *ranks(1, 1)), "training of critic and policy")
+    policy = KNOWN["Qwen/Qwen2.5-7B"].policy_parameters()
+    assert parts["policy float32 gradients"] == 4 * policy and "policy activations" not in parts
+
+
+def test_a_reference_model_is_sharded_under_zero_3_and_can_be_on_the_host():
+    p, args = P, arguments("--ds.zero_stage", 3)
+    assert costs.reference_states(p, args, 8, offload=False) == costs.States(p / 4, 0, 0, 2 * LIVE_PARAMETERS, 0, 0, 0)
+    assert costs.reference_states(p, args, 8, offload=True).host == p / 4
+    assert costs.reference_states(p, args, 8, offload=True).weights == 0
+    whole = costs.reference_states(p, arguments("--ds.zero_stage", 2), 8, offload=False)
+    assert (whole.weights, whole.gathered) == (2 * p, 0)
+
+
+def test_an_average_of_the_weights_is_on_the_host():
+    """Sharded under ZeRO-3: each of 16 GPUs holds 1/16 on its node, whole on each GPU's rank else."""
+    for stage, share in ((3, 16), (2, 1)):
+        found = make(*COLOCATED, *ranks(2, 8), "--ds.zero_stage", stage, "--train.enable_ema")
+        expected = 8 * 2 * found.policy.policy_parameters() / share
+        assert found.memory.host["average of the policy's weights"] == pytest.approx(expected)
+
+
+def test_on_a_cpu_host_and_device_are_one():
+    from openrlhf_orz.plan.hardware import parse_hardware
+    from openrlhf_orz.plan.planner import plan_run
+
+    args = arguments("--train.colocate_all", "--orz.cpu_kvcache_mib", 256, *ranks(1, 2), device="cpu")
+    found = plan_run(args, parse_hardware("cpux2"))
+    parts = phase(found, "generation")
+    assert parts["processes"] == (2 * 0.65 + 1.3) * GIB and parts["vLLM KV cache"] == 256 * 2**20
+    assert found.memory.host == {} and found.memory.limit == found.hardware.memory_gib * GIB / 2
+
+
 def test_sleep_takes_the_other_side_off_the_gpu():
     flags = ("--train.colocate_all", "--vllm.gpu_memory_utilization", "0.5", "--ds.zero_stage", 3, *ranks(1, 8))
     awake, asleep = make(*flags), make(*flags, "--vllm.enable_sleep", "--ds.enable_sleep")
@@ -120,7 +213,7 @@ def test_sleep_takes_the_other_side_off_the_gpu():
 
 def test_separate_gpus_are_separate_places():
     found = make(*ranks(1, 2), "--vllm.num_engines", 3, "--algo.kl.init_coef", "0.1")
-    assert [p for p in dict.fromkeys(phase.place for phase in found.memory.phases)] == [
+    assert list(dict.fromkeys(phase.place for phase in found.memory.phases)) == [
         "policy", "reference", "critic", "engines",
     ]  # fmt: skip
     assert found.seconds.gpus == 2 + 2 + 2 + 3
@@ -130,9 +223,9 @@ def test_host_memory_counts():
     flags = (*COLOCATED, "--ds.zero_stage", "3", "--actor.gradient_checkpointing_enable", *ranks(1, 8))
     import dataclasses
 
-    from openrlhf_orz.plan.hardware import parse
-    from openrlhf_orz.plan.planner import plan
+    from openrlhf_orz.plan.hardware import parse_hardware
+    from openrlhf_orz.plan.planner import plan_run
 
-    small = plan(arguments(*flags), dataclasses.replace(parse("h100"), host_gib=100))
-    large = plan(arguments(*flags), dataclasses.replace(parse("h100"), host_gib=2000))
+    small = plan_run(arguments(*flags), dataclasses.replace(parse_hardware("h100"), host_gib=100))
+    large = plan_run(arguments(*flags), dataclasses.replace(parse_hardware("h100"), host_gib=2000))
     assert large.fits and not small.fits

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from planned import COLOCATED, arguments, make, ranks
 
-from openrlhf_orz.plan import flops
 from openrlhf_orz.plan.advice import advise, replan
-from openrlhf_orz.plan.hardware import UnknownHardware
-from openrlhf_orz.plan.hardware import parse as hardware
-from openrlhf_orz.plan.planner import Lengths, PlanError, default_lengths, plan
+from openrlhf_orz.plan.costs import decode_flops, forward_flops
+from openrlhf_orz.plan.hardware import UnknownHardware, parse_hardware
+from openrlhf_orz.plan.layout import Lengths, default_lengths
+from openrlhf_orz.plan.planner import PlanError, plan_run
 from openrlhf_orz.plan.seconds import Rates, prompts_computed
 from openrlhf_orz.plan.shapes import KNOWN, Shape
 from openrlhf_orz.settings.command_line import parse
@@ -40,7 +40,7 @@ def test_an_uneven_rollout():
 def test_flops_by_hand():
     # 144 weights of the layer, 2 FLOPs each for a token; scores and values: 2 x 2 x 4 x 3^2, half of it causal
     shape = Shape("llama", 4, 1, 2, 1, 2, 8, 10, tied=True)
-    assert flops.forward(shape, [3], [2]) == {"body": 2 * 144 * 3 + 2 * 4 * 9, "head": 2 * 4 * 10 * 2}
+    assert forward_flops(shape, [3], [2]) == {"body": 2 * 144 * 3 + 2 * 4 * 9, "head": 2 * 4 * 10 * 2}
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_flops_by_hand():
 def test_work_follows_the_skip_plan(flags):
     """In units of a forward, the head left out, it is what the start of a run prints."""
     found = make(*COLOCATED, *ranks(1, 8), *flags, "--orz.share_prefixes", "never", lengths=GIVEN)
-    body = found.batches.samples * flops.forward(found.policy, [1000], [])["body"]
-    head = found.batches.samples * flops.forward(found.policy, [], [900])["head"]
+    body = found.batches.samples * forward_flops(found.policy, [1000], [])["body"]
+    head = found.batches.samples * forward_flops(found.policy, [], [900])["head"]
     computed = sum(value for name, value in found.work.computed.items() if name != "generation")
     assert computed / body == pytest.approx(cost(found.args), rel=10 * head / body / cost(found.args))
     assert computed / body > cost(found.args) - 1e-9
@@ -87,6 +87,72 @@ def test_small_packs_of_zero_3_wait_for_the_network():
     assert "gathering" in found.seconds.bound_by["policy training"]
     large = make(*flags, "--train.max_tokens_per_gpu", 32768, lengths=Lengths(100, 900, 1000, "test"))
     assert large.seconds.bound_by["policy training"] == "computation"
+
+
+def test_zero_3_gathers_for_each_pass():
+    """A weight crosses the network once in a forward, and in training in forward, backward and to reduce gradients."""
+    flags = (*COLOCATED, *ranks(4, 8), "--ds.zero_stage", 3, "--data.max_len", 1024)
+    flags += ("--train.max_tokens_per_gpu", 1024, "--rollout.max_tokens_per_gpu", 1024)
+    lengths, rates = Lengths(100, 900, 1000, "test"), Rates(training=1.0)
+    once, cut = make(*flags, lengths=lengths, rates=rates), make(*flags, lengths=lengths).batches
+    gather = 2 * once.policy.policy_parameters() * 31 / 32 / 50e9
+    seconds = once.seconds.phases
+    assert seconds["policy training"] == pytest.approx(3 * cut.policy_micro_batches * gather)
+    more = make(*flags, "--actor.gradient_checkpointing_enable", lengths=lengths, rates=rates).seconds.phases
+    assert more["policy training"] == pytest.approx(4 * cut.policy_micro_batches * gather)
+    critic = 2 * once.critic.critic_parameters() * 31 / 32 / 50e9
+    assert seconds["values"] == pytest.approx(cut.forward_packs * critic)
+
+
+def test_generation_by_hand():
+    """Two engines of 4 x 8 / 2 = 16 requests, all at once; the longest response goes on alone."""
+    flags = ("--train.colocate_all", *ranks(1, 2), "--vllm.num_engines", 2, "--rollout.batch_size", 4)
+    flags += ("--rollout.n_samples_per_prompt", 8, "--vllm.enable_prefix_caching")
+    found = make(*flags, lengths=Lengths(100, 900, 4000, "test"), on="h100x2")
+    shape = found.policy
+    read = 2 * (shape.layer_products() + shape.hidden * shape.vocabulary)
+    cache = (100 + 450) * shape.kv_bytes_per_token(2)
+    step = [(read + n * cache) / (3.35e12 * 0.6) + 0.005 for n in (16, 1)]
+    prefill = 4 / 2 * forward_flops(shape, [100], [])["body"] / (989e12 * 0.4)
+    assert found.seconds.phases["generation"] == pytest.approx(900 * step[0] + 3100 * step[1] + prefill)
+    useful = 4 * forward_flops(shape, [100], [])["body"] + decode_flops(shape, 32 * 900, 550)
+    assert found.work.useful["generation"] == pytest.approx(useful)
+
+
+def test_decoding_by_hand():
+    # as above, with the head: 2 x (144 + 4 x 10), and scores and values 2 x 2 x 4 for each token of the context
+    shape = Shape("llama", 4, 1, 2, 1, 2, 8, 10, tied=True)
+    assert decode_flops(shape, 3, 5) == 3 * (2 * (144 + 40) + 4 * 4 * 5)
+
+
+def test_copies_by_hand():
+    found = make(*COLOCATED, *ranks(1, 8), lengths=GIVEN)
+    policy, critic = found.policy.policy_parameters(), found.critic.critic_parameters()
+    assert found.seconds.phases["weight sync"] == pytest.approx(2 * policy / 50e9)
+    # to the host and back: vLLM's weights, and 14 bytes a parameter of what eight ranks train
+    moved = 2 * 2 * policy + 2 * 14 * (policy + critic) / 8
+    assert found.seconds.phases["sleep and wake"] == pytest.approx(moved / 50e9)
+    assert "sleep and wake" not in make("--train.colocate_all", *ranks(1, 8), lengths=GIVEN).seconds.phases
+
+
+def test_training_on_separate_gpus_takes_the_longer_of_the_two():
+    flags = ("--critic.num_gpus_per_node", 8, "--actor.num_gpus_per_node", 2, "--ds.zero_stage", 2)
+    found = make(*flags, lengths=GIVEN)
+    assert found.seconds.bound_by["training"].startswith("policy training")
+    assert found.seconds.phases["training"] == pytest.approx(
+        found.work.computed["policy training"] / (2 * 989e12 * 0.4)
+    )
+
+
+def test_asynchronous_training_hides_the_shorter_half():
+    flags = (*ranks(1, 4), "--train.colocate_all", "--vllm.num_engines", 4)
+    both = make(*flags, lengths=GIVEN).seconds.phases
+    together = make(*flags, "--train.async_enable", lengths=GIVEN)
+    # old log-probs are computed in addition
+    rest = sum(both.values()) - both["generation"] + together.work.computed["old log-probs"] / (4 * 989e12 * 0.4)
+    assert together.seconds.phases == {"step": pytest.approx(max(rest, both["generation"]))}
+    hidden = "generation" if both["generation"] < rest else "the rest"
+    assert together.seconds.bound_by["step"] == f"asynchronous: {hidden} is hidden"
 
 
 def test_longer_responses_take_longer():
@@ -131,7 +197,7 @@ def test_a_cache_that_holds_no_sequence_is_a_problem():
 
 def test_too_few_gpus():
     with pytest.raises(PlanError, match="32 GPUs.*8 x 1"):
-        plan(arguments(*COLOCATED, *ranks(4, 8)), hardware("h100x8"))
+        plan_run(arguments(*COLOCATED, *ranks(4, 8)), parse_hardware("h100x8"))
 
 
 def test_unknown_names():
@@ -139,9 +205,9 @@ def test_unknown_names():
         make(model="some/model")
     for text in ("b17", "h100x", "h100x0", "h100x8x0", "x8"):
         with pytest.raises(UnknownHardware, match="h100"):
-            hardware(text)
-    assert (hardware("h100x8x16").per_node, hardware("h100x8x16").nodes) == (8, 16)
-    assert (hardware("a100-40x4").name, hardware("a100-40x4").nodes) == ("a100-40", 1)
+            parse_hardware(text)
+    assert (parse_hardware("h100x8x16").per_node, parse_hardware("h100x8x16").nodes) == (8, 16)
+    assert (parse_hardware("a100-40x4").name, parse_hardware("a100-40x4").nodes) == ("a100-40", 1)
 
 
 def test_lengths_are_said_to_be_assumed():
@@ -151,10 +217,10 @@ def test_lengths_are_said_to_be_assumed():
 
 
 def test_it_is_quick():
-    args, machine = arguments(*COLOCATED, *ranks(4, 8)), hardware("h100")
+    args, machine = arguments(*COLOCATED, *ranks(4, 8)), parse_hardware("h100")
     start = time.perf_counter()
     for _ in range(10):
-        plan(args, machine)
+        plan_run(args, machine)
     assert (time.perf_counter() - start) / 10 < 0.05
 
 
@@ -165,7 +231,7 @@ def test_the_7b_recipe_fits_on_four_nodes_of_80_gb(monkeypatch):
                              capture_output=True, text=True, check=True).stdout  # fmt: skip
     args, _ = parse(shlex.split(printed)[3:])
     for name in ("h100x8x4", "a100-80x8x4"):
-        found = plan(args, hardware(name))
+        found = plan_run(args, parse_hardware(name))
         assert found.fits and found.seconds.gpus == 32
     assert KNOWN[args.actor.model_name_or_path] is found.policy
     assert replan(found, []).memory.peak.total == found.memory.peak.total

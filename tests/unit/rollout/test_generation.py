@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from fake_ray import FakeEngine, FakeRay, Ref
 from openrlhf.trainer.ppo_utils import samples_generator
-from openrlhf_orz.runtime.stop import StopRequested
+from openrlhf_orz.runtime.stopping import StopRequested
 from ray.exceptions import RayActorError, RayTaskError
 from vllm.v1.engine.exceptions import EngineDeadError
 

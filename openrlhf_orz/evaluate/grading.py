@@ -1,0 +1,182 @@
+"""Responses become graded rows: an engine's, those of an evaluation during training, and those of a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any
+
+from openrlhf_orz.algo.text_stats import reflects
+from openrlhf_orz.evaluate.questions import Question
+from openrlhf_orz.evaluate.statistics import evaluation_logs
+from openrlhf_orz.reward.extract import extract_answer, has_format
+from openrlhf_orz.reward.grader import Grader
+from openrlhf_orz.reward.verdict import Grade, Verdict
+from openrlhf_orz.reward.verifiers import Verifier, make_verifier
+
+IN_FLIGHT = 512  # rows of a file that are read ahead of the one to be written
+
+
+class Graders:
+    """The verifiers that the questions ask for, each made once."""
+
+    def __init__(self, names: set[str], workers: int | None, plain: bool):
+        self.by_name = {name: make_verifier(name, workers=workers, plain=plain) for name in names | {"math"}}
+
+    def grade(self, question: Question, response: str, stopped: bool) -> Grade:
+        return self.by_name[question.verifier].grade(response, question.reference, stopped)
+
+    def same(self, verifier: str) -> Callable[[str, str], bool]:
+        """A function that says whether two answers are equal for that verifier."""
+        grader = self.by_name[verifier]
+        if isinstance(grader, Grader):
+            return _same_for(grader)
+
+        def same(first: str, second: str) -> bool:
+            boxed = f"<answer>\\boxed{{{second}}}</answer>"
+            return grader.grade(boxed, first).verdict is Verdict.RIGHT
+
+        return same
+
+    def close(self) -> None:
+        for verifier in self.by_name.values():
+            verifier.close()
+
+
+def _same_for(grader: Grader) -> Callable[[str, str], bool]:
+    """Whether the second answer is right where the first is the reference."""
+    return lambda first, second: grader.compare(second, first)[0] is Verdict.RIGHT
+
+
+def graded_response(row: dict, question: Question, prompt: str, seed: int, graders: Graders) -> dict:
+    """The line of responses.jsonl for an engine's row (generate.py)."""
+    text = row["response"]
+    grade = graders.grade(question, text, row["stop_reason"] != "length")
+    return {
+        "bench": question.bench,
+        "id": question.id,
+        "sample": row["key"][2],
+        "seed": seed,
+        "prompt": prompt,
+        "response": text,
+        "extracted": grade.extracted,
+        "reference": question.reference,
+        "verdict": grade.verdict.label,
+        "rule": grade.rule or "",
+        "reward": grade.reward,
+        "stop_reason": row["stop_reason"],
+        "tokens": len(row["token_ids"]),
+        "token_ids": row["token_ids"],
+        "format": has_format(text),
+        "reflection": reflects(text),
+        "seconds": row["seconds"],
+    }
+
+
+def sample_row(number: int, sample: Any, text: str) -> dict:
+    """The row for the statistics of one graded sample to question ``number``.
+
+    ``sample`` is OpenRLHF's experience of one response, ``text`` the decoded response.
+    """
+    return {
+        "id": number,
+        "reward": float(sample.rewards),
+        "tokens": int(sample.action_mask.sum()),
+        "stop_reason": "length" if bool(sample.truncated) else "stop",
+        "format": has_format(text),
+        "extracted": extract_answer(text),
+    }
+
+
+def evaluate_samples(
+    eval_dataloader: Iterable, samples: list, n: int, tokenizer: Any, args: Namespace
+) -> dict[str, float]:
+    """The logs of an evaluation during training, from its samples; the ``n`` samples of a prompt are adjacent."""
+    import torch  # not above: the grade command needs no torch
+
+    set_of = {prompt: name for names, prompts, *_ in eval_dataloader for prompt, name in zip(prompts, names)}
+    sets = [str(set_of.get(sample.prompts[0], "unknown")) for sample in samples[::n]]
+    masks = [torch.nn.functional.pad(sample.action_mask[0], (1, 0)).bool() for sample in samples]
+    texts = tokenizer.batch_decode([sample.sequences[0][mask] for sample, mask in zip(samples, masks)])
+    rows = [sample_row(i // n, sample, text) for i, (sample, text) in enumerate(zip(samples, texts))]
+    if n == 1 or not args.orz.own_agent:
+        return evaluation_logs(sets, rows, n)
+    workers = args.orz.grader_workers or min(8, len(os.sched_getaffinity(0)))
+    # shared: the workers of the engines on this machine are used, if there are any
+    with Grader(workers=workers, plain=args.orz.plain_math_verify, shared=True) as grader:
+        return evaluation_logs(sets, rows, n, _same_for(grader))
+
+
+def grade_line(line: str, verifier: Verifier, plain: Grader | None) -> dict:
+    """The output row of one line of a file of responses; never raises for a line's content.
+
+    ``plain`` adds the verdict of Math-Verify alone.
+    """
+    row: Any = None
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("the row is not a JSON object")
+        gold, response = row["gold"], row["response"]
+        if isinstance(gold, (int, float)) and not isinstance(gold, bool):
+            gold = str(gold)
+        if not isinstance(gold, str) or not isinstance(response, str):
+            raise ValueError("gold and response must be strings")
+    except (ValueError, RecursionError, KeyError) as error:
+        reason = f"missing {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        row = row if isinstance(row, dict) else {"line": line[:200]}
+        return {**row, **_fields(Grade(Verdict.UNPARSABLE, 0.0, None, "row", 0.0)), "error": reason}
+    stopped = row.get("stop_reason") != "length"
+    row.update(_fields(verifier.grade(response, gold, stopped)))
+    if plain is not None:
+        row["plain"] = plain.grade(response, gold, stopped).verdict.label
+    return row
+
+
+def _fields(grade: Grade) -> dict:
+    return {
+        "verdict": grade.verdict.label,
+        "reward": grade.reward,
+        "extracted": grade.extracted,
+        "rule": grade.rule,
+        "ms": round(grade.ms, 3),
+    }
+
+
+def grade_lines(source: Iterable[str], target: IO[str], verifier: Verifier, plain: Grader | None = None) -> dict:
+    """Grade the lines of ``source`` into ``target``, in their order, and return counts: rows, reward, verdicts.
+
+    With ``plain`` the counts have ``disagreements_with_plain``: rows that only one of the two calls right.
+    """
+    counts: Counter[str] = Counter()
+    rows = disagreements = 0
+    rewards = 0.0
+    pending: deque[Future[dict]] = deque()
+
+    def write() -> None:
+        nonlocal rows, rewards, disagreements
+        row = pending.popleft().result()
+        target.write(json.dumps(row) + "\n")
+        counts[row["verdict"]] += 1
+        rows += 1
+        rewards += row["reward"]
+        disagreements += "plain" in row and (row["plain"] == "right") != (row["verdict"] == "right")
+
+    with ThreadPoolExecutor(64) as threads:
+        for line in source:
+            if line.strip():
+                pending.append(threads.submit(grade_line, line, verifier, plain))
+                if len(pending) >= IN_FLIGHT:
+                    write()
+        while pending:
+            write()
+    summary = {
+        "rows": rows,
+        "reward": round(rewards / rows, 6) if rows else 0.0,
+        "verdicts": {verdict.label: counts[verdict.label] for verdict in Verdict},
+    }
+    return summary | ({"disagreements_with_plain": disagreements} if plain is not None else {})
