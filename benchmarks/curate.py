@@ -6,7 +6,7 @@
 `--data` files have rows with `prompt` (or `question`) and `answer`; use ones without multiple choice and proofs. A
 pool of them with planted choices, proofs, parts, yes/no questions, other languages, duplicates and near misses is
 made (curate_pool.py), curated, and precision and recall of each stage are counted against the labels. `--speed`
-curates synthetic short rows in a process of its own and reports rows a second of each stage and the peak memory of
+curates synthetic short rows in a separate process and reports rows a second of each stage and the peak memory of
 all processes together. Give it an idle machine; the load stands in the result.
 """
 
@@ -32,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import curate_pool
 
-from openrlhf_orz.data.curate import pipeline
-from openrlhf_orz.data.curate.config import load
+from openrlhf_orz.data.curate.config import load_config
+from openrlhf_orz.data.curate.pipeline import run_pipeline
 
 EXCLUDED = {
     "choice": "multiple_choice",
@@ -52,7 +52,7 @@ def quality(paths: list[str], size: int, seed: int, misses: int, overrides: list
         file = Path(folder) / "pool.jsonl"
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pool), encoding="utf-8")
         settings = [f"inputs=[{{path: {file}}}]", f"output={folder}/out", "decontaminate=false", *overrides]
-        pipeline.run(load(None, settings), lambda line: None)
+        run_pipeline(load_config(None, settings), lambda line: None)
         lines = (Path(folder) / "out/rejected.jsonl").read_text(encoding="utf-8").splitlines()
         rejected = {row["id"]: row for row in map(json.loads, lines)}
         clusters = [json.loads(line) for line in (Path(folder) / "out/clusters.jsonl").read_text().splitlines()]
@@ -171,8 +171,8 @@ def _short_rows(rows: int, paths: list[str]):
     """Half sums and word problems by template, half real or made-up sentences; one in fifty is a copy of another."""
     chance = random.Random(0)
     real = curate_pool.load(paths)
-    nouns = "apples books coins stamps marbles tickets letters boxes trees chairs".split()
-    verbs = "buys sells finds loses gives counts packs reads draws plants".split()
+    nouns = ("apples", "books", "coins", "stamps", "marbles", "tickets", "letters", "boxes", "trees", "chairs")
+    verbs = ("buys", "sells", "finds", "loses", "gives", "counts", "packs", "reads", "draws", "plants")
     made: list[dict] = []
     for i in range(rows):
         if made and chance.random() < 0.02:

@@ -14,29 +14,38 @@ from pathlib import Path
 
 import curate_texts as texts
 
-_DOUBTFUL = re.compile(  # real rows that may themselves be what is planted are left out of the pool
-    r"\(A\)|\(a\)|\(i\)|\bA[.)]|which of|choice|option|prove|show that|true|false|yes|part|explain|figure"
-    r"|diagram|shown|"
-    r"justif|verify|describe|draw|graph|image|!\[|http", re.I
-)  # fmt: skip
+_DOUBTFUL = re.compile(  # real rows that may be of a planted kind stay out of the pool
+    r"\(A\)|\(a\)|\(i\)|\bA[.)]|which of|choice|option|prove|show that|true|false|yes|part|explain|figure|diagram"
+    r"|shown|justif|verify|describe|draw|graph|image|!\[|http",
+    re.I,
+)
 _FORMULA = re.compile(r"\$(?!\d[\d,.]*\s+[a-z])([^$]+)\$")  # not what stands between two prices
 _STYLES = [
-    lambda o: " ".join(f"({c}) {v}" for c, v in o), lambda o: "\n" + "\n".join(f"{c}. {v}" for c, v in o),
+    lambda o: " ".join(f"({c}) {v}" for c, v in o),
+    lambda o: "\n" + "\n".join(f"{c}. {v}" for c, v in o),
     lambda o: "\n" + "\n".join(f"{c}) {v}" for c, v in o),
     lambda o: "\n" + "\n".join(f"({c.lower()}) {v}" for c, v in o),
     lambda o: "\n$" + "\\qquad".join(f"\\textbf{{({c})}}\\ {v}" for c, v in o) + "$",
-    lambda o: "\n$\\text{(A)}\\ " + o[0][1] + " \\quad "
-        + " \\quad ".join(f"\\text{{({c})}}\\ {v}" for c, v in o[1:]) + "$",
-    lambda o: " " + " ".join(f"{c}) {v}" for c, v in o), lambda o: " " + "   ".join(f"{c}. {v}" for c, v in o),
+    lambda o: (
+        "\n$\\text{(A)}\\ " + o[0][1] + " \\quad " + " \\quad ".join(f"\\text{{({c})}}\\ {v}" for c, v in o[1:]) + "$"
+    ),
+    lambda o: " " + " ".join(f"{c}) {v}" for c, v in o),
+    lambda o: " " + "   ".join(f"{c}. {v}" for c, v in o),
     lambda o: "\nOptions: " + ", ".join(f"{c}: {v}" for c, v in o),
     lambda o: "\n" + "\n".join(f"{c}  {v}" for c, v in o),
-    lambda o: "\n" + "\n".join(f"**{c}.** {v}" for c, v in o), lambda o: "\n" + "\n".join(f"[{c}] {v}" for c, v in o),
+    lambda o: "\n" + "\n".join(f"**{c}.** {v}" for c, v in o),
+    lambda o: "\n" + "\n".join(f"[{c}] {v}" for c, v in o),
     lambda o: "\n" + "\n".join(f"{c}: {v}" for c, v in o),
     lambda o: "\nAnswer choices: " + " ".join(f"({c}) {v}" for c, v in o),
     lambda o: "（    ）\n" + " ".join(f"{c}．{v}" for c, v in o),
-    lambda o: " $\\mathrm{(A) \\ } " + o[0][1] + "\\qquad " + "\\qquad ".join(f"\\mathrm{{({c}) "
-                                                                              f"\\ }} {v}" for c, v in o[1:]) + "$",
-]  # fmt: skip
+    lambda o: (
+        " $\\mathrm{(A) \\ } "
+        + o[0][1]
+        + "\\qquad "
+        + "\\qquad ".join(f"\\mathrm{{({c}) \\ }} {v}" for c, v in o[1:])
+        + "$"
+    ),
+]
 
 
 def _fill(template: str, chance: random.Random) -> str:
@@ -72,14 +81,21 @@ def choice(row: dict, chance: random.Random) -> dict | None:
 def exact(text: str, chance: random.Random) -> str:
     """The same question, spelt otherwise: spaces, delimiters, equivalent commands, case of the first letter."""
     for _ in range(chance.randint(1, 3)):
-        text = chance.choice([
-            lambda t: t.replace(" ", "  "), lambda t: _FORMULA.sub(r"\\(\1\\)", t), lambda t: t.replace(". ", ".\n"),
-            lambda t: t.replace("\\frac", "\\dfrac"), lambda t: t.replace("\\le ", "\\leq "),
-            lambda t: "Problem 3. " + t,
-            lambda t: t.rstrip(".") if t.endswith(".") else t + " ", lambda t: _FORMULA.sub(r"$ \1 $", t),
-            lambda t: t[0].lower() + t[1:], lambda t: t.replace("'", "’"),
-            lambda t: re.sub(r"\\cdot(?![a-z])", r"\\times", t),
-        ])(text)  # fmt: skip
+        text = chance.choice(
+            [
+                lambda t: t.replace(" ", "  "),
+                lambda t: _FORMULA.sub(r"\\(\1\\)", t),
+                lambda t: t.replace(". ", ".\n"),
+                lambda t: t.replace("\\frac", "\\dfrac"),
+                lambda t: t.replace("\\le ", "\\leq "),
+                lambda t: "Problem 3. " + t,
+                lambda t: t.rstrip(".") if t.endswith(".") else t + " ",
+                lambda t: _FORMULA.sub(r"$ \1 $", t),
+                lambda t: t[0].lower() + t[1:],
+                lambda t: t.replace("'", "’"),
+                lambda t: re.sub(r"\\cdot(?![a-z])", r"\\times", t),
+            ]
+        )(text)
     return text
 
 
@@ -114,7 +130,7 @@ def _typo(text, chance):
 
 
 def _drop(text, chance):
-    places = [m for m in re.finditer(r"\b(?:the|a|that|of|also|then) ", text)]
+    places = list(re.finditer(r"\b(?:the|a|that|of|also|then) ", text))
     for found in sorted(chance.sample(places, min(3, len(places))), key=lambda m: -m.start()):
         text = text[: found.start()] + text[found.end() :]
     return text
@@ -144,8 +160,17 @@ def _variable(text, chance):
 
 def differs(text: str, chance: random.Random) -> str | None:
     """Another question: one number, sign or word that decides is changed; None where there is none to change."""
-    swaps = {"smallest": "largest", "largest": "smallest", "sum": "product", "product": "sum", "minimum": "maximum",
-             "maximum": "minimum", "more": "fewer", "area": "perimeter", "even": "odd"}  # fmt: skip
+    swaps = {
+        "smallest": "largest",
+        "largest": "smallest",
+        "sum": "product",
+        "product": "sum",
+        "minimum": "maximum",
+        "maximum": "minimum",
+        "more": "fewer",
+        "area": "perimeter",
+        "even": "odd",
+    }
     options = []
     numbers = list(
         re.finditer(

@@ -29,8 +29,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tes
 import common
 from faults import Run, wait_for
 
-from openrlhf_orz.data.arithmetic import generate
-from openrlhf_orz.data.prompt_loader import PromptLoader
+from openrlhf_orz.data.arithmetic import generate_additions
+from openrlhf_orz.data.prompts import PromptLoader
 
 BASE = common.ROOT / "examples" / "tiny_base"
 PROMPTS, BATCH, SAMPLES, SEED = 1000, 8, 8, 42
@@ -57,7 +57,7 @@ class Soak:
         self.injected, self.survived, self.lost = Counter(), Counter(), []
         self.samples: list[tuple[float, int, str, float, int]] = []  # seconds, pid, name, MiB, file descriptors
         self.data = folder / "rows.jsonl"
-        rows = generate(PROMPTS, (3, 3), seed=5)
+        rows = generate_additions(PROMPTS, (3, 3), seed=5)
         self.data.write_text("".join(json.dumps({k: r[k] for k in ("question", "answer")}) + "\n" for r in rows))
         self.disk = folder / "disk"
         self.disk.mkdir()

@@ -83,7 +83,7 @@ optimizer=(
 )
 
 [ -x "$python" ] || setup cpu
-[ -n "${MODEL:-}" ] || run "$python" -m openrlhf_orz.cli.warm_start model --data "$DATA" --output "$BASE"
+[ -n "${MODEL:-}" ] || run "$python" examples/smollm2/get_model.py --data "$DATA" --output "$BASE"
 run "$python" -m openrlhf_orz.cli.warm_start rows --data "$DATA" --model "$BASE" --output "$RUN_DIR/data" \
    --sft_rows "$SFT_ROWS"
 if [ -z "${WARM_MODEL:-}" ]; then

@@ -10,17 +10,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from openrlhf_orz.data.curate import collect, normalise
+from openrlhf_orz.data.curate.collect import read_input
 from openrlhf_orz.data.curate.decontaminate import BUILTIN, save_builtin
+from openrlhf_orz.data.curate.inputs import parse_inputs
+from openrlhf_orz.data.curate.normalise import clean_question
 
 
 def questions(arguments: list[str]):
     for argument in arguments:
         name, _, path = argument.partition("=")
-        (item,) = collect.parse_inputs([{"name": name, "path": path}])
-        for row, refused in collect.read_input(item):
+        (item,) = parse_inputs([{"name": name, "path": path}])
+        for row, refused in read_input(item):
             if refused is None:
-                yield f"{name}#{row['meta']['row']}", normalise.question(row["question"])[0]
+                yield f"{name}#{row['meta']['row']}", clean_question(row["question"])[0]
 
 
 if __name__ == "__main__":

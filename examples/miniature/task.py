@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from openrlhf_orz.data.arithmetic import question
+from openrlhf_orz.data.arithmetic import addition_question
 
 FIRST, SECOND = range(100, 900), range(6, 15)
 ANSWER = " </think> <answer> \\boxed{{{}}} </answer>"
@@ -51,7 +51,7 @@ def write_questions(folder: Path, scales: tuple[int, ...], held_out: int, seed: 
     rng, asked = random.Random(seed), {}
     while len(asked) < max(scales) + held_out:
         asked[draw(rng)] = None
-    rows = [{"question": question(*terms), "answer": str(sum(terms))} for terms in asked]
+    rows = [{"question": addition_question(*terms), "answer": str(sum(terms))} for terms in asked]
     folder.mkdir(parents=True, exist_ok=True)
     parts = {f"train-{n}": rows[held_out : held_out + n] for n in scales} | {"held-out": rows[:held_out]}
     for name, part in parts.items():

@@ -89,7 +89,7 @@ class Task:
             at -= share
             if at < 0:
                 break
-        return prompts.render("paper", arithmetic.question(*terms)), self.styles[style](terms, rng)
+        return prompts.render("paper", arithmetic.addition_question(*terms)), self.styles[style](terms, rng)
 
 
 TASKS = {
@@ -213,7 +213,7 @@ def measure(model, tokenizer, n=400, seed=10_000, greedy=False, max_new_tokens=6
     """Sample at temperature 1 for n fresh questions: shares, accuracy and length of the styles."""
     rng = random.Random(seed)
     asked = [task.draw(rng) for _ in range(n)]
-    texts = [prompts.render("paper", arithmetic.question(*terms)) for terms in asked]
+    texts = [prompts.render("paper", arithmetic.addition_question(*terms)) for terms in asked]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
     torch.manual_seed(seed)
     sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}

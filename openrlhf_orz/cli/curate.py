@@ -3,8 +3,8 @@
     python -m openrlhf_orz.cli.curate --config curate.yaml
     python -m openrlhf_orz.cli.curate --input pool.jsonl --output curated [--english-only]
 
-docs/data.md has the stages, the keys of the configuration and a walk through a run. A run that was stopped goes on
-where it was when it is started again with the same configuration.
+docs/data.md describes the stages, the keys of the configuration and a real run. A run that was stopped goes on where
+it was when it is started again with the same configuration.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from openrlhf_orz.data.curate import pipeline
-from openrlhf_orz.data.curate.config import Config, load
+from openrlhf_orz.data.curate.config import Config, PassRate, load_config
+from openrlhf_orz.data.curate.pass_rate import Sampler
+from openrlhf_orz.data.curate.pipeline import run_pipeline
 from openrlhf_orz.data.sources import DataError
 
 
 def configuration(argv: list[str] | None) -> tuple[argparse.ArgumentParser, Config]:
-    """The parser, and the configuration that the arguments give."""
+    """The parser, and the configuration that the arguments describe."""
     parser = argparse.ArgumentParser(
         "python -m openrlhf_orz.cli.curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,21 +47,20 @@ def configuration(argv: list[str] | None) -> tuple[argparse.ArgumentParser, Conf
     if args.input:
         items = [{"path": path} | ({"entry": args.entry} if args.entry else {}) for path in args.input]
         overrides.append(f"inputs={items}")
-    return parser, load(args.config, overrides)
+    return parser, load_config(args.config, overrides)
 
 
 def main(argv: list[str] | None = None) -> int:
     try:
         _, config = configuration(argv)
-        pipeline.run(config, lambda line: print(line, flush=True), _sampler)
+        run_pipeline(config, lambda line: print(line, flush=True), _sampler)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _sampler(options):
-    from openrlhf_orz.evaluate.generate import pass_rate_sampler
+def _sampler(options: PassRate) -> Sampler:
 
     return pass_rate_sampler(options)
 

@@ -1,18 +1,19 @@
 """Right answers of a reasoner as rows for SFT: ``python -m openrlhf_orz.cli.distill --responses F --output F``.
 
-Takes responses.jsonl of ``openrlhf_orz.cli.evaluate``, keeps what the grader found right, and writes JSON lines with
-``input`` and ``output`` for OpenRLHF's SFT trainer. examples/distill_reasoner.sh is the whole way.
+Takes responses.jsonl of ``openrlhf_orz.cli.evaluate``, keeps the responses that the grader found right, and writes
+JSON lines with ``input`` and ``output`` for OpenRLHF's SFT trainer. examples/distill_reasoner.sh shows the whole way.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from openrlhf_orz.data.distill import select
+from openrlhf_orz.data.json_lines import decoded_lines, write_records
+from openrlhf_orz.data.sft_rows import select_responses
 from openrlhf_orz.data.sources import DataError
-from openrlhf_orz.runtime.files import read_json_lines, write_json_lines
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,11 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def lines(paths: list[Path]):
-    """The rows of the files; a line that is no JSON object is an error with its number."""
+def _responses(paths: list[Path]) -> Iterator[dict]:
+    """The rows of the files. Raises DataError, naming the line, for a line that is no JSON object."""
     for path in paths:
-        for number, row in read_json_lines(path):
-            if row is None:
+        for number, row in decoded_lines(path):
+            if not isinstance(row, dict):
                 raise DataError(
                     f"--responses: {path}:{number} is no JSON object: run the evaluation again, which mends a last"
                     " line that was cut, or remove it"
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("per_question", "max_tokens"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise DataError(f"--{name} is {getattr(args, name)}: it must be at least 1")
-        kept, fates = select(lines(args.responses), args.per_question, args.max_tokens)
+        kept, fates = select_responses(_responses(args.responses), args.per_question, args.max_tokens)
         told = ", ".join(f"{name} {count}" for name, count in fates.most_common())
         if not kept:
             raise DataError(
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
                 " the evaluation), another reasoner, or a larger --max_tokens"
             )
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json_lines(args.output, kept)
+        write_records(args.output, kept)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

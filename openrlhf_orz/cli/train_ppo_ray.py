@@ -24,7 +24,7 @@ def prepare_data(args) -> tuple[dict, int]:
 
     Raises DataError, naming flag, file and line, if there is nothing to train on.
     """
-    from openrlhf_orz.data.prepare import prepare_prompts
+    from openrlhf_orz.data.prepare import PromptRules, prepare_prompts
     from openrlhf_orz.reward.grader import Grader
     from openrlhf_orz.settings.models import check_models
 
@@ -32,7 +32,7 @@ def prepare_data(args) -> tuple[dict, int]:
     template = args.orz.prompt_template if args.data.input_template is None else args.data.input_template
     data_dir = Path(args.orz.run_dir) / "data"
     with Grader(plain=args.orz.plain_math_verify) as grader:
-        common = dict(
+        rules = PromptRules(
             tokenizer=tokenizer,
             template=template,
             input_key=args.data.input_key,
@@ -45,9 +45,9 @@ def prepare_data(args) -> tuple[dict, int]:
             args.data.prompt_dataset,
             data_dir,
             "train",
+            rules,
             split=args.data.prompt_split,
             max_rows=args.data.max_samples,
-            **common,
         )
         prepared = {
             "data.prompt_dataset": ",".join(map(str, train.paths)),
@@ -57,7 +57,7 @@ def prepare_data(args) -> tuple[dict, int]:
             "data.input_template": None,
         }
         if args.eval.dataset:
-            held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", split=args.eval.split, **common)
+            held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", rules, split=args.eval.split)
             prepared |= {"eval.dataset": ",".join(map(str, held_out.paths)), "eval.split": "train"}
     prompts = min(train.n_rows, args.data.max_samples)
     check_rollouts(args, prompts)
@@ -203,7 +203,7 @@ def summary(args) -> str:
 
 def failed(error: Exception, args) -> int:
     """Tell what ended the run; the exit status: 2 for what the user can mend, else 1. Raises what nobody foresaw."""
-    from openrlhf_orz.data.rows import DataError
+    from openrlhf_orz.data.sources import DataError
     from openrlhf_orz.runtime.watchdog import PhaseTimeout
     from openrlhf_orz.settings.upstream import WrongBuild
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from openrlhf_orz.data.json_lines import write_records
 
-def question(*terms: int) -> str:
-    """The question for a sum: question(37, 85) == "What is 37+85?"."""
+
+def addition_question(*terms: int) -> str:
+    """The question for a sum: addition_question(37, 85) == "What is 37+85?"."""
     return f"What is {'+'.join(map(str, terms))}?"
 
 
@@ -23,11 +24,11 @@ def _range(digits: int) -> range:
     return range(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
 
 
-def generate(n: int, digits: tuple[int, int] | int, seed: int, terms: int = 2) -> list[dict[str, str]]:
+def generate_additions(n: int, digits: tuple[int, int] | int, seed: int, terms: int = 2) -> list[dict[str, str]]:
     """`n` distinct sums of `terms` numbers of `digits` digits (one number, or the lowest and highest), shuffled.
 
     Rows have question, answer and source. The same arguments give the same rows. Every combination of digit
-    lengths gets an equal share as far as it has that many sums; 1+2 and 2+1 are two sums.
+    lengths gets an equal share, as far as it has so many sums; 1+2 and 2+1 are two sums.
     Raises ValueError, naming the flags below, for numbers out of range and when there are fewer sums than `n`.
     """
     low, high = (digits, digits) if isinstance(digits, int) else digits
@@ -36,7 +37,7 @@ def generate(n: int, digits: tuple[int, int] | int, seed: int, terms: int = 2) -
     if n < 1 or terms < 2:
         raise ValueError(f"--rows {n}, --terms {terms}: give at least 1 row and 2 terms")
     shapes = list(itertools.product(map(_range, range(low, high + 1)), repeat=terms))
-    # Smallest first, so that what a small shape can't give falls to the larger ones.
+    # Smallest first: a small shape may have fewer sums than its share, and the larger ones make up for it.
     shapes.sort(key=_size)
     space = sum(map(_size, shapes))
     if n > space:
@@ -48,7 +49,7 @@ def generate(n: int, digits: tuple[int, int] | int, seed: int, terms: int = 2) -
         sums += [_nth(shape, index) for index in _distinct(rng, _size(shape), min(share, _size(shape)))]
     rng.shuffle(sums)
     source = f"addition_{low}-{high}_digits" if low < high else f"addition_{low}_digits"
-    return [{"question": question(*sum_), "answer": str(sum(sum_)), "source": source} for sum_ in sums]
+    return [{"question": addition_question(*sum_), "answer": str(sum(sum_)), "source": source} for sum_ in sums]
 
 
 def _size(shape: Sequence[range]) -> int:
@@ -86,12 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="file to write, keys question, answer, source")
     args = parser.parse_args(argv)
     try:
-        rows = generate(args.rows, tuple(args.digits), args.seed, args.terms)
+        rows = generate_additions(args.rows, tuple(args.digits), args.seed, args.terms)
     except ValueError as error:
         parser.error(str(error))
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_records(args.output, rows)
     except OSError as error:
         parser.error(f"--output {args.output}: {error.strerror}. Choose another file.")
     print(f"{len(rows)} additions in {args.output}")

@@ -1,26 +1,43 @@
-"""Writes the prompts a run trains on, as the JSONL that OpenRLHF's PromptDataset loads, and reports bad rows.
+"""Writes the prompts of a run as the JSONL that OpenRLHF's PromptDataset loads, and reports bad rows.
 
 Runs on the driver before Ray starts, so that a run never starts on data it can't use.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf_orz.data.json_lines import write_records
 from openrlhf_orz.data.prompts import render
-from openrlhf_orz.data.rows import BadRow, DataError, Row, read_rows
-from openrlhf_orz.data.sources import Flags
+from openrlhf_orz.data.rows import BadRow, Row, read_dataset
+from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError
 
 TOKENIZER_BATCH = 1024  # prompts
 HUGE_PROMPT = 200_000  # characters: tokens of a longer prompt are not counted if they must be too many
-BAD_ROWS_SHOWN = 5  # a dataset; the file has all
+BAD_ROWS_SHOWN = 5  # of a dataset; the file has all
+
+
+@dataclass(frozen=True)
+class PromptRules:
+    """How rows become prompts, and which rows can.
+
+    `template` is as in `prompts.render`. With `apply_chat_template` the prompt is the bare question, which OpenRLHF
+    renders with the tokenizer's chat template; the length is that of the rendered text. A row is bad if its prompt
+    has more than `max_prompt_len` tokens, or if `check_reference` refuses its reference.
+    """
+
+    tokenizer: Any
+    template: str
+    input_key: str
+    label_key: str | None
+    max_prompt_len: int
+    check_reference: Callable[[str], bool] | None = None
+    apply_chat_template: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,30 +54,20 @@ def prepare_prompts(
     specs: str,
     out_dir: Path,
     name: str,
-    tokenizer: Any,
+    rules: PromptRules,
     *,
-    template: str,
-    input_key: str,
-    label_key: str | None,
     split: str,
-    max_prompt_len: int,
-    check_reference: Callable[[str], bool] | None = None,
     max_rows: int | None = None,
-    apply_chat_template: bool = False,
     log: Callable[[str], None] = print,
 ) -> Prepared:
-    """Read, render and check every dataset of `specs` (comma-separated) and write what is good.
+    """Read, render and check every dataset of `specs` (comma-separated) and write the good rows.
 
     Writes `out_dir/prompts_<name>.jsonl`, or `prompts_<name>_<i>.jsonl` when there are several datasets, with keys
     prompt, label, datasource, question, file, row; and `out_dir/bad_rows_<name>.jsonl` when there are bad rows.
     OpenRLHF loads the former with input key "prompt", label key "label" and split "train", whatever `split` was.
 
-    `name` is "train" or "eval"; `template` as in `prompts.render`. Rows whose prompt exceeds `max_prompt_len`
-    tokens, or whose reference `check_reference` refuses (asked once per distinct reference), are bad. With
-    `apply_chat_template` the prompt is the bare question, which OpenRLHF renders with the tokenizer's chat template;
-    the length is that of the rendered text. `max_rows` bounds the rows read per dataset.
-
-    Raises DataError when a dataset can't be read or has no good row left.
+    `name` is "train" or "eval". `max_rows` bounds the rows read per dataset. Raises DataError when a dataset can't be
+    read or has no good row left.
     """
     out_dir = Path(out_dir).resolve()
     if set(",@") & set(str(out_dir)):
@@ -68,28 +75,17 @@ def prepare_prompts(
             f"--ckpt.output_dir: OpenRLHF splits the paths of datasets at ',' and '@', and {out_dir} has one. "
             "Choose another folder."
         )
-    flags = Flags("--eval.dataset", "--eval.split") if name == "eval" else Flags()
-    prompt_of = _chat_renderer(tokenizer) if apply_chat_template else lambda question: render(template, question)
-    checked: dict[str, bool] = {}
+    flags = EVAL_FLAGS if name == "eval" else TRAIN_FLAGS
     spec_list = [spec.strip() for spec in specs.split(",")]
+    checker = _RowChecker(rules)
     paths, all_bad, empty, n_rows = [], [], [], 0
     out_dir.mkdir(parents=True, exist_ok=True)
     for i, spec in enumerate(spec_list):
-        rows, bad = read_rows(spec, input_key, label_key, split, max_rows, flags=flags)
-        prompts = [prompt_of(row.question) for row in rows]
-        too_long = _too_long(tokenizer, prompts, max_prompt_len)
-        good = []
-        for index, (row, prompt) in enumerate(zip(rows, prompts)):
-            if index in too_long:
-                detail = f"{too_long[index]} tokens > {max_prompt_len} (--orz.max_prompt_len, --data.max_len)"
-                bad.append(_refuse(row, "prompt_too_long", detail))
-            elif check_reference is not None and not _check_once(check_reference, row.answer, checked):
-                bad.append(_refuse(row, "reference_unparsable", f"reference {row.answer[:80]!r}"))
-            else:
-                good.append(_as_openrlhf(row, row.question if apply_chat_template else prompt))
+        rows, bad = read_dataset(spec, rules.input_key, rules.label_key, split, max_rows, flags=flags)
+        good, refused = checker.split(rows)
+        bad = sorted(bad + refused, key=lambda row: (row.file, row.row))
         path = out_dir / (f"prompts_{name}_{i}.jsonl" if len(spec_list) > 1 else f"prompts_{name}.jsonl")
-        _write_json_lines(path, good)
-        bad.sort(key=lambda row: (row.file, row.row))
+        write_records(path, good)
         _report(spec, name, len(good), bad, log)
         paths.append(path)
         all_bad += bad
@@ -99,7 +95,7 @@ def prepare_prompts(
     bad_path = out_dir / f"bad_rows_{name}.jsonl"
     bad_path.unlink(missing_ok=True)  # one of an earlier run here would mislead
     if all_bad:
-        _write_json_lines(bad_path, (asdict(row) for row in all_bad))
+        write_records(bad_path, map(asdict, all_bad))
         log(f"{name} data: every bad row is in {bad_path}")
     reasons = dict(Counter(row.reason for row in all_bad).most_common())
     if empty:
@@ -110,17 +106,50 @@ def prepare_prompts(
     return Prepared(paths, n_rows, len(all_bad), reasons)
 
 
+class _RowChecker:
+    """Renders rows and tells good from bad ones. Each distinct reference is checked once, over all datasets."""
+
+    def __init__(self, rules: PromptRules):
+        self.rules = rules
+        self.render = _chat_renderer(rules.tokenizer) if rules.apply_chat_template else self._from_template
+        self.checked: dict[str, bool] = {}
+
+    def _from_template(self, question: str) -> str:
+        return render(self.rules.template, question)
+
+    def split(self, rows: list[Row]) -> tuple[list[dict[str, Any]], list[BadRow]]:
+        """(rows as OpenRLHF reads them, bad rows)."""
+        limit = self.rules.max_prompt_len
+        prompts = [self.render(row.question) for row in rows]
+        too_long = _too_long(self.rules.tokenizer, prompts, limit)
+        good, bad = [], []
+        for i, (row, prompt) in enumerate(zip(rows, prompts)):
+            if i in too_long:
+                detail = f"{too_long[i]} tokens > {limit} (--orz.max_prompt_len, --data.max_len)"
+                bad.append(BadRow(row.file, row.row, "prompt_too_long", detail))
+            elif not self._has_good_reference(row):
+                bad.append(BadRow(row.file, row.row, "reference_unparsable", f"reference {row.answer[:80]!r}"))
+            else:
+                good.append(_as_openrlhf(row, row.question if self.rules.apply_chat_template else prompt))
+        return good, bad
+
+    def _has_good_reference(self, row: Row) -> bool:
+        if self.rules.check_reference is None:
+            return True
+        if row.answer not in self.checked:
+            self.checked[row.answer] = self.rules.check_reference(row.answer)
+        return self.checked[row.answer]
+
+
 def _chat_renderer(tokenizer: Any) -> Callable[[str], str]:
     if not getattr(tokenizer, "chat_template", None):
         raise DataError("--data.apply_chat_template: the tokenizer has no chat template. Leave the flag out.")
+    from jinja2 import TemplateError
 
     def rendered(question: str) -> str:
-        from jinja2 import TemplateError
-
+        turns = [{"role": "user", "content": question}]
         try:
-            return tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-            )
+            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise DataError(
                 f"--data.apply_chat_template: the tokenizer's chat template fails: {error}. Mend it, or leave the flag"
@@ -148,16 +177,6 @@ def _too_long(tokenizer: Any, prompts: list[str], limit: int) -> dict[int, int |
     return found
 
 
-def _check_once(check: Callable[[str], bool], answer: str, checked: dict[str, bool]) -> bool:
-    if answer not in checked:
-        checked[answer] = check(answer)
-    return checked[answer]
-
-
-def _refuse(row: Row, reason: str, detail: str) -> BadRow:
-    return BadRow(row.file, row.row, reason, detail)
-
-
 def _as_openrlhf(row: Row, prompt: str) -> dict[str, Any]:
     return {
         "prompt": prompt,
@@ -172,14 +191,6 @@ def _as_openrlhf(row: Row, prompt: str) -> dict[str, Any]:
 def _stay_text(value: str) -> str:
     # The JSON reader under `datasets` turns a column of ISO dates into timestamps; a blank at the end keeps it text.
     return value + " " if re.match(r"\d{4}-\d\d-\d\d", value) else value
-
-
-def _write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    partial = path.with_suffix(".partial")  # an interrupted run leaves no half file under the final name
-    with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
 
 
 def _report(spec: str, name: str, kept: int, bad: list[BadRow], log: Callable[[str], None]) -> None:

@@ -1,6 +1,9 @@
-"""The prompt templates: what text surrounds a question before a base model continues it."""
+"""The prompts of a run: the text around a question that a base model continues, and the order of the questions."""
 
 from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
 
 from openrlhf_orz.data.sources import DataError
 
@@ -36,7 +39,7 @@ TEMPLATES: dict[str, str] = {
 
 
 def _parts(template: str) -> list[str]:
-    """The literal texts between which the question stands, two or more of them."""
+    """The two or more literal texts between which the question stands."""
     text = TEMPLATES.get(template, template)
     if PLACEHOLDER in text:
         return text.split(PLACEHOLDER)
@@ -79,3 +82,55 @@ def chat_template(template: str) -> str:
         "{{ " + text + " }}"
         "{% if messages[-1]['role'] == 'assistant' %}{{ messages[-1]['content'] }}{% endif %}"
     )
+
+
+class PromptLoader:
+    """One prompt at a time, shuffled anew in each episode. Its state is two numbers: episode and position.
+
+    It takes the place of the data loader in OpenRLHF's trainer, with ``len``, ``iter``, ``state_dict``,
+    ``load_state_dict`` and ``dataset``. ``iter`` goes on where the last one ended, and begins the next episode after
+    the last prompt.
+
+    Args:
+        dataset: the prompts.
+        collate: makes a batch of a list of items.
+        seed: fixes the order, together with the number of the episode.
+    """
+
+    def __init__(self, dataset: Sequence, collate: Callable[[list], object], seed: int):
+        self.dataset, self.collate, self.seed = dataset, collate, seed
+        self.episode = self.position = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def order(self, episode: int) -> list[int]:
+        """The indices of the prompts, in the order of ``episode``."""
+        indices = list(range(len(self.dataset)))
+        random.Random(f"prompts-{self.seed}-{episode}").shuffle(indices)
+        return indices
+
+    def __iter__(self) -> Iterator:
+        if self.exhausted:
+            self.episode, self.position = self.episode + 1, 0
+        order = self.order(self.episode)
+        while self.position < len(order):
+            item = self.dataset[order[self.position]]
+            self.position += 1
+            yield self.collate([item])
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the episode has no prompts left."""
+        return self.position >= len(self.dataset)
+
+    @property
+    def drawn(self) -> int:
+        """Prompts drawn since the first episode began."""
+        return self.episode * len(self.dataset) + self.position
+
+    def state_dict(self) -> dict[str, int]:
+        return {"episode": self.episode, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.episode, self.position = state["episode"], state["position"]

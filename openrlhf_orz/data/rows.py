@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openrlhf_orz.data.sources import READERS, Broken, DataError, Flags, records
+from openrlhf_orz.data.json_lines import Broken
+from openrlhf_orz.data.sources import READERS, TRAIN_FLAGS, DataError, DataFlags, records
 
-__all__ = ["BadRow", "DataError", "Row", "read_rows"]
-
+QUESTION_KEYS = ("question", "prompt", "problem", "Question", "Problem")  # where a question stands if no key is given
 _MISSING = object()
 
 
@@ -36,7 +36,8 @@ class BadRow:
     """One row that can't be trained on.
 
     `reason` is one of broken_json, duplicate_key, not_utf8, not_an_object, bad_dialogue, no_question, no_answer
-    (missing, null or empty), question_not_text, answer_not_text; `prepare` adds prompt_too_long and reference_unparsable.
+    (missing, null or empty), question_not_text, answer_not_text. `prepare` adds prompt_too_long and
+    reference_unparsable.
     """
 
     file: str
@@ -46,17 +47,17 @@ class BadRow:
 
 
 class BadValue(Exception):
-    """Carries (reason, detail) of a bad row, as in `BadRow`."""
+    """A bad row was found; `args` are (reason, detail) as in `BadRow`."""
 
 
-def read_rows(
+def read_dataset(
     spec: str,
     input_key: str,
     label_key: str | None,
     split: str = "train",
     max_rows: int | None = None,
     *,
-    flags: Flags = Flags(),
+    flags: DataFlags = TRAIN_FLAGS,
 ) -> tuple[list[Row], list[BadRow]]:
     """Read the questions and reference answers of one dataset, in order.
 
@@ -65,8 +66,8 @@ def read_rows(
     under `input_key` and the answer, text or a number, under `label_key`. A row that is a two-turn dialogue as in
     the ORZ release (`[{"from": "human", "value": ...}, {"from": "assistant", "ground_truth": {"value": ...}}]`)
     needs no keys. In a folder, files whose names carry another split are left out. `max_rows` bounds the rows
-    read, good and bad. A bad row never raises. Raises DataError when there is nothing to read at `spec`, or when
-    no row has `input_key` or `label_key`.
+    read, good and bad. `flags` are named in errors. A bad row never raises. Raises DataError when there is nothing
+    to read at `spec`, or when no row has `input_key` or `label_key`.
     """
     columns = {input_key, "datasource", "0", "1"} | ({label_key} if label_key else set())
     rows: list[Row] = []
@@ -104,7 +105,7 @@ def _check_keys(keys: dict[str, None], spec: str, input_key: str, label_key: str
 
 
 def as_dialogue(record: Any) -> list | None:
-    """The turns of an ORZ dialogue; the hub makes each turn a column "0", "1" of a table."""
+    """The turns of an ORZ dialogue, or None for another record. The hub makes each turn a column "0", "1"."""
     if isinstance(record, dict) and "0" in record and "1" in record:
         record = [record["0"], record["1"]]
     if isinstance(record, list) and record and isinstance(record[0], dict) and "from" in record[0]:
@@ -113,23 +114,22 @@ def as_dialogue(record: Any) -> list | None:
 
 
 def from_dialogue(turns: list) -> tuple[str, str]:
-    """Question and answer of a dialogue's turns; BadValue when they are not there."""
+    """Question and answer of a dialogue's turns. Raises BadValue when one is missing."""
     if len(turns) != 2 or not isinstance(turns[1], dict):
         raise BadValue("bad_dialogue", f"{len(turns)} turns, not a question and a ground truth")
     truth = turns[1].get("ground_truth")
     truth = truth if isinstance(truth, dict) else {}
-    return question_of(turns[0].get("value", _MISSING), "value"), answer_of(
-        truth.get("value", _MISSING), "ground_truth.value"
-    )
+    question = question_of(turns[0].get("value", _MISSING), "value")
+    return question, answer_of(truth.get("value", _MISSING), "ground_truth.value")
 
 
 def question_of(value: Any, where: str) -> str:
-    """The question as it is; BadValue, saying `where` it stood, when it is no text."""
+    """The question as it is. Raises BadValue, which says `where` it stood, for anything but text."""
     return _text(value, where, "question")
 
 
 def answer_of(value: Any, where: str) -> str:
-    """The answer as text, also of a number; BadValue, saying `where` it stood, when it is neither."""
+    """The answer, text or a number, as text. Raises BadValue, which says `where` it stood, for anything else."""
     if isinstance(value, (int, float, decimal.Decimal)) and not isinstance(value, bool) and math.isfinite(value):
         # Tables with gaps turn whole numbers into floats.
         whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53

@@ -13,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf_orz.data.json_lines import Broken, decoded_lines, unique_keys
+
 READERS = (".json", ".jsonl", ".parquet")
 TABLE_BATCH = 1024  # rows decoded at a time
 # Files of a folder that describe it and hold no rows.
 _DESCRIPTIONS = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 _SPLIT_ALIASES = {
-    "training": "train", "valid": "validation", "val": "validation", "dev": "validation",
-    "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
+    **dict.fromkeys(("training",), "train"),
+    **dict.fromkeys(("valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("testing", "eval", "evaluation"), "test"),
+}
 _SPLIT_WORDS = {"train", "validation", "test", *_SPLIT_ALIASES}
+
+Record = tuple[str, int, Any]  # file, row number from 1, decoded record or Broken
 
 
 class DataError(ValueError):
@@ -29,29 +34,22 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
-class Broken:
-    """Stands for a record that could not be decoded; `reason` as in `rows.BadRow`."""
+class DataFlags:
+    """The flags that name a dataset and its split; errors name them."""
 
-    reason: str
-    detail: str
-
-
-Record = tuple[str, int, Any]  # file, row number from 1, decoded record or Broken
+    dataset: str
+    split: str
 
 
-@dataclass(frozen=True)
-class Flags:
-    """The flags that errors name: those of the training or of the evaluation data."""
-
-    dataset: str = "--data.prompt_dataset"
-    split: str = "--data.prompt_split"
+TRAIN_FLAGS = DataFlags("--data.prompt_dataset", "--data.prompt_split")
+EVAL_FLAGS = DataFlags("--eval.dataset", "--eval.split")
 
 
-def records(spec: str, split: str, columns: set[str], flags: Flags = Flags()) -> Iterator[Record]:
-    """Every record of `spec` in order (see `rows.read_rows` for what a spec may be).
+def records(spec: str, split: str, columns: set[str], flags: DataFlags = TRAIN_FLAGS) -> Iterator[Record]:
+    """Every record of `spec` in order (see `rows.read_dataset` for what a spec may be).
 
-    Of tables (Parquet, saved and hub datasets) only `columns` are decoded; the others are there as None.
-    Raises DataError when there is no such file, folder or dataset, or it can't be read as a whole.
+    Of tables (Parquet, saved and hub datasets) only `columns` are decoded; the other columns are None.
+    Raises DataError when there is no such file, folder or dataset, or it can't be read at all.
     """
     name, data_dir = spec.strip(), ""
     if "@" in name and not os.path.exists(Path(name).expanduser()):
@@ -79,7 +77,7 @@ def _looks_like_path(name: str) -> bool:
     return Path(name).suffix.lower() in READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
 
 
-def _file(path: Path, columns: set[str], flags: Flags) -> Iterator[Record]:
+def _file(path: Path, columns: set[str], flags: DataFlags) -> Iterator[Record]:
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise DataError(
@@ -105,36 +103,14 @@ def _begins(path: Path) -> bytes:
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if line.strip():  # an empty line is the end of the file, not a row
-                yield str(path), number, _decode_line(line.rstrip(b"\r\n"))
+    yield from ((str(path), number, record) for number, record in decoded_lines(path))
 
 
-def _decode_line(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        return Broken("not_utf8", str(error))
-    except (ValueError, RecursionError) as error:  # ValueError: broken, or an integer of thousands of digits
-        return Broken("broken_json", str(error))
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Any:
-    """A JSON object; JSON lets a key stand twice, and Python would take the last."""
-    record = dict(pairs)
-    if len(record) == len(pairs):
-        return record
-    names = [name for name, _ in pairs]
-    return Broken("duplicate_key", f"key {next(name for name in names if names.count(name) > 1)!r} stands twice")
-
-
-def _json(path: Path, flags: Flags) -> Iterator[Record]:
+def _json(path: Path, flags: DataFlags) -> Iterator[Record]:
     # Bad bytes become lone surrogates, so that only the rows that hold them are refused.
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     try:
-        whole = json.loads(text, object_pairs_hook=_object)
+        whole = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         # One record a line under the name .json is common.
         if text.lstrip().startswith("{") or getattr(error, "msg", "") == "Extra data":
@@ -186,7 +162,7 @@ def _decode_table_row(one: Any) -> Any:
         return Broken("not_utf8", str(error))
 
 
-def _folder(path: Path, split: str, columns: set[str], flags: Flags) -> Iterator[Record]:
+def _folder(path: Path, split: str, columns: set[str], flags: DataFlags) -> Iterator[Record]:
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         yield from _saved(path, split, columns, flags)
         return
@@ -223,7 +199,7 @@ def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
     return sorted(named + plain) if split == "train" else named or plain
 
 
-def _saved(path: Path, split: str, columns: set[str], flags: Flags) -> Iterator[Record]:
+def _saved(path: Path, split: str, columns: set[str], flags: DataFlags) -> Iterator[Record]:
     import datasets
 
     try:
@@ -237,7 +213,7 @@ def _saved(path: Path, split: str, columns: set[str], flags: Flags) -> Iterator[
     yield from _dataset_records(data, str(path), columns)
 
 
-def _hub(name: str, data_dir: str | None, split: str, columns: set[str], flags: Flags) -> Iterator[Record]:
+def _hub(name: str, data_dir: str | None, split: str, columns: set[str], flags: DataFlags) -> Iterator[Record]:
     import datasets
 
     try:

@@ -27,7 +27,7 @@ from transformers import AutoConfig
 
 from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
-from openrlhf_orz.data.prompt_loader import PromptLoader
+from openrlhf_orz.data.prompts import PromptLoader
 from openrlhf_orz.evaluate.grading import evaluate_samples
 from openrlhf_orz.rollout.generation import OrzSamplesGenerator
 from openrlhf_orz.rollout.sync.check import SyncCheck, engine_memory

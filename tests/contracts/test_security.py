@@ -73,8 +73,8 @@ def test_what_unpickles_is_known():
         and keyword(call, "weights_only") != "True"
         and keyword(call, "allow_pickle") != "False"
     }
-    # need.py imports curation's own libraries, by names that stand in the code
-    assert found <= {("rollout/sync/transport.py", "pickle.loads"), ("data/curate/need.py", "importlib.import_module")}
+    # config.py imports curation's own libraries, by names that stand in the code
+    assert found <= {("rollout/sync/transport.py", "pickle.loads"), ("data/curate/config.py", "importlib.import_module")}
 
 
 class Started(BaseException):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from runs import ENV, read_jsonl
 
-from openrlhf_orz.data.arithmetic import generate
+from openrlhf_orz.data.arithmetic import generate_additions
 from openrlhf_orz.evaluate.statistics import summarise
 
 pytestmark = pytest.mark.e2e
@@ -21,7 +21,7 @@ BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
 
 def test_kill_and_go_on(tmp_path):
     data, out = tmp_path / "additions.jsonl", tmp_path / "out"
-    data.write_text("".join(json.dumps(row) + "\n" for row in generate(12, (3, 3), seed=5)))
+    data.write_text("".join(json.dumps(row) + "\n" for row in generate_additions(12, (3, 3), seed=5)))
     command = [
         sys.executable, "-m", "openrlhf_orz.cli.evaluate", "--model", BASE, "--data", data, "--n", "64",
         "--max_new_tokens", "48", "--device", "cpu", "--out", out,

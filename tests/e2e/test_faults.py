@@ -15,7 +15,7 @@ from faults import Run, no_traces, shared_memory, wait_for
 from runs import read_jsonl
 from safetensors.torch import load_file, save_file
 
-from openrlhf_orz.data.arithmetic import generate
+from openrlhf_orz.data.arithmetic import generate_additions
 from openrlhf_orz.runtime.processes import ended
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -34,7 +34,7 @@ def no_run_outlives_its_test():
 
 def start(tmp_path, *flags, steps=6, model=BASE, **env) -> Run:
     data = tmp_path / "rows.jsonl"
-    rows = generate(2 * steps, (3, 3), seed=1)
+    rows = generate_additions(2 * steps, (3, 3), seed=1)
     data.write_text("".join(json.dumps({k: row[k] for k in ("question", "answer")}) + "\n" for row in rows))
     run = Run(
         tmp_path / "run", "--actor.model_name_or_path", model, "--data.prompt_dataset", data, "--orz.device", "cpu",

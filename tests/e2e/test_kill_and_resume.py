@@ -10,7 +10,7 @@ import pytest
 from faults import Run, is_loopback, listening, no_traces, of_run, shared_memory
 from runs import read_jsonl
 
-from openrlhf_orz.data.arithmetic import generate
+from openrlhf_orz.data.arithmetic import generate_additions
 from openrlhf_orz.runtime import checkpoints
 
 pytestmark = pytest.mark.e2e
@@ -26,7 +26,7 @@ OF_TIME = (
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    rows = generate(2 * STEPS, (3, 3), seed=1)
+    rows = generate_additions(2 * STEPS, (3, 3), seed=1)
     path.write_text("".join(json.dumps({k: row[k] for k in ("question", "answer")}) + "\n" for row in rows))
     return path
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import ENV, read_jsonl, succeed, train
 
-from openrlhf_orz.data.arithmetic import generate
+from openrlhf_orz.data.arithmetic import generate_additions
 from openrlhf_orz.data.prompts import render
 
 pytestmark = pytest.mark.e2e
@@ -31,7 +31,7 @@ print("PROMPT", repr(output[0].prompt)); print("TEXT", repr(output[0].outputs[0]
 def run(tmp_path_factory):
     """Ten good rows and three bad ones, four prompts a step: the third rollout is partial. ZeRO 0, packed."""
     folder = tmp_path_factory.mktemp("outputs")
-    rows = [{"question": r["question"], "answer": r["answer"]} for r in generate(10, (3, 3), seed=1)]
+    rows = [{"question": r["question"], "answer": r["answer"]} for r in generate_additions(10, (3, 3), seed=1)]
     bad = [{"question": "What is 1+1?"}, {"question": "", "answer": "2"}]
     lines = [json.dumps(row) for row in [*rows[:5], *bad, *rows[5:]]] + ['{"question": "broken']
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
@@ -163,7 +163,9 @@ def test_grpo_off_policy_with_a_reference_model(tmp_path):
     """No critic; two policy steps a rollout, fixed micro-batches; a KL penalty brings the reference model and the
     forward for old log-probs back by itself; in float32 a sync is exact to a few millionths.
     """
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in generate(8, (3, 3), seed=2)))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in generate_additions(8, (3, 3), seed=2))
+    )
     result = train(
         tmp_path / "run", BASE, tmp_path / "rows.jsonl", *TINY, "--algo.advantage.estimator", "group_norm",
         "--orz.policy_updates", "2", "--train.micro_batch_size", "2", "--ds.param_dtype", "fp32",

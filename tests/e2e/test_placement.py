@@ -11,7 +11,7 @@ import pytest
 from faults import Run
 from runs import read_jsonl
 
-from openrlhf_orz.data.arithmetic import generate
+from openrlhf_orz.data.arithmetic import generate_additions
 
 pytestmark = pytest.mark.e2e
 BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
@@ -88,7 +88,7 @@ def test_a_run_across_two_nodes_is_the_planned_one(cluster, tmp_path, capsys):
     from openrlhf_orz.cli import plan
 
     data = tmp_path / "rows.jsonl"
-    rows = generate(5, (3, 3), seed=1)
+    rows = generate_additions(5, (3, 3), seed=1)
     data.write_text("".join(json.dumps({k: row[k] for k in ("question", "answer")}) + "\n" for row in rows))
     flags = [
         "--actor.model_name_or_path", BASE, "--data.prompt_dataset", data, "--orz.device", "cpu",

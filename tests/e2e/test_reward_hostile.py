@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from runs import read_jsonl, succeed
 
-from openrlhf_orz.data.arithmetic import generate
+from openrlhf_orz.data.arithmetic import generate_additions
 from openrlhf_orz.reward import Grader
 
 pytestmark = pytest.mark.e2e
@@ -50,7 +50,7 @@ def test_hostile_answers_in_a_training_run(tmp_path):
     log, agent = tmp_path / "graded.jsonl", tmp_path / "planting_agent.py"
     agent.write_text(PLANTING_AGENT.format(log=str(log)))
     sums = tmp_path / "sums.jsonl"
-    rows = [{"question": row["question"], "answer": row["answer"]} for row in generate(12, (3, 3), seed=1)]
+    rows = [{"question": row["question"], "answer": row["answer"]} for row in generate_additions(12, (3, 3), seed=1)]
     sums.write_text("".join(json.dumps(row) + "\n" for row in rows))
     metrics = succeed(
         tmp_path / "run", BASE, sums, "--orz.prompt_template", "paper",

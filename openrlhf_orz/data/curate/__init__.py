@@ -1,1 +1,1 @@
-"""The paper's data curation as a pipeline: docs/data.md says how to use it, `pipeline.run` runs it."""
+"""The paper's data curation as a pipeline: docs/data.md says how to use it, `pipeline.run_pipeline` runs it."""

@@ -1,7 +1,8 @@
-"""Stage 2: questions as clean text, and answers that the training grader can read and finds right against themselves.
+"""Stage 1: cleans questions and answers, and rejects answers that the training grader cannot use.
 
-Reasons: question_too_long, question_empty, unshowable_characters, image (a picture was part of the question),
-figure_missing, answer_empty, answer_too_long, answer_unparsable, answer_fails_itself.
+It can use an answer if it can parse it and finds it right against itself. Reasons of rejection: question_too_long,
+question_empty, unshowable_characters, image (a picture was part of the question), figure_missing, answer_empty,
+answer_too_long, answer_unparsable, answer_fails_itself.
 """
 
 from __future__ import annotations
@@ -11,26 +12,26 @@ import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from openrlhf_orz.data.curate import normalise
 from openrlhf_orz.data.curate.config import Clean
-from openrlhf_orz.data.curate.shards import rejection
+from openrlhf_orz.data.curate.normalise import clean_answer, clean_question, figure_missing, unshowable
+from openrlhf_orz.data.curate.shards import split_rows
 from openrlhf_orz.reward.grader import Grader
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.reward.verifiers import ReasoningGym
 
-# Numbers that the grader is known to read: integers, decimals, fractions of integers. A test holds this.
+# Numbers that the grader reads for certain: integers, decimals, fractions of integers. A test compares them with it.
 _PLAIN = re.compile(r"-?(?:\d{1,15}(?:\.\d{1,15})?|\\[dt]?frac\{\d{1,9}\}\{0*[1-9]\d{0,8}\}|\d{1,9}/0*[1-9]\d{0,8})")
 _NO_ANSWER = {"None", "none", "null", "nan", "NaN", "N/A", "n/a"}  # what programs write for a missing value
 _ASKED_AT_ONCE = 8
 
 
 def plainly_fine(answer: str) -> bool:
-    """Whether an answer is a number that needs no grader to be known as right against itself."""
+    """Whether an answer is a number that is known to be right against itself, without the grader."""
     return _PLAIN.fullmatch(answer) is not None
 
 
 class References:
-    """Which answers the training grader can read, asked once for each distinct one; `close` ends its workers."""
+    """Asks the training grader which answers it can use, once for each distinct answer; `close` ends its workers."""
 
     def __init__(self, workers: int | None = None, plain: bool = False):
         self._grader = Grader(workers=workers, plain=plain, shared=True)
@@ -38,7 +39,7 @@ class References:
         self._known: dict[str, str | None] = {}
 
     def check(self, answers: Iterable[str], verifier: str = "math") -> dict[str, str | None]:
-        """For each answer None, or why it cannot be used: answer_unparsable or answer_fails_itself."""
+        """Why each answer cannot be used (answer_unparsable or answer_fails_itself), or None if it can."""
         if verifier == "reasoning_gym":
             return {answer: self._check_entry(answer) for answer in answers}
         wanted = dict.fromkeys(answers)
@@ -56,7 +57,7 @@ class References:
         return "answer_fails_itself" if verdict is Verdict.WRONG else "answer_unparsable"
 
     def _check_entry(self, answer: str) -> str | None:
-        """A reasoning-gym entry's own answer must have its scorer's full score."""
+        """The same for a reasoning-gym entry: its own answer must get the full score of its scorer."""
         if not self._gym.check_reference(answer):
             return "answer_unparsable"
         own = str(json.loads(answer).get("answer"))
@@ -72,22 +73,21 @@ class References:
 
 
 def clean_text(row: dict, options: Clean) -> tuple[str, str] | None:
-    """Clean the question and answer of a row in place; (reason, detail) when it must go."""
+    """Clean question and answer of a row in place; returns (reason, detail) if the row is rejected."""
     question, answer = row["question"], row["answer"]
-    own_verifier = row["meta"].get("verifier") == "reasoning_gym"
+    is_entry = row["meta"].get("verifier") == "reasoning_gym"
     if len(question) > options.max_question_chars:
         return "question_too_long", f"{len(question)} characters > {options.max_question_chars}"
-    if len(answer) > options.max_answer_chars and not own_verifier:
+    if len(answer) > options.max_answer_chars and not is_entry:
         return "answer_too_long", f"{len(answer)} characters > {options.max_answer_chars}"
-    if not row["meta"].get("generated"):
-        question, lost = normalise.question(question)
-    else:
-        lost = False
-    if not own_verifier:
-        answer = normalise.answer(answer)
+    generated, lost = bool(row["meta"].get("generated")), False
+    if not generated:
+        question, lost = clean_question(question)
+    if not is_entry:
+        answer = clean_answer(answer)
     row["question"], row["answer"] = question, answer
     for what, text in (("question", question), ("answer", answer)):
-        where = normalise.unshowable(text)
+        where = unshowable(text)
         if where:
             return "unshowable_characters", f"{what}: {where}"
     if not any(sign.isalnum() for sign in question):
@@ -96,7 +96,7 @@ def clean_text(row: dict, options: Clean) -> tuple[str, str] | None:
         return "answer_empty", f"{answer!r}"
     if lost:
         return "image", "a picture was part of the question"
-    if options.figures and not row["meta"].get("generated") and normalise.figure_missing(question):
+    if options.figures and not generated and figure_missing(question):
         return "figure_missing", "it points to a figure that is not there"
     return None
 
@@ -104,25 +104,18 @@ def clean_text(row: dict, options: Clean) -> tuple[str, str] | None:
 def clean(
     rows: Iterable[dict], options: Clean, check: Callable[..., dict[str, str | None]] | None
 ) -> tuple[list[dict], list[dict]]:
-    """The kept rows, cleaned, and the rejections; `check` is `References.check`, None to leave answers unchecked."""
-    passed, rejected = [], []
-    for row in rows:
-        refused = clean_text(row, options)
-        if refused:
-            rejected.append(rejection(row, "clean", *refused))
-        else:
-            passed.append(row)
+    """The kept rows, cleaned, and the rejections. `check` is `References.check`, or None for no check of answers."""
+    passed, rejected = split_rows(rows, "clean", lambda row: clean_text(row, options))
     if check is None:
         return passed, rejected
-    kept = []
-    verdicts: dict[str, dict[str, str | None]] = {}
+    reasons: dict[str, dict[str, str | None]] = {}
     for verifier in ("math", "reasoning_gym"):
         answers = [row["answer"] for row in passed if row["meta"].get("verifier", "math") == verifier]
-        verdicts[verifier] = check(answers, verifier) if answers else {}
-    for row in passed:
-        reason = verdicts[row["meta"].get("verifier", "math")][row["answer"]]
-        if reason:
-            rejected.append(rejection(row, "clean", reason, f"answer {row['answer'][:80]!r}"))
-        else:
-            kept.append(row)
-    return kept, rejected
+        reasons[verifier] = check(answers, verifier) if answers else {}
+
+    def judge(row: dict) -> tuple[str, str] | None:
+        reason = reasons[row["meta"].get("verifier", "math")][row["answer"]]
+        return (reason, f"answer {row['answer'][:80]!r}") if reason else None
+
+    kept, refused = split_rows(passed, "clean", judge)
+    return kept, rejected + refused

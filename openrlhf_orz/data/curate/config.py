@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ STAGES = ("clean", "exclude", "language", "dedup", "decontaminate", "pass_rate")
 class Clean:
     max_question_chars: int = 8000
     max_answer_chars: int = 1000
-    figures: bool = True  # drop questions that point to a figure which is not there
+    figures: bool = True  # reject questions whose figure is missing
     check_answers: bool = True  # by the training grader
     plain_math_verify: bool = False  # check answers by Math-Verify alone
 
@@ -27,7 +28,7 @@ class Clean:
 class Exclude:
     multiple_choice: bool = True
     proof: bool = True
-    proof_and_answer: bool = True  # a proof is asked for beside an answer that can be checked
+    proof_and_answer: bool = True  # a proof besides an answer that can be checked
     open_ended: bool = True
     multi_part: bool = True
     guessable: bool = True  # yes or no, true or false, who wins
@@ -42,12 +43,12 @@ class Language:
 class Dedup:
     exact: bool = True
     ngram: bool = True
-    same_answer: float = 0.5  # similarity of the words, from which two questions with one answer are duplicates
-    other_answer: float = 0.85  # ... and two whose answers differ
+    same_answer: float = 0.5  # similarity of the words from which two questions with equal answers are duplicates
+    other_answer: float = 0.85  # ... and two with different answers
     embedding: bool = False
-    embedding_model: str = ""  # a folder or hub name; empty: the packaged all-MiniLM-L6-v2
+    embedding_model: str = ""  # a folder or hub name; "": the packaged all-MiniLM-L6-v2
     embedding_similarity: float = 0.9
-    sources: list[str] = field(default_factory=list)  # best first; the order of the inputs where not given
+    sources: list[str] = field(default_factory=list)  # best first; []: the order of the inputs
 
 
 @dataclass
@@ -74,13 +75,13 @@ class PassRate:
     exclude_one: bool = True  # ... and so is 1.0
     exclude_zero: bool = True
     max_right: int = -1  # right answers allowed; -1: any
-    min_n: int = 1  # estimates from fewer answers are none
+    min_n: int = 1  # estimates from fewer answers are ignored
     missing: str = "keep"  # rows without an estimate: keep or drop
 
 
 @dataclass
 class Config:
-    """A run. `inputs` are the dictionaries that `collect` reads; a section that is None is a stage left out."""
+    """A run. `inputs` are dictionaries as in `inputs.parse_inputs`; a stage whose section is None is left out."""
 
     inputs: list[dict] = field(default_factory=list)
     output: str = ""
@@ -98,10 +99,10 @@ class Config:
     pass_rate: PassRate | None = None
 
 
-def load(path: Path | None, overrides: typing.Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file (or the defaults) with overrides like "dedup.embedding=true" put in.
+def load_config(path: Path | None, overrides: typing.Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file (or the defaults), changed by overrides like "dedup.embedding=true".
 
-    Raises DataError, naming file or key and what is wrong with it.
+    Raises DataError, naming the file or the key and what is wrong with it.
     """
     import yaml
 
@@ -158,7 +159,7 @@ def _build(kind: type, values: Any, where: str) -> Any:
 
 def _value(hint: Any, value: Any, name: str) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    section = next((option for option in options if dataclasses.is_dataclass(option)), None)
+    section: Any = next((option for option in options if dataclasses.is_dataclass(option)), None)
     if section is not None:
         if value in (None, False):
             return None
@@ -178,32 +179,42 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 
 
 def _check(config: Config) -> None:
-    def need(fine: bool, key: str, what: str) -> None:
+    def check(fine: bool, key: str, what: str) -> None:
         if not fine:
             raise DataError(f"{key}: {what}.")
 
-    need(bool(config.output), "output", "give the folder for the results (or --output)")
-    need(bool(config.inputs), "inputs", "give at least one input (or --input)")
-    need(0 <= config.heldout < 1, "heldout", "a share from 0 up to, but not, 1 is expected")
-    need(config.processes >= 1 and config.shard_rows >= 1, "processes, shard_rows", "1 or more is expected")
+    check(bool(config.output), "output", "give the folder for the results (or --output)")
+    check(bool(config.inputs), "inputs", "give at least one input (or --input)")
+    check(0 <= config.heldout < 1, "heldout", "a share from 0 up to, but not, 1 is expected")
+    check(config.processes >= 1 and config.shard_rows >= 1, "processes, shard_rows", "1 or more is expected")
     names = []
     for i, item in enumerate(config.inputs):
-        need(isinstance(item, dict), f"inputs.{i}", "keys and values are expected")
+        check(isinstance(item, dict), f"inputs.{i}", "keys and values are expected")
         names.append(item.get("name"))
     given = [name for name in names if name is not None]
-    need(len(set(given)) == len(given), "inputs", f"every name may be used once, not {given}")
+    check(len(set(given)) == len(given), "inputs", f"every name may be used once, not {given}")
     if config.dedup:
         for key in ("same_answer", "other_answer", "embedding_similarity"):
-            need(0 < getattr(config.dedup, key) <= 1, f"dedup.{key}", "a number above 0, up to 1, is expected")
+            check(0 < getattr(config.dedup, key) <= 1, f"dedup.{key}", "a number above 0, up to 1, is expected")
     if config.decontaminate:
-        need(config.decontaminate.ngram >= 2, "decontaminate.ngram", "2 or more is expected")
-        need(0 < config.decontaminate.overlap <= 1, "decontaminate.overlap", "above 0, up to 1, is expected")
+        check(config.decontaminate.ngram >= 2, "decontaminate.ngram", "2 or more is expected")
+        check(0 < config.decontaminate.overlap <= 1, "decontaminate.overlap", "above 0, up to 1, is expected")
     if config.language:
         bad = set(config.language.keep) - {"english", "chinese", "other"}
-        need(not bad, "language.keep", f"english, chinese and other are known, not {', '.join(sorted(bad))}")
+        check(not bad, "language.keep", f"english, chinese and other are known, not {', '.join(sorted(bad))}")
     if config.pass_rate:
         rate = config.pass_rate
-        need(bool(rate.model) != bool(rate.rollouts), "pass_rate", "give either model or rollouts")
-        need(rate.missing in ("keep", "drop"), "pass_rate.missing", "keep or drop is expected")
-        need(rate.n >= 1 and rate.min_n >= 1, "pass_rate.n, min_n", "1 or more is expected")
-        need(0 < rate.max_rate <= 1, "pass_rate.max_rate", "above 0, up to 1, is expected")
+        check(bool(rate.model) != bool(rate.rollouts), "pass_rate", "give either model or rollouts")
+        check(rate.missing in ("keep", "drop"), "pass_rate.missing", "keep or drop is expected")
+        check(rate.n >= 1 and rate.min_n >= 1, "pass_rate.n, min_n", "1 or more is expected")
+        check(0 < rate.max_rate <= 1, "pass_rate.max_rate", "above 0, up to 1, is expected")
+
+
+def import_for_stage(module: str, package: str, stage: str) -> Any:
+    """A module that only this stage needs. Raises DataError, naming stage, package and remedy, if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(
+            f"the stage {stage!r} needs the package {package} ({error}). Install it: bash tools/setup.sh"
+        ) from error

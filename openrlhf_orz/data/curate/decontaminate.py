@@ -1,28 +1,29 @@
-"""Stage 6: rows that hold an evaluation question go, whole or in large part; every overlap is listed.
+"""Stage 5: rejects rows that hold an evaluation question, whole or in large part; every overlap is listed.
 
-The evaluation sets of the paper that could be had (`builtin`: MATH-500, AIME 2024 and 2025, AMC) come with the
-package as hashes of their N-grams, so that this works without a download; further sets are read as inputs are.
+MATH-500, AIME 2024 and 2025 and AMC (`builtin`) come with the package as hashes of their N-grams, so that they need no
+download; further sets are read as inputs are.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from openrlhf_orz.data.curate.config import Decontaminate
-from openrlhf_orz.data.curate.shards import rejection
+from openrlhf_orz.data.curate.shards import rejection, split_rows
 from openrlhf_orz.data.curate.signature import Signature, hash64, signature
+from openrlhf_orz.data.curate.similarity import Embed
 
 BUILTIN = Path(__file__).with_name("eval_sets.npz")
 BUILTIN_NGRAM = 8
 
 
 def grams(found: Signature, n: int) -> list[int]:
-    """Hashes of the N-grams of words, numbers and signs, small words left out; a shorter text is one N-gram."""
+    """Hashes of the N-grams of words, numbers and signs, without variables; a shorter text is one N-gram."""
     tokens = [text for kind, text in found.tokens if kind != "v"] if len(found.tokens) > 4 * n else None
     tokens = tokens if tokens and len(tokens) >= n else [text for _, text in found.tokens]
     if len(tokens) <= n:
@@ -32,14 +33,14 @@ def grams(found: Signature, n: int) -> list[int]:
 
 @dataclass
 class EvalSets:
-    """Evaluation questions: their names, and for each N-gram the questions that have it."""
+    """Evaluation questions: their names, and for each N-gram the numbers of the questions that have it."""
 
     n: int
     names: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)  # N-grams of each
     exact: dict[int, int] = field(default_factory=dict)
     index: dict[int, list[int]] = field(default_factory=dict)
-    texts: list[str] = field(default_factory=list)  # of those that are given as text, for the embeddings
+    texts: list[str] = field(default_factory=list)  # of the sets given as text, for the embeddings
 
     def add(self, name: str, question: str) -> None:
         found = signature(question)
@@ -56,7 +57,7 @@ class EvalSets:
             self.index.setdefault(value, []).append(number)
 
     def overlap(self, question: str) -> tuple[str, float] | None:
-        """The evaluation question that a question shares the largest part of, and that part; None without any."""
+        """The evaluation question of which `question` has the largest share, and that share; None without any."""
         found = signature(question)
         same = self.exact.get(found.exact)
         if same is not None:
@@ -89,9 +90,12 @@ def save_builtin(named: Iterable[tuple[str, str]], path: Path = BUILTIN) -> int:
         sizes.append(len(values))
         hashes += values
     np.savez_compressed(
-        path, names=np.array(names), exact=np.array(exact, np.uint64), sizes=np.array(sizes, np.int32),
+        path,
+        names=np.array(names),
+        exact=np.array(exact, np.uint64),
+        sizes=np.array(sizes, np.int32),
         grams=np.array(hashes, np.uint64),
-    )  # fmt: skip
+    )
     return len(names)
 
 
@@ -99,18 +103,18 @@ def decontaminate(
     rows: Iterable[dict],
     sets: EvalSets,
     options: Decontaminate,
-    embed: Callable[[list[str]], np.ndarray] | None = None,
+    embed: Embed | None = None,
     eval_vectors: np.ndarray | None = None,
 ) -> tuple[list[dict], list[dict]]:
     """The kept rows and the rejections, which name the evaluation question and the overlap."""
-    kept, rejected = [], []
-    for row in rows:
+
+    def judge(row: dict) -> tuple[str, str] | None:
         found = None if row["meta"].get("generated") else sets.overlap(row["question"])
-        if found and found[1] >= options.overlap:
-            reason = "eval_exact" if found[1] == 1.0 else "eval_ngram"
-            rejected.append(rejection(row, "decontaminate", reason, f"{found[0]}: {found[1]:.2f}"))
-        else:
-            kept.append(row)
+        if found is None or found[1] < options.overlap:
+            return None
+        return "eval_exact" if found[1] == 1.0 else "eval_ngram", f"{found[0]}: {found[1]:.2f}"
+
+    kept, rejected = split_rows(rows, "decontaminate", judge)
     if embed is None or eval_vectors is None or not len(eval_vectors) or not kept:
         return kept, rejected
     close = embed([row["question"] for row in kept]) @ eval_vectors.T

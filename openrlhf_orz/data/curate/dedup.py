@@ -1,31 +1,33 @@
-"""Stage 5: one row of every group of duplicates stays; the groups are written with who was dropped for whom.
+"""Stage 4: of every group of duplicates one row stays; clusters.jsonl says which row went for which.
 
-Exact: the same words, numbers and signs. N-gram: MinHash finds questions with like words and the same mathematics,
-which are then compared themselves. Embedding: the same among paraphrases. See `signature` for what makes two
-questions one.
+Exact: the same words, numbers and signs. N-gram: MinHash finds questions with similar words and the same mathematics,
+which are then compared in full. Embedding: the same among paraphrases. `similarity.same_question` says when two
+questions are one.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from openrlhf_orz.data.curate.config import Dedup
-from openrlhf_orz.data.curate.minhash import Union, bands, candidates, runs
-from openrlhf_orz.data.curate.same_question import same_question
-from openrlhf_orz.data.curate.shards import Stage, read_lines, rejection, write_lines
+from openrlhf_orz.data.curate.shards import Stage, rejection
 from openrlhf_orz.data.curate.signature import hash64, signature
+from openrlhf_orz.data.curate.similarity import DisjointSets, Embed, bands, candidate_pairs, runs, same_question
+from openrlhf_orz.data.json_lines import partial_of, read_records, write_records
 
 _PAIRS_AT_ONCE = 20_000
-_FAMILY_SHARE, _FAMILY_SIZE = 0.01, 20  # a family may have so large a share of the rows, or so many of them
+_FAMILY_SHARE, _FAMILY_SIZE = 0.01, 20  # a family has at most this share of the rows, or this many
 
 
 def answer_key(answer: str) -> str:
-    """Answers with one key are the same; others may still be."""
+    """A short spelling: answers with equal keys are equal; answers with different keys may be equal, too."""
     text = re.sub(r"\\(?:left|right|text|mathrm|textbf|displaystyle|,|;|!| )|[\s${}]|\\(?=[%$])", "", answer)
     text = re.sub(r"\\[dt]frac", r"\\frac", text).rstrip(".").replace("^\\circ", "").lower()
     text = re.sub(r"^[a-z]=", "", text)
@@ -34,30 +36,34 @@ def answer_key(answer: str) -> str:
 
 
 def features(source: Path, target: Path) -> None:
-    """Write what one shard's rows are compared by: exact and guard hashes, bands, answers, where each line begins."""
+    """Write the features by which a shard's rows are compared: hashes, bands, answers, and where each line begins."""
     signatures, answers, generated, offsets = [], [], [], []
     position = 0
     with source.open("rb") as lines:
         for line in lines:
             offsets.append(position)
             position += len(line)
-    for row in read_lines(source):
+    for row in read_records(source):
         signatures.append(signature(row["question"]))
         answers.append(hash64(answer_key(row["answer"])))
         generated.append(bool(row["meta"].get("generated")))
     band, family = bands(signatures)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("wb") as file:
+    with partial_of(target).open("wb") as file:
         np.savez(
-            file, band=band, family=family, offsets=np.array(offsets, np.int64), generated=np.array(generated, bool),
-            exact=np.array([s.exact for s in signatures], np.uint64), answers=np.array(answers, np.uint64),
+            file,
+            band=band,
+            family=family,
+            offsets=np.array(offsets, np.int64),
+            generated=np.array(generated, bool),
+            answers=np.array(answers, np.uint64),
+            exact=np.array([s.exact for s in signatures], np.uint64),
             guard=np.array([s.guard for s in signatures], np.uint64),
-        )  # fmt: skip
-    partial.rename(target)
+        )
+    partial_of(target).rename(target)
 
 
-class Pool:
-    """All rows of the stage before, their features in memory and their lines on disk."""
+class PooledRows:
+    """All rows of the stage before: their features in memory, their lines on disk."""
 
     def __init__(self, files: list[Path], features: list[Path]):
         loaded = [dict(np.load(path, allow_pickle=False)) for path in features]
@@ -77,8 +83,6 @@ class Pool:
 
     def load(self, numbers: np.ndarray) -> dict[int, dict]:
         """The rows of these numbers (ascending)."""
-        import json
-
         found = {}
         shards = np.searchsorted(self.starts, numbers, side="right") - 1
         for shard in np.unique(shards):
@@ -89,43 +93,41 @@ class Pool:
         return found
 
 
-def link(pool: Pool, options: Dedup, embed: Callable[[list[str]], np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the root of its group after exact and N-gram, and after embedding, comparison."""
-    union = Union(len(pool))
+def link(pool: PooledRows, options: Dedup, embed: Embed | None) -> tuple[np.ndarray, np.ndarray]:
+    """The root of each row's group, (n,), after exact and N-gram comparison; and after embeddings, too."""
+    groups = DisjointSets(len(pool))
     if options.exact:
         for group in runs(pool.exact, np.arange(len(pool))):
             for other in group[1:]:
-                union.join(int(group[0]), int(other))
-    members = np.flatnonzero((union.roots() == np.arange(len(pool))) & ~pool.generated)
+                groups.join(int(group[0]), int(other))
+    members = np.flatnonzero((groups.roots() == np.arange(len(pool))) & ~pool.generated)
     if options.ngram:
-        for pairs in candidates(pool.band, pool.guard, members):
-            _verify(pool, np.unique(pairs, axis=0), union, options)
-    first = union.roots()
+        for pairs in candidate_pairs(pool.band, pool.guard, members):
+            _verify(pool, np.unique(pairs, axis=0), groups, options)
+    first = groups.roots()
     if embed is not None:
         members = np.flatnonzero((first == np.arange(len(pool))) & ~pool.generated)
         for pairs in _embedding_pairs(pool, members, options, embed):
             for i, j in pairs:
-                union.join(int(i), int(j))
-    return first, union.roots()
+                groups.join(int(i), int(j))
+    return first, groups.roots()
 
 
-def _verify(pool: Pool, pairs: np.ndarray, union: Union, options: Dedup) -> None:
+def _verify(pool: PooledRows, pairs: np.ndarray, groups: DisjointSets, options: Dedup) -> None:
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         part = pairs[start : start + _PAIRS_AT_ONCE]
-        part = part[[union.root(int(i)) != union.root(int(j)) for i, j in part]]
+        part = part[[groups.root(int(i)) != groups.root(int(j)) for i, j in part]]
         signatures = {n: signature(row["question"]) for n, row in pool.load(np.unique(part)).items()}
         for i, j in part:
             i, j = int(i), int(j)
-            if union.root(i) != union.root(j):
+            if groups.root(i) != groups.root(j):
                 same = bool(pool.answers[i] == pool.answers[j])
-                if (
-                    same_question(signatures[i], signatures[j], same, options.same_answer, options.other_answer)
-                    is not None
-                ):
-                    union.join(i, j)
+                thresholds = options.same_answer, options.other_answer
+                if same_question(signatures[i], signatures[j], same, *thresholds) is not None:
+                    groups.join(i, j)
 
 
-def _embedding_pairs(pool: Pool, members: np.ndarray, options: Dedup, embed: Callable) -> list:
+def _embedding_pairs(pool: PooledRows, members: np.ndarray, options: Dedup, embed: Embed) -> list[np.ndarray]:
     """Pairs with the same mathematics and answer whose embeddings are close."""
     found = []
     keys = pool.guard[members] ^ (pool.answers[members] * np.uint64(0x9E3779B97F4A7C15))
@@ -142,29 +144,28 @@ def _embedding_pairs(pool: Pool, members: np.ndarray, options: Dedup, embed: Cal
     return found
 
 
-def families(pool: Pool, roots: np.ndarray) -> np.ndarray:
-    """A looser group for each row, by words alone: the same task with other numbers. For splits without leakage.
+def families(pool: PooledRows, roots: np.ndarray) -> np.ndarray:
+    """The root of each row's family, (n,): rows with the same words and other numbers, which no split separates.
 
-    A family too large (a template of the synthetic kind) falls apart into its groups of duplicates.
+    A family that is too large (a template of synthetic rows) falls apart into its groups of duplicates.
     """
-    union = Union(len(pool))
+    groups = DisjointSets(len(pool))
     members = np.flatnonzero(~pool.generated)
     for column in range(pool.family.shape[1]):
         for group in runs(pool.family[members, column], members):
             for other in group[1:]:
-                union.join(int(group[0]), int(other))
+                groups.join(int(group[0]), int(other))
     for number in np.flatnonzero(roots != np.arange(len(pool))):
-        union.join(int(number), int(roots[number]))
-    found = union.roots()
+        groups.join(int(number), int(roots[number]))
+    found = groups.roots()
     sizes = np.bincount(found, minlength=len(pool))
     return np.where(sizes[found] > max(_FAMILY_SIZE, _FAMILY_SHARE * len(pool)), roots, found)
 
 
 def choose(rows: list[dict], rank: Callable[[str], int]) -> tuple[int, bool]:
-    """Which row of a group stays, and whether its answers conflict.
+    """The index of the row of a group that stays, and whether the group's answers conflict.
 
-    With conflicting answers one of those that most rows give; then the longest answer, then the best source, then
-    the first row.
+    The answer that most rows give wins; then the longest answer, then the best source, then the first row.
     """
     keys = [answer_key(row["answer"]) for row in rows]
     votes = Counter(keys)
@@ -175,69 +176,78 @@ def choose(rows: list[dict], rank: Callable[[str], int]) -> tuple[int, bool]:
     return order[0], len(votes) > 1
 
 
-def decide(
-    pool: Pool, stage: Stage, options: Dedup, embed: Callable | None, agree: Callable[[str, str], bool] | None
-) -> dict:
-    """Group, choose, and write clusters.jsonl; returns the arrays that `split_shard` needs.
+@dataclass
+class DedupDecision:
+    """Which rows stay; arrays have one element a row, and rows are named by their numbers."""
+
+    kept_for: np.ndarray  # the row of the same group that stays
+    first: np.ndarray  # the root of the group after exact and N-gram comparison
+    family: np.ndarray  # the root of the family
+    kept_ids: dict[int, str]  # ids of the rows that stay for others
+    clusters: int  # number of groups
+    conflicts: int  # number of groups whose answers conflict
+
+
+def decide_duplicates(
+    pool: PooledRows,
+    stage: Stage,
+    options: Dedup,
+    embed: Embed | None,
+    agree: Callable[[str, str], bool] | None,
+) -> DedupDecision:
+    """Group the rows, choose one of each group, and write clusters.jsonl.
 
     `agree(answer, reference)` settles whether two answers with different keys are the same.
     """
     first, roots = link(pool, options, embed)
-    family = families(pool, roots)
-    kept_for = np.arange(len(pool))
-    clusters, heads = [], {}
-    duplicates = np.flatnonzero(roots != np.arange(len(pool)))
-    groups: dict[int, list[int]] = defaultdict(list)
-    for number in duplicates:
-        groups[int(roots[number])].append(int(number))
+    members: dict[int, list[int]] = defaultdict(list)
+    for number in np.flatnonzero(roots != np.arange(len(pool))):
+        members[int(roots[number])].append(int(number))
+    decision = DedupDecision(np.arange(len(pool)), first, families(pool, roots), {}, len(members), 0)
     ranks = {source: i for i, source in enumerate(options.sources)}
-    conflicts = 0
-    for root in sorted(groups):
-        numbers = [root, *groups[root]]
+    clusters = []
+    for root in sorted(members):
+        numbers = [root, *members[root]]
         loaded = pool.load(np.array(numbers))
         rows = [loaded[number] for number in numbers]
-        head, conflict = choose(rows, lambda source: ranks.get(source, len(ranks)))
+        chosen, conflict = choose(rows, lambda source: ranks.get(source, len(ranks)))
         if conflict and agree is not None:
             distinct = {answer_key(row["answer"]): row["answer"] for row in rows}
-            kept_answer = rows[head]["answer"]
-            conflict = not all(agree(answer, kept_answer) for answer in distinct.values())
-        conflicts += conflict
-        keeper = numbers[head]
-        kept_for[numbers] = keeper
-        heads[keeper] = rows[head]["id"]
-        members = [
-            {"id": row["id"], "answer": row["answer"], "source": row["source"], "how": _how(pool, first, n, keeper)}
-            for n, row in zip(numbers, rows)
+            conflict = not all(agree(answer, rows[chosen]["answer"]) for answer in distinct.values())
+        decision.conflicts += conflict
+        decision.kept_for[numbers] = numbers[chosen]
+        decision.kept_ids[numbers[chosen]] = rows[chosen]["id"]
+        shown = [
+            {"id": row["id"], "answer": row["answer"], "source": row["source"], "how": _how(pool, decision, number)}
+            for number, row in zip(numbers, rows)
         ]
-        clusters.append({"kept": rows[head]["id"], "conflict": conflict, "members": members})
-    write_lines(stage.folder / "clusters.jsonl", clusters)
-    sizes = np.bincount(family, minlength=len(pool))
-    return {"kept_for": kept_for, "first": first, "family": family, "family_sizes": sizes, "heads": heads,
-            "clusters": len(clusters), "conflicts": conflicts}  # fmt: skip
+        clusters.append({"kept": rows[chosen]["id"], "conflict": conflict, "members": shown})
+    write_records(stage.folder / "clusters.jsonl", clusters)
+    return decision
 
 
-def _how(pool: Pool, first: np.ndarray, number: int, keeper: int) -> str:
+def _how(pool: PooledRows, decision: DedupDecision, number: int) -> str:
+    """By which comparison a row was found to be a duplicate, or "kept"."""
+    keeper = decision.kept_for[number]
     if number == keeper:
         return "kept"
     if pool.exact[number] == pool.exact[keeper]:
         return "exact"
-    return "ngram" if first[number] == first[keeper] else "embedding"
+    return "ngram" if decision.first[number] == decision.first[keeper] else "embedding"
 
 
-def split_shard(pool: Pool, shard: int, decided: dict, stage: Stage, target: int) -> None:
+def split_shard(pool: PooledRows, shard: int, decision: DedupDecision, stage: Stage, target: int) -> None:
     """Write the kept rows and the duplicates of one shard of the stage before."""
-    start, rejected = int(pool.starts[shard]), []
-    family, kept_for = decided["family"], decided["kept_for"]
+    rejected = []
 
-    def kept():
-        for i, row in enumerate(read_lines(pool.files[shard])):
-            number = start + i
-            keeper = int(kept_for[number])
+    def kept() -> Iterator[dict]:
+        for number, row in enumerate(read_records(pool.files[shard]), int(pool.starts[shard])):
+            keeper = int(decision.kept_for[number])
             if keeper == number:
-                row["meta"]["family"] = int(family[number])
+                row["meta"]["family"] = int(decision.family[number])
                 yield row
             else:
-                how = _how(pool, decided["first"], number, keeper)
-                rejected.append(rejection(row, "dedup", f"duplicate_{how}", duplicate_of=decided["heads"][keeper]))
+                reason = f"duplicate_{_how(pool, decision, number)}"
+                rejected.append(rejection(row, "dedup", reason, duplicate_of=decision.kept_ids[keeper]))
 
     stage.write(target, kept(), rejected)

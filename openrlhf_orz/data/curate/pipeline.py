@@ -1,38 +1,42 @@
-"""Runs the stages in order, each from the shards of the one before; a killed run goes on at its stage and shard."""
+"""Runs the stages in order, each on the shards of the one before; a killed run goes on at its stage and shard."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openrlhf_orz.data.curate import clean, collect, decontaminate, dedup, exclude, language, pass_rate, rollouts
-from openrlhf_orz.data.curate.config import STAGES, Config
-from openrlhf_orz.data.curate.embed import embedder
-from openrlhf_orz.data.curate.shards import Stage, code_version, key_of, read_lines
-from openrlhf_orz.data.curate.write import write
+from openrlhf_orz.data.curate import clean, collect, decontaminate, dedup, exclude, language, pass_rate
+from openrlhf_orz.data.curate.config import STAGES, Clean, Config, Decontaminate, Dedup, Exclude, Language, PassRate
+from openrlhf_orz.data.curate.inputs import Input, parse_inputs
+from openrlhf_orz.data.curate.normalise import clean_question
+from openrlhf_orz.data.curate.shards import Stage, code_version, file_hash, key_of
+from openrlhf_orz.data.curate.similarity import embedder
+from openrlhf_orz.data.curate.write import write_dataset
+from openrlhf_orz.data.json_lines import read_records
 from openrlhf_orz.data.sources import READERS, DataError
 
 Log = Callable[[str], None]
-_process: dict[str, Any] = {}  # what a worker process made once: detector, references, evaluation sets
+MakeSampler = Callable[[PassRate], pass_rate.Sampler] | None
+_made: dict[str, Any] = {}  # objects that a worker process makes once: detector, references, evaluation sets
 
 
-def run(config: Config, log: Log = print, make_sampler: Callable[[Any], pass_rate.Sampler] | None = None) -> dict:
+def run_pipeline(config: Config, log: Log = print, make_sampler: MakeSampler = None) -> dict:
     """Curate; returns the summary that funnel.json holds.
 
-    `make_sampler(config.pass_rate)` is asked for a model's sampler when one is needed. Raises DataError when the
-    inputs or the configuration do not allow a start, naming key or flag.
+    `make_sampler(config.pass_rate)` makes the sampler of a model when one is needed. Raises DataError, naming key or
+    flag, when the run can't start on these inputs with this configuration.
     """
     folder = Path(config.output)
-    inputs = collect.parse_inputs(config.inputs)
+    inputs = parse_inputs(config.inputs)
     work = folder / "work"
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -50,7 +54,7 @@ def run(config: Config, log: Log = print, make_sampler: Callable[[Any], pass_rat
             continue
         if name == "dedup" and not options.sources:
             options = dataclasses.replace(options, sources=_source_order(finished[-1]))
-        before, extra = finished[-1], []
+        before, extra = finished[-1], []  # extra: further files that the stage reads
         if name == "decontaminate":
             extra = [_content(spec) for spec in options.against]
         if name == "pass_rate":
@@ -61,7 +65,7 @@ def run(config: Config, log: Log = print, make_sampler: Callable[[Any], pass_rat
             _timed(stage, log, task)
         _report(stage, log)
         finished.append(stage)
-    summary = write(config, finished, folder)
+    summary = write_dataset(config, finished, folder)
     log(f"write: {summary['train']} train and {summary['heldout']} held-out rows in {folder / 'kept'}")
     return summary
 
@@ -83,43 +87,35 @@ def _report(stage: Stage, log: Log) -> None:
     log(f"{stage.name}: {found['rows_in']} in, {found['kept']} kept" + (f", out: {reasons}" if reasons else ""))
 
 
-# ---- what a stage is made from
+# ---- the inputs of a stage, for its key
 
 
-def _fingerprint(item: collect.Input) -> list:
+def _fingerprint(item: Input) -> list:
     fields = dataclasses.asdict(item)
     fields.pop("path")
     return [fields, None if item.generated else _content(item.path)]
 
 
 def _content(path: str) -> Any:
-    """Names and hashes of the files at a path; the name itself for what is not there (a hub name)."""
+    """Names and hashes of the files at a path; a name that is no path (a hub data set) stands for itself."""
     root = Path(path).expanduser()
     if root.is_file():
-        return [root.name, _hash(root)]
+        return [root.name, file_hash(root)]
     if root.is_dir():
         files = (file for file in sorted(root.rglob("*")) if file.is_file() and file.suffix in (*READERS, ".arrow"))
-        return [[file.relative_to(root).as_posix(), _hash(file)] for file in files]
+        return [[file.relative_to(root).as_posix(), file_hash(file)] for file in files]
     return path
 
 
-def _hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as data:
-        while block := data.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _source_order(stage: Stage) -> list[str]:
-    """Sources in the order in which their first rows come: that of the inputs."""
+    """The sources in the order of their first rows, which is that of the inputs."""
     found: dict[str, None] = {}
     for row in stage.rows():
         found[row["source"]] = None
     return list(found)
 
 
-# ---- stages that treat each shard alone
+# ---- stages that work on each shard alone
 
 
 def _each_shard(config: Config, before: Stage, stage: Stage, work: Callable[[Path, Stage, int], None]) -> None:
@@ -148,64 +144,59 @@ def _end_with(parent: int) -> None:
 
 
 def _once(name: str, make: Callable[[], Any]) -> Any:
-    if name not in _process:
-        _process[name] = make()
-    return _process[name]
+    if name not in _made:
+        _made[name] = make()
+    return _made[name]
 
 
 def _forget() -> None:
-    for value in _process.values():
+    for value in _made.values():
         if hasattr(value, "close"):
             value.close()
-    _process.clear()
+    _made.clear()
 
 
-def _clean_shard(options, plain_workers: int, source: Path, stage: Stage, shard: int) -> None:
-    references = _once("references", lambda: clean.References(plain_workers, options.plain_math_verify))
+def _clean_shard(options: Clean, workers: int, source: Path, stage: Stage, shard: int) -> None:
+    references = _once("references", lambda: clean.References(workers, options.plain_math_verify))
     check = references.check if options.check_answers else None
-    stage.write(shard, *clean.clean(read_lines(source), options, check))
+    stage.write(shard, *clean.clean(read_records(source), options, check))
 
 
-def _exclude_shard(options, source: Path, stage: Stage, shard: int) -> None:
-    stage.write(shard, *exclude.exclude(read_lines(source), options))
+def _exclude_shard(options: Exclude, source: Path, stage: Stage, shard: int) -> None:
+    stage.write(shard, *exclude.exclude(read_records(source), options))
 
 
-def _language_shard(options, source: Path, stage: Stage, shard: int) -> None:
+def _language_shard(options: Language, source: Path, stage: Stage, shard: int) -> None:
     detect = _once("detect", language.fasttext_detector)
-    kept, rejected = language.split_language(read_lines(source), options, detect)
-    counts: dict[str, int] = {}
-    for row in kept:
-        counts[row["meta"]["language"]] = counts.get(row["meta"]["language"], 0) + 1
+    kept, rejected = language.split_language(read_records(source), options, detect)
+    counts = Counter(row["meta"]["language"] for row in kept)
     stage.write(shard, kept, rejected, lambda: {"languages": counts})
 
 
-def _decontaminate_shard(options, source: Path, stage: Stage, shard: int) -> None:
+def _decontaminate_shard(options: Decontaminate, source: Path, stage: Stage, shard: int) -> None:
     sets = _once("sets", partial(_eval_sets, options))
     embed = _once("embed", partial(embedder, stage="decontaminate")) if options.embedding else None
     vectors = _once("vectors", lambda: embed(sets.texts)) if embed and sets.texts else None
-    stage.write(shard, *decontaminate.decontaminate(read_lines(source), sets, options, embed, vectors))
+    stage.write(shard, *decontaminate.decontaminate(read_records(source), sets, options, embed, vectors))
 
 
-def _eval_sets(options) -> decontaminate.EvalSets:
+def _eval_sets(options: Decontaminate) -> decontaminate.EvalSets:
     sets = decontaminate.EvalSets(options.ngram)
-    for spec in options.against:
-        if spec == "builtin":
-            if options.ngram != decontaminate.BUILTIN_NGRAM:
-                raise DataError(
-                    f"decontaminate.ngram: the packaged sets have {decontaminate.BUILTIN_NGRAM}-grams only."
-                )
-            decontaminate.load_builtin(sets)
+    if "builtin" in options.against:
+        if options.ngram != decontaminate.BUILTIN_NGRAM:
+            raise DataError(f"decontaminate.ngram: the packaged sets have {decontaminate.BUILTIN_NGRAM}-grams only.")
+        decontaminate.load_builtin(sets)
     for spec in options.against:
         if spec != "builtin":
             for row in _questions(spec):
-                sets.add(row["id"], clean.normalise.question(row["question"])[0])
+                sets.add(row["id"], clean_question(row["question"])[0])
     return sets
 
 
 def _questions(spec: str) -> Iterator[dict]:
     found = 0
     for split in ("test", "train"):
-        item = collect.parse_inputs([{"path": spec, "split": split}])[0]
+        item = parse_inputs([{"path": spec, "split": split}])[0]
         try:
             for row, _ in collect.read_input(item):
                 if row["question"].strip():
@@ -219,28 +210,23 @@ def _questions(spec: str) -> Iterator[dict]:
     raise DataError(f"decontaminate.against: {spec} has no questions.")
 
 
-def _run_clean(before, stage, options, config, _) -> None:
+def _run_clean(before: Stage, stage: Stage, options: Clean, config: Config, _: MakeSampler) -> None:
     _each_shard(config, before, stage, partial(_clean_shard, options, config.processes))
     stage.finish()
 
 
-def _run_exclude(before, stage, options, config, _) -> None:
-    _each_shard(config, before, stage, partial(_exclude_shard, options))
+def _run_on_shards(work: Callable, before: Stage, stage: Stage, options: Any, config: Config, _: MakeSampler) -> None:
+    _each_shard(config, before, stage, partial(work, options))
     stage.finish()
 
 
-def _run_language(before, stage, options, config, _) -> None:
-    _each_shard(config, before, stage, partial(_language_shard, options))
-    stage.finish()
-
-
-def _run_decontaminate(before, stage, options, config, _) -> None:
+def _run_decontaminate(before: Stage, stage: Stage, options: Decontaminate, config: Config, _: MakeSampler) -> None:
     sets = _eval_sets(options)  # errors come before any work
     _each_shard(config, before, stage, partial(_decontaminate_shard, options))
     stage.finish(against=options.against, questions=len(sets.names))
 
 
-# ---- stages that look at all shards together
+# ---- stages that need all shards together
 
 
 def _features_shard(source: Path, stage: Stage, shard: int) -> None:
@@ -249,25 +235,24 @@ def _features_shard(source: Path, stage: Stage, shard: int) -> None:
         dedup.features(source, target)
 
 
-def _run_dedup(before, stage, options, config, _) -> None:
+def _run_dedup(before: Stage, stage: Stage, options: Dedup, config: Config, _: MakeSampler) -> None:
     _each_shard(config, before, stage, _features_shard)
     shards = before.shards()
-    pool = dedup.Pool([before.kept(s) for s in shards], [stage.folder / f"{s:05d}.npz" for s in shards])
+    pool = dedup.PooledRows([before.kept(s) for s in shards], [stage.folder / f"{s:05d}.npz" for s in shards])
     embed = embedder(options.embedding_model) if options.embedding else None
     references = clean.References(config.processes)
     try:
-        agree = lambda a, b: references.same(a, b)
-        decided = dedup.decide(pool, stage, options, embed, agree)
+        decision = dedup.decide_duplicates(pool, stage, options, embed, references.same)
     finally:
         references.close()
     for number, shard in enumerate(shards):
         if not stage.has(shard):
-            dedup.split_shard(pool, number, decided, stage, shard)
-    stage.finish(clusters=decided["clusters"], conflicts=decided["conflicts"])
+            dedup.split_shard(pool, number, decision, stage, shard)
+    stage.finish(clusters=decision.clusters, conflicts=decision.conflicts)
 
 
-def _run_pass_rate(before, stage, options, config, make_sampler) -> None:
-    mined = rollouts.mine(options.rollouts, options.template) if options.rollouts else None
+def _run_pass_rate(before: Stage, stage: Stage, options: PassRate, config: Config, make_sampler: MakeSampler) -> None:
+    mined = pass_rate.mine_rollouts(options.rollouts, options.template) if options.rollouts else None
     sample = None
     for shard in before.shards():
         if stage.has(shard):
@@ -281,7 +266,11 @@ def _run_pass_rate(before, stage, options, config, make_sampler) -> None:
     stage.finish()
 
 
-_RUNNERS = {
-    "clean": _run_clean, "exclude": _run_exclude, "language": _run_language, "dedup": _run_dedup,
-    "decontaminate": _run_decontaminate, "pass_rate": _run_pass_rate,
-}  # fmt: skip
+_RUNNERS: dict[str, Callable[[Stage, Stage, Any, Config, MakeSampler], None]] = {
+    "clean": _run_clean,
+    "exclude": partial(_run_on_shards, _exclude_shard),
+    "language": partial(_run_on_shards, _language_shard),
+    "dedup": _run_dedup,
+    "decontaminate": _run_decontaminate,
+    "pass_rate": _run_pass_rate,
+}

@@ -1,7 +1,7 @@
-"""What a question is made of, for comparing questions: its mathematics in order, and its words.
+"""A question's signature, by which questions are compared: its mathematics in order, and its words.
 
 The mathematics (numbers, operators, commands, variables) decides whether two questions can be the same at all:
-questions that differ in a number or a sign are different questions however alike their words are.
+questions that differ in a number or a sign are different questions, however alike their words are.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +19,9 @@ _FONTS = (
     r"text|mbox|hbox|textbf|textrm|textit|mathrm|mathbf|mathit|mathsf|mathbb|mathcal|operatorname|emph|overline|vec"
 )
 _SIZES = r"left|right|bigl?|bigr|Bigl?|Bigr|bigg|Bigg|displaystyle|textstyle|limits|nolimits|mathstrut|bf|rm|it"
-_PREPARE = [
+# One spelling for equal mathematics. The grader's table (reward/judge/notation.py) has other targets: it keeps units,
+# delimiters and commands apart that are one here. The packaged hashes of evaluation sets depend on every entry.
+_PREPARE: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\[asy\](.*?)\[/asy\]", re.S), lambda m: f" asy{_drawing(m.group(1))} "),
     (re.compile(rf"\\(?:{_SIZES})(?![A-Za-z])\.?"), " "),
     (re.compile(rf"\\(?:{_FONTS})\*?(?![A-Za-z])\s*(?:\{{([^{{}}]*)\}})?"), lambda m: f" {m.group(1) or ''} "),
@@ -42,7 +45,7 @@ _PREPARE = [
     (re.compile(r"\\circ(?![A-Za-z])|°"), " degrees "),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\\$"), " "),
-]  # fmt: skip
+]
 _TOKEN = re.compile(
     r"\\[A-Za-z]+"  # a command
     r"|\d+(?:\.\d+)?|\.\d+"  # a number
@@ -53,57 +56,53 @@ _TOKEN = re.compile(
 )
 _SPANS = re.compile(r"(\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\))", re.S)
 _OPERATORS = frozenset("-+*/=<>^_|!%:∈∩∪⊂∠△⊥∥∞")
-_NUMBER_WORDS = {
-    word: str(value)
-    for value, word in enumerate(
-        "zero . two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen "
-        "eighteen nineteen twenty".split()
-    )
-    if word != "."
-} | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "hundred": "100", "thousand": "1000", "twice": "2"}
+_TWO_TO_TWENTY = """
+    two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+    nineteen twenty
+"""
+_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_TWO_TO_TWENTY.split(), 2)}
+_NUMBER_WORDS |= {"zero": "0", "thirty": "30", "forty": "40", "fifty": "50", "sixty": "60"}
+_NUMBER_WORDS |= {"hundred": "100", "thousand": "1000", "twice": "2"}
 # Openings and endings that say nothing of the question itself.
 _PHRASES = re.compile(
-    r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*(?:solve|answer|consider|work out)\s+(?:the\s+following"
-    r"|this)\s+"
+    r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*"
+    r"(?:solve|answer|consider|work out)\s+(?:the\s+following|this)\s+"
     r"(?:\w+\s+){0,2}(?:problem|question|exercise)\s*[:.]"
     r"|(?:please\s+)?(?:reason|think)\s+step[- ]by[- ]step\b[^.?$\\\d]{0,60}(?:\.|$)|let'?s think step by step\.?"
-    r"|(?<![^.?!]\s)(?:please\s+)?(?:put|give|write|enter|provide|express|state|leave|present)\s+(?:me\s+)?(?:your"
-    r"|the)\s+"
-    r"(?:final\s+)?answer\b[^.?:$\\\d]{0,80}(?:\.|$)"
-    r"|^(?:please|kindly)\s+", re.I
-)  # fmt: skip
-SMALL = frozenset("a an the of in on at to for and or is are be that this it as by with from".split())
-_SAME = {
-    "calculate": "find", "compute": "find", "determine": "find", "evaluate": "find", "obtain": "find",
-    "min": "minimum",
-    "max": "maximum", "least": "minimum", "smallest": "minimum", "minimal": "minimum", "lowest": "minimum",
-    "greatest": "maximum", "largest": "maximum", "biggest": "maximum", "maximal": "maximum", "highest": "maximum",
-    "average": "mean", "kids": "children", "%": "percent", "percentage": "percent", "cent": "cents",
-    "perimeters": "perimeter",
-}  # fmt: skip
+    r"|(?<![^.?!]\s)(?:please\s+)?(?:put|give|write|enter|provide|express|state|leave|present)\s+"
+    r"(?:me\s+)?(?:your|the)\s+(?:final\s+)?answer\b[^.?:$\\\d]{0,80}(?:\.|$)"
+    r"|^(?:please|kindly)\s+",
+    re.I,
+)
+
+
+_SMALL_WORDS = "a an the of in on at to for and or is are be that this it as by with from"
+SMALL = frozenset(_SMALL_WORDS.split())
+_SAME = {"%": "percent", "percentage": "percent", "average": "mean", "kids": "children", "cent": "cents"}
+_SAME |= {"perimeters": "perimeter"}
+_SAME |= dict.fromkeys(("calculate", "compute", "determine", "evaluate", "obtain"), "find")
+_SAME |= dict.fromkeys(("min", "least", "smallest", "minimal", "lowest"), "minimum")
+_SAME |= dict.fromkeys(("max", "greatest", "largest", "biggest", "maximal", "highest"), "maximum")
 # Words whose exchange makes another question, though all else is equal.
-DECIDE = frozenset(
-    "minimum maximum sum product difference quotient ratio even odd positive negative nonnegative area perimeter "
-    "volume "
-    "surface median mean mode range prime composite more less fewer increase decrease increased decreased increasing "
-    "decreasing boys girls men women before "
-    "after first last "
-    "not without never distinct identical distinguishable indistinguishable inclusive exclusive exactly inscribed "
-    "circumscribed inradius circumradius radius diameter circumference incircle circumcircle horizontal vertical row "
-    "column left right north south east west real complex integer integers rational irrational divisible multiple "
-    "factor "
-    "factors divisors circle square triangle rectangle pentagon hexagon octagon cube sphere cone cylinder remainder "
-    "numerator denominator "
-    "domain above below inside outside older younger taller shorter longer faster slower sine cosine tangent "
-    "permutations combinations ordered unordered up down win lose won lost red blue green white black "
-    "monday tuesday wednesday thursday friday saturday sunday january february march april may june july august "
-    "september october november december half third quarter double triple twice parallel perpendicular ascending "
-    "descending arithmetic geometric harmonic open closed mother father brother sister larger smaller length width "
-    "height "
-    "together each per hour minute day week month year hours minutes days weeks months years dollars cents".split()
-)  # fmt: skip
-_SIMPLE = re.compile(r"(?:[A-Za-z0-9 \n?!:;'\"()+*/=<>^_-]|,(?!\d)|\.(?!\.))*")  # nothing in it to be respelt
+_DECIDE_WORDS = """
+    minimum maximum sum product difference quotient ratio even odd positive negative nonnegative prime composite
+    more less fewer increase decrease increased decreased increasing decreasing ascending descending
+    median mean mode range area perimeter volume surface length width height half third quarter double triple twice
+    before after first last not without never distinct identical distinguishable indistinguishable
+    inclusive exclusive exactly inscribed circumscribed inradius circumradius radius diameter circumference
+    incircle circumcircle horizontal vertical row column left right north south east west up down
+    real complex integer integers rational irrational divisible multiple factor factors divisors remainder
+    numerator denominator domain sine cosine tangent arithmetic geometric harmonic open closed parallel perpendicular
+    circle square triangle rectangle pentagon hexagon octagon cube sphere cone cylinder
+    above below inside outside older younger taller shorter longer larger smaller faster slower
+    permutations combinations ordered unordered together each per win lose won lost
+    boys girls men women mother father brother sister red blue green white black
+    monday tuesday wednesday thursday friday saturday sunday january february march april may june july august
+    september october november december minute hour day week month year minutes hours days weeks months years
+    dollars cents
+"""
+DECIDE = frozenset(_DECIDE_WORDS.split())
+_SIMPLE = re.compile(r"(?:[A-Za-z0-9 \n?!:;'\"()+*/=<>^_-]|,(?!\d)|\.(?!\.))*")  # nothing to respell
 _BRACKETS = frozenset("()[]{}")
 _PLACEHOLDER = "v"
 
@@ -136,7 +135,7 @@ class Signature:
 
     @cached_property
     def maths(self) -> list[str]:
-        """Numbers, operators and variables in order, the variables renamed by first appearance."""
+        """Numbers, operators and variables in order; variables are renamed by first appearance."""
         names: dict[str, str] = {}
         found = []
         for kind, text in self.tokens:
@@ -148,7 +147,7 @@ class Signature:
 
     @cached_property
     def chunks(self) -> list[str]:
-        """Runs of mathematics between words, as they are written."""
+        """Runs of mathematics between words, with the variables as they are written."""
         found, run = [], []
         for kind, text in [*self.tokens, ("w", "")]:
             if kind != "w":
@@ -165,10 +164,12 @@ class Signature:
 
     @cached_property
     def exact(self) -> int:
+        """A hash of all tokens in order."""
         return hash64(" ".join(text for _, text in self.tokens))
 
     @cached_property
     def deciding(self) -> Counter[str]:
+        """The words of DECIDE, counted."""
         return Counter(word for word in self.words if word in DECIDE)
 
 
@@ -194,13 +195,13 @@ def signature(question: str) -> Signature:
 
 
 def _prose(span: str) -> bool:
-    """Whether what stands between two dollar signs is text between two amounts of money."""
+    """Whether the text between two dollar signs is prose between two amounts of money."""
     return len(re.findall(r"(?<![\\A-Za-z{])[a-z]{3,}\s", span)) >= 4
 
 
 def _tokenise(span: str, inside: bool, tokens: list[tuple[str, str]]) -> None:
     found = _TOKEN.findall(span)
-    depth = 0  # brackets of mathematics in prose that are open
+    depth = 0  # open brackets of mathematics in prose
     for i, text in enumerate(found):
         first = text[0]
         if first in _BRACKETS:
@@ -221,20 +222,23 @@ def _tokenise(span: str, inside: bool, tokens: list[tuple[str, str]]) -> None:
             tokens.append(("o", text))
         elif inside and len(text) <= 3 and text.isascii():
             tokens.extend(("v", letter) for letter in text)
-        elif len(text) == 1 and text.isascii() and text not in "aAI" or (inside and len(text) == 1):
-            tokens.append(("v", text))
-        elif len(text) == 1 and text in "aI" and _beside_operator(found, i):
+        elif len(text) == 1 and _is_variable(found, i, inside):
             tokens.append(("v", text))
         elif len(text) >= 4 and text.isascii() and text.isupper():
-            tokens.append(
-                ("o", text)
-            )  # the word whose letters are arranged, a triangle's corners: to be matched exactly
+            # a triangle's corners, or a word whose letters are arranged: it must be equal
+            tokens.append(("o", text))
         else:
             word = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower().replace("’", "'")
             if word in _NUMBER_WORDS:
                 tokens.append(("n", _NUMBER_WORDS[word]))
             else:
                 tokens.append(("w", _SAME.get(word, word)))
+
+
+def _is_variable(found: list[str], i: int, inside: bool) -> bool:
+    """Whether a single letter is a variable: in prose "a", "A" and "I" are words."""
+    text = found[i]
+    return inside or (text.isascii() and text not in "aAI") or (text in "aI" and _beside_operator(found, i))
 
 
 def _of_maths(found: list[str], i: int) -> bool:

@@ -11,14 +11,28 @@ from pathlib import Path
 import pytest
 
 from openrlhf_orz.cli.curate import configuration
-from openrlhf_orz.data.curate import pipeline
-from openrlhf_orz.data.curate.collect import parse_inputs, read_input
-from openrlhf_orz.data.curate.config import load
-from openrlhf_orz.data.rows import read_rows
+from openrlhf_orz.data.curate.collect import read_input
+from openrlhf_orz.data.curate.config import load_config
+from openrlhf_orz.data.curate.inputs import parse_inputs
+from openrlhf_orz.data.curate.pipeline import run_pipeline
+from openrlhf_orz.data.rows import read_dataset
 from openrlhf_orz.data.sources import DataError
 
 ROOT = Path(__file__).resolve().parents[3]
-THINGS = "apples pears plums books coins stamps boxes trees chairs tables lamps doors".split()
+THINGS = (
+    "apples",
+    "pears",
+    "plums",
+    "books",
+    "coins",
+    "stamps",
+    "boxes",
+    "trees",
+    "chairs",
+    "tables",
+    "lamps",
+    "doors",
+)
 
 
 def words(i):
@@ -57,8 +71,8 @@ def rows(path):
 
 
 def curate(folder, file, *settings):
-    config = load(None, [f"inputs=[{{path: {file}, name: sam}}]", f"output={folder}", "processes=1", *settings])
-    return pipeline.run(config, lambda line: None)
+    config = load_config(None, [f"inputs=[{{path: {file}, name: sam}}]", f"output={folder}", "processes=1", *settings])
+    return run_pipeline(config, lambda line: None)
 
 
 def outputs(folder):
@@ -79,13 +93,23 @@ def test_every_row_is_kept_or_rejected_with_its_reason(tmp_path):
     assert summary["train"] + summary["heldout"] == 60 and 0 < summary["heldout"] < 30
     reasons = {row["row"]: (row["stage"], row["reason"]) for row in rejected}
     assert reasons == {
-        61: ("dedup", "duplicate_exact"), 62: ("dedup", "duplicate_ngram"), 63: ("dedup", "duplicate_exact"),
-        64: ("exclude", "proof"), 65: ("exclude", "multiple_choice"), 66: ("language", "other"),
-        67: ("clean", "unshowable_characters"), 68: ("clean", "question_too_long"), 69: ("clean", "answer_unparsable"),
-        70: ("collect", "question_not_text"), 71: ("collect", "no_answer"), 72: ("collect", "not_utf8"),
-        73: ("collect", "not_an_object"), 74: ("collect", "broken_json"), 76: ("collect", "broken_json"),
+        61: ("dedup", "duplicate_exact"),
+        62: ("dedup", "duplicate_ngram"),
+        63: ("dedup", "duplicate_exact"),
+        64: ("exclude", "proof"),
+        65: ("exclude", "multiple_choice"),
+        66: ("language", "other"),
+        67: ("clean", "unshowable_characters"),
+        68: ("clean", "question_too_long"),
+        69: ("clean", "answer_unparsable"),
+        70: ("collect", "question_not_text"),
+        71: ("collect", "no_answer"),
+        72: ("collect", "not_utf8"),
+        73: ("collect", "not_an_object"),
+        74: ("collect", "broken_json"),
+        76: ("collect", "broken_json"),
         77: ("collect", "not_utf8"),
-    }  # fmt: skip
+    }
     assert {row["file"] for row in rejected} == {"pool.jsonl"}
     duplicate = {row["row"]: row["duplicate_of"] for row in rejected if row["stage"] == "dedup"}
     assert duplicate[61] == "sam#4" and duplicate[62] == "sam#6"
@@ -94,7 +118,7 @@ def test_every_row_is_kept_or_rejected_with_its_reason(tmp_path):
     for stage, before in zip(summary["stages"][1:], summary["stages"]):
         assert stage["rows_in"] == before["kept"] and stage["kept"] + stage["rejected"] == stage["rows_in"]
     # the trainer's own reader takes the result as it is
-    read, bad = read_rows(str(tmp_path / "out/kept"), "question", "answer", "train")
+    read, bad = read_dataset(str(tmp_path / "out/kept"), "question", "answer", "train")
     assert len(read) == summary["train"] and not bad
     import pyarrow.parquet as pq
 
@@ -146,7 +170,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert f"exclude: going on after {len(partway)} shards" in again.stdout
     assert done == {path: path.stat().st_mtime_ns for path in done}, "a finished shard was done again"
     config = configuration([*settings, "--output", str(tmp_path / "whole")])[1]
-    pipeline.run(config, lambda line: None)
+    run_pipeline(config, lambda line: None)
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
 
 
@@ -162,30 +186,113 @@ def test_collecting_goes_on_after_whole_shards(tmp_path):
     assert outputs(tmp_path / "one") == before
 
 
+QUICK = ("clean.check_answers=false", "language=false")
+
+
+def test_what_changed_on_disk_is_done_again(tmp_path):
+    file, known = tmp_path / "pool.jsonl", tmp_path / "known.jsonl"
+
+    def run():
+        settings = [*QUICK, f"decontaminate.against=[{known}]", "exclude=false"]
+        summary = curate(tmp_path / "out", file, *settings)
+        return summary["train"], summary["stages"][-1]["reasons"]
+
+    file.write_text("".join(json.dumps({"question": words(i), "answer": str(i)}) + "\n" for i in range(3)))
+    known.write_text(json.dumps({"question": words(7), "answer": "1"}) + "\n")
+    assert run() == (3, {})
+    known.write_text(json.dumps({"question": words(1), "answer": "1"}) + "\n")
+    assert run() == (2, {"eval_exact": 1})
+    with file.open("a") as more:
+        more.write(json.dumps({"question": words(4), "answer": "4"}) + "\n")
+    assert run() == (3, {"eval_exact": 1})
+
+
+def test_the_held_out_split_takes_whole_families(tmp_path):
+    file = tmp_path / "pool.jsonl"
+    numbers = [(i, word, i * k + 5) for k, word in enumerate(THINGS, 2) for i in (3, 7, 11, 19)]
+    question = "A {0} maker of old Rome packs {1} {0} and then {2} more {0}. How many {0} are packed by the {0} maker?"
+    lines = [{"question": question.format(word, i, n), "answer": str(i + n)} for i, word, n in numbers]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curate(tmp_path / "out", file, *QUICK, "heldout=0.5")
+    families = [
+        {row["meta"]["family"] for row in rows(tmp_path / f"out/kept/{name}.jsonl")} for name in ("train", "test")
+    ]
+    assert families[0] and families[1] and not families[0] & families[1]
+    assert len(families[0] | families[1]) < len(lines)
+
+
 REAL_SHAPES = {
     "aime": [
-        {"ID": "2023-I-1", "Year": 2023, "Problem Number": 1, "Question": "Five men and nine "
-                                                                          "women stand.", "Answer": "191",
-                                                                          "Part": "I"},
-        {"ID": "2024-I-1", "Year": 2024, "Problem Number": 1, "Question": "Every morning "
-                                                                          "Aya walks.", "Answer": "204", "Part": "I"},
+        {
+            "ID": "2023-I-1",
+            "Year": 2023,
+            "Problem Number": 1,
+            "Question": "Five men and nine women stand.",
+            "Answer": "191",
+            "Part": "I",
+        },
+        {
+            "ID": "2024-I-1",
+            "Year": 2024,
+            "Problem Number": 1,
+            "Question": "Every morning Aya walks.",
+            "Answer": "204",
+            "Part": "I",
+        },
     ],
-    "math": [{"problem": "What is $1+1$?", "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{2}$, "
-              "so \\boxed{\\frac{4}{2}}."}],
-    "numina_cot": [{"source": "olympiads", "problem": "Find $x$.", "solution": "So $x = \\boxed{5}$.",
-    "messages": [{"role": "user", "content": "?"}]}],
-    "numina_1.5": [{"problem": "Find $x$.", "solution": "...", "answer": "5", "problem_type": "Algebra",
-    "question_type": "math-word-problem",
-                    "problem_is_valid": "Yes", "source": "amc_aime", "synthetic": False}],
-    "tulu3_math": [{"messages": [{"role": "user", "content": "Question: What is 1+1?\nAnswer: 2\n\nQuestion: Find "
-                                                             "$x$.\nAnswer:"}],
-                    "ground_truth": "5", "dataset": "MATH"}],
-    "openr1_math": [{"problem": "Find $x$.", "solution": "...", "answer": "5", "problem_type": "Algebra",
-    "question_type": "MCQ",
-                     "source": "aops_forum", "uuid": "u", "generations": ["a"], "correctness_count": 2}],
+    "math": [
+        {
+            "problem": "What is $1+1$?",
+            "level": "Level 1",
+            "type": "Algebra",
+            "solution": "It is $\\boxed{2}$, so \\boxed{\\frac{4}{2}}.",
+        }
+    ],
+    "numina_cot": [
+        {
+            "source": "olympiads",
+            "problem": "Find $x$.",
+            "solution": "So $x = \\boxed{5}$.",
+            "messages": [{"role": "user", "content": "?"}],
+        }
+    ],
+    "numina_1.5": [
+        {
+            "problem": "Find $x$.",
+            "solution": "...",
+            "answer": "5",
+            "problem_type": "Algebra",
+            "question_type": "math-word-problem",
+            "problem_is_valid": "Yes",
+            "source": "amc_aime",
+            "synthetic": False,
+        }
+    ],
+    "tulu3_math": [
+        {
+            "messages": [
+                {"role": "user", "content": "Question: What is 1+1?\nAnswer: 2\n\nQuestion: Find $x$.\nAnswer:"}
+            ],
+            "ground_truth": "5",
+            "dataset": "MATH",
+        }
+    ],
+    "openr1_math": [
+        {
+            "problem": "Find $x$.",
+            "solution": "...",
+            "answer": "5",
+            "problem_type": "Algebra",
+            "question_type": "MCQ",
+            "source": "aops_forum",
+            "uuid": "u",
+            "generations": ["a"],
+            "correctness_count": 2,
+        }
+    ],
     "gsm8k": [{"question": "How many?", "answer": "2+3=<<2+3=5>>5\n#### 5"}],
     "orz": [[{"from": "human", "value": "Find $x$."}, {"from": "assistant", "ground_truth": {"value": "5"}}]],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REAL_SHAPES)
@@ -237,8 +344,9 @@ def test_selection_by_source_and_difficulty(tmp_path):
 )
 def test_errors_name_key_and_remedy(tmp_path, settings, words):
     with pytest.raises(DataError) as error:
-        pipeline.run(
-            load(None, [f"output={tmp_path}", "inputs=[{path: also_nowhere.json}]", *settings]), lambda line: None
+        run_pipeline(
+            load_config(None, [f"output={tmp_path}", "inputs=[{path: also_nowhere.json}]", *settings]),
+            lambda line: None,
         )
     for word in words:
         assert word in str(error.value)

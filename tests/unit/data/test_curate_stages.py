@@ -1,15 +1,17 @@
 """Decontamination, pass rates, synthetic tasks and the drawing of duplicates, each on a handful of rows."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from openrlhf_orz.data.curate import pass_rate, pipeline, rollouts
-from openrlhf_orz.data.curate.config import Decontaminate, PassRate, load
+from openrlhf_orz.data.curate import pass_rate
+from openrlhf_orz.data.curate.config import Decontaminate, PassRate, load_config
 from openrlhf_orz.data.curate.decontaminate import BUILTIN, EvalSets, decontaminate, load_builtin
-from openrlhf_orz.data.curate.minhash import Union, bands, candidates, runs
+from openrlhf_orz.data.curate.pipeline import run_pipeline
 from openrlhf_orz.data.curate.signature import signature
+from openrlhf_orz.data.curate.similarity import DisjointSets, bands, candidate_pairs, runs
 from openrlhf_orz.data.prompts import render
 from openrlhf_orz.data.sources import DataError
 
@@ -37,14 +39,15 @@ def test_decontamination_finds_copies_and_large_parts():
     sets.add("made#1", EVAL)
     sets.add("made#2", "Compute $3^5$.")
     inside = "Warm-up. " + EVAL.replace("Let $n$ be", "Here $n$ is") + " Write it in words."
-    rows = [row(0, EVAL.replace(" ", "  ")), row(1, inside), row(2, "Find the remainder of 5 "
-                                                                    "modulo 3."), row(3, "Compute $3^5$"),
-            row(4, "Compute $3^6$."), row(5, EVAL, generated="x")]  # fmt: skip
+    texts = [EVAL.replace(" ", "  "), inside, "Find the remainder of 5 modulo 3.", "Compute $3^5$", "Compute $3^6$."]
+    rows = [row(i, text) for i, text in enumerate(texts)] + [row(5, EVAL, generated="x")]
     kept, rejected = decontaminate(rows, sets, Decontaminate())
     assert [r["id"] for r in kept] == ["r#2", "r#4", "r#5"]
     assert [(r["reason"], r["detail"].split(":")[0]) for r in rejected] == [
-        ("eval_exact", "made#1"), ("eval_ngram", "made#1"), ("eval_exact", "made#2")
-    ]  # fmt: skip
+        ("eval_exact", "made#1"),
+        ("eval_ngram", "made#1"),
+        ("eval_exact", "made#2"),
+    ]
     assert decontaminate(rows, sets, Decontaminate(overlap=1.0))[0][0]["id"] == "r#1"
 
 
@@ -76,12 +79,12 @@ def run_dir(path, rewards):
 def test_pass_rates_are_mined_from_rollouts(tmp_path):
     rewards = {"Problem 1. What is 2+2?": [1.0, 0.0, 0.0, 0.0], "What is 2+3?": [0.0] * 4, "What is 2+4?": [1.0] * 4}
     prompts = run_dir(tmp_path / "run", rewards)
-    found = rollouts.mine([str(tmp_path / "run")], "paper")  # by taking the template off
-    assert found[rollouts.question_key("What is 2+2?")] == (2, 8)
+    found = pass_rate.mine_rollouts([str(tmp_path / "run")], "paper")  # by taking the template off
+    assert found[pass_rate.question_key("What is 2+2?")] == (2, 8)
     (tmp_path / "run/data/prompts_train.jsonl").write_text(
         "".join(json.dumps({"prompt": p, "question": q}) + "\n" for q, p in prompts.items())
     )
-    assert rollouts.mine([str(tmp_path / "run")], "none") == found  # by the run's own prompts
+    assert pass_rate.mine_rollouts([str(tmp_path / "run")], "none") == found  # by the run's own prompts
     rows = [row(i, f"What is 2+{i}?") for i in (2, 3, 4, 5)]
     kept, rejected = pass_rate.filter_rows(rows, PassRate(max_right=3), found, mined=True)
     assert [(r["id"], r["pass_rate"], r["meta"]) for r in kept] == [
@@ -92,14 +95,19 @@ def test_pass_rates_are_mined_from_rollouts(tmp_path):
         ("r#3", "never_right", "0 of 8"),
         ("r#4", "too_easy", "8 of 8"),
     ]
-    assert pass_rate.judge(4, 64, PassRate(max_right=3)) == ("too_often_right", "4 of 64")
-    assert pass_rate.judge(0, 64, PassRate(max_right=3, exclude_zero=False)) is None
-    assert pass_rate.judge(6, 8, PassRate(max_rate=0.7))[0] == "too_easy"
+    few = PassRate(min_n=8, missing="drop")
+    assert [r["id"] for r in pass_rate.filter_rows([row(2, "What is 2+2?")], few, found, mined=True)[0]] == ["r#2"]
+    few.min_n = 9
+    dropped = pass_rate.filter_rows([row(2, "What is 2+2?")], few, found, mined=True)[1]
+    assert [(r["reason"], r["detail"]) for r in dropped] == [("no_estimate", "8 answers")]
+    assert pass_rate.pass_rate_reason(4, 64, PassRate(max_right=3)) == ("too_often_right", "4 of 64")
+    assert pass_rate.pass_rate_reason(0, 64, PassRate(max_right=3, exclude_zero=False)) is None
+    assert pass_rate.pass_rate_reason(6, 8, PassRate(max_rate=0.7))[0] == "too_easy"
     with pytest.raises(DataError, match="no rollouts"):
-        rollouts.mine([str(tmp_path)], "paper")
+        pass_rate.mine_rollouts([str(tmp_path)], "paper")
     (tmp_path / "run/rollouts/step_3.jsonl").write_text('{"prompt": "x"}\n')
     with pytest.raises(DataError, match="step_3.jsonl:1"):
-        rollouts.mine([str(tmp_path / "run")], "paper")
+        pass_rate.mine_rollouts([str(tmp_path / "run")], "paper")
 
 
 def test_estimates_of_a_model_go_on_after_a_kill(tmp_path):
@@ -122,8 +130,8 @@ def test_estimates_of_a_model_go_on_after_a_kill(tmp_path):
     assert [r["id"] for r in kept] == ["r#1", "r#2"] and [r["reason"] for r in rejected] == ["never_right", "too_easy"]
 
 
-def test_union_and_candidates():
-    union = Union(5)
+def test_union_and_candidate_pairs():
+    union = DisjointSets(5)
     union.join(4, 2)
     union.join(2, 1)
     assert union.roots().tolist() == [0, 1, 1, 3, 1]
@@ -132,23 +140,23 @@ def test_union_and_candidates():
     band, family = bands([signature(text) for text in texts])
     assert band.shape == (3, 21) and family.shape == (3, 7)
     many = np.tile(band, (20, 1))  # too many with one guard for each to be compared
-    pairs = {tuple(p) for ps in candidates(many, np.ones(60, np.uint64), np.arange(60)) for p in ps.tolist()}
+    pairs = {tuple(p) for ps in candidate_pairs(many, np.ones(60, np.uint64), np.arange(60)) for p in ps.tolist()}
     assert {(i % 3, j % 3) for i, j in pairs} == {(0, 0), (1, 1), (2, 2), (0, 1), (1, 0)}
-    assert [p.tolist() for p in candidates(band, np.array([1, 2, 1], np.uint64), np.arange(3))][0] == [[0, 2]]
-    assert not list(candidates(band, np.array([1, 2, 3], np.uint64), np.arange(3)))
+    assert [p.tolist() for p in candidate_pairs(band, np.array([1, 2, 1], np.uint64), np.arange(3))][0] == [[0, 2]]
+    assert not list(candidate_pairs(band, np.array([1, 2, 3], np.uint64), np.arange(3)))
 
 
 def test_synthetic_additions_are_the_quickstart_s(tmp_path):
     """The same questions in the same order as the generator alone gives."""
-    from openrlhf_orz.data.arithmetic import generate
+    from openrlhf_orz.data.arithmetic import generate_additions
 
-    config = load(
-        pipeline.Path(__file__).parents[3] / "examples/curate_arithmetic.yaml",
+    config = load_config(
+        Path(__file__).parents[3] / "examples/curate_arithmetic.yaml",
         [f"output={tmp_path}", "inputs.0.additions.rows=64", "processes=1"],
     )
-    pipeline.run(config, lambda line: None)
+    run_pipeline(config, lambda line: None)
     rows = [json.loads(line) for line in (tmp_path / "kept/train.jsonl").read_text().splitlines()]
-    expected = [(r["question"], r["answer"]) for r in generate(64, (3, 3), 0)]
+    expected = [(r["question"], r["answer"]) for r in generate_additions(64, (3, 3), 0)]
     assert [(r["question"], r["answer"]) for r in rows] == expected
 
 
@@ -159,7 +167,9 @@ def test_synthetic_reasoning_tasks(tmp_path):
         {"name": "own", "reasoning_gym": {"task": "countdown", "size": 3, "seed": 1, "verifier": "reasoning_gym"}},
     ]
     for name in ("one", "two"):
-        pipeline.run(load(None, [f"inputs={inputs}", f"output={tmp_path / name}", "processes=1"]), lambda line: None)
+        run_pipeline(
+            load_config(None, [f"inputs={inputs}", f"output={tmp_path / name}", "processes=1"]), lambda line: None
+        )
     rows = [json.loads(line) for line in (tmp_path / "one/kept/train.jsonl").read_text().splitlines()]
     assert [r["source"] for r in rows] == ["reasoning_gym/gcd"] * 5 + ["reasoning_gym/countdown"] * 3
     assert json.loads(rows[-1]["answer"])["metadata"]["source_dataset"] == "countdown"

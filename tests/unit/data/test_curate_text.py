@@ -4,14 +4,14 @@ import random
 
 import pytest
 
-from openrlhf_orz.data.curate import normalise
 from openrlhf_orz.data.curate.clean import References, plainly_fine
 from openrlhf_orz.data.curate.config import Exclude
 from openrlhf_orz.data.curate.dedup import answer_key, choose
 from openrlhf_orz.data.curate.exclude import excluded
 from openrlhf_orz.data.curate.language import fasttext_detector, language_of
-from openrlhf_orz.data.curate.same_question import same_question
+from openrlhf_orz.data.curate.normalise import clean_answer, clean_question, figure_missing, unshowable
 from openrlhf_orz.data.curate.signature import signature
+from openrlhf_orz.data.curate.similarity import same_question
 
 
 @pytest.mark.parametrize(
@@ -23,36 +23,38 @@ from openrlhf_orz.data.curate.signature import signature
         ("12 men dig a hole.", "12 men dig a hole."),
         ("3 points lie on a line.", "3 points lie on a line."),
         ("(1) Find $x$. (2) Find $y$.", "(1) Find $x$. (2) Find $y$."),
-        ("Let $S$ be the [set](https://example.org/wiki/Set) of\u00a0primes. See "
-         "https://example.org/x", "Let $S$ be the set of primes. See"),
+        (
+            "Let $S$ be the [set](https://example.org/wiki/Set) of\u00a0primes. See https://example.org/x",
+            "Let $S$ be the set of primes. See",
+        ),
         ("Ｆｉｎｄ　２＋２．", "Find 2+2．"),
         ("What is 10²?", "What is 10^{2}?"),
         ("a\r\n\r\n\r\n\r\nb   c\u200b", "a\n\nb c"),
         ("How many of Janetâ€™s eggs?", "How many of Janet’s eggs?"),
     ],
-)  # fmt: skip
+)
 def test_question_is_cleaned(raw, clean):
-    assert normalise.question(raw) == (clean, False)
+    assert clean_question(raw) == (clean, False)
 
 
 def test_images_are_noticed_and_formulas_kept():
-    assert normalise.question("Find ![$x^2$](a.png) now.") == ("Find $x^2$ now.", False)
-    assert normalise.question("Find it: ![](a.png)")[1]
-    assert normalise.figure_missing("In the figure below, find $x$.")
-    assert not normalise.figure_missing("In the figure below, find $x$. [asy]draw((0,0)--(1,1));[/asy]")
+    assert clean_question("Find ![$x^2$](a.png) now.") == ("Find $x^2$ now.", False)
+    assert clean_question("Find it: ![](a.png)")[1]
+    assert figure_missing("In the figure below, find $x$.")
+    assert not figure_missing("In the figure below, find $x$. [asy]draw((0,0)--(1,1));[/asy]")
 
 
 def test_what_cannot_be_shown():
-    assert normalise.unshowable("a\x00b") == "U+0000 at 1"
-    assert normalise.unshowable("a\ufffd") == "U+FFFD at 1"
-    assert normalise.unshowable("α + 中 = é\n") is None
+    assert unshowable("a\x00b") == "U+0000 at 1"
+    assert unshowable("a\ufffd") == "U+FFFD at 1"
+    assert unshowable("α + 中 = é\n") is None
 
 
 @pytest.mark.parametrize(
     "raw, clean", [("$\\frac12$", "\\frac12"), ("\\boxed{7}", "7"), ("Answer: 7", "7"), ("$a$ and $b$", "$a$ and $b$")]
 )
 def test_answer_is_cleaned(raw, clean):
-    assert normalise.answer(raw) == clean
+    assert clean_answer(raw) == clean
 
 
 def test_plain_numbers_need_no_grader():
@@ -89,7 +91,7 @@ KEPT = [
     ("Ann has the option of paying $5 a day. How much does she pay in 4 days?", "20"),
     ("Let $N$ be the number of true statements a liar makes. Find $N$.", "0"),
     ("Determine the number of integers $n$ for which $n^2 < 10$.", "7"),
-]  # fmt: skip
+]
 LEFT_OUT = [
     ("multiple_choice", "What is 2+2?\n(A) 3 (B) 4 (C) 5", "B"),
     ("multiple_choice", "What is 2+2?\nA. 3\nB. 4\nC. 5\nD. 6", "4"),
@@ -111,7 +113,7 @@ LEFT_OUT = [
     ("guessable", "Who has a winning strategy, Ann or Bob?", "Ann"),
     ("open_ended", "Explain why the sky is blue.", "scattering"),
     ("open_ended", "Describe the graph of $y = x$.", "a line"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("question, answer", KEPT)
@@ -121,7 +123,7 @@ def test_ordinary_questions_are_kept(question, answer):
 
 @pytest.mark.parametrize("kind, question, answer", LEFT_OUT)
 def test_what_cannot_be_judged_is_left_out(kind, question, answer):
-    found = excluded(normalise.question(question)[0], answer, Exclude())
+    found = excluded(clean_question(question)[0], answer, Exclude())
     assert found and found[0] == kind
     assert excluded(question, answer, Exclude(**dict.fromkeys(Exclude.__dataclass_fields__, False))) is None
 
@@ -129,15 +131,19 @@ def test_what_cannot_be_judged_is_left_out(kind, question, answer):
 @pytest.mark.parametrize(
     "question, language",
     [
-        ("Find the sum of the first ten odd numbers.", "english"), ("Compute $\\int_0^1 x^2 dx$.", "english"),
-        ("$2+2=$", "english"), ("求$x$的值。", "chinese"), ("已知$f(x)=\\sin x + \\cos x$, 求$f(\\pi)$", "chinese"),
-        ("Trouver la somme des dix premiers entiers impairs.", "other"), ("最初の十個の奇数の和を求めよ。", "other"),
-        ("Найдите сумму первых десяти "
-         "нечётных чисел.", "other"), ("Berechne die Summe der ersten zehn ungeraden Zahlen.", "other"),
+        ("Find the sum of the first ten odd numbers.", "english"),
+        ("Compute $\\int_0^1 x^2 dx$.", "english"),
+        ("$2+2=$", "english"),
+        ("求$x$的值。", "chinese"),
+        ("已知$f(x)=\\sin x + \\cos x$, 求$f(\\pi)$", "chinese"),
+        ("Trouver la somme des dix premiers entiers impairs.", "other"),
+        ("最初の十個の奇数の和を求めよ。", "other"),
+        ("Найдите сумму первых десяти нечётных чисел.", "other"),
+        ("Berechne die Summe der ersten zehn ungeraden Zahlen.", "other"),
         ("Determine $\\alpha + \\beta$ where α and β are the roots.", "english"),
         ("In the Seychelles, Amélie and Zoë share 12 crêpes equally. How many does each get?", "english"),
     ],
-)  # fmt: skip
+)
 def test_language(question, language):
     assert language_of(question, fasttext_detector()) == language
 
@@ -173,12 +179,14 @@ def test_spelling_does_not_make_another_question():
         ("Find the sum of the roots of $x^2-5x+6$.", "Find the product of the roots of $x^2-5x+6$."),
         ("Find the largest prime below 100.", "Find the smallest prime below 100."),
         ("Let $x + 2y = 5$ and $x - y = 1$. Find $x$.", "Let $x + 2y = 5$ and $x - y = 1$. Find $y$."),
-        ("How many ways to arrange the letters of RADII "
-         "are there?", "How many ways to arrange the letters of PROOF are there?"),
+        (
+            "How many ways to arrange the letters of RADII are there?",
+            "How many ways to arrange the letters of PROOF are there?",
+        ),
         ("Ann buys 60 more than Bob, who buys 20 more.", "Ann buys 60 fewer than Bob, who buys 20 more."),
         ("Sam has 5 books and buys 7 more. How many?", "Sam has 5 books and buys 8 more. How many?"),
     ],
-)  # fmt: skip
+)
 def test_numbers_signs_and_what_is_asked_make_another_question(one, other):
     assert not same(one, other, same_answer=False) and not same(one, other, same_answer=True)
 

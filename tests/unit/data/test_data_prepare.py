@@ -5,8 +5,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from openrlhf_orz.data.prepare import prepare_prompts
-from openrlhf_orz.data.rows import DataError
+from openrlhf_orz.data.prepare import PromptRules, prepare_prompts
+from openrlhf_orz.data.sources import DataError
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,11 @@ def lines(path):
 
 
 def prepare(specs, out_dir, tokenizer, **kwargs):
-    defaults = dict(template="Q: {}", input_key="q", label_key="a", split="train", max_prompt_len=5)
-    defaults["log"] = lambda line: None
-    return prepare_prompts(specs, out_dir, kwargs.pop("name", "train"), tokenizer, **defaults | kwargs)
+    calling = {"split": "train", "log": lambda line: None}
+    calling |= {name: kwargs.pop(name) for name in ("split", "log", "max_rows") if name in kwargs}
+    name = kwargs.pop("name", "train")
+    rules = dict(tokenizer=tokenizer, template="Q: {}", input_key="q", label_key="a", max_prompt_len=5) | kwargs
+    return prepare_prompts(specs, out_dir, name, PromptRules(**rules), **calling)
 
 
 def test_good_rows_are_written_and_bad_ones_reported(tmp_path, tokenizer):
@@ -139,3 +141,30 @@ def test_the_limit_is_exact_for_long_and_for_non_ascii_prompts(tmp_path):
     done = prepare(file, tmp_path, fast, template="none", max_prompt_len=8)
     assert [row["row"] for row in lines(done.paths[0])] == [1, 2, 4, 5]
     assert [row["detail"][:10] for row in lines(tmp_path / "bad_rows_train.jsonl")] == ["9 tokens >", "10 tokens "]
+
+
+def test_split_and_number_of_rows_reach_the_reader(tmp_path, tokenizer):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    jsonl(folder / "train.jsonl", {"q": "seen", "a": "1"})
+    jsonl(folder / "test.jsonl", *[{"q": f"q{i}", "a": "1"} for i in range(3)])
+    done = prepare(str(folder), tmp_path / "out", tokenizer, split="test", max_rows=2)
+    assert [row["question"] for row in lines(done.paths[0])] == ["q0", "q1"]
+
+
+def test_bad_rows_of_all_kinds_are_in_the_order_of_the_file(tmp_path, tokenizer):
+    file = jsonl(
+        tmp_path / "f.jsonl", {"q": "a b c d e f", "a": "1"}, "{\n", {"q": "x", "a": "junk"}, {"q": "x", "a": "1"}
+    )
+    prepare(file, tmp_path, tokenizer, check_reference=lambda answer: answer != "junk")
+    assert [row["row"] for row in lines(tmp_path / "bad_rows_train.jsonl")] == [1, 2, 3]
+
+
+def test_a_huge_prompt_is_too_long_without_being_counted(tmp_path, tokenizer):
+    """The longest token has five characters."""
+    file = jsonl(tmp_path / "f.jsonl", {"q": "x " * 100_000, "a": "1"}, {"q": "y" * 200_001, "a": "1"})
+    with pytest.raises(DataError):
+        prepare(file, tmp_path, tokenizer)
+    assert lines(tmp_path / "bad_rows_train.jsonl")[0]["detail"].startswith("over 40000 tokens > 5")
+    done = prepare(file, tmp_path, tokenizer, max_prompt_len=40_001)  # few tokens may have so many characters
+    assert [row["row"] for row in lines(done.paths[0])] == [2]

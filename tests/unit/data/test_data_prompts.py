@@ -1,4 +1,5 @@
 import pytest
+from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -39,9 +40,15 @@ def test_paper_template_is_table_1():
 
 def test_released_template_as_jinja_renders_the_released_code():
     prompt = render("released", "What is 1+1?")
-    assert prompt.startswith("A conversation between User and Assistant. The User asks a question, and the Assistant")
-    assert "The reasoning process is enclosed within <think> </think> and answer is enclosed within" in prompt
-    assert prompt.endswith("by the \\boxed{} tag.\nThis is the problem:\nWhat is 1+1?\nAssistant: <think>")
+    assert prompt == (
+        "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. The "
+        "Assistant first thinks about the reasoning process in the mind and then provides the User with the answer. "
+        "The reasoning process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> "
+        "tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>. User: You "
+        "must put your answer inside <answer> </answer> tags, i.e., <answer> answer here </answer>. And your final "
+        "answer will be extracted automatically by the \\boxed{} tag.\nThis is the problem:\nWhat is 1+1?\n"
+        "Assistant: <think>"
+    )
 
 
 def test_none_is_the_question_as_it_is():
@@ -76,7 +83,7 @@ def test_chat_template_renders_as_render_does(tokenizer, template, question):
 
 def test_chat_template_refuses_a_conversation_without_a_question(tokenizer):
     tokenizer.chat_template = chat_template("paper")
-    with pytest.raises(Exception):
+    with pytest.raises(TemplateError):
         tokenizer.apply_chat_template([{"role": "system", "content": "s"}], tokenize=False)
 
 

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from openrlhf_orz.data.rows import DataError, Row, read_rows
-from openrlhf_orz.data.sources import Flags
+from openrlhf_orz.data.rows import Row, read_dataset
+from openrlhf_orz.data.sources import EVAL_FLAGS, DataError
 
 DIALOGUE = [{"from": "human", "value": "1+1?"}, {"from": "assistant", "ground_truth": {"value": "2"}}]
 
@@ -45,7 +45,7 @@ def test_json_lines_good_and_every_kind_of_bad_row(tmp_path):
         '{"q": "last", "a": 18.0}',
         json.dumps(DIALOGUE[:1]),
     )
-    rows, bad = read_rows(file, "q", "a")
+    rows, bad = read_dataset(file, "q", "a")
     assert rows == [
         Row(" 1+1? ", "2", "easy", file, 1),
         Row("2+2?", "4", "some", file, 2),
@@ -81,7 +81,7 @@ def test_json_lines_good_and_every_kind_of_bad_row(tmp_path):
 
 def test_max_rows_counts_good_and_bad(tmp_path):
     file = write(tmp_path / "f.jsonl", "{", '{"q": "x", "a": "1"}', '{"q": "y", "a": "1"}')
-    rows, bad = read_rows(file, "q", "a", max_rows=2)
+    rows, bad = read_dataset(file, "q", "a", max_rows=2)
     assert ([row.question for row in rows], reasons(bad)) == (["x"], [(1, "broken_json")])
 
 
@@ -90,23 +90,23 @@ def test_orz_release_needs_no_keys(tmp_path):
     no_answer = [{"from": "human", "value": "q"}, {"from": "assistant", "ground_truth": {"value": None}}]
     three = DIALOGUE + [{"from": "human", "value": "?"}]
     file = write(tmp_path / "orz.json", json.dumps([DIALOGUE, no_truth, no_answer, three, "text"], indent=1))
-    rows, bad = read_rows(file, "prompt", None)
+    rows, bad = read_dataset(file, "prompt", None)
     assert rows == [Row("1+1?", "2", "orz", file, 1)]
     assert reasons(bad) == [(2, "no_answer"), (3, "no_answer"), (4, "bad_dialogue"), (5, "not_an_object")]
     one_a_line = write(tmp_path / "orz.jsonl", json.dumps(DIALOGUE))
-    assert read_rows(one_a_line, "x", "y")[0] == [Row("1+1?", "2", "orz", one_a_line, 1)]
+    assert read_dataset(one_a_line, "x", "y")[0] == [Row("1+1?", "2", "orz", one_a_line, 1)]
 
 
 def test_json_list_of_objects_and_json_lines_under_the_name_json(tmp_path):
     good = {"q": "x", "a": "1"}
     as_list = write(tmp_path / "list.json", json.dumps([good, {"q": "y"}], indent=2))
-    rows, bad = read_rows(as_list, "q", "a")
+    rows, bad = read_dataset(as_list, "q", "a")
     assert ([row.row for row in rows], reasons(bad)) == ([1], [(2, "no_answer")])
     as_lines = write(tmp_path / "lines.json", json.dumps(good), "{", json.dumps(good))
-    rows, bad = read_rows(as_lines, "q", "a")
+    rows, bad = read_dataset(as_lines, "q", "a")
     assert ([row.row for row in rows], reasons(bad)) == ([1, 3], [(2, "broken_json")])
     bad_byte = write(tmp_path / "byte.json", b'[{"q": "caf\xe9", "a": "1"},', b'{"q": "x", "a": "1"}]')
-    rows, bad = read_rows(bad_byte, "q", "a")
+    rows, bad = read_dataset(bad_byte, "q", "a")
     assert ([row.row for row in rows], reasons(bad)) == ([2], [(1, "not_utf8")])
 
 
@@ -115,7 +115,7 @@ def test_json_list_of_objects_and_json_lines_under_the_name_json(tmp_path):
 )
 def test_json_that_is_no_list_is_an_error(tmp_path, text, found):
     with pytest.raises(DataError, match=f"--data.prompt_dataset.*{found}"):
-        read_rows(write(tmp_path / "f.json", text), "q", "a")
+        read_dataset(write(tmp_path / "f.json", text), "q", "a")
 
 
 def test_parquet(tmp_path):
@@ -123,38 +123,38 @@ def test_parquet(tmp_path):
     table = pa.table({"q": strings, "a": [1.0, 2.0, None, 4.0], "other": [[1], [2], [3], [4]]})
     file = str(tmp_path / "t.parquet")
     pq.write_table(table, file)
-    rows, bad = read_rows(file, "q", "a")
+    rows, bad = read_dataset(file, "q", "a")
     assert rows == [Row("x", "1", "t", file, 1)]
     assert reasons(bad) == [(2, "not_utf8"), (3, "no_answer"), (4, "no_question")]
     with pytest.raises(DataError, match="--data.label_key b: .*Keys seen in .*: a, other, q"):
-        read_rows(file, "q", "b")
+        read_dataset(file, "q", "b")
     with pytest.raises(DataError, match="--data.input_key p: .*Keys seen: a, other, q"):
-        read_rows(file, "p", "b")
+        read_dataset(file, "p", "b")
     with pytest.raises(DataError, match="can't be read"):
-        read_rows(write(tmp_path / "no.parquet", "text"), "q", "a")
+        read_dataset(write(tmp_path / "no.parquet", "text"), "q", "a")
 
 
 def test_unknown_keys_name_flag_and_keys_seen(tmp_path):
     file = write(tmp_path / "f.jsonl", '{"prompt": "x", "answer": "1"}', '{"prompt": "y", "solution": "1"}')
     with pytest.raises(DataError, match="--data.input_key input: .*Keys seen: answer, prompt, solution"):
-        read_rows(file, "input", "answer")
+        read_dataset(file, "input", "answer")
     with pytest.raises(DataError, match="--data.label_key label: .*answer, prompt, solution"):
-        read_rows(file, "prompt", "label")
+        read_dataset(file, "prompt", "label")
     with pytest.raises(DataError, match="--data.label_key is not given"):
-        read_rows(file, "prompt", None)
+        read_dataset(file, "prompt", None)
 
 
 @pytest.mark.parametrize("spec", ["", "/no/such/file", "gone.jsonl", "a/b/c", "../x", "/no/such@part"])
 def test_missing_file_is_an_error_without_asking_the_hub(spec):
     with pytest.raises(DataError, match="--data.prompt_dataset: there is no file or folder"):
-        read_rows(spec, "q", "a")
+        read_dataset(spec, "q", "a")
     with pytest.raises(DataError, match="--eval.dataset: there is no"):
-        read_rows(spec, "q", "a", flags=Flags("--eval.dataset", "--eval.split"))
+        read_dataset(spec, "q", "a", flags=EVAL_FLAGS)
 
 
 def test_other_kinds_of_file_are_an_error(tmp_path):
     with pytest.raises(DataError, match="Convert it to JSONL"):
-        read_rows(write(tmp_path / "f.pkl", "x"), "q", "a")
+        read_dataset(write(tmp_path / "f.pkl", "x"), "q", "a")
 
 
 def test_folder_takes_the_files_of_the_split(tmp_path):
@@ -166,7 +166,7 @@ def test_folder_takes_the_files_of_the_split(tmp_path):
     folder = str(tmp_path / "d")
 
     def names(spec, split):
-        return [row.file.removeprefix(folder + "/") for row in read_rows(spec, "q", "a", split)[0]]
+        return [row.file.removeprefix(folder + "/") for row in read_dataset(spec, "q", "a", split)[0]]
 
     assert names(folder, "train") == ["data/train-00000-of-00001.jsonl", "extra.jsonl"]
     assert names(folder, "test") == ["data/test.jsonl"]
@@ -186,12 +186,12 @@ def test_saved_and_hub_datasets(tmp_path, monkeypatch):
     data = datasets.Dataset.from_dict({"q": ["x", ""], "a": ["1", "2"], "extra": [1, 2]})
     datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "saved")
     folder = str(tmp_path / "saved")
-    rows, bad = read_rows(folder, "q", "a")
+    rows, bad = read_dataset(folder, "q", "a")
     assert rows == [Row("x", "1", folder, folder, 1)] and reasons(bad) == [(2, "no_question")]
     with pytest.raises(DataError, match="--data.prompt_split test: .* has the splits train"):
-        read_rows(folder, "q", "a", "test")
+        read_dataset(folder, "q", "a", "test")
     with pytest.raises(DataError, match="Keys seen: a, extra, q"):
-        read_rows(folder, "question", "answer")
+        read_dataset(folder, "question", "answer")
 
     asked = []
 
@@ -202,7 +202,29 @@ def test_saved_and_hub_datasets(tmp_path, monkeypatch):
         return datasets.Dataset.from_dict({"0": [DIALOGUE[0]], "1": [DIALOGUE[1]]})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert read_rows("org/name@main", "x", None, "test")[0] == [Row("1+1?", "2", "org/name", "org/name", 1)]
+    assert read_dataset("org/name@main", "x", None, "test")[0] == [Row("1+1?", "2", "org/name", "org/name", 1)]
     assert asked == [("org/name", "main", "test")]
     with pytest.raises(DataError, match="--data.prompt_dataset no/such: .*not on the hub.*NAME@FOLDER"):
-        read_rows("no/such", "q", "a")
+        read_dataset("no/such", "q", "a")
+
+
+def test_what_a_datasource_and_a_number_become(tmp_path):
+    values = ['" own "', '"  "', "7"]
+    numbers = ["3.0", "9007199254740992.0", "1e300"]
+    file = write(
+        tmp_path / "f.jsonl",
+        *(f'{{"q": "x", "a": {n}, "datasource": {v}}}' for v, n in zip(values, numbers)),
+    )
+    rows, bad = read_dataset(file, "q", "a")
+    assert [(row.source, row.answer) for row in rows] == [("own", "3"), ("f", "9007199254740992.0"), ("f", "1e+300")]
+    assert not bad
+
+
+def test_splits_have_several_names_and_descriptions_are_no_rows(tmp_path):
+    for name, question in [("val.jsonl", "v"), ("eval-0.jsonl", "t"), ("all.jsonl", "n"), ("dataset_infos.json", "d")]:
+        write(tmp_path / name, json.dumps({"q": question, "a": "1"}))
+
+    def questions(split):
+        return [row.question for row in read_dataset(str(tmp_path), "q", "a", split)[0]]
+
+    assert [questions(split) for split in ("validation", "dev", "test", "train")] == [["v"], ["v"], ["t"], ["n"]]

@@ -5,14 +5,22 @@ import json
 import pytest
 
 from openrlhf_orz.cli.distill import main
-from openrlhf_orz.data.distill import select
+from openrlhf_orz.data.sft_rows import select_responses
 from openrlhf_orz.data.sources import DataError
 
 
 def row(question, sample, verdict="right", text=None, tokens=10, stop_reason="stop"):
     text = f"{question} {sample}" if text is None else text
-    return {"bench": "b", "id": question, "sample": sample, "prompt": f"Q {question}", "response": text,
-            "verdict": verdict, "stop_reason": stop_reason, "tokens": tokens}  # fmt: skip
+    return {
+        "bench": "b",
+        "id": question,
+        "sample": sample,
+        "prompt": f"Q {question}",
+        "response": text,
+        "verdict": verdict,
+        "stop_reason": stop_reason,
+        "tokens": tokens,
+    }
 
 
 ROWS = [
@@ -29,27 +37,27 @@ ROWS = [
 
 
 def test_each_response_has_one_fate():
-    kept, fates = select(ROWS, max_tokens=10)
+    kept, fates = select_responses(ROWS, max_tokens=10)
     assert [(one["id"], one["sample"]) for one in kept] == [("x", 0), ("x", 2), ("y", 2), ("y", 3)]
     assert fates == {"kept": 4, "duplicate": 1, "too_long": 1, "wrong": 1, "no_answer": 1, "cut": 1}
     assert kept[0] == {"input": "Q x", "output": "same", "bench": "b", "id": "x", "sample": 0}
 
 
 def test_at_most_so_many_to_a_question():
-    kept, fates = select(ROWS, per_question=1)
+    kept, fates = select_responses(ROWS, per_question=1)
     assert [(one["id"], one["sample"]) for one in kept] == [("x", 0), ("y", 2)]
     assert fates["enough"] == 3 and sum(fates.values()) == len(ROWS)
 
 
 def test_equal_responses_to_two_questions_both_stay():
-    assert len(select([row("x", 0, text="same"), row("y", 0, text="same")])[0]) == 2
+    assert len(select_responses([row("x", 0, text="same"), row("y", 0, text="same")])[0]) == 2
 
 
 @pytest.mark.parametrize("field", ["prompt", "verdict", "tokens"])
 def test_a_row_without_a_field_is_named(field):
     rows = [row("x", 0), row("x", 1) | {field: None}]
     with pytest.raises(DataError, match=f"row 2: no {field}"):
-        select(rows)
+        select_responses(rows)
 
 
 def test_the_command(tmp_path, capsys):

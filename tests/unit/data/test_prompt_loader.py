@@ -2,7 +2,7 @@
 
 import itertools
 
-from openrlhf_orz.data.prompt_loader import PromptLoader
+from openrlhf_orz.data.prompts import PromptLoader
 
 
 def loader(n=10, seed=3):
