@@ -6,6 +6,7 @@ The loop is OpenRLHF's own RemoteExperienceMaker.get_advantages_and_returns. Rat
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -35,10 +36,9 @@ def main(argv=None) -> dict:
         rewards = torch.zeros_like(values)
         rewards[torch.arange(options.batch), ends - 1] = 1.0
         for gamma, lambd in ((1.0, 1.0), (0.99, 0.95)):
-            ours, loop = (
-                lambda: gae(values, rewards, mask, gamma, lambd),
-                lambda: RemoteExperienceMaker.get_advantages_and_returns(None, values, rewards, mask, gamma, lambd),
-            )
+            batch = (values, rewards, mask, gamma, lambd)
+            ours = functools.partial(gae, *batch)
+            loop = functools.partial(RemoteExperienceMaker.get_advantages_and_returns, None, *batch)
             gap = ((ours()[0] - loop()[0]) * mask).abs().max().item()
             times = [(common.seconds(ours, 1), common.seconds(loop, 1, warm=0)) for _ in range(options.repeats)]
             fast, slow = (common.median(side) for side in zip(*times))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, its matrix-product rate, model shapes, rollouts, and how a result is kept."""
+"""Shared by the benchmarks: the machine, its matrix-product rate, model shapes, rollouts, and the result files."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def slope(xs, ys) -> float:
 def seconds(function, repeats: int = 5, warm: int = 1, synchronize=lambda: None) -> float:
     """Median seconds of a call."""
     times = []
-    for i in range(warm + repeats):
+    for _ in range(warm + repeats):
         synchronize()
         start = time.perf_counter()
         function()

@@ -61,7 +61,7 @@ def quality(paths: list[str], size: int, seed: int, misses: int, overrides: list
     for kind, reasons in [*EXCLUDED.items(), ("language", ("chinese", "other"))]:
         reasons = (reasons,) if isinstance(reasons, str) else reasons
         planted = ("chinese", "other") if kind == "language" else (kind,)
-        # What a stage is measured on are the rows that reached it; every exclusion counts as found.
+        # A stage is measured on the rows that reached it; every exclusion counts as found.
         wanted = {n for n, row in labels.items() if row["label"] in planted}
         if kind == "language":
             wanted -= {n for n in wanted if rejected.get(n, {}).get("stage") in ("clean", "exclude")}

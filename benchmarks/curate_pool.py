@@ -1,7 +1,7 @@
 """A labelled pool from real rows: what should be kept, and planted rows that each stage should find.
 
 A pool row is a row for the pipeline (`question`, `answer`, `source`, `id`) with `label`: keep, choice, proof, parts,
-guessable, chinese, other, exact or near (a duplicate: `of` names the row it was made from), or differs (made from a
+guessable, chinese, other, exact or near (a duplicate; `of` names its original), or differs (made from a
 row by changing a number, a sign or what is asked: to be kept).
 """
 

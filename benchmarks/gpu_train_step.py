@@ -84,7 +84,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
     def batches(self, rows):
-        """Ours: one pack. Naive: padded batches of a few sequences. Yields what the forward takes."""
+        """Yield the forward's inputs. Ours: one pack. Naive: padded batches of a few sequences."""
         torch, device = self.torch, self.options.device
         if self.path == "ours":
             ids = torch.cat([row for row, _ in rows])[None]
@@ -103,7 +103,7 @@ class Step:
             yield tuple(x.to(device) for x in (ids, (mask.cumsum(-1) - 1).clamp(min=0), needed)), mask.to(device)
 
     def log_probs(self, ids, positions, needed, mask):
-        """Log-probs of the next tokens where needed, (M,)."""
+        """Log-probs of the next tokens at the M needed positions, (M,)."""
         labels = self.torch.roll(ids, -1, 1)
         if self.head is not None:
             columns = needed[0].nonzero()[:, 0]

@@ -54,7 +54,7 @@ def bare(rows: list[tuple[str, str]]) -> dict:
 
 
 def cpu_of(pids: list[int]) -> float:
-    """CPU seconds that these processes have used, and the children they have waited for."""
+    """CPU seconds of these processes and of the children that they have waited for."""
     total = 0.0
     for pid in pids:
         try:

@@ -1,10 +1,11 @@
-"""What each lever gives: our training step with one of them taken back, or a further one added, on the same rollouts.
+"""The gain of each lever: our training step without one of them, or with a further one, on the same rollouts.
 
     python benchmarks/levers.py [--size tiny] [--lengths heavy] [--rollouts 128] [--repeats 3]
 
 Variants come one after the other, the plain one first and last, so that a drift of the machine shows. Ratios are the
-variant's over the plain one's (the mean of its two medians): above 1 is what the lever saves. What has no flag is
-measured elsewhere: the head in chunks by logprobs.py, the cores by step_time.py, advantages and sync by their own.
+variant's over the plain one's (the mean of its two medians): above 1 is what the lever saves. Levers
+without a flag are measured elsewhere: the head in chunks by logprobs.py, the cores by step_time.py, advantages by
+advantages.py, sync by weight_sync.py.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python benchmarks/logprobs.py [--tokens 256 1024 4096] [--vocabulary 151936] [--hidden 896] [--dtype fp32]
 
 Full logits: the output head, float32, stock OpenRLHF's log_probs_from_logits, autograd. Each case runs in a process
-of its own, so that its peak memory (VmHWM over the inputs) is its own. Ratios are ours over full logits.
+of its own, for its peak memory (VmHWM over the inputs). Ratios are ours over full logits.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def case(options) -> dict:
         log_probs.sum().backward()
         return log_probs.detach()
 
-    # the weight's gradient is there on both sides: it belongs to what there is before
+    # both sides hold the weight's gradient: it counts as an input
     (weight * 0).sum().backward()
     common.reset_peak()
     before = common.peak_rss_mib()

@@ -6,6 +6,7 @@ A whole small model with a mean over its real tokens' logits as loss. Ratios are
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def main(argv=None) -> dict:
         positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
         return dict(input_ids=ids, attention_mask=None, position_ids=positions), torch.ones_like(ids, dtype=torch.bool)
 
+    def run(how, batch, losses):
+        kwargs, keep = batch
+        models[how].zero_grad()
+        logits = models[how](**kwargs).logits
+        loss = torch.logsumexp(logits[keep].float(), -1).mean()
+        loss.backward()
+        losses[how] = loss.item()
+
     cases = []
     for kind in options.lengths:
         pairs = common.draw_lengths(kind, options.samples, scale=options.scale)
@@ -65,19 +74,10 @@ def main(argv=None) -> dict:
         rows = [torch.randint(1, 512, (p + r,), generator=generator) for p, r in pairs]
         prepared = {how: inputs(how, rows) for how in models}
         losses = {}
-
-        def run(how):
-            kwargs, keep = prepared[how]
-            models[how].zero_grad()
-            logits = models[how](**kwargs).logits
-            loss = torch.logsumexp(logits[keep].float(), -1).mean()
-            loss.backward()
-            losses[how] = loss.item()
-
         times = {how: [] for how in models}
         for i in range(options.repeats + 1):
             for how in models:
-                seconds = common.seconds(lambda: run(how), 1, warm=0)
+                seconds = common.seconds(functools.partial(run, how, prepared[how], losses), 1, warm=0)
                 if i:
                     times[how].append(seconds)
         times = {how: common.median(found) for how, found in times.items()}

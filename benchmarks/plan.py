@@ -4,7 +4,7 @@
 
 FLOPs: torch's counter over one forward and backward of policy and critic, as models/ run them, on one pack. Memory:
 ``train_ppo_ray`` on random weights of the shape, packs filled to the budget; VmHWM of the two trainers' processes,
-less that of a process that has imported what they import. Errors are predicted over measured, less 1. Seconds are of
+less that of a process with the same imports. Errors are predicted over measured, less 1. Seconds are of
 the last step, predicted from the matrix-product rate measured in the same run.
 """
 
@@ -35,7 +35,7 @@ def parse(argv):
 
 
 def counter():
-    """torch's FLOP counter, and what it does not know: attention on CPU (causal: half the square), addmm in place."""
+    """torch's FLOP counter, and two that it lacks: attention on CPU (causal: half the square), in-place addmm."""
     import torch
     from torch.utils import flop_counter
 
@@ -45,7 +45,7 @@ def counter():
         return flop_counter.sdpa_flop_count(q, (*k[:1], q[1], *k[2:]), (*v[:1], q[1], *v[2:])) // 2
 
     def attention_backward(grad, q, k, v, *args, out_shape=None, **kwargs):
-        return 2 * attention(q, k, v)  # useful: the scores are computed again, which is not counted
+        return 2 * attention(q, k, v)  # useful: recomputed scores are not counted
 
     def addmm(total, a, b, out_shape=None, **kwargs):
         return flop_counter.mm_flop(a, b)
@@ -71,14 +71,14 @@ def count_flops(size: str, role: str, options) -> dict:
     vocabulary = common.SHAPES[size][6]
     generator = torch.Generator().manual_seed(0)
     rows = [(torch.randint(1, vocabulary, (PROMPT + RESPONSE,), generator=generator), PROMPT) for _ in range(count)]
-    # the head is asked for what follows the last prompt token up to the last but one: all responses' tokens
+    # the head is used from the last prompt token to the last but one: it predicts all tokens of the responses
     targets = torch.randn(count * RESPONSE, generator=generator)
     with counter() as counted:
         step.run(rows, targets)
     by_operation = {str(k): v for k, v in counted.get_flop_counts()["Global"].items()}
     one = common.flops(size, [PROMPT + RESPONSE] * count, [RESPONSE] * count)
     head = one["head"] if role == "actor" else 2 * common.SHAPES[size][1] * (PROMPT + RESPONSE) * count
-    # the first layer's input needs no gradient of its own; the head's chunk is computed again in the backward
+    # the first layer's input needs no gradient; the head's chunk is computed again in the backward
     useful = 3 * (one["body"] + head)
     again = one["head"] if role == "actor" else 0
     # RMSNorm's backward sums over tokens by a product, for its weight
@@ -95,7 +95,7 @@ def count_flops(size: str, role: str, options) -> dict:
 
 
 def baseline_mib() -> float:
-    """VmHWM of a process that has imported what a trainer's process does and has an empty process group."""
+    """VmHWM of a process with a trainer's imports and an empty process group."""
     code = (
         "import ray, torch, torch.distributed as dist, tempfile;"
         "import openrlhf_orz.trainer.actor, openrlhf_orz.trainer.critic;"

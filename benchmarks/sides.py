@@ -95,7 +95,7 @@ STEPS = 1000  # of the schedule; a benchmark takes fewer
 
 
 def prompts_of(strategy, tokenizer):
-    """A list in place of OpenRLHF's data loader; the trainers ask for prompts only to generate."""
+    """A list in place of OpenRLHF's data loader: the trainers read prompts only to generate."""
     args = strategy.args
     rows = [(["bench"], [f"{i}{args.bench_prompt}"], ["1"], [None]) for i in range(args.rollout.batch_size)]
     return rows, None, STEPS
@@ -116,7 +116,7 @@ CLASSES = {
 
 
 def common_flags(model: Path, samples: int, dtype: str, ranks: int = 1) -> list[str]:
-    """The same work for both sides: the paper's settings with as many samples. ZeRO as it is our default on a CPU,
+    """The same work for both sides: the paper's settings with as many samples. ZeRO stage as our default on a CPU,
     which spares a lone rank copies; stock has the same flags for it.
     """
     zero = {"fp32": ["0"], "bf16": ["1", "--ds.grad_accum_dtype", "fp32"]}.get(dtype, ["2"]) if ranks == 1 else ["2"]
@@ -194,7 +194,7 @@ class Side:
     """A policy and a critic in processes of their own, and their trainer in this one."""
 
     def __init__(self, kind: str, args, pg, scratch: str, engines=None, keep_memory: bool = False):
-        """``keep_memory``: whether freed memory stays with stock's processes, too, as it does with ours."""
+        """``keep_memory``: stock's processes also keep freed memory, as ours do."""
         import ray
         from openrlhf.trainer.ray.launcher import RayActorGroup
         from openrlhf.utils import get_strategy
@@ -222,7 +222,7 @@ class Side:
         self.steps = 0
 
     def call(self, method, *args):
-        """On every process; first the policy's, then the critic's."""
+        """Call a method on every process, the policy's first, then the critic's."""
         return [self.ray.get(group.async_run_method(method, *args)) for group in self.groups]
 
     def step(self, pairs, vocabulary, threads=None) -> dict:
@@ -254,7 +254,7 @@ class Side:
 
 
 def start_engine(kind: str, args, pg, extra: dict):
-    """A vLLM engine as the side starts it. Stock's grades nothing: its graders are the user's own."""
+    """A vLLM engine as the side starts it. Stock's grades nothing: it has no grader but the user's."""
     from openrlhf.trainer.ray import create_vllm_engines
     from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 
@@ -293,7 +293,7 @@ def session(args, ranks: int = 1):
     """Ray on loopback, as our command starts it, and one placement group. Yields (placement group, scratch prefix)."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # as this process: the matrix product that MFU is held against runs here
+    # as this process, which measures the matrix product for MFU
     os.environ.setdefault("RAY_worker_niceness", "0")
     from openrlhf_orz.runtime.stopping import StopHandler
 

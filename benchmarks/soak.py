@@ -35,7 +35,7 @@ from openrlhf_orz.data.prompts import PromptLoader
 BASE = common.ROOT / "examples" / "tiny_base"
 PROMPTS, BATCH, SAMPLES, SEED = 1000, 8, 8, 42
 TMPFS_MIB = 160
-RECOVER_S = 600  # a fault from which no new step comes within this time is not survived
+RECOVER_S = 600  # longest wait for a new step after a fault; without one the fault is not survived
 
 
 def flags(data: Path, checkpoints: Path) -> list:
@@ -107,7 +107,7 @@ class Soak:
                         stream.flush()
                 except OSError:
                     pass
-            time.sleep(20)  # some checkpoints long
+            time.sleep(20)  # long enough for some checkpoints
             filler.unlink()
             return True
         names = {
@@ -127,7 +127,7 @@ class Soak:
 
     def damage(self) -> None:
         found = sorted((self.disk / "checkpoints").glob("global_step*"), key=lambda path: int(path.name[11:]))
-        if len(found) > 1:  # the one before it must carry on
+        if len(found) > 1:  # the checkpoint before it must do
             victim = self.chance.choice([path for path in found[-1].rglob("*") if path.is_file()])
             content = bytearray(victim.read_bytes() or b"?")
             content[self.chance.randrange(len(content))] ^= 255
@@ -136,7 +136,7 @@ class Soak:
     # ---- watching
 
     def watch(self, seconds: float) -> None:
-        """Let the run go on, and write down what its long-lived processes hold."""
+        """Let the run go on and record memory and files of its long-lived processes."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.run.process.poll() is None:
             for process in self.victims("OrzPPOTrainer", "OrzPolicyModelActor", "OrzCriticModelActor", "EngineCore"):
@@ -151,7 +151,7 @@ class Soak:
     def slopes(self) -> tuple[float, float]:
         """MiB and file descriptors a minute, summed over the four kinds of process; medians over their lives.
 
-        Of each life the first minute is left out, in which caches fill.
+        The first minute of each life is left out: caches fill.
         """
         lives: dict[tuple[int, str], list] = {}
         for when, pid, name, memory, files in self.samples:
@@ -189,16 +189,20 @@ class Soak:
         self.run.process.send_signal(signal.SIGTERM)
         self.run.wait(300)
 
+    def rows(self, name: str) -> list[dict]:
+        """The lines of one of the run's files."""
+        return [json.loads(line) for line in (self.folder / "run" / name).read_text().splitlines()]
+
     def check(self) -> dict:
         metrics = self.metrics()
         if [m["step"] for m in metrics] != list(range(1, len(metrics) + 1)):
             self.lost.append("the steps are not continuous")
-        prompts = [json.loads(line)["prompt"] for line in open(self.folder / "run" / "data" / "prompts_train.jsonl")]
+        prompts = [row["prompt"] for row in self.rows("data/prompts_train.jsonl")]
         loader = PromptLoader(prompts, lambda items: items[0], SEED)
         order = [prompt for _ in range(1 + len(metrics) * BATCH // PROMPTS) for prompt in loader]
         trained = 0
         for step in range(1, len(metrics) + 1):
-            rows = [json.loads(line) for line in open(self.folder / "run" / "rollouts" / f"step_{step}.jsonl")]
+            rows = self.rows(f"rollouts/step_{step}.jsonl")
             asked = [row["prompt"] for row in rows[::SAMPLES]]
             expected = order[(step - 1) * BATCH : step * BATCH]
             if asked != expected or len(rows) != BATCH * SAMPLES:
@@ -213,7 +217,8 @@ class Soak:
             "lost": self.lost, "steps": len(metrics), "prompts_expected": len(metrics) * BATCH,
             "prompts_trained": trained, "memory_slope_mib_per_min": memory, "files_slope_per_min": files,
             "reward_first_quarter": rewards[0], "reward_last_quarter": rewards[1],
-            "counted_at_the_end": {key: metrics[-1][key] for key in faults}, "tmpfs": self.mounted, "seed": self.options.seed,
+            "counted_at_the_end": {key: metrics[-1][key] for key in faults}, "tmpfs": self.mounted,
+            "seed": self.options.seed,
         }  # fmt: skip
 
     def close(self) -> None:

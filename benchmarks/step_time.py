@@ -1,6 +1,6 @@
 """A training step of ours against a peer's, on the same recorded rollouts and the same random model.
 
-    python benchmarks/step_time.py --peer openrlhf [--size smollm2-135m] [--lengths heavy] [--rollouts 32] [--repeats 3]
+    python benchmarks/step_time.py --peer openrlhf [--size smollm2-135m] [--lengths heavy] [--rollouts 32] ...
     python benchmarks/step_time.py --peer trl
 
 Peer openrlhf: the stock trainer classes of the patched build. Its flags are the best of a trial of padded and packed
@@ -67,7 +67,7 @@ def modes(cores: int) -> dict:
 
 
 def choose_stock(options, model, pairs, pg, scratch, cores) -> tuple[str, dict]:
-    """Stock's fastest flags for these rollouts, by one step of each after one of warm-up, on a quarter of them."""
+    """Stock's fastest flags for these rollouts: one step of each, after one of warm-up, on a quarter of them."""
     import sides
 
     if options.stock != "auto":
@@ -110,7 +110,7 @@ def time_generation(options, args, stock_args, pg):
 
 
 def take_turns(options, both: dict, pairs, rows: dict, cores: int) -> None:
-    """Steps of the sides that are there, in turn, into ``rows``; then the sides end."""
+    """Append steps of the sides, in turn, to ``rows``; then end the sides."""
     vocabulary = common.SHAPES[options.size][6]
     for i in range(options.repeats + 1):  # the first warms up
         for name in rows:

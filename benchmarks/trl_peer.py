@@ -98,7 +98,7 @@ def against_trl(options) -> dict:
 
 
 def argparse_like(args):
-    """What ``prompts_of`` reads of a strategy."""
+    """The attributes of a strategy that ``prompts_of`` reads."""
     from types import SimpleNamespace
 
     return SimpleNamespace(args=args)

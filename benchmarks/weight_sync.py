@@ -2,10 +2,10 @@
 
     python benchmarks/weight_sync.py [--size smollm2-135m] [--repeats 5] [--engine]
 
-Ours is rollout.weight_sync.Weights by rollout.transport.FileTransport, as in training. The receiver, a Ray actor,
-copies what it gets into a model of its own on both routes. Stock OpenRLHF calls the engine and waits at a barrier for each parameter; its
-tensors travel by NCCL or CUDA IPC, which need a GPU, so here they travel in the call, through Ray's object store.
-``--engine``: ours into a real vLLM engine as well, and what a call for each parameter costs there without any data.
+Ours sends through the file transport of openrlhf_orz/rollout/sync, as training on a CPU does. On both routes the
+receiver, a Ray actor, copies the weights into its own model. Stock OpenRLHF calls the engine and waits at a barrier
+for each parameter. Its tensors travel by NCCL or CUDA IPC, which need a GPU; here they travel in the call, through
+Ray's object store. ``--engine`` also syncs into a real vLLM engine and measures calls to it that carry no data.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def build(size, dtype):
 
 
 class Receiver:
-    """Stands for an engine's worker: it copies the weights that it receives into its own model."""
+    """In place of an engine's worker: copies the weights that it receives into its own model."""
 
     def __init__(self, size, dtype):
         self.parameters = dict(build(size, dtype).named_parameters())
@@ -146,9 +146,10 @@ def main(argv=None) -> dict:
             dist.destroy_process_group()
     times = {name: common.median(found) for name, found in times.items()}
     return result.finish(
-        ratio=times["file"] / times["per_parameter"], speedup=times["per_parameter"] / times["file"], seconds_by_route=times,
-        bytes=size, bytes_per_s={name: size / s for name, s in times.items()}, parameters=len(parameters),
-        size=options.size, threads=torch.get_num_threads(), cores=len(os.sched_getaffinity(0)), **extra,
+        ratio=times["file"] / times["per_parameter"], speedup=times["per_parameter"] / times["file"],
+        seconds_by_route=times, bytes=size, bytes_per_s={name: size / s for name, s in times.items()},
+        parameters=len(parameters), size=options.size, threads=torch.get_num_threads(),
+        cores=len(os.sched_getaffinity(0)), **extra,
     )  # fmt: skip
 
 

@@ -1,151 +1,74 @@
 #!/usr/bin/env python3
 """The patch series against the pinned OpenRLHF wheel: lint, apply, roundtrip, wheel, export, try.
 
-Standard library only (and git for export). N in the patched version 0.11.2+orz.N is the number of
-patches in the series.
+Standard library and git. N in the patched version 0.11.2+orz.N is the number of patches in the series.
 """
 
 import argparse
 import base64
 import hashlib
 import re
-import subprocess
 import sys
-import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import porting
-import unidiff
-import upstreaming
-from unidiff import PatchError
+from series import (
+    APPLY,
+    CODEC,
+    DATE,
+    ROOT,
+    PatchError,
+    Series,
+    apply_patch,
+    files_of,
+    get_wheel,
+    git,
+    make_repository,
+    read_release,
+    run_git,
+    scratch_repository,
+    sha256,
+    write_tree,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
 HEADERS = ("Subject", "Why-not-a-subclass", "Upstream-status", "Drop-when", "Test")
 MAX_CHANGED = 250  # a patch that a maintainer reads in one sitting
+BRANCH = "orz-seams"
+PARTS = ("Problem", "Change", "Test", "Why it is safe")  # of a pull request's text
 
 
-class Series:
-    """patches/: the pinned release and the ordered patches."""
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.version, self.wheels = None, {}
-        for words in self._lines("UPSTREAM"):
-            key, *rest = words.split()
-            if key == "version" and len(rest) == 1:
-                self.version = rest[0]
-            elif key == "sha256" and len(rest) == 2:
-                self.wheels[rest[1]] = rest[0]
-            else:
-                raise PatchError(f"{self.folder}/UPSTREAM: not 'version V' or 'sha256 HASH FILE': {words}")
-        self.names = self._lines("series")
-        self.local_version = f"{self.version}+orz.{len(self.names)}"
-
-    def _lines(self, name):
-        path = self.folder / name
-        if not path.is_file():
-            raise PatchError(f"{path} is missing")
-        lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        return [line for line in lines if line]
-
-    def read(self, name):
-        """(headers, diffs) of one patch."""
-        path = self.folder / name
-        if not path.is_file():
-            raise PatchError(f"{path} is in series but not in the folder")
-        head, mark, body = path.read_bytes().decode(*unidiff.CODEC).partition("\n---\n")
-        if not mark:
-            raise PatchError(f"{name}: no '---' line between the header and the diff")
-        headers, key = {}, None
-        for line in head.split("\n"):
-            if line[:1].isspace() and key:  # a folded line
-                headers[key] += " " + line.strip()
-            elif m := re.match(r"([A-Za-z-]+):(.*)", line):
-                key = m[1]
-                headers[key] = m[2].strip()
-            else:
-                raise PatchError(f"{name}: not a header line: {line[:60]!r}")
-        return headers, unidiff.parse(body, name)
+def patched(series: Series, wheel: Path) -> dict[str, bytes]:
+    """{path: content} of the release with the series applied."""
+    with scratch_repository(read_release(wheel)[1]) as repository:
+        for name in series.names:
+            apply_patch(series, name, repository)
+        return files_of(repository)
 
 
-def get_wheel(series, given=None):
-    """The upstream wheel for this interpreter, checked against UPSTREAM."""
-    if given:
-        path = Path(given)
-        if path.name not in series.wheels:
-            raise PatchError(f"{path.name} is none of the wheels in UPSTREAM: {', '.join(series.wheels)}")
-        return verified(series, path)
-    tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-    name = next((n for n in series.wheels if f"-{tag}-" in n), None)
-    if name is None:
-        raise PatchError(f"openrlhf {series.version} has no wheel for {tag}: use Python 3.10, 3.11 or 3.12")
-    cached = ROOT / ".cache" / "wheels" / name
-    if cached.is_file() and sha256(cached) == series.wheels[name]:
-        return cached
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cached.parent) as tmp:
-        cmd = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        cmd += ["--platform", name[:-4].split("-")[-1], "--python-version", tag[2:], "--implementation", "cp"]
-        cmd += ["--dest", tmp, f"openrlhf=={series.version}"]
-        run = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if not (Path(tmp) / name).is_file():
-            errors = [line for line in run.stdout.splitlines() if line.startswith("ERROR")] or [run.stdout.strip()]
-            raise PatchError(f"could not download {name}: check that pip reaches its index ({errors[0][:200]})")
-        verified(series, Path(tmp) / name).replace(cached)
-    return cached
+# ---- lint, roundtrip
 
 
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def verified(series, path):
-    if not path.is_file():
-        raise PatchError(f"{path} does not exist")
-    if sha256(path) != series.wheels[path.name]:
-        raise PatchError(f"{path.name}: sha256 {sha256(path)} is not the one in UPSTREAM: delete it and download anew")
-    return path
-
-
-def read_tree(series, wheel):
-    """What the wheel installs: paths from `openrlhf/` or `tests/` on."""
-    prefix = f"openrlhf-{series.version}.data/purelib/"
-    with zipfile.ZipFile(wheel) as z:
-        return {n[len(prefix) :]: z.read(n) for n in z.namelist() if n.startswith(prefix) and not n.endswith("/")}
-
-
-def patched(series, wheel):
-    tree = read_tree(series, wheel)
-    for name in series.names:
-        tree = unidiff.apply(tree, series.read(name)[1], name)
-    return tree
-
-
-def lint(series, wheel):
+def lint(series: Series, wheel: Path) -> list[str]:
     """Every problem found, one line each."""
     problems = [f"{n}: twice in series" for n in sorted(set(series.names)) if series.names.count(n) > 1]
     for path in sorted(series.folder.glob("*.patch")):
         if path.name not in series.names:
             problems.append(f"{path.name}: not in series: add it there or delete it")
-    tree = read_tree(series, wheel)
-    for name in series.names:
-        try:
-            headers, diffs = series.read(name)
-            problems += lint_patch(name, headers, diffs)
-            tree = unidiff.apply(tree, diffs, name)
-        except PatchError as e:
-            return problems + [str(e)]  # later patches build on this one
-        for path in {d.new_path for d in diffs if d.new_path and d.new_path.endswith(".py")}:
+    with scratch_repository(read_release(wheel)[1]) as repository:
+        for name in series.names:
             try:
-                compile(tree[path], path, "exec")
-            except (SyntaxError, ValueError) as e:
-                problems.append(f"{name}: {path} does not compile after it: {e}")
+                problems += lint_header(name, series.read(name)[0])
+                changes, warnings = apply_patch(series, name, repository)
+            except PatchError as e:
+                return [*problems, str(e)]  # later patches build on this one
+            problems += lint_diff(name, changes, warnings, repository)
     return problems
 
 
-def lint_patch(name, headers, diffs):
+def lint_header(name: str, headers: dict[str, str]) -> Iterator[str]:
     if not re.fullmatch(r"\d{4}-[a-z0-9-]+\.patch", name):
         yield f"{name}: the name is not NNNN-topic.patch"
     for key in HEADERS:
@@ -154,49 +77,48 @@ def lint_patch(name, headers, diffs):
     test = headers.get("Test", "").split("::")[0]
     if test and not (ROOT / test).is_file():
         yield f"{name}: Test: {test} does not exist"
-    changed = 0
-    for diff in diffs:
-        for path in {diff.old_path, diff.new_path} - {None}:
-            if not path.startswith("openrlhf/") or ".." in path.split("/"):
-                yield f"{name}: {path} is not under openrlhf/"
-        for hunk in diff.hunks:
-            changed += hunk.changed
-            for line in hunk.new:
-                if line not in hunk.old and line.rstrip("\n") != line.rstrip():
-                    yield f"{name}: trailing white space added in {diff.path}: {line.strip()[:60]!r}"
-    if changed > MAX_CHANGED:
-        yield f"{name}: {changed} changed lines, more than {MAX_CHANGED}: cut it in two"
 
 
-def roundtrip(series, wheel):
+def lint_diff(name: str, changes: dict[str, int], warnings: list[str], repository: Path) -> Iterator[str]:
+    """Problems of what a patch has changed in the repository."""
+    if sum(changes.values()) > MAX_CHANGED:
+        yield f"{name}: {sum(changes.values())} changed lines, more than {MAX_CHANGED}: cut it in two"
+    for place, line in zip(warnings, warnings[1:]):
+        if place.endswith(": trailing whitespace."):
+            yield f"{name}: trailing white space added: {line.strip()[:60]!r}"
+    for path in changes:
+        if not path.startswith("openrlhf/"):
+            yield f"{name}: {path} is not under openrlhf/"
+        elif path.endswith(".py") and (repository / path).is_file():
+            try:
+                compile((repository / path).read_bytes(), path, "exec")
+            except (SyntaxError, ValueError) as e:
+                yield f"{name}: {path} does not compile after it: {e}"
+
+
+def roundtrip(series: Series, wheel: Path) -> None:
     """Apply and revert each patch in its place, then revert all from the top."""
-    pristine = tree = read_tree(series, wheel)
-    done = []
-    for name in series.names:
-        diffs = series.read(name)[1]
-        after = unidiff.apply(tree, diffs, name)
-        if unidiff.revert(after, diffs, name) != tree:
-            raise PatchError(f"{name}: reverting it does not give back the tree before it")
-        tree = after
-        done.append((name, diffs))
-    for name, diffs in reversed(done):
-        tree = unidiff.revert(tree, diffs, name)
-    if tree != pristine:
-        raise PatchError("reverting the series does not give back the release byte for byte")
+    with scratch_repository(read_release(wheel)[1]) as repository:
+        trees = [git(repository, "write-tree")]
+        for name in series.names:
+            apply_patch(series, name, repository)
+            after = git(repository, "write-tree")
+            apply_patch(series, name, repository, "--reverse")
+            if git(repository, "write-tree") != trees[-1]:
+                raise PatchError(f"{name}: reverting it does not give back the tree before it")
+            apply_patch(series, name, repository)
+            trees.append(after)
+        for name in reversed(series.names):
+            apply_patch(series, name, repository, "--reverse")
+        if git(repository, "write-tree") != trees[0]:
+            raise PatchError("reverting the series does not give back the release byte for byte")
 
 
-def write_tree(tree, folder):
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise PatchError(f"{folder} is not empty: give a new folder")
-    for path, data in tree.items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+# ---- wheel
 
 
-def build_wheel(series, wheel, out):
-    """The patched wheel: new version, no `tests` package, what was applied in its dist-info."""
+def build_wheel(series: Series, wheel: Path, out: str | Path) -> Path:
+    """The patched wheel: new version, no `tests` package, the patches' hashes in its dist-info."""
     old, new = f"openrlhf-{series.version}", f"openrlhf-{series.local_version}"
     info = f"{new}.dist-info/"
     files = {f"{new}.data/purelib/{p}": d for p, d in patched(series, wheel).items() if p.startswith("openrlhf/")}
@@ -224,17 +146,78 @@ def build_wheel(series, wheel, out):
     return target
 
 
-def record_hash(data):
+def record_hash(data: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
-def main(argv=None):
+# ---- export
+
+
+def pull_request(series: Series, name: str) -> str:
+    """The pull request's text of one patch: the section of README.md with its name, all four parts in order."""
+    path, topic = series.folder / "README.md", name.removesuffix(".patch")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    section = re.search(rf"(?ms)^### {re.escape(topic)}\n(.*?)(?=^#|\Z)", text)
+    if section is None:
+        raise PatchError(f"{path}: no section '### {topic}' with the pull request's text")
+    found = re.findall(r"(?m)^\*\*([^*]+)\.\*\*", section[1])
+    if found != list(PARTS):
+        raise PatchError(f"{path}: {name} has the parts {', '.join(found)}, not {', '.join(PARTS)}")
+    return section[1].strip() + "\n"
+
+
+def clone_of(folder: Path, repo: Path, tag: str, tree: dict[str, bytes]) -> None:
+    """A clone of a checkout at the tag. Says so if the tag does not hold what the wheel does."""
+    if not repo.is_dir():
+        raise PatchError(f"--repo: there is no folder {repo}: name a clone of OpenRLHF")
+    if not git(repo, "tag", "--list", tag).split():
+        raise PatchError(f"--repo: {repo} has no tag {tag}: git fetch --tags, or leave --repo out")
+    git(folder.parent, "clone", "--quiet", "--no-checkout", repo.resolve(), folder.name)
+    git(folder, "checkout", "--quiet", "--detach", tag)
+    ours = {path: data for path, data in sorted(tree.items()) if path.startswith("openrlhf/")}
+    differ = [p for p, data in ours.items() if not (folder / p).is_file() or (folder / p).read_bytes() != data]
+    if differ:
+        print(f"{tag} and the wheel differ in {len(differ)} files under openrlhf/, first {differ[0]}", flush=True)
+
+
+def export(series: Series, wheel: Path, out: Path, repo: Path | None, author: str) -> list[str]:
+    """Write the branch in OUT/repository and its commits as OUT/mails. Returns lines for the reader."""
+    if out.exists() and any(out.iterdir()):
+        raise PatchError(f"{out} is not empty: give a new folder")
+    texts = {name: f"{series.read(name)[0]['Subject']}\n\n{pull_request(series, name)}" for name in series.names}
+    mails, folder, tag, tree = out / "mails", out / "repository", f"v{series.version}", read_release(wheel)[1]
+    mails.mkdir(parents=True)
+    if repo is None:
+        make_repository(folder, tree, tag)
+    else:
+        clone_of(folder, repo, tag, tree)
+    git(folder, "checkout", "--quiet", "-b", BRANCH, tag)
+    for number, (name, text) in enumerate(texts.items(), 1):
+        try:
+            git(folder, *APPLY, "--index", "-", text=series.read(name)[1])
+        except PatchError as error:
+            raise PatchError(f"{name} does not apply to {tag}: {error}") from None
+        git(folder, "commit", "--quiet", "--author", author, "--date", DATE, "--file", "-", text=text)
+        prefix = f"PATCH {number}/{len(texts)}"
+        words = ["--stdout", "--full-index", "--zero-commit", "--subject-prefix", prefix]  # full: for git am -3
+        (mails / name).write_bytes(run_git(folder, "format-patch", "-1", *words).stdout.encode(*CODEC))
+    return [
+        f"{len(texts)} mails for git am in {mails}",
+        f"{folder}: branch {BRANCH}, {len(texts)} commits upon {tag}"
+        + (", rebuilt from the wheel" if repo is None else ""),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--patches", default=ROOT / "patches", help="folder with UPSTREAM, series and the patches")
     common.add_argument("--wheel", help="the upstream wheel (default: downloaded once into .cache/)")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    add = lambda name, text: commands.add_parser(name, help=text, parents=[common])
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, parents=[common])
+
     add("lint", "check headers, names, paths, size, white space, and that the result compiles")
     add("apply", "unpack the release into DIR and apply the series").add_argument("dir")
     add("roundtrip", "apply and revert each patch and the whole series; the release must come back")
@@ -248,7 +231,7 @@ def main(argv=None):
     try:
         series = Series(args.patches)
         if args.command == "try":
-            lines, applies = porting.report(series, args.release)
+            lines, applies = porting.try_release(series, args.release)
             print("\n".join(lines))
             return 0 if applies else 1
         wheel = get_wheel(series, args.wheel)
@@ -263,8 +246,7 @@ def main(argv=None):
             roundtrip(series, wheel)
             print(f"{len(series.names)} patches apply and revert cleanly")
         elif args.command == "export":
-            tree = read_tree(series, wheel)
-            print("\n".join(upstreaming.export(series, tree, args.dir, args.repo, args.author)))
+            print("\n".join(export(series, wheel, args.dir, args.repo, args.author)))
         else:
             print(build_wheel(series, wheel, args.out))
     except PatchError as e:

@@ -1,19 +1,27 @@
 """Tries the patch series against another release: patch by patch, file by file, hunk by hunk, what still applies.
 
-Unlike unidiff.apply it looks for a hunk's lines wherever they are now. What it finds it applies, so that later patches
-meet the tree that they expect; what it does not find it reports and leaves out. Standard library only.
+git looks for a hunk's lines wherever they are now. A hunk that it finds is applied, so that later patches meet the
+tree that they expect; a hunk that it does not find is reported and left out.
 """
 
 import re
-import subprocess
-import sys
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import unidiff
-from unidiff import PatchError
+from series import (
+    APPLY,
+    CODEC,
+    Hunk,
+    PatchError,
+    Series,
+    download,
+    files_of,
+    git,
+    read_release,
+    run_git,
+    scratch_repository,
+)
 
 APPLIES, MOVED, THERE, CHANGED, NO_FILE = "applies", "moved", "already there", "does not apply", "no such file"
 FAILED = (CHANGED, NO_FILE)
@@ -21,7 +29,7 @@ FAILED = (CHANGED, NO_FILE)
 
 @dataclass
 class Outcome:
-    """What became of one hunk. ``line`` is where it stands in the patch, from 1."""
+    """The result of one hunk on another release. ``line`` is where the patch has it, from 1."""
 
     patch: str
     path: str
@@ -30,103 +38,51 @@ class Outcome:
     detail: str = ""
 
 
-def obtain(given: str, folder: Path) -> Path:
-    """A wheel: the file that is named, or openrlhf of that version, downloaded for this interpreter to ``folder``."""
-    if given.endswith(".whl"):
-        if not Path(given).is_file():
-            raise PatchError(f"{given} does not exist")
-        return Path(given)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run(
-        [*command, "--dest", folder, f"openrlhf=={given}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    found = next(folder.glob("*.whl"), None)
-    if found is None:
-        errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR")] or [done.stdout.strip()]
-        raise PatchError(
-            f"could not download openrlhf=={given} ({errors[0][:200]}): name a version, or a wheel's file"
-        )
-    return found
+def try_hunk(repository: Path, hunk: Hunk) -> tuple[str, int, str]:
+    """(state, how far its lines have moved, the line that is gone) of one hunk. Applies it where it can."""
+    run = run_git(repository, *APPLY, "--verbose", "-", text=hunk.diff)
+    if run.returncode == 0:
+        moved = re.search(r"\(offset (-?\d+) lines?\)", run.stderr)
+        return APPLIES, int(moved[1]) if moved else 0, ""
+    if run_git(repository, *APPLY, "--check", "--reverse", "-", text=hunk.diff).returncode == 0:
+        return THERE, 0, ""
+    target = repository / hunk.path
+    if not target.is_file():
+        return NO_FILE, 0, ""
+    lines = set(target.read_bytes().decode(*CODEC).split("\n"))
+    gone = next((line for line in hunk.old if line.strip() and line not in lines), None)
+    if gone is None:
+        return CHANGED, 0, "(its lines are there, but not one after the other any more)"
+    return CHANGED, 0, f"(this line is gone or changed: {gone.strip()[:90]})"
 
 
-def tree_of(wheel: Path) -> tuple[str, dict[str, bytes]]:
-    """(version, paths from `openrlhf/` or `tests/` on) of any release's wheel."""
-    try:
-        with zipfile.ZipFile(wheel) as z:
-            names = z.namelist()
-            init = next((n for n in names if n.endswith("openrlhf/__init__.py")), None)
-            metadata = next((n for n in names if n.endswith(".dist-info/METADATA")), None)
-            if init is None or metadata is None:
-                raise PatchError(f"{wheel.name} is no wheel of OpenRLHF: it has no openrlhf/__init__.py")
-            prefix = init[: -len("openrlhf/__init__.py")]
-            version = re.search(rb"(?m)^Version: (\S+)", z.read(metadata))[1].decode()
-            files = {n[len(prefix) :]: z.read(n) for n in names if n.startswith(prefix) and not n.endswith("/")}
-    except zipfile.BadZipFile:
-        raise PatchError(f"{wheel} is no wheel") from None
-    return version, {n: data for n, data in files.items() if n.startswith(("openrlhf/", "tests/"))}
+def try_series(series: Series, tree: dict[str, bytes]) -> tuple[dict[str, bytes], list[Outcome]]:
+    """The tree with all hunks that apply, and every hunk's outcome in the series' order."""
+    outcomes = []
+    with scratch_repository(tree) as repository:
+        for name in series.names:
+            shifts: dict[str, int] = {}  # by which the hunks above in the file have moved
+            for hunk in series.hunks(name):
+                state, offset, detail = try_hunk(repository, hunk)
+                if state == APPLIES:
+                    moved = offset - shifts.get(hunk.path, 0)
+                    shifts[hunk.path] = offset
+                    if moved:
+                        state, detail = MOVED, f"by {moved:+d} lines"
+                elif state == CHANGED:
+                    shifts[hunk.path] = shifts.get(hunk.path, 0) - hunk.growth
+                outcomes.append(Outcome(name, hunk.path, hunk.line, state, detail))
+        git(repository, "add", "--all", "--force")
+        return files_of(repository), outcomes
 
 
-def places(source: list, lines: list) -> list[int]:
-    """Where ``lines`` stand in ``source``, from 0."""
-    if not lines:
-        return []
-    return [i for i in range(len(source) - len(lines) + 1) if source[i : i + len(lines)] == lines]
-
-
-def missing(source: list, hunk) -> str:
-    """The first of the hunk's old lines that the file has no more, else that their order or surroundings changed."""
-    there = set(source)
-    gone = next((line for line in hunk.old if line.strip() and line not in there), None)
-    if gone is not None:
-        return f"this line is gone or changed: {gone.strip()[:90]}"
-    return "its lines are there, but not one after the other any more"
-
-
-def try_file(source: list, diff, patch: str) -> tuple[list, list[Outcome]]:
-    """The file's lines with what applies of one file's hunks, and the hunks' outcomes."""
-    outcomes, shift = [], 0
-    for hunk in diff.hunks:
-        expected = (hunk.old_start - 1 if hunk.old else hunk.old_start) + shift
-        found = places(source, hunk.old) if hunk.old or source else [0]  # a file that is created
-        if found:
-            at = min(found, key=lambda place: abs(place - expected))
-            source = source[:at] + hunk.new + source[at + len(hunk.old) :]
-            moved = at - expected
-            shift += len(hunk.new) - len(hunk.old) + moved
-            detail = f"by {moved:+d} lines" if moved else ""
-            if len(found) > 1 and moved:
-                detail += f"; its lines stand in {len(found)} places, the nearest was taken: look at it"
-            outcomes.append(Outcome(patch, diff.path, hunk.old_start, MOVED if moved else APPLIES, detail))
-        elif places(source, hunk.new):
-            outcomes.append(Outcome(patch, diff.path, hunk.old_start, THERE))
-        else:
-            outcomes.append(Outcome(patch, diff.path, hunk.old_start, CHANGED, f"({missing(source, hunk)})"))
-    return source, outcomes
-
-
-def try_series(series, tree: dict[str, bytes]) -> tuple[dict[str, bytes], list[Outcome]]:
-    """The tree with all that applies, and every hunk's outcome in the series' order."""
-    tree, outcomes = dict(tree), []
-    for name in series.names:
-        for diff in series.read(name)[1]:
-            text = tree.get(diff.old_path) if diff.old_path else b""
-            if text is None:
-                outcomes += [Outcome(name, diff.path, hunk.old_start, NO_FILE) for hunk in diff.hunks]
-                continue
-            lines = re.findall(r"[^\n]*\n|[^\n]+", text.decode(*unidiff.CODEC))
-            lines, found = try_file(lines, diff, name)
-            outcomes += found
-            if diff.new_path:
-                tree[diff.new_path] = "".join(lines).encode(*unidiff.CODEC)
-            elif not lines:
-                del tree[diff.old_path]
-    return tree, outcomes
-
-
-def report(series, given: str) -> tuple[list[str], bool]:
-    """(lines for the reader, whether the whole series applies)."""
+def try_release(series: Series, given: str) -> tuple[list[str], bool]:
+    """(lines for the reader, whether the whole series applies) of a wheel's file or a version."""
     with tempfile.TemporaryDirectory() as folder:
-        version, tree = tree_of(obtain(given, Path(folder)))
+        if given.endswith(".whl") and not Path(given).is_file():
+            raise PatchError(f"{given} does not exist")
+        wheel = Path(given) if given.endswith(".whl") else download(given, Path(folder))
+        version, tree = read_release(wheel)
     tree, outcomes = try_series(series, tree)
     lines, bad, broken = [], 0, 0
     for name in series.names:

@@ -58,8 +58,11 @@ key_curate() { hash_of "$ROOT/requirements-curate.txt"; }
 key_deepspeed() {
     echo "$(pin deepspeed) $(pin torch) $MODE $OPS $([ "$MODE" = gpu ] || grep -m1 ^flags /proc/cpuinfo | sha256sum)"
 }
-key_openrlhf() { hash_of "$ROOT"/patches/{UPSTREAM,series,*.patch} "$ROOT"/tools/{patches,unidiff}.py; }
-key_package() { echo "$ROOT $(hash_of "$ROOT/pyproject.toml")"; }
+key_openrlhf() { hash_of "$ROOT"/patches/{UPSTREAM,series,*.patch} "$ROOT"/tools/{patches,series}.py; }
+# setup.py makes its extras of the requirement files.
+key_package() {
+    echo "$ROOT $(key_stack) $(key_report) $(key_curate) $(hash_of "$ROOT/setup.py" "$ROOT/pyproject.toml")"
+}
 
 do_venv() {
     if [ -e "$VENV/pyvenv.cfg" ] || [ -z "$(ls -A "$VENV" | grep -vx .orz)" ]; then
@@ -159,6 +162,10 @@ find_compiler() {
     die "needs a C++ compiler with C++20 and OpenMP${CXX:+ (CXX=$CXX is none)}: install g++ 10 or newer (apt-get install g++), or set CXX"
 }
 
+find_git() {
+    command -v git >/dev/null || die "needs git, which applies patches/ to OpenRLHF: install it (apt-get install git)"
+}
+
 check_disk() {
     local need=${ORZ_MIN_FREE_GB:-$([ "$MODE" = cpu ] && echo 8 || echo 30)} free
     free=$(($(df -Pk "$VENV" | awk 'NR == 2 { print $4 }') / 1024 / 1024))
@@ -204,6 +211,7 @@ fi
 : >"$LOG"
 case " ${TODO[*]} " in *" venv "*) find_python ;; esac
 case " ${TODO[*]} " in *" deepspeed "* | *" curate "*) find_compiler ;; esac
+case " ${TODO[*]} " in *" openrlhf "*) find_git ;; esac
 case " ${TODO[*]} " in *" stack "*) check_disk ;; esac
 
 STAGE_LOG=$(mktemp)

@@ -5,7 +5,7 @@ from pathlib import Path
 from miniature.arms import ARMS, BASELINE, FIGURES, Figure
 from miniature.results import Results
 from miniature.statistics import mean
-from openrlhf_orz.report.pictures import smooth
+from openrlhf_orz.report.pictures import panels, smooth
 
 # Okabe and Ito's, told apart by the colour-blind; and by their dashes without any colour
 LINES = (
@@ -21,14 +21,6 @@ TITLES = {
     "response_length": ("Response length (tokens)", (0, None)),
     "held_out": ("Accuracy on held-out questions", (0, 1)),
     "explained_variance": ("Explained variance of the critic", (-0.5, 1)),
-}
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "svg.hashsalt": "miniature",  # the same numbers give the same bytes
 }
 
 
@@ -56,26 +48,16 @@ def draw_panel(ax, figure: Figure, results: Results, key: str) -> None:
 
 def write_figures(names: list[str], results: Results, folder: Path) -> list[Path]:
     """Write NAME.svg of each figure of which there are runs, and return the paths. Needs matplotlib."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name in names:
         figure = FIGURES[name]
         if not any(arm in results for arm in (BASELINE, *figure.arms)):
             continue
-        with plt.rc_context(STYLE):
-            size = (3.4 * len(figure.panels), 2.7)
-            picture, axes = plt.subplots(1, len(figure.panels), figsize=size, layout="constrained")
+        path = folder / f"{name}.svg"
+        with panels(path, len(figure.panels), size=(3.4, 2.7)) as axes:
             for ax, key in zip(axes, figure.panels):
                 draw_panel(ax, figure, results, key)
             if figure.arms:
                 axes[0].legend(frameon=False, fontsize=7, loc="lower right")
-            path = folder / f"{name}.svg"
-            picture.savefig(path, metadata={"Date": None})
-            plt.close(picture)
         written.append(path)
     return written

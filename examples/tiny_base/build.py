@@ -84,8 +84,8 @@ class Task:
     def example(self, rng, shares):
         """One (prompt, response) of the corpus."""
         terms = self.draw(rng)
-        at, style = rng.random(), None
-        for style, share in shares.items():
+        at = rng.random()
+        for style, share in shares.items():  # noqa: B007 - the last one, if rounding leaves a rest
             at -= share
             if at < 0:
                 break

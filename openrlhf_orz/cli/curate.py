@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _sampler(options: PassRate) -> Sampler:
+    from openrlhf_orz.evaluate.generate import pass_rate_sampler
 
     return pass_rate_sampler(options)
 

@@ -1,7 +1,7 @@
 """Write a run's report: ``python -m openrlhf_orz.cli.report RUN_DIR [RUN_DIR ...]``.
 
 One report.html, self-contained; of several runs an overlay with the differences of their configurations. Needs no
-package but this one; ``--png`` needs matplotlib (requirements-report.txt).
+package but this one; ``--png`` and ``--svg`` need matplotlib (requirements-report.txt).
 """
 
 import argparse
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from openrlhf_orz.report.page import Page, write_page
+from openrlhf_orz.report.pictures import write_pictures
 from openrlhf_orz.report.run_data import RunError, load_runs
 
 LIVE_REFRESH_S = 15  # a page with --live reloads itself at this interval
@@ -22,6 +23,7 @@ def report_parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="the directories of one or several runs")
     parser.add_argument("--output", type=Path, help="default: report.html in the first run's directory")
     parser.add_argument("--png", type=Path, metavar="DIR", help="also write pictures for papers there")
+    parser.add_argument("--svg", type=Path, metavar="DIR", help="the same pictures as SVG")
     parser.add_argument("--smoothing", type=int, default=1, help="of the pictures: mean over so many steps")
     parser.add_argument(
         "--watch", type=float, metavar="SECONDS", help="write it again and again while the run goes on"
@@ -34,11 +36,10 @@ def write_report(options: argparse.Namespace, refresh_s: int) -> Page:
     """Read the runs and write the report once."""
     runs = load_runs(options.runs)
     page = write_page(runs, options.output or options.runs[0] / "report.html", refresh_s)
-    if options.png:
-        from openrlhf_orz.report.pictures import write_pictures
-
-        for path in write_pictures(runs, options.png, options.smoothing):
-            print(path)
+    for kind, folder in (("png", options.png), ("svg", options.svg)):
+        if folder:
+            for path in write_pictures(runs, folder, options.smoothing, kind):
+                print(path)
     return page
 
 
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        print("error: --png needs matplotlib: pip install -r requirements-report.txt", file=sys.stderr)
+        print("error: --png and --svg need matplotlib: pip install -r requirements-report.txt", file=sys.stderr)
         return 2
     for note in page.notes:
         print(f"note: {note}")

@@ -1,19 +1,58 @@
-"""The paper's pictures as PNGs, by matplotlib, for one run or several laid over each other."""
+"""All pictures that are files: the paper's curves of runs, and horizontal bars. Needs matplotlib.
 
-from collections.abc import Iterator
+Equal numbers give equal bytes, so that a picture in the repository changes only with what it shows.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from openrlhf_orz.report.run_data import Run, columns
 
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "text.parse_math": False,  # names of runs and sources are text, also with two dollar signs
+    "svg.hashsalt": "openrlhf_orz",
+}
 COLOURS = ("#0b62d6", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#0e7490", "#854d0e", "#4b5563")
 Line = tuple[str, list, list]  # label, steps, values
 
 
-def smooth(values: list, span: int) -> list:
+@contextmanager
+def panels(path: Path, count: int = 1, size: tuple[float, float] = (3.6, 2.7)) -> Iterator[list]:
+    """``count`` matplotlib axes side by side, each of ``size`` inches; written to ``path`` (.png, .svg) at the end."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(size[0] * count, size[1]), layout="constrained")
+        yield list(figure.subplots(1, count, squeeze=False)[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # the date would make each file another one; PNG has none
+        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def write_bars(path: Path, title: str, values: list[tuple[str, int]]) -> None:
+    """Horizontal bars for (label, count) pairs, the first on top, each with its count behind it."""
+    with panels(path, size=(6.3, 0.6 + 0.22 * len(values))) as (ax,):
+        drawn = ax.barh(range(len(values)), [count for _, count in values], color=COLOURS[0])
+        ax.bar_label(drawn, padding=3)
+        ax.set_yticks(range(len(values)), [label[:32] for label, _ in values])
+        ax.set(title=title, xticks=[])
+        ax.invert_yaxis()
+        ax.grid(False)
+
+
+def smooth(values: list[float | None], span: int) -> list[float | None]:
     """An exponential mean over about ``span`` values, unbiased at the start; None stays None. As in the page."""
     keep = 1 - 2 / (span + 1) if span > 1 else 0.0
     total = weight = 0.0
-    result = []
+    result: list[float | None] = []
     for value in values:
         if value is None:
             result.append(None)
@@ -23,7 +62,7 @@ def smooth(values: list, span: int) -> list:
     return result
 
 
-def of_keys(keys: dict[str, str], kind: str = "metrics"):
+def of_keys(keys: dict[str, str], kind: str = "metrics") -> Callable[[list[Run]], Iterator[Line]]:
     """Lines of the given keys of each run; with several runs the run's name is in the label."""
 
     def lines(runs: list[Run]) -> Iterator[Line]:
@@ -37,7 +76,7 @@ def of_keys(keys: dict[str, str], kind: str = "metrics"):
     return lines
 
 
-def of_benchmarks(suffix: str):
+def of_benchmarks(suffix: str) -> Callable[[list[Run]], Iterator[Line]]:
     """Lines of each benchmark's ``eval_NAME_suffix``."""
 
     def lines(runs: list[Run]) -> Iterator[Line]:
@@ -75,53 +114,40 @@ PICTURES = {
 }
 
 
-def write_pictures(runs: list[Run], folder: str | Path, span: int = 1) -> list[Path]:
+def write_pictures(runs: list[Run], folder: str | Path, span: int = 1, kind: str = "png") -> list[Path]:
     """Write the pictures for which there are numbers, and return their paths.
 
     Args:
-        span: smoothing, in steps; what was measured is drawn faintly beneath.
+        span: smoothing, in steps; the values themselves are drawn faintly beneath.
+        kind: png or svg.
 
     Raises ModuleNotFoundError without matplotlib.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
-    style = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-    }
-    for name, panels in PICTURES.items():
-        found = [(title, list(lines(runs)), limits) for title, lines, limits in panels]
+    for name, contents in PICTURES.items():
+        found = [(title, list(lines(runs)), limits) for title, lines, limits in contents]
         found = [panel for panel in found if panel[1]]
         if not found:
             continue
-        with plt.rc_context(style):
-            figure, axes = plt.subplots(
-                1, len(found), figsize=(3.6 * len(found), 2.7), layout="constrained", squeeze=False
-            )
-            for ax, (title, lines, (low, high)) in zip(axes[0], found):
-                for place, (label, steps, values) in enumerate(lines):
-                    colour = COLOURS[place % len(COLOURS)]
-                    drawn = [(x, y) for x, y in zip(steps, values) if y is not None]
-                    alone = "o" if len(drawn) == 1 else None
-                    if span > 1:
-                        ax.plot(*zip(*drawn), color=colour, linewidth=0.8, alpha=0.25)
-                    means = [(x, y) for x, y in zip(steps, smooth(values, span)) if y is not None]
-                    ax.plot(*zip(*means), color=colour, linewidth=1.6, label=label, marker=alone)
+        path = Path(folder) / f"{name}.{kind}"
+        with panels(path, len(found)) as axes:
+            for ax, (title, lines, limits) in zip(axes, found):
+                draw_lines(ax, lines, span)
                 ax.set(title=title, xlabel="step")
-                ax.set_ylim(bottom=low, top=high)
-                if len(lines) > 1:
-                    ax.legend(frameon=False, fontsize=7)
-            path = folder / f"{name}.png"
-            figure.savefig(path, dpi=200)
-            plt.close(figure)
+                ax.set_ylim(*limits)
         written.append(path)
     return written
+
+
+def draw_lines(ax, lines: list[Line], span: int) -> None:
+    """Curves in one panel, smoothed over ``span`` steps, with a legend if there are several."""
+    for place, (label, steps, values) in enumerate(lines):
+        colour = COLOURS[place % len(COLOURS)]
+        drawn = [(x, y) for x, y in zip(steps, values) if y is not None]
+        if span > 1:
+            ax.plot(*zip(*drawn), color=colour, linewidth=0.8, alpha=0.25)
+        means = [(x, y) for x, y in zip(steps, smooth(values, span)) if y is not None]
+        marker = "o" if len(drawn) == 1 else None
+        ax.plot(*zip(*means), color=colour, linewidth=1.6, label=label, marker=marker)
+    if len(lines) > 1:
+        ax.legend(frameon=False, fontsize=7)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-import unidiff
+import series as release
 
 import patches
 
@@ -60,15 +60,16 @@ def test_all_wheels_of_the_release_are_pinned():
 
 
 def test_git_applies_the_same(tmp_path, wheel, capsys):
-    """Upstream's maintainers use git: it must read the files as we do."""
-    if not shutil.which("git"):
-        pytest.skip("needs git")
+    """Upstream's maintainers use `git apply` without our options: it must give the same files."""
     assert run(capsys, "apply", tmp_path / "ours")[0] == 0
-    patches.write_tree(patches.read_tree(SERIES, wheel), tmp_path / "git")
+    patches.write_tree(patches.read_release(wheel)[1], tmp_path / "git")
     for name in SERIES.names:
         subprocess.run(["git", "apply", SERIES.folder / name], cwd=tmp_path / "git", check=True)
-    tree = lambda d: {p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()}
-    assert tree(tmp_path / "ours") == tree(tmp_path / "git")
+    ours, gits = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "ours", tmp_path / "git")
+    )
+    assert ours == gits
 
 
 def test_wheel(tmp_path, wheel, capsys):
@@ -128,14 +129,16 @@ def test_apply_wants_a_new_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["lint", "roundtrip", "wheel", "apply"])
-@pytest.mark.parametrize("spoiled", ["context", "line number"])
+@pytest.mark.parametrize("spoiled", ["context", "old line number", "new line number"])
 def test_no_fuzz_and_no_offset(folder, tmp_path, capsys, command, spoiled):
     first = folder / FIRST
-    hunk = re.search(r"@@ -(\d+),(\d+) .*\n (.*\S.*)\n", first.read_text())
+    hunk = re.search(r"@@ -(\d+),(\d+) \+(\d+),(\d+) @@.*\n (.*\S.*)\n", first.read_text())
     if spoiled == "context":
-        edit(first, f"\n {hunk[3]}\n", f"\n {hunk[3]}  # fuzz\n")
-    else:
+        edit(first, f"\n {hunk[5]}\n", f"\n {hunk[5]}  # fuzz\n")
+    elif spoiled == "old line number":
         edit(first, f"@@ -{hunk[1]},{hunk[2]} ", f"@@ -{int(hunk[1]) + 1},{hunk[2]} ")
+    else:
+        edit(first, f" +{hunk[3]},{hunk[4]} @@", f" +{int(hunk[3]) + 1},{hunk[4]} @@")
     target = {"apply": [tmp_path / "out"], "wheel": ["--out", tmp_path / "out"]}.get(command, [])
     status, out = run(capsys, command, "--patches", folder, *target)
     assert status == 1 and "does not match" in out and "make the diff anew" in out
@@ -202,7 +205,28 @@ def test_lint_reads_what_a_patch_adds(folder, capsys, change, problem):
     assert problem in out and len(out.splitlines()) == 1
 
 
-# ---- the diff reader on the corners of the format
+@pytest.mark.parametrize("spoiled", ["@@-2,", "@@ -2,"])
+def test_no_part_of_a_patch_is_left_out(folder, capsys, spoiled):
+    """git skips what it does not take for a hunk: a header with a slip in it, lines below a count that is too low."""
+    text = (folder / FIRST).read_text()
+    header = re.search(r"@@ -2,(\d+) \+2,(\d+) @@", text)
+    short = f"@@ -2,{int(header[1]) - 3} +2,{int(header[2]) - 3} @@" if spoiled == "@@ -2," else None
+    edit(folder / FIRST, header[0], short or header[0].replace("@@ -2,", spoiled))
+    status, out = run(capsys, "lint", "--patches", folder)
+    assert status == 1 and f"{FIRST}: " in out and len(out.splitlines()) == 1
+    assert "line counts do not match" in out
+
+
+# ---- the corners of the format
+
+NO_NEWLINE = "\\ No newline at end of file\n"
+
+
+def small_series(folder, diff):
+    (folder / "UPSTREAM").write_text("version 1\n")
+    (folder / "series").write_text("p.patch\n")
+    (folder / "p.patch").write_bytes(("Subject: p\n---\n" + diff).encode(*release.CODEC))
+    return patches.Series(folder)
 
 
 @pytest.mark.parametrize(
@@ -210,20 +234,48 @@ def test_lint_reads_what_a_patch_adds(folder, capsys, change, problem):
     [
         ({}, {"f": b"a\n"}, "--- /dev/null\n+++ b/f\n@@ -0,0 +1 @@\n+a\n"),
         ({"f": b"a\n"}, {}, "--- a/f\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"),
-        ({"f": b"a\nb"}, {"f": b"a\nb\n"}, "--- a/f\n+++ b/f\n@@ -1,2 +1,2 @@\n a\n-b\n\\ No newline\n+b\n"),
-        ({"f": b"a\nb"}, {"f": b"c\nb"}, "--- a/f\n+++ b/f\n@@ -1,2 +1,2 @@\n-a\n+c\n b\n\\ No newline\n"),
-        ({"f": b"a\n"}, {"f": b"b\na\nc\n"}, "--- a/f\n+++ b/f\n@@ -0,0 +1 @@\n+b\n@@ -1,0 +3 @@\n+c\n"),
+        ({"f": b"a\nb"}, {"f": b"a\nb\n"}, f"--- a/f\n+++ b/f\n@@ -1,2 +1,2 @@\n a\n-b\n{NO_NEWLINE}+b\n"),
+        ({"f": b"a\nb"}, {"f": b"c\nb"}, f"--- a/f\n+++ b/f\n@@ -1,2 +1,2 @@\n-a\n+c\n b\n{NO_NEWLINE}"),
         ({"f": b"-- x\n"}, {"f": b"++ y\n"}, "--- a/f\n+++ b/f\n@@ -1 +1 @@\n--- x\n+++ y\n"),
         ({"f": b"\xff\r\na\n"}, {"f": b"\xff\r\nb\n"}, "--- a/f\n+++ b/f\n@@ -1,2 +1,2 @@\n \udcff\r\n-a\n+b\n"),
     ],
+)  # fmt: skip
+def test_diff_format(tmp_path, before, after, diff):
+    series = small_series(tmp_path, diff)
+    with release.scratch_repository({"keep": b"", **before}) as repository:
+        release.apply_patch(series, "p.patch", repository)
+        assert release.files_of(repository) == {"keep": b"", **after}
+        release.apply_patch(series, "p.patch", repository, "--reverse")
+        assert release.files_of(repository) == {"keep": b"", **before}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "prose\n",
+        "--- a/f\n+++ b/f\n",
+        "--- f\n+++ f\n@@ -1 +1 @@\n-a\n+b\n",
+        "--- a/f\n+++ b/f\n@@ -0,0 +1 @@\n+b\n@@ -1,0 +3 @@\n+c\n",  # no context: git does not trust it
+    ],
 )
-def test_diff_format(before, after, diff):
-    diffs = unidiff.parse(diff, "p")
-    assert unidiff.apply(before, diffs, "p") == after
-    assert unidiff.revert(after, diffs, "p") == before
+def test_what_is_no_diff_is_refused(tmp_path, text):
+    series = small_series(tmp_path, text)
+    with release.scratch_repository({"f": b"a\n"}) as repository, pytest.raises(patches.PatchError):
+        release.apply_patch(series, "p.patch", repository)
 
 
-@pytest.mark.parametrize("text", ["", "prose\n", "--- a/f\n+++ b/f\n", "--- f\n+++ f\n@@ -1 +1 @@\n-a\n+b\n"])
-def test_what_is_no_diff_is_refused(text):
-    with pytest.raises(unidiff.PatchError):
-        unidiff.parse(text, "p")
+def test_the_user_s_git_settings_change_nothing(tmp_path, wheel, monkeypatch):
+    """As in a hook, which passes GIT_DIR on, and with a configuration that translates line ends."""
+    plain = patches.build_wheel(SERIES, wheel, tmp_path / "plain").read_bytes()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = "[core]\n autocrlf = true\n[apply]\n whitespace = fix\n ignoreWhitespace = change\n"
+    (tmp_path / ".gitconfig").write_text(settings)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
+    assert patches.build_wheel(SERIES, wheel, tmp_path / "set").read_bytes() == plain
+
+
+def test_git_is_asked_for(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, out = run(capsys, "roundtrip")
+    assert status == 1 and "git is not installed" in out and "apt-get install git" in out

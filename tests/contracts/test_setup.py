@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = "bash env cat sha256sum cut grep sed ls tail head mkdir mktemp rm df awk dirname chmod flock".split()
@@ -20,8 +22,7 @@ def setup(venv, *args, **env):
     return subprocess.run(
         ["bash", str(ROOT / "tools" / "setup.sh"), *args],
         env={**os.environ, "ORZ_VENV": str(venv), "PYTHON": sys.executable, **{k: str(v) for k, v in env.items()}},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=120,
     )
@@ -101,6 +102,11 @@ def test_missing_compiler(tmp_path, bare_path):
     refused(setup(tmp_path / "venv", "cpu", CXX=broken), "OpenMP")
 
 
+def test_missing_git(tmp_path, bare_path):
+    compiler = script(tmp_path / "g++", "#!/bin/sh\nexit 0\n")
+    refused(setup(tmp_path / "venv", "cpu", PATH=bare_path, CXX=compiler), "needs git", "apt-get install git")
+
+
 def test_low_disk(tmp_path):
     refused(setup(tmp_path / "venv", "cpu", ORZ_MIN_FREE_GB=10**6), "1000000 GB", "ORZ_VENV")
 
@@ -129,6 +135,61 @@ def test_unreachable_index_and_rerun(tmp_path):
     made = (venv / "pyvenv.cfg").stat().st_mtime_ns
     refused(setup(venv, "cpu", ORZ_MIN_FREE_GB=0, **env), *words)
     assert (venv / "pyvenv.cfg").stat().st_mtime_ns == made  # the rerun went on from there
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    """What `pip install -e .` would read, made by setuptools as pip does."""
+    folder = tmp_path_factory.mktemp("metadata")
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        *(path.name for path in ROOT.glob("requirements*.txt")),
+    ):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "openrlhf_orz", folder / "openrlhf_orz", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", "built", "dist_info"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    (info,) = folder.glob("*.dist-info")
+    return folder, message_from_bytes((info / "METADATA").read_bytes())
+
+
+def test_nothing_is_a_hard_dependency(metadata):
+    needed = metadata[1].get_all("Requires-Dist")
+    assert needed and all("extra ==" in line for line in needed)
+    assert metadata[1]["Name"] == "openrlhf-orz"
+    assert set(metadata[1]["Requires-Python"].split(",")) == {">=3.10", "<3.13"}
+
+
+@pytest.mark.parametrize(
+    "extra, name",
+    [
+        ("gpu", "requirements.txt"),
+        ("cpu", "requirements-cpu.txt"),
+        ("curate", "requirements-curate.txt"),
+        ("report", "requirements-report.txt"),
+    ],
+)
+def test_extras_are_the_requirement_files(metadata, extra, name):
+    wanted = [
+        Requirement(line.split("#")[0])
+        for line in (ROOT / name).read_text().splitlines()
+        if line.split("#")[0].strip()
+    ]
+    found = [Requirement(line) for line in metadata[1].get_all("Requires-Dist")]
+    for version in ("3.10", "3.11", "3.12"):
+        here = {"python_version": version, "platform_machine": "x86_64", "extra": extra}
+        holds = {(r.name, str(r.specifier)) for r in found if r.marker.evaluate(here)}
+        assert holds == {(r.name, str(r.specifier)) for r in wanted if r.marker is None or r.marker.evaluate(here)}
+
+
+def test_the_package_brings_its_data(metadata):
+    built = metadata[0] / "built"
+    for path in (ROOT / "openrlhf_orz").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert (built / path.relative_to(ROOT)).is_file(), path
 
 
 def test_nothing_to_do_is_quick():

@@ -12,12 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 import porting
-import upstreaming
+import series as release
 
 import patches
 
 SERIES = patches.Series(ROOT / "patches")
-NEEDS_GIT = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def wheel():
 
 @pytest.fixture(scope="module")
 def tree(wheel):
-    return patches.read_tree(SERIES, wheel)
+    return patches.read_release(wheel)[1]
 
 
 def run(capsys, *args):
@@ -45,7 +44,7 @@ def git(folder, *words):
 
 def test_every_patch_has_a_pull_request_s_text():
     for name in SERIES.names:
-        text = upstreaming.pull_request(SERIES, name)
+        text = patches.pull_request(SERIES, name)
         assert all(len(part.split()) > 3 for part in re.split(r"\*\*[^*]+\.\*\*", text)[1:]), name
     table = (ROOT / "patches/README.md").read_text()
     assert re.findall(r"(?m)^\| (\d{4}-[a-z0-9-]+) \|", table) == [name[: -len(".patch")] for name in SERIES.names]
@@ -60,7 +59,6 @@ def test_tests_that_the_texts_name_exist():
         assert (ROOT / path).exists(), path
 
 
-@NEEDS_GIT
 def test_the_branch_is_the_patched_release(capsys, wheel, tmp_path):
     author = "A Name <a@example.org>"
     status, out = run(capsys, "export", tmp_path / "out", "--wheel", wheel, "--author", author)
@@ -76,14 +74,13 @@ def test_the_branch_is_the_patched_release(capsys, wheel, tmp_path):
     assert not any(line.startswith("Upstream-status") for line in git(repository, "log", "--format=%b").splitlines())
 
 
-@NEEDS_GIT
 def test_the_mails_apply_to_a_clone_with_the_tag(capsys, wheel, tree, tmp_path):
     """Upstream's repository in small: the release somewhere in its history, with files that the wheel has not."""
     clone = tmp_path / "clone"
-    upstreaming.release_repository(clone, tree | {"README.md": b"upstream\n"}, "v0.11.2")
+    release.make_repository(clone, tree | {"README.md": b"upstream\n"}, "v0.11.2")
     (clone / "openrlhf/later.py").write_text("")
-    upstreaming.git(clone, "add", "--all")
-    upstreaming.git(clone, "commit", "--quiet", "--message", "later")
+    release.git(clone, "add", "--all")
+    release.git(clone, "commit", "--quiet", "--message", "later")
     before = git(clone, "rev-parse", "HEAD")
     status, out = run(capsys, "export", tmp_path / "out", "--wheel", wheel, "--repo", clone)
     assert status == 0, out
@@ -93,17 +90,15 @@ def test_the_mails_apply_to_a_clone_with_the_tag(capsys, wheel, tree, tmp_path):
     assert git(clone, "rev-parse", "HEAD") == before and git(clone, "branch", "--list", "orz-seams") == ""
 
 
-@NEEDS_GIT
 def test_a_clone_that_differs_is_refused_by_the_patch_that_fails(capsys, wheel, tree, tmp_path):
     path = "openrlhf/trainer/ray/vllm_engine.py"
     changed = tree | {path: tree[path].replace(b"@ray.remote\nclass RolloutRayActor", b"class RolloutRayActor")}
-    upstreaming.release_repository(tmp_path / "clone", changed, "v0.11.2")
+    release.make_repository(tmp_path / "clone", changed, "v0.11.2")
     status, out = run(capsys, "export", tmp_path / "out", "--wheel", wheel, "--repo", tmp_path / "clone")
     assert status == 1 and f"differ in 1 files under openrlhf/, first {path}" in out
     assert "0004-rollout-engine-class.patch does not apply to v0.11.2" in out
 
 
-@NEEDS_GIT
 def test_what_cannot_be_exported_is_said(capsys, wheel, tmp_path):
     assert (
         "there is no folder" in run(capsys, "export", tmp_path / "a", "--wheel", wheel, "--repo", tmp_path / "no")[1]
@@ -171,7 +166,9 @@ def test_what_no_longer_applies_is_named_and_the_rest_goes_on(capsys, tree, tmp_
 
 
 def test_a_patch_that_the_release_has_taken(capsys, wheel, tree, tmp_path):
-    taken = patches.unidiff.apply(tree, SERIES.read(SERIES.names[0])[1], "x")
+    with release.scratch_repository(tree) as repository:
+        release.apply_patch(SERIES, SERIES.names[0], repository)
+        taken = release.files_of(repository)
     status, out = run(capsys, "try", made_wheel(tmp_path, taken))
     assert status == 0 and re.search(r"ok   0001-importable-cli.patch: 10 hunks: 10 already there", out)
 

@@ -16,7 +16,7 @@ from example_runs import HOSTILE, write_run
 from openrlhf_orz.cli.report import main
 from openrlhf_orz.report import rollout_sample
 from openrlhf_orz.report.page import write_page
-from openrlhf_orz.report.pictures import smooth, write_pictures
+from openrlhf_orz.report.pictures import smooth, write_bars, write_pictures
 from openrlhf_orz.report.rollout_sample import evenly_spaced, order, page_row, sample_rollouts
 from openrlhf_orz.report.run_data import RunError, columns, flatten_flags, load_run, load_runs, read_objects
 
@@ -189,3 +189,18 @@ def test_pictures(tmp_path):
         row.pop("format")
     shutil.rmtree(tmp_path / "png")
     assert "format.png" not in [path.name for path in write_pictures(runs[:1], tmp_path / "png")]
+
+
+def test_equal_numbers_give_equal_pictures(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-report.txt)")
+    runs = load_runs([write_run(tmp_path / "a", 20)])
+    bars = [("$1 and $2", 3), ("<b>", 0)]
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        write_pictures(runs, folder, span=5, kind="svg")
+        write_bars(folder / "bars.svg", "source", bars)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert "reward_and_length.svg" in names and "bars.svg" in names
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    text = (tmp_path / "one" / "bars.svg").read_text()
+    assert "<!-- $1 and $2 -->" in text and "<b>" not in text  # a label is text, no formula and no markup

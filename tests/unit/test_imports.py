@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "models": {"models"},
     "reward": {"reward"},
     "settings": {"settings"},
-    "data": {"data", "reward"},
+    "data": {"data", "reward", "report"},
     "report": {"report", "algo"},
     "plan": {"plan", "settings"},
     "runtime": {"runtime", "settings", "report"},

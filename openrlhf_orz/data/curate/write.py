@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from openrlhf_orz.data.curate.config import Config
-from openrlhf_orz.data.curate.pictures import bars
 from openrlhf_orz.data.curate.shards import Stage, file_hash
 from openrlhf_orz.data.json_lines import json_line, partial_of, write_records, write_whole
+from openrlhf_orz.report.pictures import write_bars
 
 _BATCH = 10_000  # rows of a Parquet row group
 _LENGTHS = (50, 100, 200, 400, 800, 1600, 3200)  # characters, edges of the histogram
@@ -142,13 +142,13 @@ def _pictures(folder: Path, counted: dict[str, Counter]) -> None:
         (f"{a}–{int(b) - 1}" if b else f"{a}+", counted["lengths"][i])
         for i, (a, b) in enumerate(zip(edges, [*edges[1:], ""]))
     ]
-    write_whole(folder / "length.svg", bars("characters of the question", lengths))
+    write_bars(folder / "length.svg", "characters of the question", lengths)
     most = counted["sources"].most_common(15)
     rest = sum(counted["sources"].values()) - sum(count for _, count in most)
-    write_whole(folder / "source.svg", bars("source", most + ([("others", rest)] if rest else [])))
+    write_bars(folder / "source.svg", "source", most + ([("others", rest)] if rest else []))
     if counted["rates"]:
         rates = [(f"{i / _RATES:.1f}–{(i + 1) / _RATES:.1f}", counted["rates"][i]) for i in range(_RATES)]
-        write_whole(folder / "pass_rate.svg", bars("pass rate", rates))
+        write_bars(folder / "pass_rate.svg", "pass rate", rates)
 
 
 # ---- the card

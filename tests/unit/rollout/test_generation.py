@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 from fake_ray import FakeEngine, FakeRay, Ref
 from openrlhf.trainer.ppo_utils import samples_generator
-from openrlhf_orz.data.prompts import PromptLoader
 from ray.exceptions import RayActorError, RayTaskError
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from openrlhf_orz.data.prompts import PromptLoader
 from openrlhf_orz.rollout import generation
 from openrlhf_orz.rollout.generation import EngineLost, OrzSamplesGenerator, engine_died, request_seed
 from openrlhf_orz.runtime.stopping import StopRequested
