@@ -11,8 +11,16 @@ from openrlhf_orz.settings.flags import STOP_STRINGS
 
 TEXT = (ROOT / "docs/fidelity.md").read_text()
 FLAGS = sorted({found for found in re.findall(r"`(--[^`]+)`", TEXT)})
-BASE = ["--actor.model_name_or_path", "org/model", "--data.prompt_dataset", "org/data", "--data.max_len", "8192",
-        "--orz.device", "cpu"]  # fmt: skip
+BASE = [
+    "--actor.model_name_or_path",
+    "org/model",
+    "--data.prompt_dataset",
+    "org/data",
+    "--data.max_len",
+    "8192",
+    "--orz.device",
+    "cpu",
+]
 
 
 def rows():

@@ -198,6 +198,15 @@ def test_every_wrong_number_is_named():
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("ckpt.max_mem", float("nan")), ("ckpt.max_mem", -float("inf")), ("rollout.temperature", float("inf"))],
+)
+def test_what_is_not_finite_is_said_to_be(name, number):
+    with pytest.raises(ConfigError, match=f"--{name} is {number}: it must be a finite number"):
+        check_numbers(DEFAULTS | {name: number})
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_that_make_no_sense(name, capsys):
     action, limits = NUMBERS[name], RECORDS[name].range

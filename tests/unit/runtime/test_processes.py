@@ -12,10 +12,12 @@ from pathlib import Path
 
 import psutil
 
+from openrlhf_orz.runtime import processes
 from openrlhf_orz.runtime.processes import ProcessRecord, clean_leftovers, shared_memory
 
 PARENT = """
 import subprocess, sys, time
+from openrlhf_orz.runtime import processes
 from openrlhf_orz.runtime.processes import ProcessRecord
 child = subprocess.Popen([sys.executable, "-c", '''
 from multiprocessing.shared_memory import SharedMemory
@@ -43,6 +45,17 @@ def test_a_stopped_child_and_its_shared_memory_go(tmp_path):
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert not segment.exists() and not (tmp_path / "engine.json").exists()
     ProcessRecord(str(tmp_path / "engine")).kill_leftovers()  # nothing on record: nothing to do
+
+
+def test_it_waits_until_they_have_ended(tmp_path, monkeypatch):
+    """Their shared memory and GPU memory are free when the next engine starts."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    note = {"processes": [[child.pid, psutil.Process(child.pid).create_time()]], "segments": []}
+    (tmp_path / "engine.json").write_text(json.dumps(note))
+    answers = [False, False, True]
+    monkeypatch.setattr(processes, "ended", lambda process: answers.pop(0))
+    ProcessRecord(str(tmp_path / "engine")).kill_leftovers()
+    assert not answers and child.wait(30) == -signal.SIGKILL
 
 
 def test_a_record_of_this_process_does_not_end_it(tmp_path):

@@ -70,6 +70,20 @@ def test_a_limit_within_a_limit(tmp_path, quick_stacks, training_s, sync_s, expi
     assert [path.name.split("-")[1] for path in tmp_path.iterdir()] == [expired]
 
 
+def test_an_interrupt_that_comes_too_late_does_no_harm(tmp_path, quick_stacks, monkeypatch):
+    """The body ends between the watcher's last look and its signal."""
+    about_to_send, real = threading.Event(), signal.pthread_kill
+
+    def pthread_kill(thread, signum):
+        about_to_send.set()
+        time.sleep(0.2)
+        real(thread, signum)
+
+    monkeypatch.setattr(watchdog.signal, "pthread_kill", pthread_kill)
+    with phase_limit(0.05, "sync", "sync_timeout_s", tmp_path):
+        assert about_to_send.wait(30)
+
+
 def test_a_report_that_cannot_be_written(tmp_path, quick_stacks, capsys):
     (tmp_path / "logs").write_text("no directory")
     with pytest.raises(PhaseTimeout), phase_limit(0.05, "sync", "sync_timeout_s", tmp_path / "logs"):
@@ -107,6 +121,27 @@ def test_a_main_thread_that_never_notices_ends_with_the_process(tmp_path):
     held = "signal.pthread_sigmask(signal.SIG_BLOCK, {watchdog.WAKE}); time.sleep(30)"
     done = run("", held, tmp_path)
     assert done.returncode == 1 and not done.stdout and "--orz.training_timeout_s" in done.stderr
+
+
+def test_processes_that_train_generate_or_steer_are_involved(monkeypatch):
+    class Process:
+        def __init__(self, pid=1, name="ray::OrzPPOTrainer"):
+            self.pid, self.name = pid, name
+
+        def parent(self):
+            return self
+
+        def children(self, recursive):
+            names = [None, "ray::OrzPPOTrainer", "ray::OrzPolicyModelActor.fit", "VLLM::EngineCore", "bash", None]
+            return [Process(pid, name) for pid, name in enumerate(names)]
+
+        def cmdline(self):
+            if self.name is None:
+                raise watchdog.psutil.NoSuchProcess(self.pid)
+            return [self.name]
+
+    monkeypatch.setattr(watchdog.psutil, "Process", Process)
+    assert watchdog.involved() == [1, 2, 3], "this process first, and once"
 
 
 def test_a_process_that_has_ended():

@@ -76,11 +76,17 @@ def test_taken(flags):
 @pytest.mark.parametrize(
     ("datasets", "given", "taken"),
     [
-        ("a,b", "0.5,0.5", True), ("a,b", "0.1,0.9", True), ("a", "1", True), ("a,b", "0.5,0.6", False),
-        ("a,b", "0.5,0.4", False), ("a,b", "1,0", False), ("a,b", "1.5,-0.5", False), ("a,b", "1", False),
+        ("a,b", "0.5,0.5", True),
+        ("a,b", "0.1,0.9", True),
+        ("a", "1", True),
+        ("a,b", "0.5,0.6", False),
+        ("a,b", "0.5,0.4", False),
+        ("a,b", "1,0", False),
+        ("a,b", "1.5,-0.5", False),
+        ("a,b", "1", False),
         ("a,b", "x,y", False),
     ],
-)  # fmt: skip
+)
 def test_probabilities_of_data_sets(capsys, datasets, given, taken):
     flags = ["--data.prompt_dataset", datasets, "--data.prompt_probs", given]
     if taken:

@@ -42,8 +42,21 @@ def test_paper_defaults():
 
 
 def test_a_flag_given_wins():
-    args, _ = parse([*SMALL, "--actor.adam.lr", "3e-4", "--critic.value_clip", "0.2", "--actor.lr_warmup_ratio", "0.1",
-                     "--logger.tensorboard_dir", "tb", "--vllm.num_engines", "1"])  # fmt: skip
+    args, _ = parse(
+        [
+            *SMALL,
+            "--actor.adam.lr",
+            "3e-4",
+            "--critic.value_clip",
+            "0.2",
+            "--actor.lr_warmup_ratio",
+            "0.1",
+            "--logger.tensorboard_dir",
+            "tb",
+            "--vllm.num_engines",
+            "1",
+        ]
+    )
     assert args.actor.adam.lr == 3e-4 and args.critic.value_clip == 0.2 and args.logger.tensorboard_dir == "tb"
     assert args.orz.actor_warmup_steps is None and args.orz.critic_warmup_steps == 50
 
@@ -62,8 +75,9 @@ def test_packs_on_a_cpu():
 
 
 def test_derived():
-    args, _ = parse([*SMALL, "--actor.num_gpus_per_node", "2", "--critic.num_gpus_per_node", "2",
-                     "--ckpt.output_dir", "out"])  # fmt: skip
+    args, _ = parse(
+        [*SMALL, "--actor.num_gpus_per_node", "2", "--critic.num_gpus_per_node", "2", "--ckpt.output_dir", "out"]
+    )
     assert args.vllm.num_engines == 2 and args.train.colocate_all and args.ds.attn_implementation == "orz_packed"
     assert args.orz.run_dir.endswith("/out") and args.ckpt.output_dir.endswith("/out/hf")
     assert args.ckpt.path.endswith("/out/checkpoints") and not args.orz.fixed_micro_batches

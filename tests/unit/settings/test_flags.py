@@ -101,9 +101,15 @@ def test_readme_names_the_defaults():
 @pytest.mark.parametrize(
     ("value", "cell"),
     [
-        (None, "none"), (False, "off"), (True, "on"), (3600.0, "`3600`"), (5e-6, "`5e-06`"), (12, "`12`"),
-        (("a", "b"), "`a` `b`"), ("auto", "`auto`"),
+        (None, "none"),
+        (False, "off"),
+        (True, "on"),
+        (3600.0, "`3600`"),
+        (5e-6, "`5e-06`"),
+        (12, "`12`"),
+        (("a", "b"), "`a` `b`"),
+        ("auto", "`auto`"),
     ],
-)  # fmt: skip
+)
 def test_how_defaults_are_shown(value, cell):
     assert shown_default(value) == cell

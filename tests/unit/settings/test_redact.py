@@ -56,9 +56,17 @@ def test_secret_survives_its_way_to_the_workers_unseen():
 def test_no_credential_in_config_json_or_in_the_printed_arguments(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "sesame-of-the-hub")
     monkeypatch.setenv("WANDB_API_KEY", "sesame-of-wandb")
-    args, explicit = parse([*FLAGS, "--logger.wandb.key", "sesame1", "--reward.remote_url",
-                            "https://me:sesame2@host/a,http://host/b?token=sesame3", "--logger.wandb.run_name",
-                            "sesame-of-the-hub"])  # fmt: skip
+    args, explicit = parse(
+        [
+            *FLAGS,
+            "--logger.wandb.key",
+            "sesame1",
+            "--reward.remote_url",
+            "https://me:sesame2@host/a,http://host/b?token=sesame3",
+            "--logger.wandb.run_name",
+            "sesame-of-the-hub",
+        ]
+    )
     save_config(args, explicit, tmp_path / "config.json")
     written = (tmp_path / "config.json").read_text()
     for text in (written, str(args)):  # OpenRLHF prints the latter
