@@ -54,6 +54,17 @@ def fill_pack(kind: str, tokens: int) -> list[tuple[int, int]]:
     return pairs
 
 
+def policy_loss(log_probs_T, advantages_T):
+    """Eq. 1, negated, on the policy's own samples: the ratio is 1, its gradient that of the log-probs."""
+    ratio_T = (log_probs_T - log_probs_T.detach()).exp()
+    return -(ratio_T * advantages_T).minimum(ratio_T.clamp(0.8, 1.2) * advantages_T).mean()
+
+
+def value_loss(values_T, returns_T):
+    """Eq. 2."""
+    return 0.5 * (values_T - returns_T).square().mean()
+
+
 class Step:
     """One model, its optimizer and one way of training it on a list of (token ids, prompt length)."""
 
@@ -121,15 +132,13 @@ class Step:
 
     def run(self, rows, targets) -> float:
         """One optimizer step; ``targets`` (advantages or returns) one per needed token. Returns the loss."""
-        from openrlhf_orz.algo.losses import ppo_policy_loss, value_loss
-
-        total, start, ones = 0.0, 0, self.torch.ones_like
+        total, start = 0.0, 0
         for (ids, positions, needed), mask in self.batches(rows):
             outputs = (self.log_probs if self.role == "actor" else self.values)(ids, positions, needed, mask)
             wanted = targets[start : start + len(outputs)]
             start += len(outputs)
-            loss = (ppo_policy_loss(outputs, wanted, ones(wanted)) if self.role == "actor"
-                    else value_loss(outputs, wanted, ones(wanted))) * (len(wanted) / len(targets))  # fmt: skip
+            loss_of = policy_loss if self.role == "actor" else value_loss
+            loss = loss_of(outputs, wanted) * (len(wanted) / len(targets))
             loss.backward()
             total += loss.detach()
         self.optimizer.step()

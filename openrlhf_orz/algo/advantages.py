@@ -1,16 +1,33 @@
-"""Advantages and returns (Sec. 2.1.3), pure and on whole batches.
+"""Advantages and returns (Sec. 2.1.3), pure functions on whole batches.
 
 Notation: B sequences, A action tokens; ``mask_BA`` is 1 on action tokens, 0 on padding.
 """
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
+
+# What each advantage estimator of OpenRLHF (--algo.advantage.estimator) compares the reward of a response with.
+ESTIMATORS: dict[str, Literal["critic", "group", "groups of the batch", "batch"]] = {
+    "gae": "critic",  # the paper's: the sum of rewards from here on, minus the critic's value
+    "rloo": "group",  # reward minus the mean of the other responses to the prompt
+    "dr_grpo": "group",  # reward minus the mean of the prompt's responses
+    "group_norm": "group",  # the same, divided by their standard deviation: GRPO
+    "reinforce_baseline": "groups of the batch",  # reward minus the group's mean, normalised over the batch
+    "reinforce": "batch",  # reward, normalised over the batch
+    "flash_reinforce": "batch",  # reward minus the mean of the batch
+}
 
 
 def discounted_sum(x_BA: torch.Tensor, discount: float, block: int = 128) -> torch.Tensor:
-    """y_t = x_t + discount * y_{t+1} along the last dimension, y after the end being 0.
+    """y_t = x_t + discount * y_{t+1} along the last dimension, with y = 0 after the end.
 
-    Shape and dtype as ``x_BA``. At discount 1 a reverse cumulative sum; else a scan: within blocks of K steps a
-    product with powers of the discount, and over the blocks' first steps the same sum again.
+    At discount 1 this is a reverse cumulative sum. Otherwise it is a scan: a product with powers of the discount
+    inside each block of K steps, then the same sum over the first steps of the blocks.
+
+    Returns:
+        (B, A), dtype of ``x_BA``.
     """
     if discount == 1.0:
         # total - prefix sums would cancel; flipping keeps the order of the recursion
@@ -34,7 +51,7 @@ def gae(
     values_BA: torch.Tensor, rewards_BA: torch.Tensor, mask_BA: torch.Tensor, gamma: float = 1.0, lambd: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalized advantage estimation: A_t = sum_k (gamma lambd)^k delta_{t+k} with
-    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), and returns A_t + V(s_t).
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), and returns A_t + V(s_t) (Sec. 2.1.3).
 
     At gamma = lambd = 1 the deltas telescope to A_t = R_t - V(s_t) with R_t the sum of rewards from t on.
 
@@ -43,7 +60,7 @@ def gae(
         mask_BA: (B, A) 0/1 or bool; values and rewards outside it count as 0.
 
     Returns:
-        advantages (B, A), returns (B, A), float.
+        advantages (B, A) and returns (B, A), float.
     """
     values_BA, rewards_BA = values_BA * mask_BA, rewards_BA * mask_BA
     if gamma == 1.0 and lambd == 1.0:
@@ -52,3 +69,69 @@ def gae(
     next_values_BA = torch.nn.functional.pad(values_BA[:, 1:], (0, 1))
     advantages_BA = discounted_sum(rewards_BA + gamma * next_values_BA - values_BA, gamma * lambd)
     return advantages_BA, advantages_BA + values_BA
+
+
+def tied_responses(
+    rewards_B: torch.Tensor, estimator: str, samples_per_prompt: int, gamma: float = 1.0
+) -> torch.Tensor:
+    """Which responses have an advantage of exactly 0, because all rewards that they are compared with are equal.
+
+    Rounding would make them differ by about 1e-9, and a division by a standard deviation of 0 would turn that into a
+    training signal.
+
+    Args:
+        rewards_B: (B,) float; the responses to a prompt are neighbours.
+        estimator: a key of ``ESTIMATORS``. Raises ValueError for any other name.
+        samples_per_prompt: size of a group; divides B.
+        gamma: discount. Below 1 the returns of "reinforce" differ from token to token, so nothing is tied.
+
+    Returns:
+        (B,) bool.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"unknown advantage estimator {estimator!r}: known are {', '.join(ESTIMATORS)}")
+    compared = ESTIMATORS[estimator]
+    if compared == "critic" or (estimator == "reinforce" and gamma != 1):
+        return torch.zeros_like(rewards_B, dtype=torch.bool)
+    if compared == "batch":
+        return (rewards_B == rewards_B[:1]).all().expand_as(rewards_B)
+    groups_PN = rewards_B.reshape(-1, samples_per_prompt)
+    tied_P = (groups_PN == groups_PN[:, :1]).all(-1)
+    if compared == "groups of the batch":  # one group that is not tied sets the scale for all
+        tied_P = tied_P.all().expand_as(tied_P)
+    return tied_P.repeat_interleave(samples_per_prompt)
+
+
+def cross_fit_advantages(
+    returns: list[torch.Tensor],
+    values: list[torch.Tensor],
+    masks: list[torch.Tensor],
+    scale: bool = True,
+    total: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
+    eps: float = 1e-8,
+) -> tuple[list[torch.Tensor], dict[str, float]]:
+    """A = R - V of each sample, normalised over all action tokens of all ranks (Sec. 3.1), with cross-fitted values.
+
+    With gamma = lambda = 1 the returns need no values. So the value of a sample may come from the forward that trains
+    the critic on this sample: before the update that uses it, after the updates that use other samples.
+
+    Args:
+        returns, values, masks: (A_i,) of each sample of this rank; masks are 1 on action tokens.
+        scale: divide by the biased standard deviation, too, not only subtract the mean.
+        total: sums a float64 vector over ranks.
+        eps: lower bound of the variance.
+
+    Returns:
+        advantages (A_i,) of each sample, and explained_variance over all ranks (nan if the returns do not vary).
+    """
+    keep = [mask.bool() for mask in masks]
+    returns_T = torch.cat([r[k] for r, k in zip(returns, keep)]).double()  # T action tokens of this rank
+    errors_T = returns_T - torch.cat([v[k] for v, k in zip(values, keep)]).double()
+    count, *sums = total(torch.stack([errors_T.new_tensor(len(errors_T)), errors_T.sum(), returns_T.sum()])).tolist()
+    count = max(1.0, count)
+    mean, return_mean = (x / count for x in sums)
+    squares = torch.stack([(errors_T - mean).square().sum(), (returns_T - return_mean).square().sum()])
+    variance, return_variance = (x / count for x in total(squares).tolist())
+    rstd = max(variance, eps) ** -0.5 if scale else 1.0
+    advantages = [((r.float() - v.float()) - mean) * rstd * k for r, v, k in zip(returns, values, keep)]
+    return advantages, {"explained_variance": 1 - variance / return_variance if return_variance else float("nan")}

@@ -6,9 +6,10 @@ import torch
 
 
 def cut_mini_batches(num_samples: int, num_updates: int, rng: random.Random | None = None) -> list[list[int]]:
-    """The indices 0..num_samples-1, each exactly once, in ``num_updates`` parts whose sizes differ by at most 1.
+    """Cut the indices 0..num_samples-1, each exactly once, into ``num_updates`` parts; sizes differ by at most 1.
 
-    Shuffled with ``rng`` first, so that no mini-batch is chosen by length. Raises ValueError if a part would be empty.
+    With ``rng`` they are shuffled first, so that no mini-batch is chosen by length.
+    Raises ValueError if a part would be empty.
     """
     if not 1 <= num_updates <= num_samples:
         raise ValueError(f"cannot cut {num_samples} samples into {num_updates} non-empty mini-batches")
@@ -25,11 +26,13 @@ def cut_mini_batches(num_samples: int, num_updates: int, rng: random.Random | No
 
 
 def balance_ranks(lengths: list[int], ranks: int, hidden_size: int) -> list[list[int]]:
-    """The samples of each rank: as many for each (one more at most), and as equal in work as longest-first makes them.
+    """Share samples among ranks: counts differ by at most 1, and work is as equal as a longest-first greedy makes it.
 
-    Work grows with tokens plus tokens squared: in a causal layer attention costs as much as the products with the
-    weights (about 24 D^2 a token forward, attention 2 L D) where L is twelve times the hidden size D.
-    Raises ValueError if a rank would have none.
+    Work grows as L + L^2 / 12 D for a sample of L tokens and hidden size D: a causal layer's products with its weights
+    cost about 24 D^2 a token, its attention 2 L D.
+
+    Returns:
+        indices into ``lengths`` (tokens) for each rank. Raises ValueError if a rank would have none.
     """
     if not 1 <= ranks <= len(lengths):
         raise ValueError(f"cannot share {len(lengths)} samples among {ranks} ranks")
@@ -47,13 +50,20 @@ def balance_ranks(lengths: list[int], ranks: int, hidden_size: int) -> list[list
 
 
 def sharing_key(tokens_T: torch.Tensor, response_length: int, look: int = 32) -> bytes:
-    """Sorts samples so that those of one prompt, and among them equal beginnings of ``look`` tokens, are neighbours."""
+    """A sort key that makes responses to one prompt neighbours, and among them those with equal first tokens.
+
+    Args:
+        tokens_T: (T,) integers, prompt and response.
+        response_length: tokens of the response.
+        look: tokens of the response that the key includes.
+    """
     return tokens_T[: len(tokens_T) - response_length + look].numpy(force=True).tobytes()
 
 
 def _greedy(lengths: list[int], budget: int, padded: bool) -> list[int]:
-    """Sizes of consecutive runs of ``lengths`` that each keep within ``budget`` tokens; if padded, longest first."""
-    sizes, longest, tokens = [], 0, 0
+    """Sizes of runs of ``lengths`` (longest first if padded), each run as long as ``budget`` tokens allow."""
+    sizes: list[int] = []
+    longest = tokens = 0
     for length in lengths:
         cost = longest * (sizes[-1] + 1) if padded and sizes else tokens + length
         if sizes and cost <= budget:
@@ -65,28 +75,31 @@ def _greedy(lengths: list[int], budget: int, padded: bool) -> list[int]:
     return sizes
 
 
-def order_samples(lengths: list[int], keys: list[bytes] | None) -> list[int]:
+def _order(lengths: list[int], keys: list[bytes] | None) -> list[int]:
     """Indices of the samples in the order in which micro-batches are cut: by ``keys``, else longest first."""
     return sorted(range(len(lengths)), key=lambda i: (-lengths[i] if keys is None else keys[i], i))
 
 
 def count_micro_batches(lengths: list[int], budget: int, keys: list[bytes] | None = None) -> int:
-    """How many micro-batches of at most ``budget`` tokens the samples need; a longer sample gets one of its own.
+    """The number of micro-batches of at most ``budget`` tokens; a sample longer than that is alone in its micro-batch.
 
-    With ``keys`` (packs) padding costs nothing; without, the longest length counts for each sample.
+    With ``keys`` samples are packed, without padding. Without ``keys`` each sample counts as the longest one.
     """
-    return len(_greedy([lengths[i] for i in order_samples(lengths, keys)], budget, keys is None))
+    return len(_greedy([lengths[i] for i in _order(lengths, keys)], budget, keys is None))
 
 
 def cut_micro_batches(lengths: list[int], count: int, keys: list[bytes] | None = None) -> list[list[int]]:
-    """The samples in exactly ``count`` non-empty micro-batches of neighbours, as equal in tokens as a cut allows.
+    """Cut the samples into exactly ``count`` non-empty micro-batches, as equal in tokens as possible.
 
-    Neighbours by ``keys`` (packs, see ``sharing_key``); without, of similar length, and padding counts, too.
-    Returns lists of indices into ``lengths``. Raises ValueError if there are fewer samples than ``count``.
+    With ``keys`` samples are packed and neighbours are those with similar keys (see ``sharing_key``). Without ``keys``
+    neighbours have similar lengths, and padding counts as tokens.
+
+    Returns:
+        lists of indices into ``lengths`` (tokens). Raises ValueError if there are fewer samples than ``count``.
     """
     if not 1 <= count <= len(lengths):
         raise ValueError(f"cannot cut {len(lengths)} samples into {count} non-empty micro-batches")
-    order = order_samples(lengths, keys)
+    order = _order(lengths, keys)
     ordered = [lengths[i] for i in order]
     low, high = 1, max(ordered[0] * len(ordered), sum(ordered))
     while low < high:

@@ -1,9 +1,11 @@
-"""What a response's text and tokens say about the way it was reasoned, pure and in linear time."""
+"""Statistics of one response: reflection in its text, repetition in its tokens. Both take linear time."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 REFLECTION_PATTERNS = ("wait,", "recheck", "retry", "alternatively,", "however,")  # the paper's five
-GRAM = 4  # tokens of a repeated passage
+GRAM = 4  # tokens
 
 
 def reflects(response: str) -> bool:
@@ -12,10 +14,10 @@ def reflects(response: str) -> bool:
     return any(pattern in lowered for pattern in REFLECTION_PATTERNS)
 
 
-def repetition(token_ids) -> float:
-    """Share of a response's 4-grams of tokens that stood in it before: 1 - distinct / all ("seq-rep-4").
+def repetition(token_ids: Sequence[int] | np.ndarray) -> float:
+    """The share of a response's 4-grams of tokens that repeat an earlier one: 1 - distinct / all ("seq-rep-4").
 
-    0 for fewer than four tokens. Linear in the length: 4-grams are hashed to 64 bits and counted in a set.
+    0 for fewer than four tokens. The 4-grams are hashed to 64 bits and counted in a set.
 
     Args:
         token_ids: (A,) integers, without padding.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from openrlhf_orz.algo.masked import explained_variances, fit_sums
+from openrlhf_orz.algo.token_stats import explained_variances, fit_sums
 from openrlhf_orz.evaluate.results import Responses
 
 

@@ -13,8 +13,8 @@ from openrlhf.trainer.ray.launcher import ReferenceModelActor, RewardModelActor
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 
 import openrlhf_orz.models.packed_attention  # noqa: F401  registers --ds.attn_implementation orz_packed
-from openrlhf_orz.algo.cross_fit import cross_fit_advantages
-from openrlhf_orz.algo.log_prob_gap import LogProbGap
+from openrlhf_orz.algo.advantages import cross_fit_advantages
+from openrlhf_orz.algo.token_stats import LogProbGap
 from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.log_prob_head import install_log_prob_head

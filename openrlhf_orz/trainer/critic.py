@@ -12,7 +12,7 @@ from openrlhf.models import ValueLoss
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from openrlhf.utils.logging_utils import init_logger
 
-from openrlhf_orz.algo.masked import explained_variances, fit_sums
+from openrlhf_orz.algo.token_stats import explained_variances, fit_sums
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.models.value_head import init_value_head

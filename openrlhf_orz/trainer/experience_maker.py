@@ -6,7 +6,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from openrlhf.utils.logging_utils import init_logger
 
-from openrlhf_orz.algo.advantages import discounted_sum, gae
+from openrlhf_orz.algo.advantages import discounted_sum, gae, tied_responses
 from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
 from openrlhf_orz.runtime.cores import cores
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
@@ -50,29 +50,22 @@ class OrzExperienceMaker(RemoteExperienceMaker):
                 experience.info[key] = experience.info[key].nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)
         return experiences
 
-    def compute_advantages_and_returns(self, experiences):
-        """As upstream; but what is zero in exact arithmetic is not made of rounding errors.
+    def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
+        """As upstream, but where all compared rewards are equal the advantages are exactly 0.
 
-        Where all responses that are compared have one reward, a deviation of 1e-9 over a standard deviation of 0
-        becomes an advantage like any other, and Adam scales any gradient to the size of a step.
+        Otherwise rounding would be normalised into a signal, and Adam scales any gradient to the size of a step.
         """
         experiences = super().compute_advantages_and_returns(experiences)
         advantage = self.args.algo.advantage
-        if advantage.estimator == "gae" or self.args.algo.kl.init_coef > 0:
-            return experiences  # values and KL penalties differ where rewards do not
-        if advantage.estimator == "reinforce" and advantage.gamma != 1:
+        rewards_B = torch.cat([experience.rewards for experience in experiences])
+        order_B = torch.tensor([i for experience in experiences for i in experience.index])
+        rewards_B = torch.empty_like(rewards_B).index_copy(0, order_B, rewards_B)  # prompt by prompt
+        samples = self.args.rollout.n_samples_per_prompt
+        tied_B = tied_responses(rewards_B, advantage.estimator, samples, advantage.gamma)
+        if self.args.algo.kl.init_coef > 0:  # KL penalties differ where rewards do not
             return experiences
-        rewards = torch.cat([experience.rewards for experience in experiences])
-        order = torch.tensor([i for experience in experiences for i in experience.index])
-        rewards = torch.empty_like(rewards).index_copy(0, order, rewards)
-        whole = advantage.estimator in ("reinforce", "flash_reinforce")  # without groups
-        groups = rewards.reshape(-1, len(rewards) if whole else self.args.rollout.n_samples_per_prompt)
-        alike = (groups == groups[:, :1]).all(-1, keepdim=True)
-        if advantage.estimator == "reinforce_baseline":  # deviations from the groups, normalised over all of them
-            alike = alike.all().expand_as(alike)
-        alike = alike.expand_as(groups).reshape(-1)
         for experience in experiences:
-            experience.advantages[alike[torch.tensor(experience.index)]] = 0.0
+            experience.advantages[tied_B[torch.tensor(experience.index)]] = 0.0
         return experiences
 
     def _dispatch_forward(self, group, sync_condition, **kwargs):
@@ -84,8 +77,19 @@ class OrzExperienceMaker(RemoteExperienceMaker):
             return [ray.put([None] * len(kwargs["action_mask"]))]
         return super()._dispatch_forward(group, sync_condition, **kwargs)
 
-    def get_advantages_and_returns(self, values, rewards, action_mask, gamma, lambd):
-        if values is None:  # cross-fitted: the returns need none, the advantages follow the critic's training
+    def get_advantages_and_returns(
+        self,
+        values: torch.Tensor | None,
+        rewards: torch.Tensor,
+        action_mask: torch.Tensor,
+        gamma: float,
+        lambd: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """GAE. Without values (--orz.cross_fit_values) the advantages are 0 until the critic's training gives values.
+
+        All tensors are (B, A); returns advantages and returns.
+        """
+        if values is None:
             returns = discounted_sum(rewards * action_mask, gamma)
             return torch.zeros_like(returns), returns
         return gae(values, rewards, action_mask, gamma, lambd)
@@ -104,8 +108,3 @@ def with_tokens(items: list[Experience]) -> list[Experience]:
     if len(kept) < len(items):
         logger.warning(f"{len(items) - len(kept)} of {len(items)} responses are empty: nothing to train on in them")
     return kept
-
-
-def response_lengths(experiences: list[Experience]) -> torch.Tensor:
-    """Action tokens of each response, (B,) long."""
-    return torch.cat([experience.action_mask.long().sum(-1) for experience in experiences])

@@ -25,8 +25,8 @@ from openrlhf.trainer.ppo_utils.experience import make_experience_batch, split_e
 from openrlhf.utils.logging_utils import init_logger
 from transformers import AutoConfig
 
-from openrlhf_orz.algo.masked import explained_variance, masked_mean
 from openrlhf_orz.algo.minibatch import balance_ranks
+from openrlhf_orz.algo.token_stats import explained_variance, masked_mean
 from openrlhf_orz.data.prompts import PromptLoader
 from openrlhf_orz.evaluate.grading import evaluate_samples
 from openrlhf_orz.rollout.generation import OrzSamplesGenerator

@@ -6,7 +6,22 @@ import torch
 
 from openrlhf_orz.models.packed_attention import PACKED_ATTENTION
 
-FLAGS = ["--actor.model_name_or_path", "none", "--data.prompt_dataset", "none", "--rollout.batch_size", "4", "--rollout.n_samples_per_prompt", "2", "--orz.critic_updates", "2", "--ds.param_dtype", "fp32", "--orz.device", "cpu"]
+FLAGS = [
+    "--actor.model_name_or_path",
+    "none",
+    "--data.prompt_dataset",
+    "none",
+    "--rollout.batch_size",
+    "4",
+    "--rollout.n_samples_per_prompt",
+    "2",
+    "--orz.critic_updates",
+    "2",
+    "--ds.param_dtype",
+    "fp32",
+    "--orz.device",
+    "cpu",
+]
 
 
 def make_args(*extra, changes=None):

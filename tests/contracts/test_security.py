@@ -74,7 +74,10 @@ def test_what_unpickles_is_known():
         and keyword(call, "allow_pickle") != "False"
     }
     # config.py imports curation's own libraries, by names that stand in the code
-    assert found <= {("rollout/sync/transport.py", "pickle.loads"), ("data/curate/config.py", "importlib.import_module")}
+    assert found <= {
+        ("rollout/sync/transport.py", "pickle.loads"),
+        ("data/curate/config.py", "importlib.import_module"),
+    }
 
 
 class Started(BaseException):

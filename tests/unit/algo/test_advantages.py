@@ -1,9 +1,13 @@
+"""Advantages by hand and against slow recursions; estimators whose compared rewards are equal; cross-fitted values."""
+
+import math
+
 import pytest
 import torch
 
-from openrlhf_orz.algo.advantages import discounted_sum, gae
-from openrlhf_orz.algo.losses import normalize_advantages, ppo_policy_loss, value_loss
-from openrlhf_orz.algo.masked import explained_variance, masked_mean
+from openrlhf_orz.algo.advantages import ESTIMATORS, cross_fit_advantages, discounted_sum, gae, tied_responses
+from openrlhf_orz.algo.token_stats import masked_mean
+from openrlhf_orz.settings.checks import GROUPED
 
 
 def slow_gae(values, rewards, mask, gamma, lambd):
@@ -71,38 +75,123 @@ def test_discounted_sum():
     torch.testing.assert_close(discounted_sum(x, 0.0), x)
 
 
-def test_policy_loss_by_hand():
-    # ratios 1.5 and 0.5, advantage +1 and -1: min(1.5, 1.2) = 1.2 and min(-0.5, -0.8) = -0.8; mean 0.2, negated
-    log_probs = torch.log(torch.tensor([[0.6, 0.2]]))
-    old = torch.log(torch.tensor([[0.4, 0.4]]))
-    loss = ppo_policy_loss(log_probs, torch.tensor([[1.0, -1.0]]), torch.ones(1, 2), old)
-    torch.testing.assert_close(loss, torch.tensor(-0.2))
+# rewards of two prompts with three responses each: tied, not tied
+TIED = [1.0, 1.0, 1.0, 0.0, 1.0, 0.0]
 
 
-def test_on_policy_gradient_is_that_of_the_log_probs():
-    log_probs = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
-    mask = torch.tensor([[1.0, 1.0, 0.0]])
-    ppo_policy_loss(log_probs, torch.tensor([[2.0, -4.0, 9.0]]), mask).backward()
-    torch.testing.assert_close(log_probs.grad, torch.tensor([[-1.0, 2.0, 0.0]]))
+@pytest.mark.parametrize(
+    "estimator, rewards, expected",
+    [
+        ("gae", [1] * 6, [0] * 6),  # the critic's values differ
+        ("rloo", TIED, [1, 1, 1, 0, 0, 0]),
+        ("dr_grpo", TIED, [1, 1, 1, 0, 0, 0]),
+        ("group_norm", TIED, [1, 1, 1, 0, 0, 0]),
+        ("reinforce_baseline", TIED, [0] * 6),
+        ("reinforce_baseline", [1, 1, 1, 0, 0, 0], [1] * 6),  # deviation 0 in each group
+        ("reinforce", TIED, [0] * 6),
+        ("reinforce", [1, 1, 1, 0, 0, 0], [0] * 6),
+        ("reinforce", [0.7] * 6, [1] * 6),
+        ("flash_reinforce", [1, 1, 1, 0, 0, 0], [0] * 6),
+        ("flash_reinforce", [0.7] * 6, [1] * 6),
+    ],
+)
+def test_tied_responses_by_hand(estimator, rewards, expected):
+    found = tied_responses(torch.tensor(rewards, dtype=torch.float32), estimator, 3)
+    assert found.dtype == torch.bool and found.int().tolist() == expected
 
 
-def test_value_loss_by_hand():
-    loss = value_loss(torch.tensor([[1.0, 0.0, 5.0]]), torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([[1.0, 1.0, 0]]))
-    torch.testing.assert_close(loss, torch.tensor(1.25))
+def test_discounted_returns_of_equal_rewards_are_not_tied():
+    rewards = torch.ones(4)
+    assert not tied_responses(rewards, "reinforce", 1, gamma=0.99).any()
+    assert tied_responses(rewards, "flash_reinforce", 1, gamma=0.99).all()  # for which OpenRLHF sets gamma to 1
 
 
-def test_normalised_over_the_whole_batch():
-    mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    result = normalize_advantages(torch.tensor([[1.0, 2.0], [3.0, 100.0]]), mask)
-    deviation = (2 / 3) ** 0.5
-    torch.testing.assert_close(result, torch.tensor([[-1 / deviation, 0.0], [1 / deviation, 0.0]]))
+def test_a_partial_batch_of_one_prompt():
+    assert tied_responses(torch.zeros(2), "rloo", 2).tolist() == [True, True]
 
 
-def test_masked_statistics():
-    mask = torch.tensor([1, 1, 0])
-    assert masked_mean(torch.tensor([1.0, 3.0, 50.0]), mask).item() == 2.0
-    assert masked_mean(torch.tensor([1.0]), torch.tensor([0])).item() == 0.0
-    returns = torch.tensor([0.0, 1.0, 9.0])
-    assert explained_variance(returns, returns, mask) == 1.0
-    assert explained_variance(torch.tensor([0.5, 0.5, 0.0]), returns, mask) == 0.0
-    assert explained_variance(returns, torch.ones(3), mask) != explained_variance(returns, torch.ones(3), mask)  # nan
+def test_an_unknown_estimator_is_refused_by_name():
+    with pytest.raises(ValueError, match="unknown advantage estimator 'vine': known are gae, .*flash_reinforce"):
+        tied_responses(torch.zeros(2), "vine", 2)
+
+
+def test_all_of_openrlhfs_estimators_are_known():
+    pytest.importorskip("openrlhf", reason="OpenRLHF is not installed: bash tools/setup.sh")
+    from openrlhf_orz.settings.upstream import build_parser
+
+    actions = {action.dest: action for action in build_parser()._actions}
+    assert set(ESTIMATORS) == set(actions["algo.advantage.estimator"].choices)
+
+
+def test_the_flag_checks_know_which_estimators_compare_in_groups():
+    assert {name for name, compared in ESTIMATORS.items() if compared.startswith("group")} == set(GROUPED)
+
+
+# ---- values taken in the critic's training: normalised over all ranks, whatever the sharding
+
+
+def normalised(advantages, mask):
+    mean = masked_mean(advantages, mask)
+    return (advantages - mean) * masked_mean((advantages - mean) ** 2, mask).clamp(min=1e-8).rsqrt() * mask
+
+
+def test_cross_fit_by_hand():
+    """Errors 1 - 0.5 and 0 - 0.5, twice; the masked token counts nowhere: mean 0, standard deviation 0.5."""
+    returns, values = [torch.tensor([1.0, 1.0, 9.0]), torch.zeros(2)], [torch.full((3,), 0.5), torch.full((2,), 0.5)]
+    masks = [torch.tensor([1, 1, 0]), torch.tensor([1, 1])]
+    advantages, metrics = cross_fit_advantages(returns, values, masks)
+    assert [a.tolist() for a in advantages] == [[1, 1, 0], [-1, -1]]
+    assert metrics == {"explained_variance": 0.0}
+    unscaled, _ = cross_fit_advantages(returns, values, masks, scale=False)
+    assert [a.tolist() for a in unscaled] == [[0.5, 0.5, 0], [-0.5, -0.5]]
+
+
+def batch(samples=6, length=9):
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.arange(length) < torch.randint(1, length + 1, (samples, 1), generator=generator)).float()
+    rewards = torch.zeros(samples, length)
+    rewards[torch.arange(samples), mask.sum(-1).long() - 1] = torch.randint(
+        0, 2, (samples,), generator=generator
+    ).float()
+    return torch.randn(samples, length, generator=generator), rewards, mask
+
+
+def test_equals_gae_with_the_same_values():
+    values, rewards, mask = batch()
+    advantages, returns = gae(values, rewards, mask)
+    expected = normalised(advantages, mask)
+    got, _ = cross_fit_advantages(list(returns), list(values), list(mask))
+    torch.testing.assert_close(torch.stack(got), expected)
+
+
+def test_sharding_changes_nothing():
+    values, rewards, mask = batch()
+    _, returns = gae(values, rewards, mask)
+    whole, metrics = cross_fit_advantages(list(returns), list(values), list(mask))
+    parts = [slice(0, 2), slice(2, 6)]
+    sums = []  # what each rank contributes, recorded in a first pass
+    for part in parts:
+        recorded = []
+        cross_fit_advantages(
+            list(returns[part]), list(values[part]), list(mask[part]), total=lambda x, to=recorded: to.append(x) or x
+        )
+        sums.append(recorded)
+    first = sums[0][0] + sums[1][0]
+    mean, return_mean = (first[1:] / first[0]).tolist()
+    keep = mask.bool()
+    errors = (returns - values)[keep].double()
+    second = torch.stack([(errors - mean).square().sum(), (returns[keep].double() - return_mean).square().sum()])
+    for part in parts:
+        totals = iter([first, second])
+        got, same = cross_fit_advantages(
+            list(returns[part]), list(values[part]), list(mask[part]), total=lambda x, totals=totals: next(totals)
+        )
+        torch.testing.assert_close(torch.stack(got), torch.stack(whole[part]))
+        assert same == pytest.approx(metrics)
+
+
+def test_returns_that_do_not_vary_and_no_tokens():
+    advantages, metrics = cross_fit_advantages([torch.ones(3)], [torch.ones(3)], [torch.ones(3)])
+    assert advantages[0].tolist() == [0, 0, 0] and math.isnan(metrics["explained_variance"])
+    advantages, metrics = cross_fit_advantages([torch.ones(2)], [torch.zeros(2)], [torch.zeros(2)])
+    assert advantages[0].tolist() == [0, 0] and math.isnan(metrics["explained_variance"])

@@ -7,9 +7,8 @@ import time
 import pytest
 import torch
 
-from openrlhf_orz.algo.log_prob_gap import LogProbGap
-from openrlhf_orz.algo.masked import explained_variance, explained_variances, fit_sums
 from openrlhf_orz.algo.text_stats import reflects, repetition
+from openrlhf_orz.algo.token_stats import LogProbGap, explained_variance, explained_variances, fit_sums
 from openrlhf_orz.reward.guards import GUARDS
 from openrlhf_orz.reward.rules import JUDGE_RULES, RULES, rule_number
 from openrlhf_orz.trainer.metrics import length_metrics, reflection_metrics, step_record, text_metrics
@@ -113,7 +112,9 @@ def test_log_prob_gap_by_hand():
 
 
 def test_rules_have_numbers():
-    assert all(RULES[rule_number(name)] == name for name in (*JUDGE_RULES, *(guard.name for guard in GUARDS), "identical"))
+    assert all(
+        RULES[rule_number(name)] == name for name in (*JUDGE_RULES, *(guard.name for guard in GUARDS), "identical")
+    )
     assert rule_number(None) == 0 and rule_number("something new") == 0
 
 

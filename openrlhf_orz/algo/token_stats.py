@@ -1,0 +1,77 @@
+"""Statistics over the action tokens of a rollout: means, the critic's fit, the gap between sampler and trainer."""
+
+from collections.abc import Callable
+
+import torch
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of ``x`` where ``mask`` (same shape) is 1, as a float32 scalar; 0 if the mask is empty."""
+    mask = mask.float()
+    return (x.float() * mask).sum() / mask.sum().clamp(min=1)
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over the masked tokens; nan if the returns do not vary.
+
+    All three have the same shape.
+    """
+    keep = mask.bool()
+    returns, residuals = returns[keep].float(), (returns - values)[keep].float()
+    variance = returns.var(unbiased=False)
+    return float("nan") if variance == 0 else (1 - residuals.var(unbiased=False) / variance).item()
+
+
+def fit_sums(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The sums behind the explained variance of the masked tokens, (5,) float64. They add up over batches and ranks.
+
+    Tokens, returns, squared returns, errors, squared errors; ``explained_variances`` takes them.
+    """
+    keep = mask.bool()
+    returns, errors = returns[keep].double(), (returns - values)[keep].double()
+    return torch.stack(
+        [returns.new_tensor(len(returns)), returns.sum(), returns.square().sum(), errors.sum(), errors.square().sum()]
+    )
+
+
+def explained_variances(sums_K5: torch.Tensor) -> list[float]:
+    """1 - Var(returns - values) / Var(returns) for K rows of ``fit_sums``; nan where the returns do not vary."""
+    count, total, squares, error, error_squares = sums_K5.double().cpu().unbind(-1)
+    count = count.clamp(min=1)
+    variance = squares / count - (total / count).square()
+    residual = error_squares / count - (error / count).square()
+    varies = variance > 1e-12 * (squares / count)
+    return torch.where(varies, 1 - residual / torch.where(varies, variance, 1), torch.nan).tolist()
+
+
+class LogProbGap:
+    """How far the policy that sampled (in vLLM) is from the policy that trains.
+
+    Sums d = log p_vllm - log p_trainer over the response tokens for which vLLM gave a log-prob.
+    """
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64)  # of |d|, of d, tokens
+        self.largest = torch.zeros(1, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, rollout_log_probs_BA: torch.Tensor, log_probs_BA: torch.Tensor, mask_BA: torch.Tensor) -> None:
+        """Count a batch. ``rollout_log_probs_BA`` is nan where vLLM was not asked."""
+        keep_BA = mask_BA.bool() & ~rollout_log_probs_BA.isnan()
+        gap_T = (rollout_log_probs_BA.double() - log_probs_BA.double())[keep_BA].cpu()
+        if len(gap_T):
+            self.sums += torch.stack([gap_T.abs().sum(), gap_T.sum(), gap_T.new_tensor(len(gap_T))])
+            self.largest = torch.maximum(self.largest, gap_T.abs().max()[None])
+
+    def metrics(self, all_reduce: Callable[..., torch.Tensor]) -> dict[str, float]:
+        """Over all ranks, by ``all_reduce(tensor, op="sum" or "max")``; empty if no token was measured."""
+        absolute, signed, tokens = all_reduce(self.sums.clone(), op="sum").tolist()
+        largest = all_reduce(self.largest.clone(), op="max").item()
+        if not tokens:
+            return {}
+        return {
+            "logprob_gap_mean": absolute / tokens,
+            "logprob_gap_kl": signed / tokens,
+            "logprob_gap_max": largest,
+            "logprob_gap_tokens": tokens,
+        }
