@@ -83,7 +83,8 @@ class Series:
         head, mark, diff = path.read_bytes().decode(*CODEC).partition("\n---\n")
         if not mark:
             raise PatchError(f"{name}: no '---' line between the header and the diff")
-        headers, key = {}, ""
+        headers: dict[str, str] = {}
+        key = ""
         for line in head.split("\n"):
             if line[:1].isspace() and key:  # a folded line
                 headers[key] += " " + line.strip()

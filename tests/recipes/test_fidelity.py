@@ -10,7 +10,7 @@ from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.flags import STOP_STRINGS
 
 TEXT = (ROOT / "docs/fidelity.md").read_text()
-FLAGS = sorted({found for found in re.findall(r"`(--[^`]+)`", TEXT)})
+FLAGS = sorted(set(re.findall(r"`(--[^`]+)`", TEXT)))
 BASE = [
     "--actor.model_name_or_path",
     "org/model",

@@ -44,10 +44,24 @@ def run(tmp_path, capsys):
 
     def command(*flags):
         argv = [
-            "--actor.model_name_or_path", "{tmp}/model", "--data.prompt_dataset", "{tmp}/rows.jsonl",
-            "--ckpt.output_dir", "{tmp}/run", "--orz.device", "cpu", "--data.max_len", "480",
-            "--rollout.batch_size", "4", "--rollout.n_samples_per_prompt", "4", "--orz.critic_updates", "3", *flags,
-        ]  # fmt: skip
+            "--actor.model_name_or_path",
+            "{tmp}/model",
+            "--data.prompt_dataset",
+            "{tmp}/rows.jsonl",
+            "--ckpt.output_dir",
+            "{tmp}/run",
+            "--orz.device",
+            "cpu",
+            "--data.max_len",
+            "480",
+            "--rollout.batch_size",
+            "4",
+            "--rollout.n_samples_per_prompt",
+            "4",
+            "--orz.critic_updates",
+            "3",
+            *flags,
+        ]
         try:
             status = main([flag.replace("{tmp}", str(tmp_path)) for flag in argv])
         except SystemExit as exit:

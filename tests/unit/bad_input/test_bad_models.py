@@ -179,9 +179,11 @@ def test_bos_that_the_prompt_lacks_is_said(run, tmp_path):
     content = json.loads(path.read_text())
     piece = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
     content["post_processor"] = {
-        "type": "TemplateProcessing", "single": [piece, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+        "type": "TemplateProcessing",
+        "single": [piece, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
         "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [481], "tokens": ["<|endoftext|>"]}},
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(content))
     changes = dict(bos_token="<|endoftext|>", tokenizer_class="PreTrainedTokenizerFast")
     edit("tokenizer_config.json", **changes)(tmp_path / "model")

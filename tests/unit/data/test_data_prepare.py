@@ -12,7 +12,7 @@ from openrlhf_orz.data.sources import DataError
 @pytest.fixture(scope="module")
 def tokenizer():
     """One token a word, so that lengths are counted by eye."""
-    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "x": 1}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 

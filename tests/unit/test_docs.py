@@ -1,0 +1,37 @@
+"""The contributor's pages name files that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("CONTRIBUTING.md", "AGENTS.md")
+ROOMS = "openrlhf_orz tests tools patches examples benchmarks docs docker .ci .github".split()
+PLACEHOLDERS = ("NNNN", "FILE", "FOLDER")
+
+
+def named_paths(text: str) -> set[str]:
+    """Words that are paths from the root: below one of its folders, or a file in it."""
+    words = re.findall(r"[\w.*/-]+", text)
+    below = {word.rstrip("./") for word in words if word.split("/")[0] in ROOMS and "/" in word}
+    beside = {word for word in words if re.fullmatch(r"[\w-]+\.(md|txt|toml|py|yaml)", word) and "/" not in word}
+    return {path for path in below | beside if not any(word in path for word in PLACEHOLDERS)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_exists(page):
+    paths = named_paths((ROOT / page).read_text())
+    assert len(paths) > 10
+    assert not [path for path in sorted(paths) if not (ROOT / path).exists()]
+
+
+def test_every_room_is_in_the_notes():
+    text = (ROOT / "AGENTS.md").read_text()
+    for folder in sorted(path.parent.name for path in (ROOT / "openrlhf_orz").glob("*/__init__.py")):
+        assert f"`{folder}/`" in text, folder
+
+
+def test_one_version_of_ruff():
+    pin = re.search(r"(?m)^ruff==(.+)$", (ROOT / "requirements-dev.txt").read_text())[1]
+    assert f"rev: v{pin} " in (ROOT / ".pre-commit-config.yaml").read_text()
