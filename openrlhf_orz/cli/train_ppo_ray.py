@@ -1,4 +1,4 @@
-"""Train by ORZ PPO: ``python -m openrlhf_orz.cli.train_ppo_ray --actor.model_name_or_path M --data.prompt_dataset D``."""
+"""Train: ``python -m openrlhf_orz.cli.train_ppo_ray --actor.model_name_or_path M --data.prompt_dataset D``."""
 
 import contextlib
 import math

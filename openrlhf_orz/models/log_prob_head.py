@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-# openrlhf_orz/plan/activations.py repeats both, so that a plan needs no torch
+# openrlhf_orz/plan/costs.py repeats both, so that a plan needs no torch
 TILE_LOGITS = {"cpu": 2**22, "cuda": 2**27}  # logits of a tile: 16 MiB in float32 on CPU, 512 MiB on CUDA
 KEPT_LOGITS = {"cpu": 2**27, "cuda": 0}  # a pack with at most so many logits in half precision keeps all for backward
 

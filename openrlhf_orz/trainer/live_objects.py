@@ -73,6 +73,6 @@ class LoneRankOptimizer(BF16_Optimizer):
         return lp.grad.zero_() if clear_lp_grads else None
 
     def clear_hp_grads(self):
-        """Forget which parameters have a gradient; the sums are overwritten (upstream zeroes them twice a step, :466)."""
+        """Forget which parameters have a gradient; sums are overwritten (upstream zeroes them twice a step, :466)."""
         for has_gradient in self.fp32_groups_has_gradients:
             has_gradient[:] = [False] * len(has_gradient)

@@ -101,13 +101,14 @@ def single_step():
         trainer.replay_buffer.append(
             Experience(
                 sequences=sequences.clone(), attention_mask=attention.clone(), action_mask=action.clone(),
-                action_log_probs=torch.zeros_like(old) if name in ("packed", "skipped") else old, advantages=advantages.clone(),
+                action_log_probs=torch.zeros_like(old) if name in ("packed", "skipped") else old,
+                advantages=advantages.clone(),
                 total_length=attention.sum(-1), response_length=action.sum(-1), info={"reward": torch.zeros(8)},
             )
         )  # fmt: skip
         found = {}
 
-        def keep(optimizer, model, scheduler, name="model"):
+        def keep(optimizer, model, scheduler, name="model", found=found):
             found.update({n: safe_get_full_grad(p).clone() for n, p in model.model.module.named_parameters()})
 
         strategy.optimizer_step = keep

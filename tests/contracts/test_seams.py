@@ -27,7 +27,7 @@ def test_other_builds_are_refused(monkeypatch):
     series = (Path(__file__).parents[2] / "patches" / "series").read_text().split()
     assert upstream.needed_build() == f"0.11.2+orz.{len(series)}"
     for version in ("0.11.2", f"0.11.3+orz.{len(series)}", f"0.11.2+orz.{len(series) - 1}"):
-        monkeypatch.setattr(upstream, "version", lambda name: version)
+        monkeypatch.setattr(upstream, "version", lambda name, found=version: found)
         with pytest.raises(RuntimeError, match="bash tools/setup.sh"):
             upstream.check_openrlhf()
 
@@ -284,7 +284,10 @@ from packaging import version
 from openrlhf_orz.rollout.engine import OrzRolloutActor
 for _ in range(2):  # a second engine on the node finds it done
     OrzRolloutActor._configure_vllm_env(object.__new__(OrzRolloutActor), version, vllm, False)
-core = "import os; from torch._inductor import codecache; print(os.path.realpath(codecache._HEADER_DIR), os.environ['TMPDIR'])"
+core = (
+    "import os; from torch._inductor import codecache; "
+    "print(os.path.realpath(codecache._HEADER_DIR), os.environ['TMPDIR'])"
+)
 subprocess.run([sys.executable, "-c", core], check=True)
 """
     run = tmp_path / "run"

@@ -11,7 +11,8 @@ pytest.importorskip("openrlhf", reason="OpenRLHF is not installed: bash tools/se
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "examples" / "tiny_base"
 FLAGS = (
-    "--orz.device cpu --data.max_len 480 --rollout.batch_size 4 --rollout.n_samples_per_prompt 4 --orz.critic_updates 3"
+    "--orz.device cpu --data.max_len 480 --rollout.batch_size 4 --rollout.n_samples_per_prompt 4 "
+    "--orz.critic_updates 3"
 ).split()
 
 

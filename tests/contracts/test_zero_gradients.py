@@ -92,7 +92,7 @@ def test_cross_fitted_values_are_taken_before_the_update_that_uses_them():
 
 
 def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path):
-    """In each ZeRO stage: no weight moves, the next step is as good as ever, and the third NaN in a row ends the run."""
+    """In each ZeRO stage: no weight moves, the next step is good again, and the third NaN in a row ends the run."""
     for stage, result in run_ranks(2, "nonfinite", str(tmp_path), "0", "1", "2", "3", "sums").items():
         good, skipped, after, zero = result["steps"]
         assert good[0] > 1e-4 and good[1:] == [1, 0], (stage, result)
@@ -111,7 +111,7 @@ def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path):
 
 
 def test_values_of_packs_by_a_thread_each():
-    """With two cores and more; and one after the other where ZeRO-3 gathers weights and where ranks share the cores."""
+    """With two cores and more; one after the other where ZeRO-3 gathers weights and where ranks share the cores."""
     by_stage = run_ranks(1, "values", "0", "1", "2", "3", "sums")
     for stage, result in by_stage.items():
         assert result["gap"] < (1e-2 if stage == "sums" else 1e-5), (stage, result)

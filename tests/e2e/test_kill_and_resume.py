@@ -1,4 +1,4 @@
-"""A run that is killed and resumed, its engine killed on the way, is the run that nobody has disturbed; and it stops well."""
+"""A run that is killed and resumed, its engine killed on the way, equals the undisturbed run; and it stops well."""
 
 import glob
 import json

@@ -1,4 +1,4 @@
-"""What a run leaves, on data with bad rows and a partial last rollout; and the same entry point with other algorithms."""
+"""What a run leaves, on data with bad rows and a partial last rollout; and the same with other algorithms."""
 
 import json
 import re

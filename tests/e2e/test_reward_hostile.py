@@ -18,8 +18,10 @@ import json, threading
 from openrlhf_orz.rollout.agent import AgentExecutor as Ours
 
 HOSTILE = [
-    "9^{{9^{{9}}}}", "(10^9)!", "e^{{e^{{e^{{e}}}}}}", "(x+y+z)^{{999}}", "{{" * 400 + "1" + "}}" * 400, "7" * 1_000_000, "\\x00",
-    "\\ud800", "\\\\lfloor 10^{{999}} \\\\pi \\\\rfloor", "\\\\sum_{{n=1}}^{{10^9}} \\\\frac{{1}}{{n}}", "3 or 4", "x=x",
+    "9^{{9^{{9}}}}", "(10^9)!", "e^{{e^{{e^{{e}}}}}}", "(x+y+z)^{{999}}",
+    "{{" * 400 + "1" + "}}" * 400, "7" * 1_000_000, "\\x00",
+    "\\ud800", "\\\\lfloor 10^{{999}} \\\\pi \\\\rfloor", "\\\\sum_{{n=1}}^{{10^9}} \\\\frac{{1}}{{n}}",
+    "3 or 4", "x=x",
 ]
 
 class Planting:
@@ -32,9 +34,11 @@ class Planting:
             number = self.count
         planted = number % 4 == 0
         if planted:
-            response, stopped = "</think><answer>\\\\boxed{{" + HOSTILE[number // 4 % len(HOSTILE)] + "}}</answer>", True
+            hostile = HOSTILE[number // 4 % len(HOSTILE)]
+            response, stopped = "</think><answer>\\\\boxed{{" + hostile + "}}</answer>", True
         grade = self.grader.grade(response, gold, stopped)
-        row = dict(response=response, gold=gold, stopped=stopped, planted=planted, reward=grade.reward, verdict=grade.verdict.label)
+        row = dict(response=response, gold=gold, stopped=stopped, planted=planted)
+        row |= dict(reward=grade.reward, verdict=grade.verdict.label)
         with self.lock, open({log!r}, "a") as log:
             log.write(json.dumps(row) + "\\n")
         return grade

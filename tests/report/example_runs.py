@@ -14,7 +14,7 @@ HOSTILE = {
     "separators": "line\u2028para\u2029nul\x00bell\x07 lone\ud800 </think><answer>x</answer>",
     "long": "Wait, again. " * 7693 + "END-OF-LONG",  # 100,009 characters
 }
-WORDS = "so we add carry one digit wait, then the sum is".split()  # noqa: SIM905 -- reads better than a list
+WORDS = "so we add carry one digit wait, then the sum is".split()
 
 
 def write_run(

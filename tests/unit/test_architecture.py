@@ -38,7 +38,7 @@ def test_it_exists(named):
 
 
 def test_each_hook_of_the_loop_is_named():
-    """Methods of the trainer that OpenRLHF calls or that replace its own stand on the page or in the file's docstring."""
+    """Methods of the trainer that OpenRLHF calls are on the page or in the docstring of the trainer's file."""
     tree = ast.parse((PACKAGE / "trainer" / "ppo_trainer.py").read_text(encoding="utf-8"))
     text = PAGE + (ast.get_docstring(tree) or "")
     (trainer,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "OrzTrainer")

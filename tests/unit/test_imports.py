@@ -1,4 +1,4 @@
-"""Imports flow cli -> trainer -> rollout -> {runtime, reward, data, models, algo, settings}; most rooms stand alone."""
+"""Imports flow cli -> trainer -> rollout -> {runtime, reward, data, models, algo, settings}; most stand alone."""
 
 import ast
 from pathlib import Path
@@ -63,7 +63,6 @@ def test_algo_needs_torch_alone():
             "re",
             "typing",
             "collections",
-            "numpy",
             "openrlhf_orz",
         }
 

@@ -7,7 +7,7 @@ import torch
 
 from openrlhf_orz.algo.advantages import ESTIMATORS, cross_fit_advantages, discounted_sum, gae, tied_responses
 from openrlhf_orz.algo.token_stats import masked_mean
-from openrlhf_orz.settings.checks import GROUPED
+from openrlhf_orz.settings.batch_checks import GROUPED
 
 
 def slow_gae(values, rewards, mask, gamma, lambd):
