@@ -18,6 +18,7 @@ STYLE = {
     "grid.alpha": 0.3,
     "text.parse_math": False,  # names of runs and sources are text, also with two dollar signs
     "svg.hashsalt": "openrlhf_orz",
+    "svg.fonttype": "none",  # text stays text, in any script that the reader's fonts have
 }
 COLOURS = ("#0b62d6", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#0e7490", "#854d0e", "#4b5563")
 Line = tuple[str, list, list]  # label, steps, values

@@ -88,6 +88,10 @@ def test_the_mails_apply_to_a_clone_with_the_tag(capsys, wheel, tree, tmp_path):
     assert git(repository, "merge-base", "orz-seams", "v0.11.2") == git(clone, "rev-parse", "v0.11.2")
     assert (repository / "README.md").exists() and not (repository / "openrlhf/later.py").exists()
     assert git(clone, "rev-parse", "HEAD") == before and git(clone, "branch", "--list", "orz-seams") == ""
+    release.git(clone, "checkout", "--quiet", "v0.11.2")
+    release.git(clone, "am", "--quiet", *sorted((tmp_path / "out/mails").iterdir()))
+    assert git(clone, "rev-parse", "HEAD^{tree}") == git(repository, "rev-parse", "orz-seams^{tree}")
+    assert git(clone, "log", "-11", "--format=%an %s %b") == git(repository, "log", "-11", "--format=%an %s %b")
 
 
 def test_a_clone_that_differs_is_refused_by_the_patch_that_fails(capsys, wheel, tree, tmp_path):

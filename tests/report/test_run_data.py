@@ -194,7 +194,7 @@ def test_pictures(tmp_path):
 def test_equal_numbers_give_equal_pictures(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-report.txt)")
     runs = load_runs([write_run(tmp_path / "a", 20)])
-    bars = [("$1 and $2", 3), ("<b>", 0)]
+    bars = [("$1 and $2", 3), ("<b>", 0), ("数学", 1)]
     for folder in (tmp_path / "one", tmp_path / "two"):
         write_pictures(runs, folder, span=5, kind="svg")
         write_bars(folder / "bars.svg", "source", bars)
@@ -203,4 +203,4 @@ def test_equal_numbers_give_equal_pictures(tmp_path):
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     text = (tmp_path / "one" / "bars.svg").read_text()
-    assert "<!-- $1 and $2 -->" in text and "<b>" not in text  # a label is text, no formula and no markup
+    assert ">$1 and $2</text>" in text and ">数学</text>" in text and "<b>" not in text  # neither formula nor markup

@@ -102,6 +102,9 @@ class Weights:
     @contextmanager
     def whole(self, bucket: list[tuple[str, torch.nn.Parameter]]) -> Iterator[None]:
         """Make the bucket's parameters whole on every rank inside the ``with`` block, which all ranks must enter."""
+        if self.tensor_parallel_size == 1 and self.zero_stage != 3:  # they are whole already
+            yield
+            return
         import deepspeed
 
         params = [param for _, param in bucket]
@@ -112,7 +115,7 @@ class Weights:
                     gathered = deepspeed.module_inject.layers.GatherReplacedLayerParams([param], self.model)
                     stack.enter_context(gathered)
             else:
-                stack.enter_context(deepspeed.zero.GatheredParameters(params, enabled=self.zero_stage == 3))
+                stack.enter_context(deepspeed.zero.GatheredParameters(params))
             yield
 
     def send(self, transport: FileTransport | IpcTransport) -> int:

@@ -153,13 +153,31 @@ def test_critic_of_another_vocabulary_or_with_a_head_of_another_shape(run, tmp_p
     flags = ("--critic.model_name_or_path", "{tmp}/critic")
     check(run(*flags), 2, ["--critic.model_name_or_path", "only 300"])
     edit("config.json", vocab_size=512)(critic)
-    weights(
-        lambda header: header.__setitem__(
-            "score.weight", {"dtype": "BF16", "shape": [8, 16], "data_offsets": [end(header), end(header) + 256]}
-        ),
-        more=bytes(256),
-    )(critic)
-    check(run(*flags), 2, ["--critic.model_name_or_path", "score.weight", "[1, 128]", "reshape"])
+    for shape in ([8, 16], [1, 128], [2, 128]):
+        copy = shutil.copytree(critic, tmp_path / f"critic{shape[0]}")
+        size = 2 * shape[0] * shape[1]
+
+        def add(header, shape=shape, size=size):
+            start = end(header)
+            header["score.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, start + size]}
+
+        weights(add, more=bytes(size))(copy)
+        flags = ("--critic.model_name_or_path", str(copy))
+        if shape == [1, 128]:
+            check(run(*flags), "starts", [])
+        else:
+            check(
+                run(*flags), 2, ["--critic.model_name_or_path", "score.weight", f"is {shape}", "[1, 128]", "reshape"]
+            )
+
+
+def test_vocabulary_and_positions_at_the_edge(run, tmp_path):
+    model = tmp_path / "model"
+    edit("config.json", vocab_size=511)(model)
+    check(run(), 2, ["has token 511, and the model only 511 (vocab_size)"])
+    edit("config.json", vocab_size=512)(model)
+    check(run("--data.max_len", "512"), "starts", [])
+    check(run("--data.max_len", "513"), 2, ["--data.max_len 513 is beyond the 512 positions"])
 
 
 def test_chat_templates(run, tmp_path):

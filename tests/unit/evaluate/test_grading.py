@@ -107,6 +107,21 @@ def test_the_majority_in_training_asks_the_grader(monkeypatch):
     assert asked == {"workers": 3, "plain": True, "shared": True}
 
 
+def test_the_first_of_equal_answers_is_the_reference(monkeypatch):
+    compared = []
+
+    def compare(answer, gold):
+        compared.append((answer, gold))
+        return grading.Verdict.RIGHT, "rule"
+
+    grader = contextlib.nullcontext(SimpleNamespace(compare=compare))
+    monkeypatch.setattr(grading, "Grader", lambda **given: grader)
+    samples = [sample("p", [9], 1.0), sample("p", [8], 0.0)]
+    orz = Namespace(own_agent=True, grader_workers=None, plain_math_verify=False)
+    logs = evaluate_samples([(["x"], ["p"], None)], samples, 2, Tokenizer(), Namespace(orz=orz))
+    assert compared == [("5", "4")] and logs["eval_x_maj2"] == 1.0
+
+
 class Verifier:
     """Right if the response is the reference; slow answers come last."""
 
@@ -136,9 +151,9 @@ def test_lines_keep_their_order_and_are_counted(monkeypatch):
     assert counts["verdicts"]["right"] == 11 and counts["verdicts"]["wrong"] == 10
     assert "disagreements_with_plain" not in counts
     target = io.StringIO()
-    wrong = [json.dumps({"gold": "2", "response": "2"}), json.dumps({"gold": "1", "response": "1"})]
+    wrong = [json.dumps({"gold": "2", "response": "2"}), *[json.dumps({"gold": "1", "response": "1"})] * 2]
     assert grade_lines(wrong, target, Verifier(), Plain())["disagreements_with_plain"] == 1
-    assert [json.loads(line)["plain"] for line in target.getvalue().splitlines()] == ["wrong", "right"]
+    assert [json.loads(line)["plain"] for line in target.getvalue().splitlines()] == ["wrong", "right", "right"]
     assert grade_lines([], io.StringIO(), Verifier())["reward"] == 0
 
 
@@ -173,7 +188,12 @@ def options(*more):
     return evaluate_parser().parse_args(["--model", "m", "--out", "o", "--data", "d", *map(str, more)])
 
 
-def test_settings_of_the_engines(monkeypatch):
+def test_engines_share_the_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    assert [engine_settings(options("--engines", n)).cores for n in (1, 2, 3, 9)] == [8, 4, 2, 1]
+
+
+def test_settings_of_the_engines():
     cpu = engine_settings(options("--device", "cpu", "--engines", 1, "--top_p", 0.5, "--max_len", 99, "--stop", "x"))
     assert (cpu.batch_size, cpu.top_p, cpu.temperature, cpu.max_len, cpu.stop) == (32, 0.5, 1.0, 99, ("x",))
     assert cpu.dtype in ("float32", "bfloat16") and cpu.cores >= 1 and cpu.kvcache_mib == 512
@@ -202,6 +222,8 @@ def test_other_weights_are_another_model(tmp_path):
     assert before["a.safetensors"].startswith("100-") and weights_fingerprint("org/name") is None
     (tmp_path / "a.safetensors").write_bytes(b"y" * 100)
     assert weights_fingerprint(str(tmp_path)) != before
+    given = options("--device", "cpu", "--model", tmp_path)
+    assert response_identity(given, engine_settings(given), {})["weights"] == weights_fingerprint(str(tmp_path))
 
 
 def test_flags_that_contradict_each_other(tmp_path):

@@ -77,6 +77,7 @@ def test_choices_in_a_row():
     rows = [{"question": "?", "choices": ["x", "y", "z"], "answer": answer} for answer in ("B", 1, "y")]
     found = questions_of(rows, "b", 0, "f")
     assert all(f"\n{q.reference}. y\n" in q.text and q.verifier == "letter" for q in found)
+    assert all(sorted(line[3:] for line in q.text.split("\n")[2:5]) == ["x", "y", "z"] for q in found)
     with pytest.raises(EvaluationError, match="none of its choices"):
         questions_of([{"question": "?", "choices": ["x", "y"], "answer": "Q"}], "b", 0, "f")
 
@@ -113,6 +114,7 @@ def test_responses_go_on_after_a_kill(tmp_path):
     again = Responses(tmp_path / "responses.jsonl")
     assert sorted(again.done) == [("b", "1", 0), ("b", "1", 1), ("b", "1", 2)]
     again.add({"bench": "b", "id": "1", "sample": 3, "response": ""})
+    assert ("b", "1", 3) in again.done
     again.close()
     assert len(Responses(tmp_path / "responses.jsonl").done) == 4
     with open(tmp_path / "responses.jsonl", "ab") as damaged:

@@ -82,6 +82,7 @@ def test_summary_by_hand():
     assert result["questions"] == 2 and result["n"] == 2 and result["avg_at_n"] == 0.5
     assert result["pass_at_1"] == 0.5 and result["pass_at_2"] == 1 and result["maj_at_n"] == 0.75
     assert result["response_length"] == 27.5 and result["response_length_right"] == 15
+    assert result["response_length_wrong"] == 40
     assert result["truncated"] == 0.25 and result["format"] == 0.75 and (result["low"], result["high"]) == (0.5, 0.5)
     with pytest.raises(ValueError, match="as many"):
         summarise(rows[:3], same)

@@ -37,6 +37,14 @@ def test_text_and_dry_run_are_the_same(capsys, monkeypatch):
     assert "fits" in text and "128 samples a step" in text and "854,144 parameters" in text
 
 
+def test_hours_of_the_run(capsys):
+    flags = [*SEVEN, "--hardware", "h100x8x4", "--steps", "100"]
+    assert plan.main(flags) == plan.main([*flags, "--json"]) == 0
+    text, _, printed = capsys.readouterr().out.partition("\n{\n")
+    step = json.loads("{" + printed)["seconds"]["step"]
+    assert f"run       100 steps: {step / 36:,.1f} hours, {32 * step / 36:,.0f} GPU-hours" in text
+
+
 def test_rates_and_lengths_are_taken(capsys):
     flags = [*SEVEN, "--hardware", "h100x8x4", "--json"]
     plan.main(flags)

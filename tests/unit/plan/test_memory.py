@@ -1,5 +1,6 @@
 """Bytes by hand, and what must hold of any plan."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -39,6 +40,17 @@ def test_offloaded_optimizer_is_on_the_host():
     assert found.host == 12 * P / 8 + 4 * P / 8  # with float32 gradients
 
 
+def test_a_second_copy_of_the_weights_in_groups_of_ranks():
+    """ZeRO++: in groups of 4 ranks, each holds a quarter of the weights besides its eighth."""
+    assert states("--ds.zero_stage", 3, "--ds.zpg", 4).weights == P * 2 / 8 + P * 2 / 4
+    assert states("--ds.zero_stage", 2, "--ds.zpg", 4).weights == P * 2
+
+
+def test_a_bucket_that_overlaps_counts_twice():
+    assert states("--ds.zero_stage", 2, "--ds.overlap_comm").bucket == 2 * 2 * REDUCE_BUCKET
+    assert states("--ds.zero_stage", 2, count=1000).bucket == 2 * 1000
+
+
 def test_float32():
     found = states("--ds.param_dtype", "fp32", "--ds.zero_stage", 2, n=1)
     assert (found.weights, found.gradients, found.optimizer) == (4 * P, 4 * P, 12 * P)
@@ -59,6 +71,16 @@ def test_activations_by_hand():
     working = 4 * (4 * 4 + 3 * 8)
     ends = 4 * (2 * 4 + 3 * 4)
     assert costs.training_activations(shape, 4, 5, checkpointing=False) == 5 * (3 * 288 + ends + working)
+    # half of the widths with two ranks in tensor parallel, but not the norms and the residual stream
+    assert costs.layer_activations(shape, 4, 2) == 4 * (24 + (16 + 32) / 2)
+    halved = 5 * (3 * 4 * 48 + ends + 4 * (4 * 4 + 3 * 8 / 2))
+    assert costs.training_activations(shape, 4, 5, checkpointing=False, tensor_parallel=2) == halved
+    assert costs.forward_activations(shape, 4, 5) == 5 * (4 * 12 + working)
+    # Qwen3 norms queries and keys; of two experts of width 3 each keeps 4 x 3 numbers and two of width H
+    qwen3 = dataclasses.replace(shape, qk_norm=True)
+    assert costs.layer_activations(qwen3, 4) == 4 * (24 + 16 + 32 + 3 * (4 + 2))
+    experts = dataclasses.replace(shape, moe_layers=3, experts=5, active_experts=2, expert_intermediate=3)
+    assert costs.layer_activations(experts, 4) == 4 * (24 + 16 + 2 * (4 * 3 + 2 * 4))
     # with checkpointing each layer's input, and one layer
     assert costs.training_activations(shape, 4, 5, checkpointing=True) == 5 * (288 + 3 * 16 + ends + working)
 
@@ -86,6 +108,10 @@ def test_kv_cache():
     assert found.memory.kv_cache_tokens == pytest.approx(cache / 57344)
     two = make(*COLOCATED, *ranks(1, 8), "--vllm.tensor_parallel_size", 2)
     assert two.memory.kv_cache_tokens > 2 * found.memory.kv_cache_tokens  # half the weights on each GPU
+    # more GPUs than the four key-value heads: each holds a whole head, a quarter of a token's bytes
+    eight = make(*COLOCATED, *ranks(1, 8), "--vllm.tensor_parallel_size", 8)
+    cache = 0.5 * 79 * GIB - 2 * found.policy.policy_parameters() / 8 - 2 * GIB
+    assert eight.memory.kv_cache_tokens == pytest.approx(cache / (57344 / 4))
 
 
 def test_peak_grows_with_tokens():
@@ -159,6 +185,8 @@ def test_forwards_that_flags_add_or_save():
     assert {"reference log-probs", "old log-probs"} <= names("--algo.kl.init_coef", "0.1")
     assert "old log-probs" in names("--orz.policy_updates", 2) and "old log-probs" not in names()
     assert "values" not in names("--orz.cross_fit_values")
+    awake = make("--train.colocate_all", *ranks(1, 8), "--orz.cross_fit_values").memory.phases
+    assert {"training of critic", "training of policy"} <= {phase.name for phase in awake}  # one after the other
     assert not {"values", "training of critic"} & names("--algo.advantage.estimator", "group_norm")
 
 
@@ -221,8 +249,6 @@ def test_separate_gpus_are_separate_places():
 
 def test_host_memory_counts():
     flags = (*COLOCATED, "--ds.zero_stage", "3", "--actor.gradient_checkpointing_enable", *ranks(1, 8))
-    import dataclasses
-
     from openrlhf_orz.plan.hardware import parse_hardware
     from openrlhf_orz.plan.planner import plan_run
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from planned import COLOCATED, arguments, make, ranks
 
-from openrlhf_orz.plan.advice import advise, replan
+from openrlhf_orz.plan.advice import advise, possible_changes, replan
 from openrlhf_orz.plan.costs import decode_flops, forward_flops
 from openrlhf_orz.plan.hardware import UnknownHardware, parse_hardware
-from openrlhf_orz.plan.layout import Lengths, default_lengths
+from openrlhf_orz.plan.layout import Lengths, cut_batches, default_lengths
 from openrlhf_orz.plan.planner import PlanError, plan_run
 from openrlhf_orz.plan.seconds import Rates, prompts_computed
 from openrlhf_orz.plan.shapes import KNOWN, Shape
@@ -30,6 +30,33 @@ def test_batches_by_hand():
     assert (cut.policy_updates, cut.policy_mini_batch, cut.critic_updates, cut.critic_mini_batch) == (1, 256, 12, 22)
     # 16 samples of 1000 tokens share a pack: 256 / 16 of the policy, 12 x ceil(22 / 16) of the critic
     assert (cut.policy_micro_batches, cut.critic_micro_batches) == (16, 24)
+
+
+def test_batches_of_ranks_that_share_samples():
+    """8 GPUs, 2 in ring attention and 2 in tensor parallel for each sample: 2 ranks of 4 x 8 / 2 = 16 samples."""
+    flags = ("--rollout.batch_size", 4, "--rollout.n_samples_per_prompt", 8, "--orz.critic_updates", 4)
+    args = arguments(*ranks(1, 8), *flags, "--data.max_len", 500)
+    args.orz.critic_updates = 12
+    args.ds.ring_attn_size = args.ds.tensor_parallel_size = 2
+    args.train.max_tokens_per_gpu, args.rollout.max_tokens_per_gpu = 1000, 100
+    args.orz.policy_updates, args.train.max_epochs = 2, 3
+    cut = cut_batches(args, Lengths(100, 900, 1000, "test"))
+    assert (cut.data_parallel_ranks, cut.samples_per_rank) == (2, 16)
+    # packs of 4 x 1000 tokens, half of them on each rank of the ring; at least the longest sample
+    assert (cut.longest_pack, cut.forward_pack) == (2000, 250)
+    # an epoch: two steps of 8 samples in two packs; forwards: a pack for each of 16 samples
+    assert (cut.policy_updates, cut.policy_mini_batch, cut.policy_micro_batches) == (6, 8, 12)
+    assert (cut.critic_updates, cut.critic_mini_batch, cut.critic_micro_batches) == (36, 2, 36)
+    assert cut.forward_packs == 16 and cut.tokens == 32_000
+
+
+def test_fixed_micro_batches():
+    args = arguments(
+        *ranks(1, 2), "--rollout.batch_size", 4, "--rollout.n_samples_per_prompt", 8, "--data.max_len", 500
+    )
+    args.orz.fixed_micro_batches, args.train.micro_batch_size, args.rollout.micro_batch_size = True, 3, 4
+    cut = cut_batches(args, Lengths(100, 300, 400, "test"))
+    assert (cut.longest_pack, cut.forward_pack, cut.policy_micro_batches, cut.forward_packs) == (1500, 2000, 6, 4)
 
 
 def test_an_uneven_rollout():
@@ -135,6 +162,32 @@ def test_copies_by_hand():
     assert "sleep and wake" not in make("--train.colocate_all", *ranks(1, 8), lengths=GIVEN).seconds.phases
 
 
+def test_weights_cross_the_slowest_link():
+    for nodes, link in ((1, 25e9), (2, 1.5e9)):
+        found = make("--train.colocate_all", *ranks(nodes, 8), lengths=GIVEN, on="l40s")
+        assert found.seconds.phases["weight sync"] == pytest.approx(2 * found.policy.policy_parameters() / link)
+
+
+def test_engines_and_ranks_share_a_cpu():
+    flags = ("--train.colocate_all", *ranks(1, 2), "--vllm.num_engines", 2, "--orz.cpu_kvcache_mib", 4096)
+    flags += ("--orz.critic_updates", 4)
+    args = arguments(*flags, "--rollout.batch_size", 4, "--rollout.n_samples_per_prompt", 4, device="cpu")
+    found = plan_run(args, parse_hardware("cpux2"), lengths=Lengths(100, 200, 300, "test"))
+    b, shape, flops = 4 if args.ds.param_dtype == "fp32" else 2, found.policy, found.hardware.flops * 0.35 / 2
+    read = b * (shape.layer_products() + shape.hidden * shape.vocabulary)
+
+    def step(together):
+        by_bytes = (read + together * 200 * shape.kv_bytes_per_token(b)) / (10e9 * 0.5 / 2)
+        return max(by_bytes, decode_flops(shape, together, 200) / flops) + 0.015
+
+    prompts = 4 if args.vllm.enable_prefix_caching else 16
+    prefill = prompts / 2 * forward_flops(shape, [100], [])["body"] / flops
+    assert found.seconds.phases["generation"] == pytest.approx(200 * step(8) + 100 * step(1) + prefill)
+    # all ranks together have one machine
+    training = found.work.computed["policy training"] / (found.hardware.flops * 0.35)
+    assert found.seconds.phases["policy training"] == pytest.approx(training) and found.seconds.gpus == 2
+
+
 def test_training_on_separate_gpus_takes_the_longer_of_the_two():
     flags = ("--critic.num_gpus_per_node", 8, "--actor.num_gpus_per_node", 2, "--ds.zero_stage", 2)
     found = make(*flags, lengths=GIVEN)
@@ -183,6 +236,35 @@ def test_one_change_is_preferred_to_several():
     assert all(word.count("--") == 1 or ".num_nodes" in word or ".tensor_parallel" in word for word in words), words
 
 
+def test_more_nodes_are_more_of_everything():
+    before = make(*COLOCATED, *ranks(1, 8), "--vllm.num_engines", 8)
+    change = possible_changes(before)[-1][1]
+    flags = [f"--{role}.num_nodes 4" for role in ("actor", "critic")]
+    assert change.words == " ".join([*flags, "--vllm.num_engines 32"]) and change.more_devices
+    args = replan(before, [change]).args
+    assert [part.num_nodes for part in (args.actor, args.critic, args.ref)] == [
+        4,
+        4,
+        4,
+    ] and args.vllm.num_engines == 32
+    assert before.args.actor.num_nodes == 1 and replan(before, [change]).seconds.gpus == 32
+
+
+def test_of_several_changes_none_can_be_left_out():
+    def planned(*flags):
+        return make("--train.colocate_all", *flags, on="l40s", model="Qwen/Qwen2.5-14B")
+
+    found = planned()
+    ((words, after),) = advise(found)
+    single, nodes, more = words.partition(" --actor.num_nodes ")
+    assert not found.fits and after.fits and nodes and "--ds.enable_sleep" not in words
+    flags = [f"--{part}" for part in single.removeprefix("--").split(" --")]
+    assert len(flags) > 3 and planned(*words.split()).fits and not planned(*single.split()).fits
+    for flag in flags:
+        rest = " ".join(other for other in flags if other != flag)
+        assert not planned(*f"{rest}{nodes}{more}".split()).fits, flag
+
+
 def test_no_advice_where_it_fits_and_none_where_nothing_helps():
     fits = make(*COLOCATED, *ranks(4, 8), "--ds.zero_stage", 3, "--actor.gradient_checkpointing_enable")
     assert fits.fits and advise(fits) == []
@@ -198,6 +280,9 @@ def test_a_cache_that_holds_no_sequence_is_a_problem():
 def test_too_few_gpus():
     with pytest.raises(PlanError, match="32 GPUs.*8 x 1"):
         plan_run(arguments(*COLOCATED, *ranks(4, 8)), parse_hardware("h100x8"))
+    with pytest.raises(PlanError, match="9 GPUs.*8 x 1"):
+        plan_run(arguments(*COLOCATED, *ranks(3, 3)), parse_hardware("h100x8"))
+    assert plan_run(arguments(*COLOCATED, *ranks(1, 8)), parse_hardware("h100x8")).seconds.gpus == 8
 
 
 def test_unknown_names():
