@@ -66,7 +66,7 @@ def make_model(attention="sdpa"):
     return Qwen2ForCausalLM(model_config(attention))
 
 
-def make_actor(strategy, args, lr=1e-2, packed=False):
+def make_actor(strategy, args, lr=1e-2, packed=False, max_norm=1e6):
     """Stock's model, padded; or ours, packed, with log-probs of action tokens alone."""
     if packed:
         from openrlhf_orz.trainer.actor import OrzActor as Actor
@@ -77,7 +77,7 @@ def make_actor(strategy, args, lr=1e-2, packed=False):
     actor.packing_samples = packed
     adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0)  # eps: no sign of rounding
     cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
-               max_norm=1e6, scheduler_steps=10)  # fmt: skip
+               max_norm=max_norm, scheduler_steps=10)  # fmt: skip
     return strategy.prepare((actor, cfg))
 
 
@@ -93,7 +93,7 @@ def make_batch(size=8, length=12, seed=1):
     return sequences, attention, action
 
 
-def make_critic(strategy, lr):
+def make_critic(strategy, lr, eps=1e-8):
     from openrlhf.models.model import _get_critic_model
     from transformers.models.qwen2 import Qwen2Model
 
@@ -101,7 +101,7 @@ def make_critic(strategy, lr):
     config.normalize_reward = False
     torch.manual_seed(0)
     critic = _get_critic_model(Qwen2Model.__base__, Qwen2Model, "score", packing_samples=True)(config)
-    adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    adam = dict(lr=lr, betas=(0.9, 0.95), eps=eps, weight_decay=0.0)
     cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
                max_norm=1.0, scheduler_steps=10)  # fmt: skip
     return strategy.prepare((critic, cfg))

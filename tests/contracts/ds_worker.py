@@ -6,6 +6,7 @@
 ``nonfinite``: a NaN in one sample of one rank, by ZeRO stage.
 ``lone_rank``: what a lone bfloat16 rank is spared changes nothing, nor do gradients that a step before has left.
 ``values``: the critic's packs by a thread each, by ZeRO stage.
+``one_file``: advantages, losses and gradients of the trainers, against examples/orz_in_one_file.py.
 ``degenerate``: a step of policy and critic on batches with nothing to learn, or hardly anything in them.
 """
 
@@ -15,6 +16,7 @@ import sys
 import torch
 import torch.distributed as dist
 from ds_lone_rank import lone_rank
+from ds_one_file import one_file
 from ds_setup import make_actor, make_args, make_batch, make_critic, make_model, make_strategy, stage_flags
 from ds_values import values
 
@@ -267,7 +269,7 @@ def degenerate():
 
 
 if __name__ == "__main__":
-    cases = [zero, single_step, cross_fit, nonfinite, lone_rank, degenerate, values]
+    cases = [zero, single_step, cross_fit, nonfinite, lone_rank, degenerate, values, one_file]
     result = {case.__name__: case for case in cases}[sys.argv[1]](*sys.argv[2:])
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(result))
