@@ -26,7 +26,7 @@ def test_the_commands_fit_together(project, device):
 
     _, config = curate.configuration(after(commands, "openrlhf_orz.cli.curate"))
     generate = evaluate.evaluate_parser().parse_args(after(commands, "openrlhf_orz.cli.evaluate"))
-    evaluate.check(generate)
+    evaluate.check_options(generate)
     rows = distill.build_parser().parse_args(after(commands, "openrlhf_orz.cli.distill"))
     sft = vars(upstream_sft.parser().parse_args(after(commands, "openrlhf.cli.train_sft")))
     assert generate.data == [f"questions={config.output}/kept/train.jsonl"] and generate.model == "org/teacher"

@@ -1,0 +1,130 @@
+"""The training command around the run: where it starts, what it tells when it fails, which logs it keeps."""
+
+import os
+
+import pytest
+
+from openrlhf_orz.cli import train_ppo_ray as command
+from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.runtime import ray_session, resume
+from openrlhf_orz.runtime.watchdog import PhaseTimeout
+from openrlhf_orz.settings.checks import ConfigError
+from openrlhf_orz.settings.command_line import parse
+
+
+def arguments(folder, *flags):
+    base = (
+        "--actor.model_name_or_path m/m --data.prompt_dataset d --orz.device cpu --rollout.batch_size 4 "
+        "--rollout.n_samples_per_prompt 4 --orz.critic_updates 2"
+    )
+    return parse([*base.split(), "--ckpt.output_dir", str(folder), *flags])[0]
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """Six prompts, prepared; no Ray runs."""
+    prompts = tmp_path / "train.jsonl"
+    prompts.write_text("{}\n")
+    data = {"data.prompt_dataset": str(prompts), "data.input_key": "prompt"}
+    monkeypatch.setattr(command, "prepare_data", lambda args: (data, 6))
+    monkeypatch.setattr(ray_session, "running_ray", lambda: None)
+    monkeypatch.delenv(command.RESTARTS_VARIABLE, raising=False)
+    return data
+
+
+def test_a_new_run(tmp_path, prepared, monkeypatch):
+    args = arguments(tmp_path, "--ckpt.save_steps", "3", "--train.num_episodes", "2")
+    (tmp_path / "checkpoints" / ".partial-global_step1").mkdir(parents=True)
+    run = command.begin(args)
+    assert (run.prompts, run.policy_steps) == (6, 4)  # two rollouts in each of two episodes
+    assert run.data == prepared and run.prompts_sha256 == resume.prompts_sha256([prepared["data.prompt_dataset"]])
+    assert (run.resume_from, run.start_step, run.restarts, run.save_steps) == (None, 0, 0, 3)
+    assert run.checkpoints == str(tmp_path / "checkpoints") and run.recorded_flags == resume.flag_values(args)
+    assert run.own_ray and f"-{os.getpid()}-" in run.scratch
+    assert not list((tmp_path / "checkpoints").iterdir()), "what an interrupted write has left is gone"
+    monkeypatch.setattr(ray_session, "running_ray", lambda: "127.0.0.1:6379")
+    assert not command.begin(args).own_ray
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path, prepared, monkeypatch, capsys):
+    args = arguments(tmp_path, "--ckpt.load_enable")
+    found = tmp_path / "checkpoints" / "global_step2"
+    monkeypatch.setattr(resume, "find_checkpoint", lambda args, prompts: found)
+    monkeypatch.setenv(command.RESTARTS_VARIABLE, "2")
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        (tmp_path / name).write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)))
+    run = command.begin(args)
+    assert (run.resume_from, run.start_step, run.restarts) == (str(found), 2, 2)
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert (tmp_path / name).read_text() == '{"step": 1}\n{"step": 2}\n'
+        assert (tmp_path / f"lost-{name}").read_text() == '{"step": 3}\n'
+    assert "1 lines of metrics.jsonl lie after step 2" in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_resumed_leaves_its_files(tmp_path, prepared):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n')
+    command.begin(arguments(tmp_path))
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 3}\n'
+
+
+class FromRay(Exception):
+    __module__ = "ray.exceptions"
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        (ConfigError("--a.b"), 2),
+        (DataError("f.jsonl:3"), 2),
+        (OSError(28, "full"), 2),
+        (PhaseTimeout("training took more than 5 s"), 1),
+        (FromRay("Traceback\nOSError: gone"), 1),
+    ],
+)
+def test_what_ended_a_run_is_told(tmp_path, capsys, error, status):
+    assert command.failed(error, arguments(tmp_path)) == status
+    told = capsys.readouterr().err
+    assert "error: " in told and str(error).splitlines()[-1] in told
+    assert (str(tmp_path / "logs") in told) == (status == 1)
+
+
+def test_what_nobody_foresaw_is_raised(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        command.failed(ZeroDivisionError(), arguments(tmp_path))
+
+
+def test_logs_of_this_job_are_kept(tmp_path):
+    for name, text in {
+        "worker-1-job-2.out": "ours",
+        "worker-1-job-3.err": "",
+        "worker-1-other-2.out": "theirs",
+    }.items():
+        (tmp_path / name).write_text(text)
+    command.keep_logs(tmp_path, tmp_path / "logs", "job")
+    assert {file.name: file.read_text() for file in (tmp_path / "logs").iterdir()} == {"worker-1-job-2.out": "ours"}
+
+
+def test_the_drivers_output_goes_to_its_log(tmp_path, capfd):
+    args = arguments(tmp_path)
+    with command.driver_output(args):
+        os.write(1, b"loud\n")
+        os.write(2, b"louder\n")
+    os.write(1, b"after\n")
+    assert (tmp_path / "logs" / "driver.log").read_text() == "loud\nlouder\n" and capfd.readouterr().out == "after\n"
+    with command.driver_output(arguments(tmp_path, "--orz.worker_logs")):
+        os.write(1, b"shown\n")
+    assert capfd.readouterr().out == "shown\n"
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--ckpt.output_dir"):
+        command.make_run_dir(tmp_path / "file" / "run")
+    command.make_run_dir(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_the_summary_names_what_is_there(tmp_path):
+    (tmp_path / "hf").mkdir()
+    told = command.summary(arguments(tmp_path))
+    assert str(tmp_path / "hf") in told and "metrics.jsonl" not in told
