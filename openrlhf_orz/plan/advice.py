@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_orz.plan.planner import Plan, PlanError, plan_run
@@ -15,7 +15,7 @@ class Change:
     """Flags to set, in words and by dotted name; ``more_devices``: it needs more than there are."""
 
     words: str
-    flags: dict[str, object]
+    flags: dict[str, Any]
     more_devices: bool = False
 
 
@@ -25,11 +25,11 @@ def _set(path: str, value: Any) -> Change:
 
 
 def _engines(tensor_parallel: int, engines: int) -> Change:
-    flags = {"vllm.tensor_parallel_size": tensor_parallel, "vllm.num_engines": engines}
+    flags: dict[str, Any] = {"vllm.tensor_parallel_size": tensor_parallel, "vllm.num_engines": engines}
     return Change(" ".join(f"--{name} {value}" for name, value in flags.items()), flags)
 
 
-def _nodes(factor: int, args: Namespace) -> Change:
+def _nodes(factor: int, args: SimpleNamespace) -> Change:
     """``factor`` times as many nodes and engines as in ``args``."""
     changes = {f"{role}.num_nodes": getattr(args, role).num_nodes * factor for role in ("actor", "critic", "ref")}
     changes["vllm.num_engines"] = args.vllm.num_engines * factor

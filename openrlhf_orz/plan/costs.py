@@ -11,8 +11,8 @@ Notation as in shapes.py; b bytes of an element.
 from __future__ import annotations
 
 import math
-from argparse import Namespace
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from openrlhf_orz.plan.shapes import Shape
 
@@ -120,7 +120,7 @@ class States:
     host: float
 
 
-def trained_states(parameters: int, args: Namespace, ranks: int) -> States:
+def trained_states(parameters: int, args: SimpleNamespace, ranks: int) -> States:
     """States of a model with ``parameters`` elements that ``ranks`` ranks train; ZeRO shards over all of them."""
     tensor_parallel, stage = args.ds.tensor_parallel_size, args.ds.zero_stage
     p, n = parameters / tensor_parallel, max(1, ranks // tensor_parallel)
@@ -152,7 +152,7 @@ def trained_states(parameters: int, args: Namespace, ranks: int) -> States:
     return States(weights, gradients, optimizer, gathered, bucket, step, host)
 
 
-def reference_states(parameters: int, args: Namespace, ranks: int, offload: bool) -> States:
+def reference_states(parameters: int, args: SimpleNamespace, ranks: int, offload: bool) -> States:
     """States of a model that only runs forward: whole on each rank below ZeRO-3, on the host with ``offload``."""
     tensor_parallel = args.ds.tensor_parallel_size
     p, n = parameters / tensor_parallel, max(1, ranks // tensor_parallel)

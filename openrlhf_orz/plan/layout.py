@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from argparse import Namespace
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from openrlhf_orz.settings.derive import data_parallel_ranks
 
@@ -23,7 +23,7 @@ class Lengths:
         return self.prompt + self.response
 
 
-def default_lengths(args: Namespace, prompt: float | None = None, response: float | None = None) -> Lengths:
+def default_lengths(args: SimpleNamespace, prompt: float | None = None, response: float | None = None) -> Lengths:
     """The given mean lengths; a missing one is assumed, and ``source`` says so."""
     room = args.rollout.max_new_tokens or args.data.max_len
     said = []
@@ -39,7 +39,7 @@ def default_lengths(args: Namespace, prompt: float | None = None, response: floa
     return Lengths(prompt, min(response, longest), longest, "; ".join(said) or "as given")
 
 
-def places(args: Namespace) -> dict[str, list[str]]:
+def places(args: SimpleNamespace) -> dict[str, list[str]]:
     """The groups of GPUs by name, each with the roles that share it."""
     roles = ["policy"]
     critic, reference = bool(args.critic.model_name_or_path), args.algo.kl.init_coef > 0
@@ -59,7 +59,7 @@ def places(args: Namespace) -> dict[str, list[str]]:
     return found | {"engines": ["engine"]}
 
 
-def devices(args: Namespace) -> dict[str, int]:
+def devices(args: SimpleNamespace) -> dict[str, int]:
     """The number of devices of each place."""
     parts = {"policy": args.actor, "critic": args.critic, "ref": args.ref}
     found = {}
@@ -95,7 +95,7 @@ class Batches:
     critic_micro_batches: int
 
 
-def _pack_tokens(args: Namespace, budget: int, fixed: int) -> int:
+def _pack_tokens(args: SimpleNamespace, budget: int, fixed: int) -> int:
     """Most tokens of one pack on one rank: the budget, or one sample that is longer than it."""
     longest = args.data.max_len
     if args.orz.fixed_micro_batches:
@@ -104,7 +104,7 @@ def _pack_tokens(args: Namespace, budget: int, fixed: int) -> int:
     return -(-max(budget * together, longest) // args.ds.ring_attn_size)
 
 
-def cut_batches(args: Namespace, lengths: Lengths) -> Batches:
+def cut_batches(args: SimpleNamespace, lengths: Lengths) -> Batches:
     """How a rollout is divided, from OpenRLHF's nested, checked arguments."""
     samples = args.rollout.batch_size * args.rollout.n_samples_per_prompt
     ranks = data_parallel_ranks(args)
@@ -112,7 +112,7 @@ def cut_batches(args: Namespace, lengths: Lengths) -> Batches:
     policy = min(args.orz.policy_updates, smallest)
     critic = min(args.orz.critic_updates, smallest) if args.critic.model_name_or_path else 0
 
-    def packs(size: int, part: Namespace) -> int:
+    def packs(size: int, part: SimpleNamespace) -> int:
         if args.orz.fixed_micro_batches:
             return -(-size // part.micro_batch_size)
         budget = part.max_tokens_per_gpu * args.ds.ring_attn_size * args.ds.tensor_parallel_size

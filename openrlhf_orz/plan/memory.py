@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from openrlhf_orz.plan.costs import (
     ITEMSIZE,
@@ -71,7 +71,7 @@ class Memory:
 class _Model:
     """A policy, critic or reference: its states and its largest passes."""
 
-    def __init__(self, role: str, shape: Shape, args: Namespace, cut: Batches, device: str):
+    def __init__(self, role: str, shape: Shape, args: SimpleNamespace, cut: Batches, device: str):
         self.role, part = role, getattr(args, "actor" if role == "policy" else role)
         ranks = part.num_nodes * part.num_gpus_per_node
         b, tp = ITEMSIZE[args.ds.param_dtype], args.ds.tensor_parallel_size
@@ -131,7 +131,7 @@ class _Model:
 class _Engine:
     """vLLM on one of its devices: bytes of weights and KV cache, and the parts it holds awake, asleep, in a sync."""
 
-    def __init__(self, args: Namespace, shape: Shape, hardware: Hardware):
+    def __init__(self, args: SimpleNamespace, shape: Shape, hardware: Hardware):
         tp, b = args.vllm.tensor_parallel_size, ITEMSIZE[args.ds.param_dtype]
         self.weights = shape.policy_parameters() * b / tp
         if hardware.is_cpu:
@@ -147,7 +147,7 @@ class _Engine:
             self.asleep = {"vLLM asleep": ASLEEP}
             self.in_sync = {"vLLM weights": self.weights, "vLLM asleep": ASLEEP}
 
-    def problems(self, args: Namespace) -> list[str]:
+    def problems(self, args: SimpleNamespace) -> list[str]:
         if self.cache >= self.bytes_per_token * args.data.max_len:
             return []
         return [
@@ -174,7 +174,7 @@ class _Place:
                 parts[f"{role} optimizer, offloaded"] = model.host()
         return Phase(self.name, name, parts | (getattr(self.engine, vllm) if self.engine else {}))
 
-    def phases(self, args: Namespace, sync_bucket: float) -> list[Phase]:
+    def phases(self, args: SimpleNamespace, sync_bucket: float) -> list[Phase]:
         """The phases of a step on this place, in their order."""
         models = self.models
         found = [self.phase("generation", {}, "awake")] if self.engine else []
@@ -198,7 +198,7 @@ class _Place:
             found.append(self.phase("weight sync", {"policy": policy.resident() | parts}, "in_sync"))
         return found
 
-    def host(self, args: Namespace) -> dict[str, float]:
+    def host(self, args: SimpleNamespace) -> dict[str, float]:
         """Host memory for one device of this place."""
         found = {f"{role} optimizer and gradients": model.host() for role, model in self.models.items()}
         if self.engine and args.vllm.enable_sleep:
@@ -208,7 +208,9 @@ class _Place:
         return found
 
 
-def plan_memory(args: Namespace, policy: Shape, critic: Shape | None, hardware: Hardware, cut: Batches) -> Memory:
+def plan_memory(
+    args: SimpleNamespace, policy: Shape, critic: Shape | None, hardware: Hardware, cut: Batches
+) -> Memory:
     """All phases on all places. ``hardware.per_node`` devices must be set."""
     device = "cpu" if hardware.is_cpu else "cuda"
     shapes = {"policy": policy, "ref": policy} | ({"critic": critic} if critic else {})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 from openrlhf_orz.plan.hardware import Hardware
 from openrlhf_orz.plan.layout import Batches, Lengths, cut_batches, default_lengths, devices
@@ -20,7 +20,7 @@ class PlanError(ValueError):
 class Plan:
     """A planned run: what it was planned from, and what it takes. ``notes`` name what the plan does not model."""
 
-    args: Namespace
+    args: SimpleNamespace
     hardware: Hardware
     policy: Shape
     critic: Shape | None
@@ -47,7 +47,7 @@ def known_shape(name: str) -> Shape:
     return KNOWN[name]
 
 
-def unmodelled(args: Namespace) -> list[str]:
+def unmodelled(args: SimpleNamespace) -> list[str]:
     """What the flags ask for and the plan does not model, in words."""
     notes = []
     for on, words in (
@@ -63,7 +63,7 @@ def unmodelled(args: Namespace) -> list[str]:
 
 
 def plan_run(
-    args: Namespace,
+    args: SimpleNamespace,
     hardware: Hardware,
     policy: Shape | None = None,
     critic: Shape | None = None,

@@ -6,8 +6,8 @@ weights where that is longer. Not modelled: ranks that wait for each other, grad
 
 from __future__ import annotations
 
-from argparse import Namespace
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from openrlhf_orz.plan.costs import ITEMSIZE, decode_flops, forward_flops
 from openrlhf_orz.plan.hardware import Hardware
@@ -59,7 +59,7 @@ class Work:
         return sum(self.useful.values())
 
 
-def prompts_computed(args: Namespace, samples: int, packs: float) -> float:
+def prompts_computed(args: SimpleNamespace, samples: int, packs: float) -> float:
     """Share of the prompts' tokens that is computed for ``samples`` of the rollout.
 
     The samples are drawn at random, sorted by prompt and cut into ``packs``; each pack computes a prompt once. 1 where
@@ -73,12 +73,12 @@ def prompts_computed(args: Namespace, samples: int, packs: float) -> float:
     return min(1.0, (distinct + packs - 1) / samples)  # a cut may divide a group
 
 
-def _prompts_prefilled(args: Namespace, samples: int) -> int:
+def _prompts_prefilled(args: SimpleNamespace, samples: int) -> int:
     """Prompts that generation computes: with prefix caching one for all its samples."""
     return args.rollout.batch_size if args.vllm.enable_prefix_caching else samples
 
 
-def step_work(args: Namespace, policy: Shape, critic: Shape | None, cut: Batches, lengths: Lengths) -> Work:
+def step_work(args: SimpleNamespace, policy: Shape, critic: Shape | None, cut: Batches, lengths: Lengths) -> Work:
     """FLOPs by phase. Sequences have mean length; a prompt counts once in each pack, and once in generation."""
     n, r, prompt, count = round(lengths.sample), round(lengths.response), round(lengths.prompt), cut.samples
 
@@ -126,7 +126,7 @@ class Seconds:
 
 
 def generation_seconds(
-    args: Namespace,
+    args: SimpleNamespace,
     policy: Shape,
     hardware: Hardware,
     cut: Batches,
@@ -159,7 +159,7 @@ def generation_seconds(
     return bulk + tail + prefill, words
 
 
-def _gather_seconds(args: Namespace, parameters: float, ranks: int, hardware: Hardware) -> float:
+def _gather_seconds(args: SimpleNamespace, parameters: float, ranks: int, hardware: Hardware) -> float:
     """Seconds to gather all weights once on every rank under ZeRO-3."""
     if args.ds.zero_stage != 3 or ranks == 1 or hardware.is_cpu:
         return 0.0
@@ -168,7 +168,13 @@ def _gather_seconds(args: Namespace, parameters: float, ranks: int, hardware: Ha
 
 
 def _passes(
-    args: Namespace, policy: Shape, critic: Shape | None, hardware: Hardware, cut: Batches, done: Work, rates: Rates
+    args: SimpleNamespace,
+    policy: Shape,
+    critic: Shape | None,
+    hardware: Hardware,
+    cut: Batches,
+    done: Work,
+    rates: Rates,
 ) -> dict[str, tuple[float, str]]:
     """Seconds of each forward and training phase in ``done``, and what bounds it."""
     count = devices(args)
@@ -196,7 +202,7 @@ def _passes(
     return found
 
 
-def _sleep_bytes(args: Namespace, policy: Shape, critic: Shape | None) -> float:
+def _sleep_bytes(args: SimpleNamespace, policy: Shape, critic: Shape | None) -> float:
     """Bytes that each GPU copies to its host and back in a step."""
     moved = 0.0
     if args.vllm.enable_sleep:
@@ -208,7 +214,7 @@ def _sleep_bytes(args: Namespace, policy: Shape, critic: Shape | None) -> float:
 
 
 def step_seconds(
-    args: Namespace,
+    args: SimpleNamespace,
     policy: Shape,
     critic: Shape | None,
     hardware: Hardware,

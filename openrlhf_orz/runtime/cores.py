@@ -2,12 +2,12 @@
 
 import glob
 import os
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -17,7 +17,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def share_cores(args: Namespace) -> None:
+def share_cores(args: SimpleNamespace) -> None:
     """On CPU, set torch's threads to this process's share of the cores among the ranks that work on this machine now.
 
     Ray gives each actor one thread, which would leave cores idle. It is called for each micro-batch: when critic and
@@ -31,7 +31,7 @@ def share_cores(args: Namespace) -> None:
 
 
 @contextmanager
-def at_work(args: Namespace) -> Iterator[None]:
+def at_work(args: SimpleNamespace) -> Iterator[None]:
     """Count this process among the ranks at work (``share_cores``) while the body runs."""
     if args.orz.device != "cpu":
         yield

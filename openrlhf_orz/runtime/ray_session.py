@@ -6,11 +6,10 @@ import secrets
 import socket
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 from openrlhf_orz.runtime.processes import ProcessRecord, clean_leftovers, remove_path
 from openrlhf_orz.runtime.stopping import StopHandler
@@ -18,7 +17,7 @@ from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.finished import Run
 
 
-def placement_gpus(args: Namespace) -> int:
+def placement_gpus(args: SimpleNamespace) -> int:
     """GPUs (logical ones on CPU) that the run's placement asks for."""
     actor = args.actor.num_nodes * args.actor.num_gpus_per_node
     if args.train.colocate_all and not args.train.async_enable:
@@ -43,7 +42,7 @@ def trainer_env(device: str) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in keep.items() if device == "cpu"}
 
 
-def worker_env(args: Namespace, run: Run) -> dict[str, str]:
+def worker_env(args: SimpleNamespace, run: Run) -> dict[str, str]:
     """Environment of all Ray workers of the run; with a Ray of its own every socket is kept on loopback."""
     env = {
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
@@ -104,7 +103,7 @@ def new_scratch() -> str:
 
 
 @contextmanager
-def ray_session(args: Namespace, run: Run, stopping: StopHandler) -> Iterator[ModuleType]:
+def ray_session(args: SimpleNamespace, run: Run, stopping: StopHandler) -> Iterator[ModuleType]:
     """The module ray, initialised for the run. Raises ConfigError if Ray has too few GPUs or does not answer.
 
     Ray installs its own signal handlers; ``stopping`` is installed again after that.

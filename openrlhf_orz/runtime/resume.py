@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.runtime.files import write_aside
@@ -25,7 +25,7 @@ class FlagValues(dict):
         return "(all flags)"
 
 
-def flag_values(args: Namespace) -> FlagValues:
+def flag_values(args: SimpleNamespace) -> FlagValues:
     """Nested arguments as {"group.name": value}, with JSON's types and without secrets."""
     found = FlagValues()
 
@@ -63,7 +63,7 @@ def changed_flags(saved: dict, now: dict) -> tuple[list[str], list[str]]:
     return layout, meaning
 
 
-def find_checkpoint(args: Namespace, prompts: str) -> Path | None:
+def find_checkpoint(args: SimpleNamespace, prompts: str) -> Path | None:
     """The checkpoint to resume from, or None to start from the beginning; says which on the console.
 
     Args:

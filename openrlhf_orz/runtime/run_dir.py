@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-from argparse import Namespace
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 from openrlhf_orz.runtime.files import append_json_line, write_json_lines
 from openrlhf_orz.settings.redact import redact
@@ -87,7 +87,7 @@ class TolerantLogger:
         return call
 
 
-def save_config(args: Namespace, explicit: set[str], path: Path) -> None:
+def save_config(args: SimpleNamespace, explicit: set[str], path: Path) -> None:
     """Write config.json: every resolved flag, the versions of the stack and the git commit, without keys and tokens.
 
     Args:

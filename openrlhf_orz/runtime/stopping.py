@@ -11,9 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import Namespace
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 
 from openrlhf_orz.runtime.console import say
 
@@ -33,17 +32,17 @@ class Stopped(RuntimeError):
 # ---- in the trainer
 
 
-def stop_mark(args: Namespace) -> Path:
+def stop_mark(args: SimpleNamespace) -> Path:
     """This file exists when the run shall stop."""
     return Path(args.orz.run_dir) / ".stop"
 
 
-def training_mark(args: Namespace) -> Path:
+def training_mark(args: SimpleNamespace) -> Path:
     """This file exists while the trainer runs and looks for ``stop_mark``."""
     return Path(args.orz.run_dir) / ".training"
 
 
-def stop_if_asked(args: Namespace) -> None:
+def stop_if_asked(args: SimpleNamespace) -> None:
     """Raise StopRequested if ``stop_mark`` is there."""
     if stop_mark(args).exists():
         raise StopRequested
@@ -55,7 +54,7 @@ def stop_if_asked(args: Namespace) -> None:
 class StopHandler:
     """Handles both signals. To stop at once it raises KeyboardInterrupt, which Ray lets through its C++ code."""
 
-    def __init__(self, args: Namespace):
+    def __init__(self, args: SimpleNamespace):
         self.args = args
         self.signum = signal.SIGINT  # the last one that came
         self.asked = False

@@ -16,10 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 
@@ -167,12 +167,12 @@ def phase_limit(seconds: float, phase: str, flag: str, logs: str | Path) -> Iter
 # ---- heartbeats
 
 
-def heartbeat_folder(args: Namespace) -> Path:
+def heartbeat_folder(args: SimpleNamespace) -> Path:
     """The folder of the heartbeat files. It is empty when the trainer starts."""
     return Path(args.orz.run_dir) / ".alive"
 
 
-def start_heartbeat(args: Namespace, name: str, every_s: float = HEARTBEAT_S) -> None:
+def start_heartbeat(args: SimpleNamespace, name: str, every_s: float = HEARTBEAT_S) -> None:
     """Touch this process's file every ``every_s`` until the process ends or the driver has removed the file.
 
     The process is recorded, too: whoever ends a run in which it hangs can kill it.
@@ -222,7 +222,7 @@ class Heartbeats:
 
 
 @contextmanager
-def require_heartbeats(args: Namespace) -> Iterator[None]:
+def require_heartbeats(args: SimpleNamespace) -> Iterator[None]:
     """Raise PhaseTimeout if a process that steers the run is silent for ``--orz.trainer_timeout_s``; 0: never."""
     path, seconds = heartbeat_folder(args), args.orz.trainer_timeout_s
     shutil.rmtree(path, ignore_errors=True)

@@ -55,7 +55,7 @@ class Run:
     own_ray: bool = True
 
 
-def finished(args: SimpleNamespace) -> Settings:
+def finished(args: SimpleNamespace | Namespace) -> Settings:
     """A read-only copy of nested arguments."""
     return Settings(
         **{

@@ -71,7 +71,7 @@ def test_plans_need_nothing_but_python():
     for path in (PACKAGE / "plan").glob("*.py"):
         standard = {
             "__future__",
-            "argparse",
+            "types",
             "collections",
             "copy",
             "dataclasses",

@@ -117,9 +117,9 @@ def test_an_unknown_estimator_is_refused_by_name():
 
 def test_all_of_openrlhfs_estimators_are_known():
     pytest.importorskip("openrlhf", reason="OpenRLHF is not installed: bash tools/setup.sh")
-    from openrlhf_orz.settings.upstream import build_parser
+    from openrlhf_orz.settings.upstream import openrlhf_parser
 
-    actions = {action.dest: action for action in build_parser()._actions}
+    actions = {action.dest: action for action in openrlhf_parser()._actions}
     assert set(ESTIMATORS) == set(actions["algo.advantage.estimator"].choices)
 
 

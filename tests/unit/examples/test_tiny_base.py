@@ -74,7 +74,7 @@ def test_any_text_comes_back_as_it_was(tokenizer, text):
 
 
 def test_the_prompt_is_few_tokens(build, tokenizer):
-    prompt = build.prompts.render("paper", build.arithmetic.question(123, 456))
+    prompt = build.prompts.render("paper", build.arithmetic.addition_question(123, 456))
     assert len(tokenizer.encode(prompt)) < 60
     assert tokenizer.decode(tokenizer.encode(prompt)) == prompt
 
