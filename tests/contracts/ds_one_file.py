@@ -121,9 +121,10 @@ def one_file():
     from openrlhf_orz.trainer.actor import OrzActorPPOTrainer
     from openrlhf_orz.trainer.critic import OrzCriticPPOTrainer
 
-    args = make_args("--rollout.batch_size", str(PROMPTS), "--rollout.n_samples_per_prompt", str(SAMPLES),
-                     "--orz.critic_updates", str(UPDATES))  # fmt: skip
-    args.train.max_tokens_per_gpu, args.ds.packing_samples = 40, True  # several micro-batches in the policy's step
+    sizes = {"rollout.batch_size": PROMPTS, "rollout.n_samples_per_prompt": SAMPLES, "orz.critic_updates": UPDATES}
+    flags = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    # several micro-batches in the policy's step
+    args = make_args(*flags, changes={"train.max_tokens_per_gpu": 40, "ds.packing_samples": True})
     strategy = make_strategy(args)
     actor, *actor_optimizer = make_actor(strategy, args, LR, packed=True, max_norm=1.0)
     real_critic, *critic_optimizer = make_critic(strategy, LR, EPS)

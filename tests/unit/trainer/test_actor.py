@@ -1,5 +1,6 @@
 """The policy's glue: which loss is trained, what its metrics are over, what the model is built with and saved into."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -104,6 +105,24 @@ def test_policy_loss_is_the_mean_over_steps_of_sums_over_micro_batches(monkeypat
     trainer = trainer_of(monkeypatch, make_args(tmp_path), [1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1])
     status = trainer.ppo_train(0)
     assert status["policy_loss"] == 5.0 and status["policy_updates"] == 2 and status["policy_steps_skipped"] == 0
+    strict = trainer_of(monkeypatch, make_args(tmp_path), [1.0, 2.0], [0, 1])
+    assert strict.ppo_train(0)["policy_loss"] == 3.0
+
+
+def test_metrics_of_a_rollout_begin_anew(monkeypatch, tmp_path):
+    trainer = trainer_of(monkeypatch, make_args(tmp_path), [1.0], [1])
+    trainer.actor_loss_fn.tally += torch.tensor([8.0, 2.0])  # of the rollout before
+    assert trainer.ppo_train(0)["entropy"] == 0.0
+    assert trainer.ppo_train(0)["policy_loss"] == 1.0
+
+
+def test_cores_are_shared_anew_for_each_micro_batch(monkeypatch, tmp_path):
+    trainer, shared = trainer_of(monkeypatch, make_args(tmp_path), [1.0, 2.0], [0, 1]), []
+    monkeypatch.setattr(module, "share_cores", shared.append)
+    trainer.loss_sum, trainer.steps = 0.0, 0
+    results = [trainer.training_step(None, 0, step)["metrics"]["policy_loss"].item() for step in range(2)]
+    assert results == [1.0, 2.0], "OpenRLHF gets what its own step returns"
+    assert shared == [trainer.args] * 2
 
 
 def test_a_skipped_step_is_no_update(monkeypatch, tmp_path):
@@ -200,3 +219,116 @@ def test_cross_fitted_advantages_are_scaled_unless_switched_off(tmp_path, flags,
     expected = 1.0 if scaled else 2.0
     assert [item.advantages.tolist() for item in items] == [[-expected] * 2, [expected] * 2]
     assert metrics["explained_variance"] == pytest.approx(0.0)
+
+
+class Memory:
+    """Notes the phases that are measured."""
+
+    def __init__(self):
+        self.phases = []
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        self.phases.append(name)
+        yield
+
+    def take(self):
+        return {"actor_memory_mib": 5.0}
+
+
+@pytest.fixture
+def working(monkeypatch, tmp_path):
+    """An actor whose model and processes are not there, with what is measured around it."""
+    actor, at_work = object.__new__(OrzPolicyModelActor), []
+
+    @contextlib.contextmanager
+    def work(args):
+        at_work.append(args)
+        yield
+
+    monkeypatch.setattr(module, "at_work", work)
+    actor.strategy = SimpleNamespace(args=make_args(tmp_path))
+    actor.rank, actor.at_work = SimpleNamespace(memory=Memory()), at_work
+    return actor
+
+
+def test_each_phase_is_measured_and_counts_as_work(monkeypatch, working):
+    monkeypatch.setattr(PolicyModelActor, "forward", lambda self, *given: ("log-probs", given))
+    monkeypatch.setattr(PolicyModelActor, "fit", lambda self, kl: {"kl": kl})
+    monkeypatch.setattr(PolicyModelActor, "broadcast_to_vllm", lambda self: self.synced.append("all"))
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    working.synced = []
+    working.trainer = SimpleNamespace(sync_metrics={"sync_bytes": 2.0}, sync_engine=working.synced.append)
+    assert working.forward(1, 2) == ("log-probs", (1, 2))
+    assert working.fit(0.5) == {"kl": 0.5, "seconds_actor": 2.5, "actor_memory_mib": 5.0}
+    working.broadcast_to_vllm()
+    working.sync_engine(3)
+    assert working.synced == ["all", 3]
+    assert working.rank.memory.phases == ["experience", "training", "sync", "sync"] and len(working.at_work) == 2
+    assert working.sync_report() == {"sync_bytes": 2.0, "actor_memory_mib": 5.0}
+
+
+def test_a_frozen_policy_forgets_its_rollout(working):
+    cleared = []
+    working.trainer = SimpleNamespace(replay_buffer=SimpleNamespace(clear=lambda: cleared.append(True)))
+    working.drop_buffer()
+    assert cleared == [True]
+
+
+@pytest.mark.parametrize("cls", [module.OrzReferenceModelActor, module.OrzRewardModelActor])
+def test_models_that_never_train_meet_and_work_like_the_others(monkeypatch, tmp_path, cls):
+    calls, args = [], make_args(tmp_path)
+    upstream = cls.__bases__[0]
+    monkeypatch.setattr(module, "meet_by_file", lambda actor, args: calls.append("meet"))
+    monkeypatch.setattr(upstream, "_setup_distributed", lambda self, strategy: calls.append("set up"))
+    monkeypatch.setattr(upstream, "forward", lambda self, *given: given)
+
+    @contextlib.contextmanager
+    def work(args):
+        calls.append("work")
+        yield
+
+    monkeypatch.setattr(module, "at_work", work)
+    actor = object.__new__(cls)
+    actor.strategy = SimpleNamespace(args=args)
+    actor._setup_distributed(actor.strategy)
+    assert actor.forward(7) == (7,) and calls == ["meet", "set up", "work"]
+
+
+def test_policy_ranks_meet_before_they_are_set_up(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(module, "meet_by_file", lambda actor, args: calls.append("meet"))
+    monkeypatch.setattr(PolicyModelActor, "_setup_distributed", lambda self, strategy: calls.append("set up"))
+    object.__new__(OrzPolicyModelActor)._setup_distributed(SimpleNamespace(args=make_args(tmp_path)))
+    assert calls == ["meet", "set up"]
+
+
+@pytest.mark.parametrize("device, nccl", [("cpu", False), ("cuda", True)])
+def test_no_nccl_on_a_cpu(monkeypatch, tmp_path, device, nccl):
+    calls = []
+    monkeypatch.setattr(ActorPPOTrainer, "_init_vllm_sync_group", lambda self, backend: calls.append(backend), False)
+    trainer = object.__new__(OrzActorPPOTrainer)
+    trainer.args = make_args(tmp_path, changes={"orz.device": device})
+    trainer._init_vllm_sync_group("nccl")
+    assert calls == (["nccl"] if nccl else [])
+
+
+@pytest.mark.parametrize("flags, on_policy", [((), True), (("--orz.old_log_probs", "always"), False)])
+def test_the_trainer_is_on_policy_where_the_settings_say_so(monkeypatch, tmp_path, flags, on_policy):
+    made = {}
+
+    def init(self, strategy, *given, **kwargs):
+        made.update(kwargs)
+        self.args, self.actor = strategy.args, SimpleNamespace(model="engine")
+        self.actor_loss_fn = SimpleNamespace()
+
+    monkeypatch.setattr(ActorPPOTrainer, "__init__", init)
+    monkeypatch.setattr(module, "skip_reduction", lambda engine: made.update(spared=engine))
+    monkeypatch.setattr(module.StepGuard, "of", lambda args, engine, name: (engine, name))
+    trainer = OrzActorPPOTrainer(SimpleNamespace(args=make_args(tmp_path, *flags)))
+    assert trainer.actor_loss_fn.on_policy is on_policy and made == {
+        "dataloader_pin_memory": False,
+        "spared": "engine",
+    }
+    assert trainer.guard == ("engine", "policy")

@@ -1,5 +1,6 @@
 """The critic's glue: its own steps for the schedule, its losses' metrics, values by their samples, its checkpoint."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -159,3 +160,83 @@ def test_the_value_head_is_initialised_by_flag_and_seed(monkeypatch, tmp_path, h
     assert 0 < first.abs().max() <= bound
     monkeypatch.setattr(module, "has_weight", lambda pretrain, name: name == "score.weight")
     assert (weight(1) == 7).all()  # a trained critic keeps its head
+
+
+def test_each_phase_is_measured_and_counts_as_work(monkeypatch, tmp_path):
+    phases, work = [], []
+
+    @contextlib.contextmanager
+    def phase(name):
+        phases.append(name)
+        yield
+
+    @contextlib.contextmanager
+    def at_work(args):
+        work.append(args)
+        yield
+
+    monkeypatch.setattr(module, "at_work", at_work)
+    monkeypatch.setattr(CriticModelActor, "fit", lambda self: {"critic_loss": 1.0})
+    monkeypatch.setattr(CriticModelActor, "execute_batch", lambda self, method, *given: (method, given))
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    actor = object.__new__(OrzCriticModelActor)
+    actor.strategy = SimpleNamespace(args=make_args(tmp_path, changes={"orz.device": "cuda"}))
+    actor.rank = SimpleNamespace(memory=SimpleNamespace(phase=phase, take=lambda: {"critic_memory_mib": 5.0}))
+    actor.critic = SimpleNamespace(zero_optimization_stage=lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    assert actor.fit() == {"critic_loss": 1.0, "seconds_critic": 2.5, "critic_memory_mib": 5.0}
+    data = {"sequences": ["a", "b", "c"]}
+    assert actor.execute_batch("forward", data, 0, 3) == ("forward", (data, 0, 3))
+    assert actor.execute_batch("append", data, 0, 3) == ("append", (data, 0, 3))
+    assert phases == ["training", "experience"] and len(work) == 2, "what is appended is no work"
+
+
+@pytest.mark.parametrize(
+    "ranks, stage, device, side_by_side",
+    [(1, 1, "cpu", True), (2, 1, "cpu", False), (1, 3, "cpu", False), (1, 1, "cuda", False)],
+)
+def test_packs_go_side_by_side_on_a_lone_cpu_rank(monkeypatch, tmp_path, ranks, stage, device, side_by_side):
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: ranks)
+    actor = object.__new__(OrzCriticModelActor)
+    actor.strategy = SimpleNamespace(args=make_args(tmp_path, changes={"orz.device": device}))
+    actor.critic = SimpleNamespace(zero_optimization_stage=lambda: stage)
+    assert actor.forwards_side_by_side is side_by_side
+
+
+def test_critic_ranks_meet_before_they_are_set_up(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(module, "meet_by_file", lambda actor, args: calls.append("meet"))
+    monkeypatch.setattr(CriticModelActor, "_setup_distributed", lambda self, strategy: calls.append("set up"))
+    object.__new__(OrzCriticModelActor)._setup_distributed(SimpleNamespace(args=make_args(tmp_path)))
+    assert calls == ["meet", "set up"]
+
+
+def test_the_trainer_has_our_loss_and_a_guard(monkeypatch, tmp_path):
+    made = {}
+
+    def init(self, strategy, *given, **kwargs):
+        made.update(kwargs)
+        self.args, self.critic, self.critic_loss_fn = strategy.args, "engine", SimpleNamespace(clip_eps=0.3)
+
+    monkeypatch.setattr(CriticPPOTrainer, "__init__", init)
+    monkeypatch.setattr(module, "skip_reduction", lambda engine: made.update(spared=engine))
+    monkeypatch.setattr(module.StepGuard, "of", lambda args, engine, name: (engine, name))
+    trainer = OrzCriticPPOTrainer(SimpleNamespace(args=make_args(tmp_path)))
+    assert isinstance(trainer.critic_loss_fn, RecordingValueLoss) and trainer.critic_loss_fn.clip_eps == 0.3
+    assert made == {"dataloader_pin_memory": False, "spared": "engine"} and trainer.guard == ("engine", "critic")
+
+
+@pytest.mark.parametrize("flags, shared, norms", [((), 1, 1), (("--orz.share_prefixes", "never"), 0, 1)])
+def test_the_critic_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, shared, norms):
+    calls = {"shared": 0, "norms": 0}
+    monkeypatch.setattr(CriticModelActor, "build_model", lambda self, strategy, pretrain: Head())
+    monkeypatch.setattr(module, "has_weight", lambda pretrain, name: True)
+    monkeypatch.setattr(module, "install_prefix_sharing", lambda critic: calls.update(shared=calls["shared"] + 1))
+    monkeypatch.setattr(module, "install_rms_norm", lambda critic: calls.update(norms=calls["norms"] + 1))
+    strategy = SimpleNamespace(args=make_args(tmp_path, *flags))
+    object.__new__(OrzCriticModelActor).build_model(strategy, "m")
+    assert calls == {"shared": shared, "norms": norms}
+    gpu = SimpleNamespace(args=make_args(tmp_path, *flags, changes={"orz.device": "cuda"}))
+    object.__new__(OrzCriticModelActor).build_model(gpu, "m")
+    assert calls == {"shared": 2 * shared, "norms": norms}

@@ -276,3 +276,141 @@ def test_prompts_count_a_partial_last_rollout(monkeypatch, tmp_path):
     prompts, held_out, steps = module.load_prompts(SimpleNamespace(args=args), None)
     assert held_out == "held out" and len(prompts) == 10
     assert steps == 3 * 2 * 2  # three rollouts of four prompts, two episodes, two updates each
+
+
+class Tracker:
+    """Stands where W&B or TensorBoard is."""
+
+    def __init__(self, fails=False):
+        self.logged, self.fails = [], fails
+
+    def log_eval(self, step, logs):
+        if self.fails:
+            raise ConnectionError("gone")
+        self.logged.append((step, logs))
+
+
+def answering(asked, answer):
+    """A function that notes its keywords in ``asked``."""
+
+    def call(**kwargs):
+        asked.append(kwargs)
+        return answer
+
+    return call
+
+
+def test_an_evaluation_is_logged_everywhere(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path, cls=OrzPPOTrainer)
+    trainer.tensorboard_logger = Tracker()
+    trainer.eval_dataloader, asked = ["questions"], []
+    trainer.samples_generator = SimpleNamespace(
+        generate_eval_samples=lambda **kwargs: asked.append(kwargs) or "samples"
+    )
+    seen = []
+
+    def evaluate_samples(*given):
+        seen.append(given)
+        return {"eval_a_pass1": 0.5}
+
+    monkeypatch.setattr(module, "evaluate_samples", evaluate_samples)
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: next(clock)))
+    logs = trainer.evaluate(4, temperature=0.3, n_samples_per_prompt=3)
+    assert logs == {"eval_a_pass1": 0.5, "eval_seconds": 2.5}
+    assert asked == [{"temperature": 0.3, "n_samples_per_prompt": 3}]
+    assert seen == [(["questions"], "samples", 3, trainer.tokenizer, trainer.args)]
+    assert trainer.tensorboard_logger.logged == [(4, logs)]
+    assert json.loads((tmp_path / "eval.jsonl").read_text()) == {"step": 4, **logs}
+
+
+def test_an_asynchronous_evaluation_is_written_under_its_step(monkeypatch, tmp_path):
+    generator = object.__new__(OrzGenerateSamplesActor)
+    generator.args = make_args(
+        tmp_path,
+        "--eval.dataset",
+        "d",
+        "--eval.steps",
+        "5",
+        "--eval.temperature",
+        "0.3",
+        "--eval.n_samples_per_prompt",
+        "3",
+    )
+    asked, seen = [], []
+    generator.samples_generator = SimpleNamespace(
+        generate_eval_samples=answering(asked, "samples"), tokenizer="tokenizer"
+    )
+    generator.generate_kwargs, generator.eval_dataloader, generator._last_eval_step = {"top_p": 0.9}, ["q"], 5
+
+    def evaluate_samples(*given):
+        seen.append(given)
+        return {"eval_a_pass1": 0.5}
+
+    monkeypatch.setattr(module, "evaluate_samples", evaluate_samples)
+    assert generator._run_eval() == {"eval_a_pass1": 0.5}
+    assert asked == [{"top_p": 0.9, "temperature": 0.3, "n_samples_per_prompt": 3}]
+    assert seen == [(["q"], "samples", 3, "tokenizer", generator.args)]
+    assert json.loads((tmp_path / "eval.jsonl").read_text()) == {"step": 5, "eval_a_pass1": 0.5}
+
+
+def test_what_a_trainer_is_made_of(monkeypatch, tmp_path):
+    beats = []
+    monkeypatch.setattr(module, "start_heartbeat", lambda args, name: beats.append(name))
+    text = SimpleNamespace(hidden_size=48)
+    config = SimpleNamespace(get_text_config=lambda: text)
+    asked = []
+    monkeypatch.setattr(
+        module.AutoConfig,
+        "from_pretrained",
+        lambda name, trust_remote_code: asked.append((name, trust_remote_code)) or config,
+    )
+    actor, critic = Group(name="actor"), Group(name="critic")
+
+    def init(self, args):
+        self.args, self.tokenizer, self.actor_model_group, self.critic_model_group = args, Tokenizer(), actor, critic
+        self.wandb_logger, self.tensorboard_logger = None, Tracker(fails=True)
+
+    monkeypatch.setattr(BasePPOTrainer, "__init__", init)
+    trainer = OrzTrainer(make_args(tmp_path, save_steps=3))
+    assert beats == ["trainer"] and trainer.hidden_size == 48 and asked == [("none/none", False)]
+    assert trainer.run_dir.path == tmp_path and trainer.logs == tmp_path / "logs" and trainer.wandb_logger is None
+    trainer.tensorboard_logger.log_eval(1, {})  # whose failure is counted and ends nothing
+    assert trainer.run_dir.failures == 1
+    assert trainer.checkpoints.groups == [actor, critic] and type(trainer.checkpoints.rollouts) is NoRollouts
+    assert trainer.checkpoints.best_metric == trainer.best_metric
+    critic = None
+    assert OrzTrainer(make_args(tmp_path)).checkpoints.groups == [actor]
+
+
+def test_the_synchronous_trainer_draws_its_rollouts_and_gives_engines_their_weights(monkeypatch, tmp_path):
+    no_ray(monkeypatch)
+    given = []
+    generator = SimpleNamespace(set_sync=given.append, faults={"engines_restarted": 2})
+
+    def init(self, args):
+        self.samples_generator, self.prompts_dataloader = generator, "loader"
+        self.actor_model_group = Group(calls=given, name="actor")
+
+    monkeypatch.setattr(OrzTrainer, "__init__", init)
+    trainer = OrzPPOTrainer(make_args(tmp_path))
+    assert given == [trainer.sync_engine]
+    drawn = trainer.rollouts()
+    assert (drawn.generator, drawn.loader) == (generator, "loader") and drawn.faults == {"engines_restarted": 2}
+    trainer.sync_engine(1)
+    assert given[1] == ("actor", "sync_engine", {"index": 1})
+
+
+def test_the_best_metric_of_a_checkpoint(tmp_path):
+    assert trainer_of(tmp_path).best_metric() == {
+        "best_eval_metric_key": "eval_a_pass1", "best_eval_metric_value": 0.5, "latest_eval_metric_value": 0.25,
+    }  # fmt: skip
+
+
+def test_fixed_sequences_are_kept_only_for_the_check(monkeypatch, tmp_path):
+    monkeypatch.setattr(BasePPOTrainer, "train_step", lambda self, samples, step: ({}, step + 1))
+    for flags, kept in (((), 0), (("--orz.check_sync",), 4)):
+        trainer = trainer_of(tmp_path, *flags)
+        trainer.train_step(rollouts(), 0)
+        trainer.run_dir.wait()
+        assert len(trainer.sync_check.samples) == kept
