@@ -18,7 +18,7 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor
 
 from openrlhf_orz.runtime.ray_session import new_scratch, ray_session, trainer_env
 from openrlhf_orz.settings.command_line import parse
-from openrlhf_orz.settings.finished import Run, changed, for_openrlhf
+from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf
 from openrlhf_orz.settings.upstream import allow_remote_code
 from openrlhf_orz.trainer.actor import OrzPolicyModelActor
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
@@ -200,7 +200,7 @@ class Side:
         from openrlhf.utils import get_strategy
 
         if kind == "ours":
-            run = Run(checkpoints=args.ckpt.path, scratch=scratch, policy_steps=STEPS)
+            run = RunFacts(checkpoints=args.ckpt.path, scratch=scratch, policy_steps=STEPS)
             args = for_openrlhf(args, run)
         self.kind, self.args, self.ray = kind, args, ray
         trainer_cls, policy_cls, critic_cls = CLASSES[kind]
@@ -297,7 +297,7 @@ def session(args, ranks: int = 1):
     os.environ.setdefault("RAY_worker_niceness", "0")
     from openrlhf_orz.runtime.stopping import StopHandler
 
-    run = Run(checkpoints=args.ckpt.path, scratch=new_scratch())
+    run = RunFacts(checkpoints=args.ckpt.path, scratch=new_scratch())
     with ray_session(args, run, StopHandler(args)) as ray:
         from ray.util.placement_group import placement_group
 

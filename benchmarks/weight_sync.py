@@ -100,7 +100,7 @@ def main(argv=None) -> dict:
     import torch
     import torch.distributed as dist
 
-    from openrlhf_orz.settings.finished import Run, for_openrlhf
+    from openrlhf_orz.settings.finished import RunFacts, for_openrlhf
 
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch_dir:
         model_dir = Path(scratch_dir) / "model"
@@ -112,7 +112,7 @@ def main(argv=None) -> dict:
         with sides.session(args) as (pg, scratch):
             import ray
 
-            args = for_openrlhf(args, Run(checkpoints=args.ckpt.path, scratch=scratch))
+            args = for_openrlhf(args, RunFacts(checkpoints=args.ckpt.path, scratch=scratch))
 
             dist.init_process_group("gloo", init_method=f"file://{scratch}sync", rank=0, world_size=1)
             model = build(options.size, options.dtype)

@@ -14,7 +14,7 @@ from openrlhf_orz.runtime.stopping import RESTARTS_VARIABLE, StopHandler, Stoppe
 from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.derive import prompt_budget
-from openrlhf_orz.settings.finished import Run, for_openrlhf, policy_steps
+from openrlhf_orz.settings.finished import RunFacts, for_openrlhf, policy_steps
 from openrlhf_orz.settings.redact import copy_redacted, redact
 from openrlhf_orz.settings.skip_plan import describe_forwards
 
@@ -73,7 +73,7 @@ def make_run_dir(run_dir: Path) -> None:
         raise ConfigError(f"--ckpt.output_dir: {run_dir} cannot be written: {error}. Choose another folder") from None
 
 
-def begin(args) -> Run:
+def begin(args) -> RunFacts:
     """Prepare the prompts, look where the run starts, and put its directory into that state.
 
     Raises DataError if there is nothing to train on, ConfigError if the directory is another run's.
@@ -82,7 +82,7 @@ def begin(args) -> Run:
     prompts_sha256 = resume.prompts_sha256(prepared["data.prompt_dataset"].split(","))
     found = resume.find_checkpoint(args, prompts_sha256)
     checkpoints.clear_partial(args.ckpt.path)
-    run = Run(
+    run = RunFacts(
         prompts=prompts,
         policy_steps=policy_steps(args, prompts),
         data=prepared,

@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 from openrlhf_orz.runtime.processes import ProcessRecord, clean_leftovers, remove_path
 from openrlhf_orz.runtime.stopping import StopHandler
 from openrlhf_orz.settings.checks import ConfigError
-from openrlhf_orz.settings.finished import Run
+from openrlhf_orz.settings.finished import RunFacts
 
 
 def placement_gpus(args: SimpleNamespace) -> int:
@@ -42,7 +42,7 @@ def trainer_env(device: str) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in keep.items() if device == "cpu"}
 
 
-def worker_env(args: SimpleNamespace, run: Run) -> dict[str, str]:
+def worker_env(args: SimpleNamespace, run: RunFacts) -> dict[str, str]:
     """Environment of all Ray workers of the run; with a Ray of its own every socket is kept on loopback."""
     env = {
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "true"),
@@ -103,7 +103,7 @@ def new_scratch() -> str:
 
 
 @contextmanager
-def ray_session(args: SimpleNamespace, run: Run, stopping: StopHandler) -> Iterator[ModuleType]:
+def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> Iterator[ModuleType]:
     """The module ray, initialised for the run. Raises ConfigError if Ray has too few GPUs or does not answer.
 
     Ray installs its own signal handlers; ``stopping`` is installed again after that.

@@ -1,6 +1,6 @@
-"""Finished settings cannot change; what a run finds out when it starts is a ``Run`` beside them.
+"""Finished settings cannot change; what a run finds out when it starts are ``RunFacts`` beside them.
 
-``parse`` returns finished settings. The driver looks at data, checkpoints and Ray, puts what it found into a ``Run``,
+``parse`` returns finished settings. The driver looks at data, checkpoints and Ray, puts what it finds into a RunFacts
 and starts OpenRLHF with ``for_openrlhf(args, run)``, so that ``args.run`` is there in every process of the run.
 """
 
@@ -24,7 +24,7 @@ class Settings(SimpleNamespace):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFacts:
     """What a run finds out about itself before Ray starts.
 
     Args:
@@ -93,7 +93,7 @@ def critic_steps(args: SimpleNamespace, policy_steps: int) -> int:
     return policy_steps // args.orz.policy_updates * args.orz.critic_updates
 
 
-def for_openrlhf(args: SimpleNamespace, run: Run) -> Settings:
+def for_openrlhf(args: SimpleNamespace, run: RunFacts) -> Settings:
     """The settings that OpenRLHF is started with: ``args`` with ``run``, less what OpenRLHF must leave to us."""
     changes: dict[str, Any] = {
         "run": run,

@@ -19,9 +19,14 @@ class WrongBuild(RuntimeError):
 
 def needed_build() -> str:
     """The version of OpenRLHF that tools/setup.sh installs: the release in patches/UPSTREAM, and how many patches."""
-    lines = (PATCHES / "UPSTREAM").read_text().splitlines()
+    try:
+        lines, series = (PATCHES / "UPSTREAM").read_text().splitlines(), (PATCHES / "series").read_text().split()
+    except OSError as error:
+        raise WrongBuild(
+            f"{error}: openrlhf_orz runs from a checkout, with its patches/ beside it; {REMEDY}"
+        ) from None
     release = next(line.split()[1] for line in lines if line.startswith("version "))
-    return f"{release}+orz.{len((PATCHES / 'series').read_text().split())}"
+    return f"{release}+orz.{len(series)}"
 
 
 def check_openrlhf() -> None:

@@ -121,7 +121,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         self.loss_sum, self.steps, skipped = 0.0, 0, self.guard.total
         self.actor_loss_fn.start_step()
         status = super().ppo_train(kl_ctl)
-        # A micro-batch's loss is its share of the step's mean: they add up, where upstream averages them.
+        # a micro-batch's loss is its share of the step's mean: the losses add up, but upstream averages them
         sums = self.strategy.all_reduce(self.actor_loss_fn.tally.float(), op="sum")
         status["policy_loss"] = self.strategy.all_reduce(self.loss_sum / max(1, self.steps))
         status["entropy"] = (sums[0] / sums[1].clamp(min=1)).item()

@@ -57,7 +57,7 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
         micro_batches = len(self.replay_buffer) * self.max_epochs
         if not self.at_steps:
             return status
-        # A micro-batch's loss is its share of the step's mean: they add up, where upstream averages them.
+        # a micro-batch's loss is its share of the step's mean: the losses add up, but upstream averages them
         status["critic_loss"] *= micro_batches / len(self.at_steps)
         status["critic_grad_norm"] = sum(s["critic_grad_norm"] for s in self.at_steps) / len(self.at_steps)
         status["critic_lr"] = self.at_steps[-1]["critic_lr"]
@@ -146,7 +146,7 @@ class OrzCriticModelActor(CriticModelActor):
         return {**status, "seconds_critic": time.monotonic() - start, **self.rank.memory.take()}
 
     def take_values(self):
-        """The values of the rollout just trained on, (A,) of each sample in the buffer's order; they are let go."""
+        """Return the values (A,) of each sample just trained on, in the buffer's order, and forget them."""
         values, self.trainer.values = self.trainer.values, []
         return values
 

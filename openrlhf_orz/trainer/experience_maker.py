@@ -15,6 +15,8 @@ logger = init_logger(__name__)
 
 
 class OrzExperienceMaker(RemoteExperienceMaker):
+    """OpenRLHF's experience maker with our batches, advantages and skipped forwards."""
+
     def split_rollout_samples(self, rollout_samples):
         """Batches for the forwards: packs of neighbours by prompt, or of --rollout.micro_batch_size samples."""
         args = self.args
@@ -26,7 +28,8 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         together = args.ds.ring_attn_size * args.ds.tensor_parallel_size
         ranks = args.actor.num_nodes * args.actor.num_gpus_per_node // together
 
-        def for_every_rank(count):  # as many batches, none of them empty, on a CPU as many for each core, too
+        def for_every_rank(count: int) -> int:
+            """Round up, so that every rank (on a CPU every core) gets the same number of non-empty batches."""
             count = -(-count // ranks)
             side_by_side = min(count, max(1, cores() // ranks)) if args.orz.device == "cpu" else 1
             return min(-(-count // side_by_side) * side_by_side, len(lengths) // ranks) * ranks
@@ -69,7 +72,7 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         return experiences
 
     def _dispatch_forward(self, group, sync_condition, **kwargs):
-        """Follows the skip plan: what a step does not need is not computed."""
+        """Run only the forwards that the step needs (settings/skip_plan.py)."""
         if group is self.actor_model_group and needs_old_log_probs(self.args) is None:
             # placeholders: the policy loss takes the old log-probs from its own forward
             return [ray.put([torch.zeros(mask.shape) for mask in kwargs["action_mask"]])]
@@ -99,10 +102,10 @@ class OrzExperienceMaker(RemoteExperienceMaker):
 
 
 def with_tokens(items: list[Experience]) -> list[Experience]:
-    """The samples that have a token to train on; how many have none is logged.
+    """Return the samples that have a token to train on, and log how many have none.
 
-    Their rewards have counted in the group; but a micro-batch or a mini-batch of them alone is a mean over no tokens,
-    which upstream makes an error of, or a loss that is no number.
+    The rewards of empty responses count in their groups. But the loss of a micro-batch of empty responses would be a
+    mean over no tokens: not a number, or an error upstream.
     """
     kept = [item for item in items if item.action_mask.any()]
     if len(kept) < len(items):

@@ -161,6 +161,8 @@ def response_tokens(sample) -> list[int]:
 class StepMetrics:
     """Collects the metrics of the step that runs: ``start`` with its rollouts, ``add`` in each phase, ``record``.
 
+    ``record`` is the step's line of metrics.jsonl; ``OrzTrainer.save_logs_and_checkpoints`` writes it.
+
     Texts are decoded and measured in a thread, while the models train on them.
     """
 

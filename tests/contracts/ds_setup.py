@@ -27,11 +27,11 @@ FLAGS = [
 def make_args(*extra, changes=None):
     """Settings of a run on a CPU; ``changes`` by dotted name."""
     from openrlhf_orz.settings.command_line import parse
-    from openrlhf_orz.settings.finished import Run, changed, for_openrlhf
+    from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf
 
     args, _ = parse([*FLAGS, "--actor.num_gpus_per_node", os.environ["WORLD_SIZE"],
                      "--critic.num_gpus_per_node", os.environ["WORLD_SIZE"], *extra])  # fmt: skip
-    run = Run(checkpoints="/tmp/orz-ds-worker", scratch=f"/tmp/orz-ds-worker-{os.getpid()}-")
+    run = RunFacts(checkpoints="/tmp/orz-ds-worker", scratch=f"/tmp/orz-ds-worker-{os.getpid()}-")
     return changed(for_openrlhf(args, run), changes or {})
 
 

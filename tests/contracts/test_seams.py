@@ -169,7 +169,7 @@ def test_environment_of_workers_on_a_cpu(monkeypatch):
     nothing is set."""
     from openrlhf_orz.runtime.ray_session import trainer_env, worker_env
     from openrlhf_orz.settings.command_line import parse
-    from openrlhf_orz.settings.finished import Run
+    from openrlhf_orz.settings.finished import RunFacts
 
     engine = "VLLM_ENABLE_V1_MULTIPROCESSING"
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX", engine):
@@ -177,7 +177,7 @@ def test_environment_of_workers_on_a_cpu(monkeypatch):
 
     def env(device):
         args, _ = parse(["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", "--orz.device", device])
-        return worker_env(args, Run(checkpoints="", scratch="/dev/shm/orz-0-")), trainer_env(device)
+        return worker_env(args, RunFacts(checkpoints="", scratch="/dev/shm/orz-0-")), trainer_env(device)
 
     workers, trainers = env("cpu")
     assert workers[engine] == "0" and not any(name.startswith("MALLOC_") for name in workers)

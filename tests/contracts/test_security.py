@@ -52,7 +52,7 @@ def test_the_switch_follows_the_flag(monkeypatch):
 
     from openrlhf_orz.runtime.ray_session import worker_env
     from openrlhf_orz.settings.command_line import parse
-    from openrlhf_orz.settings.finished import Run
+    from openrlhf_orz.settings.finished import RunFacts
     from openrlhf_orz.settings.upstream import allow_remote_code
 
     for flags, expected in (((), "0"), (("--orz.trust_remote_code",), "1")):
@@ -61,7 +61,7 @@ def test_the_switch_follows_the_flag(monkeypatch):
         assert os.environ["OPENRLHF_TRUST_REMOTE_CODE"] == "1", "parsing leaves the environment as it is"
         allow_remote_code(args.orz.trust_remote_code)
         assert os.environ["OPENRLHF_TRUST_REMOTE_CODE"] == expected
-        run = Run(checkpoints="", scratch="/dev/shm/orz-0-")
+        run = RunFacts(checkpoints="", scratch="/dev/shm/orz-0-")
         assert worker_env(args, run)["OPENRLHF_TRUST_REMOTE_CODE"] == expected
 
 

@@ -35,11 +35,18 @@ def test_batches_by_hand():
 def test_batches_of_ranks_that_share_samples():
     """8 GPUs, 2 in ring attention and 2 in tensor parallel for each sample: 2 ranks of 4 x 8 / 2 = 16 samples."""
     flags = ("--rollout.batch_size", 4, "--rollout.n_samples_per_prompt", 8, "--orz.critic_updates", 4)
-    args = arguments(*ranks(1, 8), *flags, "--data.max_len", 500)
-    args.orz.critic_updates = 12
-    args.ds.ring_attn_size = args.ds.tensor_parallel_size = 2
-    args.train.max_tokens_per_gpu, args.rollout.max_tokens_per_gpu = 1000, 100
-    args.orz.policy_updates, args.train.max_epochs = 2, 3
+    args = changed(
+        arguments(*ranks(1, 8), *flags, "--data.max_len", 500),
+        {
+            "orz.critic_updates": 12,
+            "ds.ring_attn_size": 2,
+            "ds.tensor_parallel_size": 2,
+            "train.max_tokens_per_gpu": 1000,
+            "rollout.max_tokens_per_gpu": 100,
+            "orz.policy_updates": 2,
+            "train.max_epochs": 3,
+        },
+    )
     cut = cut_batches(args, Lengths(100, 900, 1000, "test"))
     assert (cut.data_parallel_ranks, cut.samples_per_rank) == (2, 16)
     # packs of 4 x 1000 tokens, half of them on each rank of the ring; at least the longest sample
@@ -54,7 +61,8 @@ def test_fixed_micro_batches():
     args = arguments(
         *ranks(1, 2), "--rollout.batch_size", 4, "--rollout.n_samples_per_prompt", 8, "--data.max_len", 500
     )
-    args.orz.fixed_micro_batches, args.train.micro_batch_size, args.rollout.micro_batch_size = True, 3, 4
+    fixed = {"orz.fixed_micro_batches": True, "train.micro_batch_size": 3, "rollout.micro_batch_size": 4}
+    args = changed(args, fixed)
     cut = cut_batches(args, Lengths(100, 300, 400, "test"))
     assert (cut.longest_pack, cut.forward_pack, cut.policy_micro_batches, cut.forward_packs) == (1500, 2000, 6, 4)
 

@@ -10,7 +10,7 @@ import pytest
 from openrlhf_orz.runtime import ray_session
 from openrlhf_orz.runtime.ray_session import placement_gpus, running_ray, trainer_env, wait_for_gpus
 from openrlhf_orz.settings.command_line import parse
-from openrlhf_orz.settings.finished import Run, changed
+from openrlhf_orz.settings.finished import RunFacts, changed
 
 
 def arguments(*flags):
@@ -85,7 +85,7 @@ def test_variables_that_are_set_win(monkeypatch):
     env = trainer_env("cpu")
     assert env["MALLOC_ARENA_MAX"] == "7" and env["MALLOC_MMAP_MAX_"] == "0" and trainer_env("cuda") == {}
     args = arguments()
-    run = Run(checkpoints="", scratch="/dev/shm/orz-1-")
+    run = RunFacts(checkpoints="", scratch="/dev/shm/orz-1-")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     env = ray_session.worker_env(args, run)
     assert env["NCCL_DEBUG"] == "INFO" and env["VLLM_HOST_IP"] == "127.0.0.1" and env["GLOO_SOCKET_IFNAME"] == "lo"

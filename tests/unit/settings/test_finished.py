@@ -6,8 +6,9 @@ import pickle
 
 import pytest
 
+from openrlhf_orz.settings import upstream
 from openrlhf_orz.settings.command_line import parse
-from openrlhf_orz.settings.finished import Run, changed, critic_steps, for_openrlhf, policy_steps, warmup_ratio
+from openrlhf_orz.settings.finished import RunFacts, changed, critic_steps, for_openrlhf, policy_steps, warmup_ratio
 
 BASE = (
     "--actor.model_name_or_path m/m --data.prompt_dataset d --orz.device cpu --rollout.batch_size 4 "
@@ -20,7 +21,7 @@ def settings(*flags):
 
 
 def run(**fields):
-    return Run(**{"checkpoints": "/c", "scratch": "/s-", **fields})
+    return RunFacts(**{"checkpoints": "/c", "scratch": "/s-", **fields})
 
 
 def test_settings_are_read_only_also_in_other_processes():
@@ -79,3 +80,9 @@ def test_estimators_without_discount_have_none(estimator, gamma):
 def test_prepared_prompts_take_the_place_of_the_data_set():
     args = for_openrlhf(settings(), run(data={"data.prompt_dataset": "/p.jsonl", "data.input_key": "prompt"}))
     assert args.data.prompt_dataset == "/p.jsonl" and args.data.input_key == "prompt"
+
+
+def test_without_its_patches_the_package_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(upstream, "PATCHES", tmp_path)
+    with pytest.raises(upstream.WrongBuild, match="checkout.*bash tools/setup.sh"):
+        upstream.check_openrlhf()

@@ -7,7 +7,7 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_orz.settings.command_line import parse
-from openrlhf_orz.settings.finished import Run, changed, for_openrlhf
+from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf
 
 BASE = [
     "--actor.model_name_or_path", "none/none", "--data.prompt_dataset", "none", "--orz.device", "cpu",
@@ -16,10 +16,10 @@ BASE = [
 
 
 def make_args(folder, *flags, changes=None, **run):
-    """Settings as a trainer gets them, with files below ``folder``; ``run`` are fields of its ``Run``."""
+    """Settings as a trainer gets them, with files below ``folder``; ``run`` are fields of its ``RunFacts``."""
     args, _ = parse([*BASE, "--ckpt.output_dir", str(folder), *flags])
     known = {"checkpoints": f"{folder}/checkpoints", "scratch": f"{folder}/scratch-", **run}
-    return changed(for_openrlhf(args, Run(**known)), changes or {})
+    return changed(for_openrlhf(args, RunFacts(**known)), changes or {})
 
 
 def make_sample(prompt=3, response=4, reward=1.0, truncated=False, **info):

@@ -80,13 +80,19 @@ def test_the_way_of_a_sync(alone, monkeypatch, tmp_path, device, ipc, way, check
     trainer = SimpleNamespace(
         args=SimpleNamespace(
             ds=SimpleNamespace(param_dtype="bf16", zero_stage=0, tensor_parallel_size=1),
-            orz=SimpleNamespace(device=device, sync_bucket_mib=3, check_sync=check, scratch=f"{tmp_path}/run-"),
+            orz=SimpleNamespace(device=device, sync_bucket_mib=3, check_sync=check),
+            run=SimpleNamespace(scratch=f"{tmp_path}/run-"),
         ),
-        vllm_engines=[engine, engine],
         actor=SimpleNamespace(model=SimpleNamespace(module=net)),
         use_cuda_ipc=ipc,
     )
-    found = sync_to_engines(trainer, lambda: broadcasts.append(1))
+    found = sync_to_engines(trainer, [engine, engine], lambda: broadcasts.append(1))
     assert limits == [3 * 2**20]
     assert loaded == ([(way, True, check)] * 2 if way else []) and len(broadcasts) == (way is None)
     assert found == ({"sync_bytes": 36.0} if way else {}) | ({"sync_verified": 1.0} if check else {})
+    if way is None:
+        with pytest.raises(RuntimeError, match="--ckpt.load_enable"):  # a lone engine is no member of the group
+            sync_to_engines(trainer, [engine], None)
+    else:
+        sync_to_engines(trainer, [engine], None)
+        assert loaded[2:] == [(way, True, check)]
