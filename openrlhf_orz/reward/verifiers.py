@@ -1,7 +1,7 @@
 """Verifiers by name: ``make_verifier("letter")``. All have the interface of :class:`Verifier`.
 
 ``math``            the :class:`Grader`: Math-Verify and the rules
-``letter``          multiple choice: the letter, bare, bracketed, in text, or before its content
+``letter``          multiple choice: the one letter that the answer is, or that stands before its content
 ``exact``           the reference's characters, without surrounding white space
 ``reasoning_gym``   a reasoning-gym scorer, in the Grader's workers; the reference is the data set
                     entry as JSON, and only the full score is right
@@ -17,6 +17,8 @@ from typing import Protocol
 
 from openrlhf_orz.reward import extract, guards
 from openrlhf_orz.reward.grader import Grader
+from openrlhf_orz.reward.judge.notation import tidy_latex
+from openrlhf_orz.reward.judge.shapes import option_of
 from openrlhf_orz.reward.verdict import Grade, Verdict
 from openrlhf_orz.reward.workers import wire
 
@@ -66,15 +68,15 @@ class _Comparison:
         pass
 
 
-_LETTER = re.compile(
-    r"(?:\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{)*\s*\(?\s*([A-Za-z])(?![A-Za-z])\s*\}*\s*(?:[).:]|$|\\|\})"
-)
+_ANY = re.compile("")
 
 
 def letter_of(text: str) -> str | None:
-    """The choice letter that ``text`` is or begins with (``(B)``, ``B.``, ``\\text{B) 12}``), upper case."""
-    match = _LETTER.match(text.strip())
-    return match.group(1).upper() if match else None
+    """The one choice letter that ``text`` is (``(B)``, ``$B$``, ``\\text{Option B}``), or that stands
+    before its content (``B. 12``, ``B = 12``), upper case. None where it names several.
+    """
+    option = option_of(tidy_latex(text), ".:,=", _ANY)
+    return option.letter if option else None
 
 
 class ReasoningGym(Grader):

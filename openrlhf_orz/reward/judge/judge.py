@@ -25,9 +25,9 @@ register_rules(
     percent=scalars.percent_rule,
     base=scalars.base_rule,
     family=lists.family_rule,
+    choice=scalars.choice_rule,
     interval=lists.interval_rule,
     listing=lists.listing_rule,
-    choice=scalars.choice_rule,
     words=scalars.words_rule,
     relation=relations.relation_rule,
     unit=scalars.unit_rule,
@@ -86,7 +86,7 @@ def check_reference(gold: str, plain: bool = False) -> tuple[Verdict, str]:
     if plain:
         return judge_plain(gold, gold)
     text = tidy_latex(gold)
-    if shapes.words_of(text) or shapes.choice_of(text) or shapes.clock_of(text) or number(split_unit(text)[0]):
+    if shapes.words_of(text) or shapes.option_of(text) or shapes.clock_of(text) or number(split_unit(text)[0]):
         return Verdict.RIGHT, "identical"
     listed = shapes.items_of(text)
     if listed and listed.parts and all(check_reference(part)[0] is Verdict.RIGHT for part in listed.parts):

@@ -117,6 +117,7 @@ _PREFIX = re.compile(
     r"^\s*(?:\\text\{)?\s*(?:therefore,?\s*)?(?:(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*[:=]?|[:=])|there\s+(?:is|are))\s*(?:\}\s*[:=]?\s*)?(?=\S)",
     re.IGNORECASE,
 )
+_MARKDOWN = re.compile(r"^\s*(\*\*|__|`+|\*|_)(?=\S)(.+?)(?<=\S)\1\s*$", re.DOTALL)
 _DOUBLED = re.compile(r"\\{2,}(?=[a-zA-Z(){}\[\],!%$])")  # escaped once too often
 _SPACES = re.compile(r"\s+")
 
@@ -205,7 +206,7 @@ def tidy_latex(span: str, thousands: bool = True) -> str:
 def _tidy_once(span: str, thousands: bool) -> str:
     if "\\\\" in span and "matrix" not in span and "array" not in span and "cases" not in span:
         span = _DOUBLED.sub(r"\\", span)
-    text = _SCRIPT.sub(_script, span)
+    text = _SCRIPT.sub(_script, _MARKDOWN.sub(r"\2", span))
     text = _CHARACTER.sub(lambda m: _CHARACTERS[m.group()], text)
     text = unicodedata.normalize("NFKC", text)
     text = _one_pass(text)

@@ -10,13 +10,6 @@ from openrlhf_orz.reward.judge.brackets import split_top
 from openrlhf_orz.reward.judge.quantity import Number, number, prime_powers, split_unit, units_agree
 from openrlhf_orz.reward.rules import Decision, agree_by_rules, decide_by_rules
 
-# (B) 45, not (B)+1 or (B) D
-_CHOICE_AND_CONTENT = re.compile(
-    r"(?:\\text\{)?\s*\(\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*\)(?:\s*\}\s*|\s+\}?|\s*:\s*)(?=(?:\\text\{\s*)?(?:[-$]?\d|\\frac|\\sqrt|\\\$|[A-Za-z]{4}))"
-)
-_CHOICE_DOT_CONTENT = re.compile(  # C. x = 4, not C. D
-    r"(?:\\text\{\s*)?([A-Z])\s*[.:)](?:\s+\}?|\s*\}\s*)(?:\\text\{\s*)?(?=[-$]?\d|[a-z]\s*=|\\frac|\\sqrt|\\\$|[A-Za-z]{3})(?!.*(?<![a-zA-Z\\])[A-Z](?![a-zA-Z]))"
-)
 _GLUED = re.compile(r"[\d})]\\text\{[a-zA-Z]")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")
 _DECIMAL = re.compile(r"-?(\d*)\.(\d+)(?:\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)\s*\{?\s*([+-]?\d{1,4})\s*\}?)?")
@@ -122,30 +115,17 @@ def base_rule(gold: str, answer: str) -> Decision:
 
 def choice_rule(gold: str, answer: str) -> Decision:
     """A choice letter is that letter, bare or in text or brackets; `E` is not Euler's number."""
-    left, stated = shapes.choice_of(gold), _lettered(gold)
-    if left:
-        letter, wrapped = left
-    elif stated:
-        letter, wrapped = stated[0], True
-    else:
+    wanted, given = shapes.option_of(gold), shapes.option_of(answer)
+    if wanted is None or (wanted.letter not in gold and not given):
         return None
-    right, given = shapes.choice_of(answer), _lettered(answer)
-    if right:
-        return letter == right[0]
-    if given:
-        return letter == given[0] and (not stated or decide_by_rules(stated[1], given[1])[0] is not False)
-    if stated and not left:
-        return decide_by_rules(stated[1], answer)[0]
-    lower = re.fullmatch(r"(?:\\text\{)?\s*\(?([a-z])\)?\s*\}?", answer)
-    if lower:
-        return (wrapped or "\\text" in answer) and lower.group(1).upper() == letter
-    return False if wrapped else None
-
-
-def _lettered(text: str) -> tuple[str, str] | None:
-    """The letter and the content of `(D) 17`."""
-    match = _CHOICE_AND_CONTENT.match(text) or _CHOICE_DOT_CONTENT.match(text)
-    return (match[1], text[match.end() :].strip()) if match else None
+    if given is None:
+        return decide_by_rules(wanted.content, answer)[0] if wanted.content else False if wanted.wrapped else None
+    if given.letter not in answer and not (wanted.wrapped or "\\text" in answer):
+        return False
+    both = wanted.content and given.content
+    return wanted.letter == given.letter and (
+        not both or decide_by_rules(wanted.content, given.content)[0] is not False
+    )
 
 
 def words_rule(gold: str, answer: str) -> Decision:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from openrlhf_orz.reward.judge.brackets import encloses, split_top, strip_group
 
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z\u00c0-\u024f][A-Za-z\u00c0-\u024f .,'\"!?()/&;:-]*$")
-_CHOICE = re.compile(
-    r"(?:\\text\{)?\s*(?:(?:[Oo]ption|[Cc]hoice)\s*:?\s*)?\(?\s*(?:\\text\{)?\s*([A-Z])\s*\}?\s*[).:]?\s*\}?$"
-)
-_WRAPPED = re.compile(r"[a-z(]")
 _FUNCTION_NAMES = "sin cos tan log ln exp det gcd lcm max min sec csc cot arcsin arccos arctan"
 _FUNCTIONS = set(_FUNCTION_NAMES.split())
 _CLOCK = re.compile(
@@ -47,10 +44,38 @@ def words_of(text: str) -> str | None:
     return " ".join(plain.replace("-", " ").split())
 
 
-def choice_of(text: str) -> tuple[str, bool] | None:
-    """The letter of a multiple-choice answer and whether it was wrapped in text or brackets."""
-    match = _CHOICE.match(text)
-    return (match.group(1), bool(_WRAPPED.search(text))) if match else None
+_OPTION = re.compile(
+    r"(?:(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?\s*:?\s*)?(?P<open>[\[(]\s*)?"
+    r"(?P<letter>(?-i:[A-Z])|[a-z](?=\s*(?:[\])]|$)))\s*(?P<close>[\])])?\s*(?P<mark>[.:,=])?\s*(?P<content>.*)$",
+    re.IGNORECASE | re.DOTALL,
+)
+_OTHER_OPTION = re.compile(
+    r"(?<![\\a-z'])[A-H](?:\s*(?:[).:,;/\]]|$)|\s+(?:is|are|and|or|too|also)\b)|(?:\b(?:and|or|not)\b|/)\s*\(?[A-H]\b",
+    re.IGNORECASE,
+)
+_CONTENT = re.compile(r"-?\d|[a-z]\s*=|\\(?:frac|sqrt|\$)|(?![-+*/^_=<>!\\])(?:.*[\s(\"])?[A-Za-z]{3}", re.DOTALL)
+
+
+class Option(NamedTuple):
+    """A multiple-choice answer: its letter, the content behind it, and whether text or brackets hold the letter."""
+
+    letter: str
+    content: str
+    wrapped: bool
+
+
+def option_of(text: str, marks: str = ".:", content: re.Pattern = _CONTENT) -> Option | None:
+    """``(D)``, ``D. 17`` and ``\\text{Option D}``; None if ``text`` (tidy) is no option, or names several.
+
+    ``marks`` may stand between the letter and what is behind it, which ``content`` must match.
+    """
+    match = _OPTION.match(re.sub(r"\\text\s*\{|[{}]", " ", text).strip())
+    if not match or (match["open"] and not match["close"]) or (match["mark"] or marks[0]) not in marks:
+        return None
+    rest = match["content"].strip()
+    if rest and (not (match["close"] or match["mark"]) or not content.match(rest) or _OTHER_OPTION.search(rest)):
+        return None
+    return Option(match["letter"].upper(), rest, bool(re.search(r"[a-z(\[]", text)))
 
 
 _LETTER_BRACKET = re.compile(r"^(?:\\text\{)?\s*[A-Z]\s*\)")

@@ -22,15 +22,117 @@ def test_an_unknown_verifier_is_named():
         make_verifier("maths")
 
 
-@pytest.mark.parametrize(
-    "text, letter",
-    [
-        ("B", "B"), ("b", "B"), ("(B)", "B"), (r"\text{B}", "B"), (r"\textbf{(B)}", "B"), ("B.", "B"), ("B) 12", "B"),
-        (r"\textbf{(B)}\ 12", "B"), ("(B) twelve", "B"), ("12", None), ("Bob", None), ("", None), ("BC", None),
-    ],
-)  # fmt: skip
-def test_letters(text, letter):
-    assert letter_of(text) == letter
+RIGHT_C = r"""
+$C$
+\(C\)
+C, 24
+C = 24
+\text{Option C}
+\text{Answer: C}
+\textrm{C}
+\textit{C}
+{C}
+[C]
+\left(C\right)
+\displaystyle C
+**C**
+\underline{C}
+\text{C) 24}
+(C)
+c
+(c)
+\text{c)}
+C.
+C:
+**(C)**
+`C`
+\mathbf{(C)}
+\text{The correct answer is C}
+\text{The answer is (C)}
+\text{Choice C}
+C. \Delta H > 0
+(C)\ 24
+(C) 24\text{ J}
+\text{C. A circle of radius 2}
+\text{(C) both the first and the second}
+C: E = mc^2
+\large C
+\textbf{C.} 12
+\text{C}.
+\mathrm{C}
+\Large{\textbf{C}}
+\text{(C)}
+\color{red}{C}
+option C
+Answer: C
+$\mathbf{C}$
+"""
+NO_LETTER = r"""
+\text{(A) or (C)}
+(A), (B), (C), (D)
+A. B. C. D.
+A\text{ or }C
+(A) and (C)
+D \to \infty
+\text{None}
+\text{A circle}
+A/B/C/D
+A, B
+AB
+A B C D
+A; B; C
+\{A, B\}
+(A, B)
+A: B
+A) B) C) D)
+A. not this, C is right
+\text{A or maybe B}
+A, \text{ or } B
+\text{not A}
+\text{A, but possibly D}
+A|B
+A \cup B
+A = B
+A = B = C
+(A)(B)
+[A][B]
+\text{Answer: A or B}
+\text{either A or B}
+A + B
+A\text{ (or B)}
+A (B)
+A & B
+A. B
+a, b, c
+(a) or (b)
+A^B
+A_1
+A'
+All
+\text{All of the above}
+\text{A, B, C and D}
+A, then B
+A > B
+A: 12, B: 13
+A. 12 B. 13
+\neg A
+-A
+\overline{A}
+A\text{ is wrong}
+12
+(A) 3 (B) 4
+\text{(A) 3 or (B) 4}
+"""
+
+
+@pytest.mark.parametrize("text", RIGHT_C.strip().splitlines())
+def test_spellings_of_one_letter(text):
+    assert letter_of(text) == "C"
+
+
+@pytest.mark.parametrize("text", ["", "Bob", "12", *NO_LETTER.strip().splitlines()])
+def test_whatever_names_several_letters_or_none_is_no_letter(text):
+    assert letter_of(text) is None
 
 
 @pytest.mark.parametrize(
