@@ -16,7 +16,7 @@ from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.derive import prompt_budget
 from openrlhf_orz.settings.finished import RunFacts, for_openrlhf, policy_steps
 from openrlhf_orz.settings.redact import copy_redacted, redact
-from openrlhf_orz.settings.skip_plan import describe_forwards
+from openrlhf_orz.settings.skip_plan import describe_attention, describe_forwards
 
 
 def prepare_data(args) -> tuple[dict, int]:
@@ -120,7 +120,7 @@ def train(args, explicit: set[str], stopping: StopHandler) -> None:
     run = begin(args)
     save_config(args, explicit, run_dir / "config.json")
     steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes
-    print(describe_forwards(args))
+    print(describe_forwards(args), describe_attention(args), sep="\n")
     print(f"[orz] {run.prompts} prompts, {steps} steps, into {run_dir}", flush=True)
     report = LiveReport(run_dir, args.orz.report_every)
     progress = Progress(run_dir, steps, report.step)

@@ -3,7 +3,8 @@
 It is registered with transformers as ``orz_packed`` (``--ds.attn_implementation``). A pack is (1, T): sequences one
 after the other. Where ``position_ids`` jump to p, a new sequence begins, and its first p tokens are those of the
 sequence before it (p = 0: none; see shared_prefixes.py). On CUDA in half precision, PyTorch's varlen attention
-computes it. Elsewhere sequences of similar length are padded to a group, and each attends to itself.
+computes it, once it has shown on that GPU that it is right. Elsewhere sequences of similar length are padded to a
+group, and each attends to itself. What all layers need of a pack is made once.
 Notation: T tokens of a pack, H heads, K key heads, D head size, N sequences of a group, L tokens of its longest.
 """
 
@@ -19,16 +20,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from openrlhf_orz.models.cpu_ops import BLOCK, CausalAttention
+from openrlhf_orz.models.packs import Bounds, PackedSequence, by_varlen, find_sequences, make_bounds, varlen_attention
 
 PACKED_ATTENTION = "orz_packed"
-
-
-@dataclass(frozen=True)
-class PackedSequence:
-    """A sequence of a pack. The first ``shared`` of its tokens belong to the sequence before it."""
-
-    rows: torch.Tensor  # (L,) long: each token's index into the pack
-    shared: int
 
 
 @dataclass(frozen=True)
@@ -42,21 +36,6 @@ class Group:
     slots: torch.Tensor  # slots of all real tokens
     own_rows: torch.Tensor  # rows of the tokens that a sequence does not share with the one before it
     own_slots: torch.Tensor  # and their slots
-
-
-def find_sequences(positions_T: torch.Tensor) -> list[PackedSequence]:
-    """Find the sequences of a pack by its positions, (T,) long on CPU. Raises ValueError if no pack can have them."""
-    jumps = (positions_T[1:] != positions_T[:-1] + 1).nonzero()[:, 0] + 1
-    starts = [0, *jumps.tolist()]
-    found: list[PackedSequence] = []
-    before = positions_T[:0]
-    for start, end in zip(starts, [*starts[1:], len(positions_T)]):
-        shared = int(positions_T[start])
-        if shared > len(before):
-            raise ValueError("the positions of a pack must begin with 0, and later sequences where others have been")
-        before = torch.cat([before[:shared], torch.arange(start, end)])
-        found.append(PackedSequence(before, shared))
-    return found
 
 
 def group_by_length(lengths: list[int], slack: float = 1.25, free: int = 32) -> list[list[int]]:
@@ -185,46 +164,30 @@ def grouped_attention(
     return _FromGroups.apply(groups, q_THD.shape[0], *outs)
 
 
-def varlen_attention(
-    q_THD: torch.Tensor,
-    k_TKD: torch.Tensor,
-    v_TKD: torch.Tensor,
-    sequences: list[PackedSequence],
-    scale: float | None,
-    window: int | None = None,
-) -> torch.Tensor:
-    """Return the same by PyTorch's varlen attention, which needs CUDA, float16 or bfloat16, and no dropout."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    lengths = [len(sequence.rows) for sequence in sequences]
-    shared = any(sequence.shared for sequence in sequences)
-    if shared:
-        rows = torch.cat([sequence.rows for sequence in sequences]).to(q_THD.device)
-        q_THD, k_TKD, v_TKD = (x.index_select(0, rows) for x in (q_THD, k_TKD, v_TKD))
-    bounds = torch.tensor([0, *lengths], device=q_THD.device).cumsum(0, dtype=torch.int32)
-    out = varlen_attn(
-        q_THD, k_TKD, v_TKD, bounds, bounds, max(lengths), max(lengths), scale=scale,
-        window_size=(-1 if window is None else window - 1, 0), enable_gqa=q_THD.shape[1] != k_TKD.shape[1],
-    )  # fmt: skip
-    assert isinstance(out, torch.Tensor)  # a tuple only where its log-sum-exp is asked for, too
-    if shared:  # drop the shared tokens; what is left is in the pack's order
-        own = torch.cat([torch.arange(len(sequence.rows)) >= sequence.shared for sequence in sequences])
-        out = out.index_select(0, own.nonzero()[:, 0].to(out.device))
-    return out
-
-
 class _CurrentPack(threading.local):
-    """Per-thread cache of the current pack's sequences and groups, shared by all layers."""
+    """Per-thread cache of what all layers need of the current pack."""
 
     def __init__(self) -> None:
         self.positions: weakref.ref | None = None
 
-    def find(self, position_ids: torch.Tensor, blocks: bool) -> tuple[list[PackedSequence], list[Group]]:
+    def _look(self, position_ids: torch.Tensor) -> None:
         if self.positions is None or self.positions() is not position_ids:
-            self.sequences = find_sequences(position_ids[0].cpu())
-            self.groups = make_groups(self.sequences, position_ids.device, blocks)
+            self.sequences = find_sequences(position_ids[0].cpu())  # a pass waits for the GPU here, and nowhere else
+            self._groups: list[Group] | None = None
+            self._bounds: Bounds | None = None
             self.positions = weakref.ref(position_ids)
-        return self.sequences, self.groups
+
+    def groups(self, position_ids: torch.Tensor, blocks: bool) -> list[Group]:
+        self._look(position_ids)
+        if self._groups is None:
+            self._groups = make_groups(self.sequences, position_ids.device, blocks)
+        return self._groups
+
+    def bounds(self, position_ids: torch.Tensor) -> Bounds:
+        self._look(position_ids)
+        if self._bounds is None:
+            self._bounds = make_bounds(self.sequences, position_ids.device)
+        return self._bounds
 
 
 _current_pack = _CurrentPack()
@@ -247,11 +210,11 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    sequences, groups = _current_pack.find(position_ids, by_blocks(query))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if q.is_cuda and q.dtype != torch.float32 and not dropout:
-        out = varlen_attention(q, k, v, sequences, scaling, sliding_window)
+    if by_varlen(q, k.shape[1], dropout):
+        out = varlen_attention(q, k, v, _current_pack.bounds(position_ids), scaling, sliding_window)
     else:
+        groups = _current_pack.groups(position_ids, by_blocks(query))
         out = grouped_attention(q, k, v, groups, scaling, dropout, sliding_window)
     return out[None], None
 

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,8 +95,8 @@ def _precision_on_cpu(values, explicit) -> None:
 
 
 def _packing(values, explicit) -> None:
-    """Samples are packed (Sec. 3.1) on every device whose attention can."""
-    if values["orz.device"] == "cpu" or not find_spec("flash_attn"):
+    """Samples are packed (Sec. 3.1) on every device; ring attention alone needs flash-attn's own."""
+    if values["ds.ring_attn_size"] == 1:
         _default(values, explicit, "ds.attn_implementation", "orz_packed")
     if values["ds.attn_implementation"] == "orz_packed" or "flash_attention" in values["ds.attn_implementation"]:
         _default(values, explicit, "ds.packing_samples", True)

@@ -86,3 +86,17 @@ def describe_forwards(args: SimpleNamespace) -> str:
         for forward in skip_plan(args)
     ]
     return "\n".join([*lines, f"[orz] a step costs {cost(args)} forwards over its rollout, training included"])
+
+
+def describe_attention(args: SimpleNamespace) -> str:
+    """Which attention the trainers use and whether shared prefixes are computed once, in a line for the console."""
+    name = args.ds.attn_implementation
+    if name != "orz_packed":
+        shared = "prefixes are not shared: --ds.attn_implementation orz_packed shares them"
+        return f"[orz] attention: {name}, as --ds.attn_implementation or ring attention asks; {shared}"
+    if args.orz.device == "cpu" or args.ds.param_dtype == "fp32":
+        kernel = "each sequence of a pack to itself, in groups of like length"
+    else:
+        kernel = "PyTorch's varlen kernel, after each process has compared it with SDPA; its log says if it differs"
+    shared = "computed once" if args.orz.share_prefixes == "auto" else "not shared (--orz.share_prefixes never)"
+    return f"[orz] attention: orz_packed, {kernel}; prefixes of a pack's sequences: {shared}"

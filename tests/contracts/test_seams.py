@@ -224,6 +224,19 @@ def test_flash_attention_is_optional():
     assert gather_and_pad_tensor(packed, None, pad, indices, 2, 4).tolist() == sequences.tolist()
 
 
+def test_flash_attention_takes_no_other_attention_s_place(monkeypatch):
+    """Where flash-attn is installed, packs go to it from those that know no packs, and from no other."""
+    from openrlhf.cli import train_ppo_ray
+
+    from openrlhf_orz.settings.command_line import parse
+
+    monkeypatch.setattr(train_ppo_ray, "find_spec", lambda name: name)
+    for given, used in (("orz_packed", "orz_packed"), ("sdpa", "flash_attention_2"), ("flash_attention_3",) * 2):
+        flags = ["--actor.model_name_or_path", "m/m", "--data.prompt_dataset", "d", "--orz.device", "cuda"]
+        args, _ = parse([*flags, "--ds.packing_samples", "--ds.attn_implementation", given])
+        assert args.ds.attn_implementation == used
+
+
 def test_fp32_parameters():
     import torch
     from openrlhf.utils.utils import convert_to_torch_dtype

@@ -168,3 +168,76 @@ def test_bfloat16_on_a_cpu_goes_by_blocks(monkeypatch):
     assert called
     for p, q, r in zip(*(model.parameters() for model in (ours, theirs, exact))):
         assert (p.grad.float() - r.grad).norm() <= 2 * (q.grad.float() - r.grad).norm() + 0.01 * r.grad.norm()
+
+
+@pytest.fixture
+def varlen(monkeypatch):
+    """Packs go by varlen attention, as on CUDA in half precision, here in float32 by a kernel for CPUs."""
+    import varlen_on_cpu  # noqa: F401  registers the kernel
+
+    monkeypatch.setattr(packed_attention, "by_varlen", lambda *args: True)
+
+
+def test_a_pack_by_varlen_attention_equals_its_sequences_alone(varlen):
+    test_a_pack_equals_its_sequences_alone(1)
+    test_a_sliding_window()
+    test_gradient_checkpointing()
+
+
+def test_varlen_attention_must_show_that_it_is_right(varlen, monkeypatch, caplog):
+    """On the device itself, before it is used; else packs take the slower way, and a line says so."""
+    from openrlhf_orz.models import packs
+
+    given = torch.device("cpu"), torch.bfloat16, 4, 2, 8
+    assert packs.varlen_is_right.__wrapped__(*given) and not caplog.records
+
+    def upper_left(q, k, v, bounds, *args):
+        queries = [x[: len(q)] for x in (q, k, v)]
+        return torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(0, 1)[None] for x in queries), is_causal=True, enable_gqa=True
+        )[0].transpose(0, 1)
+
+    monkeypatch.setattr(packs, "varlen_attention", upper_left)
+    assert not packs.varlen_is_right.__wrapped__(*given) and "differs from SDPA" in caplog.text
+
+    def no_kernel(*args):
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.\nmore")
+
+    monkeypatch.setattr(packs, "varlen_attention", no_kernel)
+    assert not packs.varlen_is_right.__wrapped__(*given) and "supports Ampere GPUs or newer.; packs" in caplog.text
+
+
+def test_that_it_is_right_is_shown_inside_of_gradient_checkpointing_too(varlen, monkeypatch):
+    """Where the first layer first asks for it."""
+    from openrlhf_orz.models import packs
+
+    def ask(q, key_heads, dropout):
+        return packs.varlen_is_right.__wrapped__(q.device, q.dtype, q.shape[1], key_heads, q.shape[2])
+
+    monkeypatch.setattr(packed_attention, "by_varlen", ask)
+    test_gradient_checkpointing()
+
+
+def test_a_layer_waits_for_nothing(varlen):
+    """A number that the host reads and an index that it sends both stop a GPU; the pack's first layer does, once."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Calls(TorchDispatchMode):
+        names: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.overloadpacket.__name__)
+            if self.names[-1] == "_varlen_attn":
+                return args[0], args[0], args[0]  # the kernel itself, which is no CUDA kernel here
+            return func(*args, **(kwargs or {}))
+
+    layer = models()[0].model.layers[0].self_attn
+    positions = torch.cat([torch.arange(30), torch.arange(4, 20), torch.arange(9)])[None]
+    qkv = [torch.randn(1, heads, positions.shape[1], 8) for heads in (4, 2, 2)]
+    waits = {"_local_scalar_dense", "nonzero", "lift_fresh", "_to_copy", "item", "cumsum", "arange"}
+    with torch.no_grad():
+        for expected in (True, False, False):
+            with Calls() as calls:
+                calls.names.clear()
+                packed_attention.packed_attention(layer, *qkv, None, position_ids=positions)
+            assert bool(waits & set(calls.names)) == expected, calls.names

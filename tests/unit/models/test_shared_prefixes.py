@@ -137,3 +137,14 @@ def test_packs_in_several_threads_do_not_meet():
         torch.set_num_threads(before)
     for a, b in zip(alone, together):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_varlen_attention_shares_prefixes_too(monkeypatch, window):
+    """A sequence's own tokens are queries; its keys are also the tokens that it shares."""
+    import varlen_on_cpu  # noqa: F401  registers the kernel
+
+    from openrlhf_orz.models import packed_attention
+
+    monkeypatch.setattr(packed_attention, "by_varlen", lambda *args: True)
+    test_values_and_gradients_equal_each_sequence_alone(True, window)

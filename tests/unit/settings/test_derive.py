@@ -21,9 +21,8 @@ def derived(**given) -> dict:
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """A processor without bfloat16 and without flash-attn."""
+    """A processor without bfloat16."""
     monkeypatch.setattr(module, "cpu_dtype", lambda: "fp32")
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
 
 
 def test_only_the_arguments_change(capsys):
@@ -60,19 +59,18 @@ def test_the_device_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "flash_attn", "given", "attention", "packed"),
+    ("device", "given", "attention", "packed"),
     [
-        ("cpu", True, None, "orz_packed", True),
-        ("cuda", True, None, "flash_attention_2", True),
-        ("cuda", False, None, "orz_packed", True),
-        ("cuda", False, "flash_attention_3", "flash_attention_3", True),
-        ("cuda", True, "sdpa", "sdpa", False),
-        ("cpu", False, "eager", "eager", False),
+        ("cpu", {}, "orz_packed", True),
+        ("cuda", {}, "orz_packed", True),
+        ("cuda", {"ds__attn_implementation": "flash_attention_2"}, "flash_attention_2", True),
+        ("cuda", {"ds__ring_attn_size": 2}, "flash_attention_2", True),
+        ("cuda", {"ds__attn_implementation": "sdpa"}, "sdpa", False),
+        ("cpu", {"ds__attn_implementation": "eager"}, "eager", False),
     ],
 )
-def test_attention_and_packing(monkeypatch, device, flash_attn, given, attention, packed):
-    monkeypatch.setattr(module, "find_spec", lambda name: flash_attn or None)
-    values = derived(orz__device=device, **({"ds__attn_implementation": given} if given else {}))
+def test_attention_and_packing(device, given, attention, packed):
+    values = derived(orz__device=device, **given)
     assert (values["ds.attn_implementation"], values["ds.packing_samples"]) == (attention, packed)
 
 

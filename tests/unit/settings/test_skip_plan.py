@@ -3,7 +3,7 @@
 import pytest
 
 from openrlhf_orz.settings.command_line import parse
-from openrlhf_orz.settings.skip_plan import cost, describe_forwards, skip_plan
+from openrlhf_orz.settings.skip_plan import cost, describe_attention, describe_forwards, skip_plan
 
 BASE = ["--actor.model_name_or_path", "m/m", "--data.prompt_dataset", "d", "--orz.device", "cpu"]
 
@@ -63,3 +63,18 @@ def test_every_forward_says_why():
     assert "skipped (no KL: the model is not even loaded)" in lines[0] and lines[-1].startswith(
         "[orz] a step costs 7 "
     )
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], ["orz_packed", "in groups of like length", "computed once"]),
+        (["--orz.device", "cuda"], ["orz_packed", "varlen kernel", "computed once"]),
+        (["--orz.device", "cuda", "--ds.param_dtype", "fp32"], ["orz_packed", "in groups of like length"]),
+        (["--orz.share_prefixes", "never"], ["not shared (--orz.share_prefixes never)"]),
+        (["--ds.attn_implementation", "sdpa"], ["sdpa, as --ds.attn_implementation", "are not shared"]),
+    ],
+)
+def test_the_attention_and_why(flags, words):
+    line = describe_attention(parse([*BASE, *flags])[0])
+    assert "\n" not in line and all(word in line for word in words), line
