@@ -2,8 +2,8 @@
 
     python -m openrlhf_orz.cli.grade --input cases.jsonl --output verdicts.jsonl
 
-Each input row is a JSON object with ``gold`` and ``response`` (and optionally ``stop_reason``;
-"length" means cut, so reward 0). Each output row is the input row with ``verdict``, ``reward``,
+Each input row is a JSON object with ``gold`` and ``response`` (and optionally ``verifier``, and
+``stop_reason``; "length" means cut, so reward 0). Each output row is the input row with ``verdict``, ``reward``,
 ``extracted``, ``rule`` and ``ms``, in input order; a row that is no such object has the verdict
 "unparsable" and says why in ``error``. The summary is one JSON line on standard output.
 """
@@ -17,14 +17,14 @@ import time
 
 from openrlhf_orz.evaluate.grading import grade_lines
 from openrlhf_orz.reward.grader import Grader
-from openrlhf_orz.reward.verifiers import VERIFIERS, make_verifier
+from openrlhf_orz.reward.verifiers import VERIFIERS, VerifierSet
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, help="JSON lines with gold and response")
     parser.add_argument("--output", required=True, help="where the rows with verdicts go")
-    parser.add_argument("--verifier", default="math", choices=sorted(VERIFIERS))
+    parser.add_argument("--verifier", default="math", choices=sorted(VERIFIERS), help="of rows that name none")
     parser.add_argument("--workers", type=int, default=None, help="answers parsed at a time; default: usable cores")
     parser.add_argument("--memory-mib", type=int, default=512, help="address-space limit of a worker")
     parser.add_argument("--plain", action="store_true", help="bare Math-Verify, without our guards and rules")
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--require-agreement", action="store_true", help="several different boxes are wrong")
     options = parser.parse_args(arguments)
     common = {"workers": options.workers, "memory_mib": options.memory_mib}
-    verifier = make_verifier(
+    verifiers = VerifierSet(
         options.verifier, **common, plain=options.plain, require_agreement=options.require_agreement
     )
     plain = Grader(**common, plain=True) if options.compare_plain else None
@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         open(options.input, encoding="utf-8", errors="surrogateescape", newline="\n") as source,
         open(options.output, "w", encoding="utf-8") as target,
     ):
-        counts = grade_lines(source, target, verifier, plain)
+        counts = grade_lines(source, target, verifiers, plain)
     seconds = time.monotonic() - begin
-    verifier.close()
+    verifiers.close()
     if plain is not None:
         plain.close()
     rows = counts.pop("rows")

@@ -22,7 +22,7 @@ import psutil
 
 from openrlhf_orz.data.sources import DataError
 from openrlhf_orz.evaluate.questions import EvaluationError
-from openrlhf_orz.reward.verifiers import make_verifier
+from openrlhf_orz.reward.verifiers import VerifierSet
 from openrlhf_orz.settings.flags import STOP_STRINGS
 
 if TYPE_CHECKING:
@@ -250,11 +250,11 @@ def pass_rate_sampler(options: PassRate) -> Sampler:
         raise DataError(f"pass_rate.model {options.model}: vLLM did not load it: {error}") from error
     # the engine has a seed, the requests have none: chunked prefill is on, with which seeds fail on a CPU (above)
     params = sampling_params(options.temperature, options.top_p, options.max_new_tokens, n=options.n)
-    verifiers = {name: make_verifier(name, shared=True) for name in ("math", "reasoning_gym")}
+    verifiers = VerifierSet(shared=True)
     threads = ThreadPoolExecutor(_GRADED_AT_ONCE)
 
     def reward(answer: Any, reference: str, name: str) -> float:
-        return verifiers[name].grade(answer.text, reference, answer.finish_reason == "stop").reward
+        return verifiers.named(name).grade(answer.text, reference, answer.finish_reason == "stop").reward
 
     def sample(prompts: list[str], references: list[str], names: list[str]) -> list[int]:
         outputs = model.generate(prompts, params, use_tqdm=False)

@@ -6,56 +6,39 @@ import json
 import os
 from argparse import Namespace
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
 from openrlhf_orz.algo.text_stats import reflects
 from openrlhf_orz.evaluate.questions import Question
-from openrlhf_orz.evaluate.statistics import evaluation_logs
+from openrlhf_orz.evaluate.statistics import Same, evaluation_logs
 from openrlhf_orz.reward.extract import extract_answer, has_format
 from openrlhf_orz.reward.grader import Grader
 from openrlhf_orz.reward.verdict import Grade, Verdict
-from openrlhf_orz.reward.verifiers import Verifier, make_verifier
+from openrlhf_orz.reward.verifiers import ReasoningGym, Verifier, VerifierSet, unpack_label
 
 IN_FLIGHT = 512  # rows of a file that are read ahead of the one to be written
 
 
-class Graders:
-    """The verifiers that the questions ask for, each made once."""
+def same_for(verifier: Verifier) -> Same:
+    """A function that says whether two answers are equal for the verifier: the first is the reference."""
+    if isinstance(verifier, ReasoningGym):
+        return lambda first, second: first == second  # its references are entries, not answers
+    if isinstance(verifier, Grader):
+        return lambda first, second: verifier.compare(second, first)[0] is Verdict.RIGHT
 
-    def __init__(self, names: set[str], workers: int | None, plain: bool):
-        self.by_name = {name: make_verifier(name, workers=workers, plain=plain) for name in names | {"math"}}
+    def same(first: str, second: str) -> bool:
+        boxed = f"<answer>\\boxed{{{second}}}</answer>"
+        return verifier.grade(boxed, first).verdict is Verdict.RIGHT
 
-    def grade(self, question: Question, response: str, stopped: bool) -> Grade:
-        return self.by_name[question.verifier].grade(response, question.reference, stopped)
-
-    def same(self, verifier: str) -> Callable[[str, str], bool]:
-        """A function that says whether two answers are equal for that verifier."""
-        grader = self.by_name[verifier]
-        if isinstance(grader, Grader):
-            return _same_for(grader)
-
-        def same(first: str, second: str) -> bool:
-            boxed = f"<answer>\\boxed{{{second}}}</answer>"
-            return grader.grade(boxed, first).verdict is Verdict.RIGHT
-
-        return same
-
-    def close(self) -> None:
-        for verifier in self.by_name.values():
-            verifier.close()
+    return same
 
 
-def _same_for(grader: Grader) -> Callable[[str, str], bool]:
-    """Whether the second answer is right where the first is the reference."""
-    return lambda first, second: grader.compare(second, first)[0] is Verdict.RIGHT
-
-
-def graded_response(row: dict, question: Question, prompt: str, seed: int, graders: Graders) -> dict:
+def graded_response(row: dict, question: Question, prompt: str, seed: int, verifiers: VerifierSet) -> dict:
     """The line of responses.jsonl for an engine's row (generate.py)."""
     text = row["response"]
-    grade = graders.grade(question, text, row["stop_reason"] != "length")
+    grade = verifiers.named(question.verifier).grade(text, question.reference, row["stop_reason"] != "length")
     return {
         "bench": question.bench,
         "id": question.id,
@@ -107,26 +90,27 @@ def evaluate_samples(
         return evaluation_logs(sets, rows, n)
     workers = args.orz.grader_workers or min(8, len(os.sched_getaffinity(0)))
     # shared: the workers of the engines on this machine are used, if there are any
-    with Grader(workers=workers, plain=args.orz.plain_math_verify, shared=True) as grader:
-        return evaluation_logs(sets, rows, n, _same_for(grader))
+    names = [unpack_label(sample.labels[0])[1] for sample in samples[::n]]
+    with VerifierSet(workers=workers, plain=args.orz.plain_math_verify, shared=True) as verifiers:
+        return evaluation_logs(sets, rows, n, lambda row: same_for(verifiers.named(names[row["id"]])))
 
 
-def grade_line(line: str, verifier: Verifier, plain: Grader | None) -> dict:
+def grade_line(line: str, verifiers: VerifierSet, plain: Grader | None) -> dict:
     """The output row of one line of a file of responses; never raises for a line's content.
 
-    ``plain`` adds the verdict of Math-Verify alone.
+    The row's ``verifier`` grades it, else the default one. ``plain`` adds the verdict of Math-Verify alone.
     """
     row: Any = None
     try:
         row = json.loads(line)
         if not isinstance(row, dict):
             raise ValueError("the row is not a JSON object")
-        gold, response = row["gold"], row["response"]
-        if isinstance(gold, (int, float)) and not isinstance(gold, bool):
-            gold = str(gold)
-        if not isinstance(gold, str) or not isinstance(response, str):
-            raise ValueError("gold and response must be strings")
-    except (ValueError, RecursionError, KeyError) as error:
+        response, name = row["response"], row.get("verifier")
+        if not isinstance(response, str) or not isinstance(name, (str, type(None))):
+            raise ValueError("response and verifier must be strings")
+        verifier = verifiers.named(name)
+        gold = verifier.read_reference(row["gold"])
+    except (ValueError, TypeError, RecursionError, KeyError) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         row = row if isinstance(row, dict) else {"line": line[:200]}
         return {**row, **_fields(Grade(Verdict.UNPARSABLE, 0.0, None, "row", 0.0)), "error": reason}
@@ -147,7 +131,7 @@ def _fields(grade: Grade) -> dict:
     }
 
 
-def grade_lines(source: Iterable[str], target: IO[str], verifier: Verifier, plain: Grader | None = None) -> dict:
+def grade_lines(source: Iterable[str], target: IO[str], verifiers: VerifierSet, plain: Grader | None = None) -> dict:
     """Grade the lines of ``source`` into ``target``, in their order, and return counts: rows, reward, verdicts.
 
     With ``plain`` the counts have ``disagreements_with_plain``: rows that only one of the two calls right.
@@ -169,7 +153,7 @@ def grade_lines(source: Iterable[str], target: IO[str], verifier: Verifier, plai
     with ThreadPoolExecutor(64) as threads:
         for line in source:
             if line.strip():
-                pending.append(threads.submit(grade_line, line, verifier, plain))
+                pending.append(threads.submit(grade_line, line, verifiers, plain))
                 if len(pending) >= IN_FLIGHT:
                     write()
         while pending:

@@ -15,11 +15,12 @@ import numpy as np
 
 from openrlhf_orz.data.prompts import render
 from openrlhf_orz.evaluate.generate import EngineSettings, Request, run_engines
-from openrlhf_orz.evaluate.grading import Graders, graded_response
+from openrlhf_orz.evaluate.grading import graded_response, same_for
 from openrlhf_orz.evaluate.harness import check_harness, run_harness
 from openrlhf_orz.evaluate.questions import HARNESS, Question, load_questions, sample_seed
 from openrlhf_orz.evaluate.results import Responses, check_settings
 from openrlhf_orz.evaluate.statistics import summarise
+from openrlhf_orz.reward.verifiers import VerifierSet
 from openrlhf_orz.settings.derive import cpu_dtype, detect_device
 
 _WEIGHTS_READ = 4 * 2**20  # bytes of each weights file that are hashed
@@ -53,7 +54,7 @@ def answer_questions(
     engines: int,
     prompt: Callable[[Question], str],
     encode: Callable[[str], list[int]],
-    graders: Graders,
+    verifiers: VerifierSet,
     log: Callable[[str], Any] = print,
 ) -> None:
     """Generate and grade the missing ones of ``n`` samples of each question, and add them to ``responses``."""
@@ -70,7 +71,7 @@ def answer_questions(
 
         def grade(row: dict) -> None:
             question = by_key[row["key"][:2]]
-            responses.add(graded_response(row, question, prompt(question), sample_seed(seed, *row["key"]), graders))
+            responses.add(graded_response(row, question, prompt(question), sample_seed(seed, *row["key"]), verifiers))
 
         try:
             run_engines(settings, requests, engines, lambda row: pending.append(threads.submit(grade, row)), log)
@@ -80,14 +81,15 @@ def answer_questions(
 
 
 def benchmark_numbers(
-    questions: list[Question], responses: Responses, n: int, seed: int, graders: Graders
+    questions: list[Question], responses: Responses, n: int, seed: int, verifiers: VerifierSet
 ) -> dict[str, dict]:
     """The summary of each benchmark over the first ``n`` samples of its questions."""
     results = {}
+    named = {(question.bench, question.id): question.verifier for question in questions}
     for bench in dict.fromkeys(question.bench for question in questions):
         own = [question for question in questions if question.bench == bench]
         rows = [responses.done[bench, question.id, sample] for question in own for sample in range(n)]
-        results[bench] = summarise(rows, graders.same(own[0].verifier), seed)
+        results[bench] = summarise(rows, lambda row: same_for(verifiers.named(named[row["bench"], row["id"]])), seed)
         seconds = [row["seconds"] for row in rows if row.get("seconds") is not None]
         results[bench]["seconds"] = (
             float(np.mean(seconds)) if seconds else None
@@ -174,18 +176,18 @@ def evaluate_sets(options: Namespace, benches: list[str]) -> dict:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     responses = Responses(options.out / "responses.jsonl")
-    graders = Graders({question.verifier for question in questions}, options.grader_workers, options.plain_math_verify)
+    verifiers = VerifierSet(workers=options.grader_workers, plain=options.plain_math_verify)
     try:
         began = time.monotonic()
         answer_questions(
             questions, responses, settings, n=options.n, seed=options.seed, engines=options.engines, encode=encode,
-            prompt=lambda question: render(options.prompt_template, question.text), graders=graders,
+            prompt=lambda question: render(options.prompt_template, question.text), verifiers=verifiers,
         )  # fmt: skip
         content = {"n": options.n, "settings": identity, "generation_seconds": round(time.monotonic() - began, 1)}
-        content["results"] = benchmark_numbers(questions, responses, options.n, options.seed, graders)
+        content["results"] = benchmark_numbers(questions, responses, options.n, options.seed, verifiers)
     finally:
         responses.close()
-        graders.close()
+        verifiers.close()
     if options.critic:
         from openrlhf_orz.evaluate.critic import critic_numbers  # needs OpenRLHF and torch
 

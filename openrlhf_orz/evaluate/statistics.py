@@ -10,6 +10,8 @@ from math import comb
 
 import numpy as np
 
+Same = Callable[[str, str], bool]  # whether two answers are equal; the first is the reference
+
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
@@ -50,7 +52,7 @@ def powers(n: int) -> list[int]:
     return sorted({*(2**i for i in range(n.bit_length()) if 2**i <= n), n})
 
 
-def majority(answers: Sequence[str | None], scores: Sequence[float], same: Callable[[str, str], bool]) -> float:
+def majority(answers: Sequence[str | None], scores: Sequence[float], same: Same) -> float:
     """maj@n of one question: the score of the answer that most samples give.
 
     Answers that ``same`` calls equal count as one. None (no answer, or cut by length) does not vote. Of answers with
@@ -77,13 +79,14 @@ def majority(answers: Sequence[str | None], scores: Sequence[float], same: Calla
     return float(np.mean([float(np.mean(members) >= 0.5) for members in winners]))
 
 
-def summarise(rows: Sequence[dict], same: Callable[[str, str], bool] | None = None, seed: int = 0) -> dict:
+def summarise(rows: Sequence[dict], same: Callable[[dict], Same] | None = None, seed: int = 0) -> dict:
     """The numbers of one benchmark from its responses.
 
     Args:
         rows: one per response, with ``id`` (of the question), ``reward``, ``tokens``, ``stop_reason``, ``format`` and
             ``extracted``.
-        same: whether two answers are equal, for maj@n; without it there is no maj@n.
+        same: from a row of a question, what says whether two answers to it are equal, for maj@n; without it there is
+            no maj@n.
 
     Raises ValueError if the questions have different numbers of responses.
     """
@@ -118,15 +121,22 @@ def summarise(rows: Sequence[dict], same: Callable[[str, str], bool] | None = No
     }
     if same is not None:
         votes = [
-            majority([None if row["stop_reason"] == "length" else row["extracted"] for row in group], score, same)
+            majority(
+                [None if row["stop_reason"] == "length" else row["extracted"] for row in group], score, same(group[0])
+            )
             for group, score in zip(questions.values(), scores)
         ]
         result["maj_at_n"] = float(np.mean(votes))
     return result
 
 
+def _votes(group: Sequence[dict]) -> list[str | None]:
+    """The answers of one question's rows; a response that was cut has none."""
+    return [None if row["stop_reason"] == "length" else row["extracted"] for row in group]
+
+
 def evaluation_logs(
-    sets: Sequence[str], rows: Sequence[dict], n: int, same: Callable[[str, str], bool] | None = None
+    sets: Sequence[str], rows: Sequence[dict], n: int, same: Callable[[dict], Same] | None = None
 ) -> dict[str, float]:
     """``eval_SET_...`` for each data set of an evaluation during training; docs/metrics.md defines the keys.
 

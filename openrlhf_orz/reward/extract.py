@@ -10,7 +10,10 @@ and it names the tags and the box itself.
 
 from __future__ import annotations
 
+import decimal
+import math
 import re
+from typing import Any
 
 OPEN, CLOSE, THINK_CLOSE = "<answer>", "</answer>", "</think>"
 
@@ -134,3 +137,19 @@ def has_format(response: str) -> bool:
     rest = response[close + len(CLOSE) :].strip()
     ended = not rest or (rest.startswith("<|") and rest.endswith("|>") and len(rest) < 40)
     return not between.strip() and bool(response[start + len(OPEN) : close].strip()) and ended
+
+
+def reference_text(value: Any) -> str:
+    """A reference answer, text or a number, as text: ``4``, ``4.0`` and ``"4"`` are all ``"4"``.
+
+    Raises TypeError for anything else, ValueError for a number that is not finite or has thousands of digits.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float, decimal.Decimal)):
+        raise TypeError(f"a reference is text or a number, not {value!r:.80} ({type(value).__name__})")
+    if not isinstance(value, int) and not math.isfinite(value):
+        raise ValueError(f"a reference is text or a finite number, not {value}")
+    # tables with gaps turn whole numbers into floats
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return str(int(value) if whole else value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from typing import Any
 
 from openrlhf_orz.reward import extract, guards
 from openrlhf_orz.reward.rules import RULES
@@ -68,20 +69,24 @@ class Grader:
         """Answers parsed at a time."""
         return self.pool.workers
 
-    def grade(self, response: str, gold: str, stopped: bool = True) -> Grade:
+    def read_reference(self, value: Any) -> str:
+        """A reference, text or a number, as text. Raises TypeError or ValueError for anything else."""
+        return extract.reference_text(value)
+
+    def grade(self, response: str, gold: Any, stopped: bool = True) -> Grade:
         """Grade what the model wrote after the prompt against the reference.
 
-        Blocks until there is a verdict. Raises for no input; RuntimeError when workers cannot
-        start at all (Math-Verify is not installed, say).
+        Blocks until there is a verdict. Raises for no response; TypeError for a reference that is not one
+        (``read_reference``); RuntimeError when workers cannot start at all (Math-Verify is not installed, say).
 
         Args:
             response: the response text, without the prompt.
-            gold: the reference answer.
+            gold: the reference answer, text or a number.
             stopped: False if the response was cut by length: its reward is then 0, and its
                 verdict is the same as if it had not been cut.
         """
         begin = time.monotonic()
-        verdict, extracted, rule = self._grade(response, gold)
+        verdict, extracted, rule = self._grade(response, self.read_reference(gold))
         reward = 1.0 if verdict is Verdict.RIGHT and stopped else 0.0
         return Grade(verdict, reward, extracted, rule, (time.monotonic() - begin) * 1e3)
 

@@ -13,6 +13,8 @@ from openrlhf_orz.data.arithmetic import generate_additions
 from openrlhf_orz.data.curate.config import import_for_stage
 from openrlhf_orz.data.rows import QUESTION_KEYS
 from openrlhf_orz.data.sources import READERS, DataError
+from openrlhf_orz.reward.verifiers import unsafe_scorer
+from openrlhf_orz.reward.workers.worker import SCORERS
 
 _ANSWER_KEYS = ("answer", "label", "ground_truth", "Answer", "expected_answer", "gold", "solution")
 _DIFFICULTY_KEYS = ("difficulty", "level")
@@ -166,8 +168,9 @@ def generated_rows(item: dict[str, Any], name: str) -> Iterator[dict]:
 
     additions: rows, digits ([lowest, highest]), terms (2), seed (0). reasoning_gym: task, size, seed (0), config
     (the task's own options, such as the difficulty) and verifier: "math" (default), with the answer as the
-    reference, or "reasoning_gym", for tasks with many right answers: the reference is then the whole entry as JSON,
-    which the verifier of that name scores with the task's own scorer. Raises DataError, naming input and key.
+    reference, or "reasoning_gym", for tasks with several right answers: the reference is then the whole entry as JSON,
+    which the verifier of that name scores with the task's own scorer, if that only compares. Raises DataError, naming
+    input and key.
     """
     ((kind, options),) = item.items()
     yield from (_additions if kind == "additions" else _gym)(dict(options), f"inputs ({name}): {kind}")
@@ -196,6 +199,8 @@ def _gym(options: dict, where: str) -> Iterator[dict]:
         raise DataError(f"{where}.task {task}: {_UNUSABLE[task]}. Choose another task.")
     if verifier not in ("math", "reasoning_gym"):
         raise DataError(f"{where}.verifier {verifier!r}: math or reasoning_gym is expected.")
+    if verifier == "reasoning_gym" and task not in SCORERS:
+        raise DataError(f"{where}.verifier: {unsafe_scorer(task)}.")
     gym = import_for_stage("reasoning_gym", "reasoning-gym", "synthesise")
     try:
         settings = options.get("config") or {}

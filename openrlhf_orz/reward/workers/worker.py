@@ -37,6 +37,23 @@ KERNEL_GRACE = 1.0  # seconds of CPU past the budget before the kernel kills a C
 IDLE_CHECK = 5.0  # seconds between looks at whether the owner still lives
 MAX_SLOTS = 1024
 _BUSY = struct.Struct("<I")
+# The scorers of reasoning-gym 0.1.25 that only compare and count. Left out are those that run an answer or a reference
+# as code (eval, SymPy's parse_expr), hand it to a scorer of its naming (composite), or are of no use as a verifier.
+SCORERS = frozenset(
+    """
+    ab acre advanced_geometry aiw arc_1d arc_agi base_conversion basic_arithmetic bf binary_alternation
+    caesar_cipher calendar_arithmetic chain_sum circuit_logic coin_flip color_cube_rotation complex_arithmetic
+    count_bits count_primes course_schedule cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery
+    family_relationships figlet_font fraction_simplification futoshiki game_of_life gcd group_anagrams gsm_symbolic
+    isomorphic_strings jugs kakurasu knight_swap knights_knaves largest_island lcm leg_counting letter_counting
+    letter_jumble list_functions mahjong_puzzle manipulate_matrix maze mini_sudoku modulo_grid needle_haystack
+    number_filtering number_format number_sequence palindrome_generation palindrome_partitioning path_star
+    polynomial_equations power_function products quantum_lock ransom_note rearc rectangle_count rotate_matrix
+    rotten_oranges self_reference sentence_reordering shortest_path simple_equations simple_geometry
+    sokoban string_manipulation string_splitting string_synthesis sudoku survo syllogism time_intervals
+    tower_of_hanoi tsumego word_ladder word_sequence_reversal word_sorting zebra_puzzles
+    """.split()
+)
 
 
 class OutOfTime(BaseException):
@@ -71,10 +88,13 @@ class Budget:
 
 def score_entry(entry: str, answer: str) -> tuple[Verdict, str]:
     """RIGHT if ``answer`` has the full score for ``entry``, a row of a reasoning-gym data set as JSON."""
+    item = json.loads(entry)
+    name = item["metadata"]["source_dataset"]
+    if name not in SCORERS:  # before the import of what it could reach
+        return Verdict.REFUSED, "reasoning_gym"
     import reasoning_gym
 
-    item = json.loads(entry)
-    value = reasoning_gym.get_score_answer_fn(item["metadata"]["source_dataset"])(answer, item)
+    value = reasoning_gym.get_score_answer_fn(name)(answer, item)
     right = isinstance(value, (int, float)) and value >= 1.0
     return (Verdict.RIGHT if right else Verdict.WRONG), "reasoning_gym"
 

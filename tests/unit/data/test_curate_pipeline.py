@@ -339,6 +339,10 @@ def test_selection_by_source_and_difficulty(tmp_path):
         (["pass_rate={n: 4}"], ["pass_rate", "model or rollouts"]),
         (["seed"], ["--set seed", "KEY=VALUE"]),
         (["inputs=[{reasoning_gym: {task: rush_hour, size: 3}}]"], ["rush_hour", "no answer"]),
+        (
+            ["inputs=[{reasoning_gym: {task: countdown, size: 3, verifier: reasoning_gym}}]"],
+            ["countdown", "run an answer as code", "another task"],
+        ),
         (["inputs=[{path: README.md, colour: red}]"], ["inputs.0.colour"]),
     ],
 )

@@ -164,14 +164,14 @@ def test_synthetic_reasoning_tasks(tmp_path):
     pytest.importorskip("reasoning_gym")
     inputs = [
         {"reasoning_gym": {"task": "gcd", "size": 5, "seed": 3}},
-        {"name": "own", "reasoning_gym": {"task": "countdown", "size": 3, "seed": 1, "verifier": "reasoning_gym"}},
+        {"name": "own", "reasoning_gym": {"task": "jugs", "size": 3, "seed": 1, "verifier": "reasoning_gym"}},
     ]
     for name in ("one", "two"):
         run_pipeline(
             load_config(None, [f"inputs={inputs}", f"output={tmp_path / name}", "processes=1"]), lambda line: None
         )
     rows = [json.loads(line) for line in (tmp_path / "one/kept/train.jsonl").read_text().splitlines()]
-    assert [r["source"] for r in rows] == ["reasoning_gym/gcd"] * 5 + ["reasoning_gym/countdown"] * 3
-    assert json.loads(rows[-1]["answer"])["metadata"]["source_dataset"] == "countdown"
+    assert [r["source"] for r in rows] == ["reasoning_gym/gcd"] * 5 + ["reasoning_gym/jugs"] * 3
+    assert json.loads(rows[-1]["answer"])["metadata"]["source_dataset"] == "jugs"
     assert rows[-1]["meta"]["verifier"] == "reasoning_gym" and rows[0]["difficulty"]
     assert (tmp_path / "one/kept/train.jsonl").read_bytes() == (tmp_path / "two/kept/train.jsonl").read_bytes()

@@ -12,7 +12,7 @@ import torch
 from openrlhf_orz.cli.evaluate import check_options, evaluate_parser
 from openrlhf_orz.evaluate import grading
 from openrlhf_orz.evaluate.critic import add_values, response_values
-from openrlhf_orz.evaluate.grading import Graders, evaluate_samples, grade_lines, graded_response
+from openrlhf_orz.evaluate.grading import evaluate_samples, grade_lines, graded_response
 from openrlhf_orz.evaluate.questions import EvaluationError, Question, sample_seed
 from openrlhf_orz.evaluate.results import Responses
 from openrlhf_orz.evaluate.run import (
@@ -22,14 +22,15 @@ from openrlhf_orz.evaluate.run import (
     response_identity,
     weights_fingerprint,
 )
+from openrlhf_orz.reward.verifiers import VerifierSet, pack_label
 
 RIGHT = "wait, </think> <answer>\\boxed{4}</answer>"
 QUESTION = Question("b", "1", "2+2?", "4")
 
 
 @pytest.fixture(scope="module")
-def graders():
-    found = Graders({"math"}, 1, False)
+def verifiers():
+    found = VerifierSet(workers=1)
     yield found
     found.close()
 
@@ -44,8 +45,8 @@ def engine_row(response=RIGHT, stop="</answer>", sample=0):
     }
 
 
-def test_a_response_becomes_a_row(graders):
-    row = graded_response(engine_row(sample=3), QUESTION, "the prompt", 99, graders)
+def test_a_response_becomes_a_row(verifiers):
+    row = graded_response(engine_row(sample=3), QUESTION, "the prompt", 99, verifiers)
     assert row.pop("rule")
     assert row == {
         "bench": "b", "id": "1", "sample": 3, "seed": 99, "prompt": "the prompt", "response": RIGHT, "extracted": "4",
@@ -54,15 +55,15 @@ def test_a_response_becomes_a_row(graders):
     }  # fmt: skip
 
 
-def test_a_cut_response_earns_nothing(graders):
-    assert graded_response(engine_row(stop="length"), QUESTION, "p", 0, graders)["reward"] == 0
-    assert graded_response(engine_row(stop="eos"), QUESTION, "p", 0, graders)["reward"] == 1
+def test_a_cut_response_earns_nothing(verifiers):
+    assert graded_response(engine_row(stop="length"), QUESTION, "p", 0, verifiers)["reward"] == 0
+    assert graded_response(engine_row(stop="eos"), QUESTION, "p", 0, verifiers)["reward"] == 1
 
 
 def sample(prompt, tokens, reward, cut=False):
     """OpenRLHF's experience of one response: two prompt tokens, then ``tokens``."""
     return SimpleNamespace(
-        prompts=[prompt], rewards=torch.tensor([reward]), truncated=torch.tensor([cut]),
+        prompts=[prompt], labels=["4"], rewards=torch.tensor([reward]), truncated=torch.tensor([cut]),
         sequences=torch.tensor([[1, 2, *tokens]]), action_mask=torch.tensor([[0] + [1] * len(tokens)]),
     )  # fmt: skip
 
@@ -91,15 +92,23 @@ def test_samples_of_training_by_set():
     assert "eval_x_maj2" not in logs
 
 
+class Named(SimpleNamespace):
+    """A set of verifiers that has one for all names."""
+
+    def __init__(self, verifier):
+        super().__init__(named=lambda name: verifier)
+
+
 def test_the_majority_in_training_asks_the_grader(monkeypatch):
     """Two samples say 5 and are cut, so the one that says 4 is the majority."""
     asked = {}
 
     def grader(**given):
         asked.update(given)
-        return contextlib.nullcontext(SimpleNamespace(compare=lambda answer, gold: (None, None)))
+        return contextlib.nullcontext(Named(lambda first, second: False))
 
-    monkeypatch.setattr(grading, "Grader", grader)
+    monkeypatch.setattr(grading, "VerifierSet", grader)
+    monkeypatch.setattr(grading, "same_for", lambda verifier: verifier)
     samples = [sample("p", [9], 1.0), sample("p", [8], 0.0, cut=True), sample("p", [8], 0.0, cut=True)]
     orz = Namespace(own_agent=True, grader_workers=3, plain_math_verify=True)
     logs = evaluate_samples([(["x"], ["p"], None)], samples, 3, Tokenizer(), Namespace(orz=orz))
@@ -110,27 +119,32 @@ def test_the_majority_in_training_asks_the_grader(monkeypatch):
 def test_the_first_of_equal_answers_is_the_reference(monkeypatch):
     compared = []
 
-    def compare(answer, gold):
+    def compare(self, answer, gold):
         compared.append((answer, gold))
         return grading.Verdict.RIGHT, "rule"
 
-    grader = contextlib.nullcontext(SimpleNamespace(compare=compare))
-    monkeypatch.setattr(grading, "Grader", lambda **given: grader)
+    monkeypatch.setattr(grading.Grader, "compare", compare)
     samples = [sample("p", [9], 1.0), sample("p", [8], 0.0)]
     orz = Namespace(own_agent=True, grader_workers=None, plain_math_verify=False)
     logs = evaluate_samples([(["x"], ["p"], None)], samples, 2, Tokenizer(), Namespace(orz=orz))
     assert compared == [("5", "4")] and logs["eval_x_maj2"] == 1.0
 
 
-class Verifier:
-    """Right if the response is the reference; slow answers come last."""
+class Verifiers:
+    """Right if the response is the reference; stands for a set of verifiers and for one of them."""
+
+    def named(self, name):
+        return self
+
+    def read_reference(self, value):
+        return str(value)
 
     def grade(self, response, gold, stopped=True):
         verdict = grading.Verdict.RIGHT if response == gold else grading.Verdict.WRONG
         return grading.Grade(verdict, float(response == gold and stopped), response, "same", 0.12345)
 
 
-class Plain(Verifier):
+class Plain(Verifiers):
     def grade(self, response, gold, stopped=True):
         return super().grade("1", gold, stopped)
 
@@ -141,7 +155,7 @@ def test_lines_keep_their_order_and_are_counted(monkeypatch):
     lines[3:3] = ["\n"]
     lines.append(json.dumps({"gold": 1, "response": "1", "stop_reason": "length"}))
     target = io.StringIO()
-    counts = grade_lines(lines, target, Verifier())
+    counts = grade_lines(lines, target, Verifiers())
     rows = [json.loads(line) for line in target.getvalue().splitlines()]
     assert [row.get("n") for row in rows] == [*range(20), None]
     assert rows[1] == {"gold": "1", "response": "1", "n": 1, "verdict": "right", "reward": 1.0, "extracted": "1",
@@ -152,12 +166,12 @@ def test_lines_keep_their_order_and_are_counted(monkeypatch):
     assert "disagreements_with_plain" not in counts
     target = io.StringIO()
     wrong = [json.dumps({"gold": "2", "response": "2"}), *[json.dumps({"gold": "1", "response": "1"})] * 2]
-    assert grade_lines(wrong, target, Verifier(), Plain())["disagreements_with_plain"] == 1
+    assert grade_lines(wrong, target, Verifiers(), Plain())["disagreements_with_plain"] == 1
     assert [json.loads(line)["plain"] for line in target.getvalue().splitlines()] == ["wrong", "right", "right"]
-    assert grade_lines([], io.StringIO(), Verifier())["reward"] == 0
+    assert grade_lines([], io.StringIO(), Verifiers())["reward"] == 0
 
 
-def test_an_evaluation_goes_on_and_takes_the_first_samples(tmp_path, monkeypatch, graders):
+def test_an_evaluation_goes_on_and_takes_the_first_samples(tmp_path, monkeypatch, verifiers):
     """The engines get what is missing, with its own seed; numbers are over the first n samples."""
     from openrlhf_orz.evaluate import run
 
@@ -172,14 +186,14 @@ def test_an_evaluation_goes_on_and_takes_the_first_samples(tmp_path, monkeypatch
     monkeypatch.setattr(run, "run_engines", engines)
     responses = Responses(tmp_path / "responses.jsonl")
     call = {"settings": None, "seed": 5, "engines": 1, "prompt": lambda question: f"<{question.text}>",
-            "encode": lambda text: [len(text)], "graders": graders, "log": lambda line: None}  # fmt: skip
+            "encode": lambda text: [len(text)], "verifiers": verifiers, "log": lambda line: None}  # fmt: skip
     answer_questions([QUESTION], responses, n=2, **call)
     assert [request.key for request in given] == [("b", "1", 0), ("b", "1", 1)]
     assert given[1].seed == sample_seed(5, "b", "1", 1) and given[0].prompt == [6]
     assert responses.done["b", "1", 1]["seed"] == given[1].seed and responses.done["b", "1", 0]["prompt"] == "<2+2?>"
     answer_questions([QUESTION], responses, n=4, **call)
     assert [request.key[2] for request in given] == [0, 1, 2, 3]
-    found = benchmark_numbers([QUESTION], responses, 2, 5, graders)["b"]
+    found = benchmark_numbers([QUESTION], responses, 2, 5, verifiers)["b"]
     assert found["n"] == 2 and found["avg_at_n"] == 0.5 and found["seconds"] == 2.0 and found["maj_at_n"] == 1.0
     responses.close()
 
@@ -267,3 +281,15 @@ def test_critics_values_go_into_the_files(tmp_path, monkeypatch):
     assert results == {"a": {"n": 1, "explained_variance": None, "critic": "C"}}
     lines = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     assert [line.get("value_first") for line in lines] == [1.0, None] and lines[0]["value_last"] == 0.25
+
+
+def test_the_majority_is_by_the_verifier_of_each_question():
+    """In one set: (B) and B are one answer to the question of letters, and two to the other."""
+    texts = {1: "<answer>\\boxed{(B)}</answer>", 2: "<answer>\\boxed{B}</answer>", 3: "<answer>\\boxed{C}</answer>"}
+    tokenizer = SimpleNamespace(batch_decode=lambda rows: [texts[int(row[-1])] for row in rows])
+    samples = [sample(prompt, [token], float(token < 3)) for prompt in "pq" for token in (1, 2, 3, 3, 1)]
+    for each, verifier in zip(samples, ["letter"] * 5 + ["exact"] * 5):
+        each.labels = [pack_label("B", verifier)]
+    orz = Namespace(own_agent=True, grader_workers=1, plain_math_verify=False)
+    logs = evaluate_samples([(["x", "x"], ["p", "q"], None)], samples, 5, tokenizer, Namespace(orz=orz))
+    assert logs["eval_x_maj5"] == 0.75  # p: three for B; q: two for (B), one for B, two for C, a tie

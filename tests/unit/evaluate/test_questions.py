@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openrlhf_orz.cli.evaluate import main
-from openrlhf_orz.evaluate.grading import Graders
+from openrlhf_orz.evaluate.grading import same_for
 from openrlhf_orz.evaluate.harness import harness_command, read_harness_results
 from openrlhf_orz.evaluate.questions import (
     BENCHMARKS,
@@ -18,6 +18,7 @@ from openrlhf_orz.evaluate.questions import (
 )
 from openrlhf_orz.evaluate.results import Responses, check_settings, results_table
 from openrlhf_orz.evaluate.run import missing_requests
+from openrlhf_orz.reward.verifiers import VerifierSet
 
 
 def write(path: Path, rows) -> Path:
@@ -65,12 +66,11 @@ def test_options_are_shuffled_by_seed_and_graded_by_letter():
     )
     row = {"Question": "Which?", "Correct Answer": "r", **{f"Incorrect Answer {i}": f"w{i}" for i in (1, 2, 3)}}
     (question,) = questions_of([row], "gpqa_diamond", 0, "f", BENCHMARKS["gpqa_diamond"])
-    graders = Graders({question.verifier}, 1, False)
+    verifier = VerifierSet(workers=1).named(question.verifier)
     others = set("ABCD") - {question.reference}
-    assert graders.grade(question, f"</think> <answer>\\boxed{{{question.reference}}}</answer>", True).reward == 1
-    assert graders.grade(question, f"</think> <answer>\\boxed{{{others.pop()}}}</answer>", True).reward == 0
-    assert graders.same("letter")("(B) x", "B") and not graders.same("letter")("B", "C")
-    graders.close()
+    assert verifier.grade(f"</think> <answer>\\boxed{{{question.reference}}}</answer>", question.reference).reward == 1
+    assert verifier.grade(f"</think> <answer>\\boxed{{{others.pop()}}}</answer>", question.reference).reward == 0
+    assert same_for(verifier)("(B) x", "B") and not same_for(verifier)("B", "C")
 
 
 def test_choices_in_a_row():
@@ -131,10 +131,10 @@ def test_responses_of_other_settings_are_not_mixed(tmp_path):
 
 
 def test_equal_answers_are_equal_for_the_majority():
-    graders = Graders({"math"}, 1, False)
-    same = graders.same("math")
+    verifiers = VerifierSet(workers=1)
+    same = same_for(verifiers.named())
     assert same("\\frac{1}{2}", "0.5") and not same("1", "2")
-    graders.close()
+    verifiers.close()
 
 
 def test_errors_name_the_flag(tmp_path, capsys):

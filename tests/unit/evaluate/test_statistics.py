@@ -78,24 +78,24 @@ def test_summary_by_hand():
         # cut by length: its right answer earns nothing and does not vote
         row("b", 0.0, "4", tokens=50, stop="length", form=False), row("b", 1.0, "4", tokens=20),
     ]  # fmt: skip
-    result = summarise(rows, same)
+    result = summarise(rows, lambda row: same)
     assert result["questions"] == 2 and result["n"] == 2 and result["avg_at_n"] == 0.5
     assert result["pass_at_1"] == 0.5 and result["pass_at_2"] == 1 and result["maj_at_n"] == 0.75
     assert result["response_length"] == 27.5 and result["response_length_right"] == 15
     assert result["response_length_wrong"] == 40
     assert result["truncated"] == 0.25 and result["format"] == 0.75 and (result["low"], result["high"]) == (0.5, 0.5)
     with pytest.raises(ValueError, match="as many"):
-        summarise(rows[:3], same)
+        summarise(rows[:3], lambda row: same)
     assert "maj_at_n" not in summarise(rows)
 
 
 def test_cut_responses_do_not_vote():
     """Two cut responses say 5; the one that ended says 4 and is right. A vote of all would be lost."""
     rows = [row(0, 0.0, "5", stop="length"), row(0, 0.0, "5", stop="length"), row(0, 1.0, "4")]
-    assert summarise(rows, same)["maj_at_n"] == 1
-    assert evaluation_logs(["x"], rows, 3, same)["eval_x_maj3"] == 1
+    assert summarise(rows, lambda row: same)["maj_at_n"] == 1
+    assert evaluation_logs(["x"], rows, 3, lambda row: same)["eval_x_maj3"] == 1
     ended = [row(0, 0.0, "5"), row(0, 0.0, "5"), row(0, 1.0, "4")]
-    assert summarise(ended, same)["maj_at_n"] == 0
+    assert summarise(ended, lambda row: same)["maj_at_n"] == 0
 
 
 def test_an_answer_with_two_grades_has_the_one_of_most():
@@ -106,12 +106,12 @@ def test_an_answer_with_two_grades_has_the_one_of_most():
 
 def test_logs_of_training_by_hand():
     rows = [row(0, 1.0, "4"), row(0, 0.0, None, tokens=30, form=False), row(1, 1.0, "4"), row(1, 1.0, "4", tokens=50)]
-    logs = evaluation_logs(["x", "y"], rows, 2, same)
+    logs = evaluation_logs(["x", "y"], rows, 2, lambda row: same)
     assert (logs["eval_x_pass1"], logs["eval_x_pass2"], logs["eval_y_pass1"]) == (0.5, 1.0, 1.0)
     assert (logs["eval_x_low"], logs["eval_x_high"], logs["eval_x_maj2"]) == (0.5, 0.5, 1.0)
     assert (logs["eval_x_response_length_mean"], logs["eval_y_response_length_mean"]) == (20, 30)
     assert logs["eval_x_format_rate"] == 0.5 and logs["eval_response_length_mean"] == 25
-    single = evaluation_logs(["x"], rows[:1], 1, same)
+    single = evaluation_logs(["x"], rows[:1], 1, lambda row: same)
     assert not any("maj" in key or "pass2" in key for key in single)
     assert evaluation_logs([], [], 1) == {"eval_num_samples": 0.0}
 

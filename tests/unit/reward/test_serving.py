@@ -1,14 +1,21 @@
 """Ways to the grader: verifiers by name, the reward function for stock OpenRLHF, the command."""
 
+import ast
 import importlib.util
+import inspect
 import json
+import sys
+import textwrap
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from openrlhf_orz.cli import grade as command
-from openrlhf_orz.reward import Verdict, reward_func
-from openrlhf_orz.reward.verifiers import letter_of, make_verifier
+from openrlhf_orz.reward import Grader, Verdict, reward_func
+from openrlhf_orz.reward.verifiers import VerifierSet, letter_of, make_verifier, pack_label, unpack_label
+from openrlhf_orz.reward.workers import wire
+from openrlhf_orz.reward.workers.worker import SCORERS
 
 from .conftest import response
 
@@ -171,18 +178,108 @@ def test_long_answers_are_refused_unless_the_reference_is_long(name):
     assert verifier.grade(response("12"), "").verdict is Verdict.WRONG  # neither has a letter
 
 
-def test_reasoning_gym_scores_in_a_worker():
-    gym = pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
-    entry = gym.create_dataset("countdown", size=1, seed=1)[0]
-    gold = json.dumps(entry)
-    verifier = make_verifier("reasoning_gym")
-    try:
+@pytest.fixture(scope="module")
+def gym():
+    """The verifier and the package; one worker for all tests, so that one answer could spoil the next."""
+    package = pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
+    with make_verifier("reasoning_gym", workers=1) as verifier:
+        yield verifier, package
+
+
+def test_reasoning_gym_scores_in_a_worker(gym):
+    verifier, package = gym
+    entry = package.create_dataset("jugs", size=1, seed=1)[0]
+    for gold in (entry, json.dumps(entry)):
         assert verifier.grade(response(entry["answer"]), gold).reward == 1
-        assert verifier.grade(response(str(entry["metadata"]["target"])), gold).reward == 0
-        assert verifier.grade(response("9**9**9**9"), gold).reward == 0
-        assert verifier.grade(response("1"), "{}").verdict is Verdict.UNPARSABLE
-    finally:
-        verifier.close()
+        assert verifier.grade(response("[]"), gold).reward == 0
+    assert verifier.grade(response("1"), "{}").verdict is Verdict.UNPARSABLE
+    with pytest.raises(TypeError, match="entry is expected"):
+        verifier.grade(response("1"), 3)
+
+
+@pytest.mark.parametrize("payload", ["a command", "a poisoned worker", "a reference"])
+def test_neither_an_answer_nor_a_reference_runs_code(gym, payload, tmp_path):
+    """What the left-out scorers do: each of these ran in a worker, and the second made all later answers right."""
+    verifier, package = gym
+    left = tmp_path / "ran"
+    command = f"__import__('os').system('touch {left}')"
+    if payload == "a reference":
+        metadata = {"source_dataset": "simple_integration", "integrand": command, "variable": "x"}
+        verdict = verifier.grade(response("x"), {"question": "?", "answer": "x", "metadata": metadata}).verdict
+    else:
+        poison = "setattr(__import__('reasoning_gym'),'get_score_answer_fn',lambda n: lambda a,e: 1.0)"
+        answer = f"[{command if payload == 'a command' else poison} or 'A']"
+        entry = package.create_dataset("string_insertion", size=1, seed=1)[0]
+        verdict = verifier.grade(response(answer), entry).verdict
+        # past the caller's own look at the list
+        assert verifier.pool.ask(wire.REASONING_GYM, json.dumps(entry), answer)[0] is Verdict.REFUSED
+    assert verdict is Verdict.REFUSED and not left.exists()
+    fair = package.create_dataset("gcd", size=1, seed=1)[0]
+    assert verifier.grade(response("no such number"), fair).verdict is Verdict.WRONG
+    assert not verifier.check_reference(json.dumps({"metadata": {"source_dataset": "n_queens"}}))
+
+
+def called_names(task, package):
+    """The names of all that the scorer of a reasoning-gym task calls, through functions of the package."""
+    kind, _ = package.factory.DATASETS[task]
+    modules = {sys.modules[cls.__module__] for cls in kind.__mro__ if cls.__module__.startswith("reasoning_gym")}
+    seen, wanted = set(), {"score_answer"}
+    while wanted:
+        seen.add(name := wanted.pop())
+        found = [inspect.getattr_static(kind, name, None), *(vars(module).get(name) for module in modules)]
+        for each in found:
+            each = getattr(each, "__func__", each)
+            if not (getattr(each, "__module__", None) or "").startswith("reasoning_gym"):
+                continue
+            modules.add(sys.modules[each.__module__])
+            calls = [
+                n.func
+                for n in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(each))))
+                if isinstance(n, ast.Call)
+            ]
+            wanted |= {getattr(call, "id", getattr(call, "attr", "")) for call in calls} - seen
+    return seen
+
+
+def test_listed_scorers_call_nothing_that_runs_text(gym):
+    runs_text = {
+        "eval", "exec", "parse_expr", "sympify", "lambdify", "parse_latex", "simplify", "__import__", "import_module",
+        "system", "popen", "Popen", "run", "open", "loadtxt", "getattr", "setattr", "get_score_answer_fn",
+    }  # fmt: skip
+    _, package = gym
+    assert package.factory.DATASETS.keys() >= SCORERS
+    assert {task: called for task in SCORERS if (called := called_names(task, package) & runs_text)} == {}
+    unsafe = ("n_queens", "countdown", "string_insertion", "polynomial_multiplication", "bitwise_arithmetic")
+    assert all(called_names(task, package) & runs_text for task in unsafe)  # the walk does find them
+
+
+def test_a_set_makes_each_verifier_once_and_raises_on_unknown_names():
+    with pytest.raises(ValueError, match="'lettre'.*letter"):
+        VerifierSet("lettre")
+    with VerifierSet("exact") as verifiers:
+        assert verifiers.named() is verifiers.named("exact") and verifiers.named("letter") is verifiers.named("letter")
+        assert verifiers.named().grade(response("4"), 4).reward == 1
+        with pytest.raises(ValueError, match="no verifier is called 'maths'"):
+            verifiers.named("maths")
+
+
+@pytest.mark.parametrize("gold, text", [(4, "4"), (4.0, "4"), (0.5, "0.5"), ("4", "4"), (Decimal("1.50"), "1.50")])
+def test_a_reference_is_text_or_a_number(gold, text):
+    assert Grader().read_reference(gold) == text
+
+
+@pytest.mark.parametrize("gold", [True, None, [4], {"a": 4}, float("nan")])
+def test_anything_else_is_no_reference(gold):
+    with Grader() as grader, pytest.raises((TypeError, ValueError), match="a reference is text or a "):
+        grader.grade(response("4"), gold)
+
+
+@pytest.mark.parametrize("label", ["73", "", None, ["a", 1], {"tests": [1]}, 2.5, True, "orz-label:{}"])
+@pytest.mark.parametrize("verifier", [None, "letter"])
+def test_labels_travel_as_text(label, verifier):
+    packed = pack_label(label, verifier)
+    assert isinstance(packed, str) and unpack_label(packed) == (label, verifier)
+    assert pack_label("73") == "73" and unpack_label(["x"]) == (["x"], None)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +327,8 @@ def test_the_command_answers_every_row_in_order(tmp_path, capsys):
         {"gold": "73", "response": response("9^{9^9}")},
         {"gold": 73, "response": response("72=73")},
         {"gold": "\ud800", "response": "\ud800"},
+        {"gold": "B", "response": response("(B)"), "verifier": "letter"},
+        {"gold": "B", "response": response("(B)"), "verifier": "lettre"},
     ]
     lines = [json.dumps(row).encode() for row in rows] + [
         b"not json",
@@ -246,13 +345,13 @@ def test_the_command_answers_every_row_in_order(tmp_path, capsys):
     summary = json.loads(capsys.readouterr().out)
     out = [json.loads(line) for line in target.read_text().splitlines()]
     assert [row["verdict"] for row in out] == [
-        "right", "right", "no_answer", "refused", "wrong", "no_answer", *["unparsable"] * 5,
+        "right", "right", "no_answer", "refused", "wrong", "no_answer", "right", *["unparsable"] * 6,
     ]  # fmt: skip
-    assert [row["reward"] for row in out] == [1.0] + [0.0] * 10
+    assert [row["reward"] for row in out] == [1.0] + [0.0] * 5 + [1.0] + [0.0] * 6
     assert (out[0]["id"], out[0]["extracted"], out[3]["rule"]) == (1, "146/2", "power")
     assert [row.get("plain") for row in out[:5]] == ["right", "right", "no_answer", "refused", "right"]
-    assert out[8]["error"] == "missing 'response'"
-    assert summary["rows"] == 11
-    assert summary["verdicts"]["unparsable"] == 5
+    assert "'lettre'; there are exact" in out[7]["error"] and out[10]["error"] == "missing 'response'"
+    assert summary["rows"] == 13
+    assert summary["verdicts"]["unparsable"] == 6
     assert summary["disagreements_with_plain"] == 1
     assert summary["rows_per_second"] > 0
