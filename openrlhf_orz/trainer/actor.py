@@ -217,25 +217,21 @@ class OrzPolicyModelActor(PolicyModelActor):
         self.rank.save(tag, self.actor.model, self.trainer.replay_buffer)
 
 
-class OrzReferenceModelActor(ReferenceModelActor):
+class _NeverTrained:
+    """What the models that never train share with the policy's ranks."""
+
+    def _setup_distributed(self, strategy):
+        meet_by_file(self, strategy.args)
+        super()._setup_distributed(strategy)
+
+    def forward(self, *args, **kwargs):
+        with at_work(self.strategy.args):
+            return super().forward(*args, **kwargs)
+
+
+class OrzReferenceModelActor(_NeverTrained, ReferenceModelActor):
     """The reference model, with ``--algo.kl.init_coef`` above 0."""
 
-    def _setup_distributed(self, strategy):
-        meet_by_file(self, strategy.args)
-        super()._setup_distributed(strategy)
 
-    def forward(self, *args, **kwargs):
-        with at_work(self.strategy.args):
-            return super().forward(*args, **kwargs)
-
-
-class OrzRewardModelActor(RewardModelActor):
+class OrzRewardModelActor(_NeverTrained, RewardModelActor):
     """A reward model, where an agent of the user's own asks for one."""
-
-    def _setup_distributed(self, strategy):
-        meet_by_file(self, strategy.args)
-        super()._setup_distributed(strategy)
-
-    def forward(self, *args, **kwargs):
-        with at_work(self.strategy.args):
-            return super().forward(*args, **kwargs)

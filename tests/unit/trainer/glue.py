@@ -35,6 +35,20 @@ def make_sample(prompt=3, response=4, reward=1.0, truncated=False, **info):
     )  # fmt: skip
 
 
+def bare(cls, args, skipped=()):
+    """A policy's or critic's trainer without a model, on one rank; its guard leaves out the ``skipped`` steps."""
+    trainer, guard = object.__new__(cls), SimpleNamespace(total=3)  # three of the rollouts before
+
+    def after_step(buffer, step):
+        guard.total += step in skipped
+        return step not in skipped
+
+    guard.after_step = after_step
+    trainer.args, trainer.guard = args, guard
+    trainer.strategy = SimpleNamespace(all_reduce=lambda x, op="mean": x)
+    return trainer
+
+
 class Tokenizer:
     """Decodes a token to its number."""
 

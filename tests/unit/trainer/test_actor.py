@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("openrlhf")
-from glue import make_args
+from glue import bare, make_args
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -85,19 +85,9 @@ def trainer_of(monkeypatch, args, losses, boundaries, skipped=()):
 
     monkeypatch.setattr(ActorPPOTrainer, "training_step", training_step)
     monkeypatch.setattr(ActorPPOTrainer, "ppo_train", ppo_train)
-    trainer = object.__new__(OrzActorPPOTrainer)
-    trainer.args = args
-    trainer.strategy = SimpleNamespace(all_reduce=lambda x, op="mean": x)
+    trainer = bare(OrzActorPPOTrainer, args, skipped)
     trainer.actor_loss_fn = OrzPolicyLoss(clip_eps_low=0.2, clip_eps_high=0.2, policy_loss_type="ppo")
     trainer.replay_buffer = SimpleNamespace(dynamic_optimizer_step=boundaries)
-    guard = SimpleNamespace(total=3)
-
-    def after_step(buffer, step):
-        guard.total += step in skipped
-        return step not in skipped
-
-    guard.after_step = after_step
-    trainer.guard = guard
     return trainer
 
 
@@ -279,7 +269,7 @@ def test_a_frozen_policy_forgets_its_rollout(working):
 @pytest.mark.parametrize("cls", [module.OrzReferenceModelActor, module.OrzRewardModelActor])
 def test_models_that_never_train_meet_and_work_like_the_others(monkeypatch, tmp_path, cls):
     calls, args = [], make_args(tmp_path)
-    upstream = cls.__bases__[0]
+    upstream = cls.__bases__[-1]
     monkeypatch.setattr(module, "meet_by_file", lambda actor, args: calls.append("meet"))
     monkeypatch.setattr(upstream, "_setup_distributed", lambda self, strategy: calls.append("set up"))
     monkeypatch.setattr(upstream, "forward", lambda self, *given: given)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("openrlhf")
-from glue import make_args
+from glue import bare, make_args
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 
 from openrlhf_orz.settings.finished import changed
@@ -40,9 +40,8 @@ def trainer_of(monkeypatch, args, losses, boundaries, skipped=()):
 
     monkeypatch.setattr(CriticPPOTrainer, "training_step", training_step)
     monkeypatch.setattr(CriticPPOTrainer, "ppo_train", ppo_train)
-    trainer = object.__new__(OrzCriticPPOTrainer)
-    trainer.args, trainer.max_epochs = args, 1
-    trainer.strategy = SimpleNamespace(all_reduce=lambda x, op="mean": x)
+    trainer = bare(OrzCriticPPOTrainer, args, skipped)
+    trainer.max_epochs = 1
     trainer.critic_loss_fn = RecordingValueLoss(None)
 
     class Buffer:
@@ -54,14 +53,6 @@ def trainer_of(monkeypatch, args, losses, boundaries, skipped=()):
             return len(losses)
 
     trainer.replay_buffer = Buffer()
-    guard = SimpleNamespace(total=0)
-
-    def after_step(buffer, step):
-        guard.total += step in skipped
-        return step not in skipped
-
-    guard.after_step = after_step
-    trainer.guard = guard
     return trainer
 
 
