@@ -1,4 +1,4 @@
-"""Runs on each rank of a real DeepSpeed group: python ds_worker.py CASE [ARGS]; rank 0 prints one JSON line.
+"""Forks the ranks of real DeepSpeed groups, which run one of these cases each. Rank 0 prints one JSON line.
 
 ``zero``: one optimizer step from several micro-batches, against torch's own AdamW on the whole batch.
 ``single_step``: the policy gradient of ORZ's single step, skipped or not, packed or not, against stock OpenRLHF's.
@@ -11,7 +11,9 @@
 """
 
 import json
+import os
 import sys
+import traceback
 
 import torch
 import torch.distributed as dist
@@ -268,10 +270,51 @@ def degenerate():
     return result
 
 
+def run_rank(environment, log, case):
+    """A rank, in a process of its own, which ends here; what it prints goes to the file ``log``."""
+    status = 1
+    try:
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.environ.update(environment)
+        cases = [zero, single_step, cross_fit, nonfinite, lone_rank, degenerate, values, one_file]
+        result = {case.__name__: case for case in cases}[case[0]](*case[1:])
+        if dist.get_rank() == 0:
+            print("RESULT " + json.dumps(result))
+        dist.barrier()
+        dist.destroy_process_group()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def serve():
+    """For each line, a list of ``run_rank``'s arguments, a line with the ranks' exit statuses.
+
+    What the cases use is imported once: that takes far longer than most cases. Nothing may be computed here, as
+    threads do not survive a fork.
+    """
+    import openrlhf.utils  # noqa: F401  DeepSpeed is imported with it
+
+    import openrlhf_orz.trainer.actor
+    import openrlhf_orz.trainer.critic  # noqa: F401
+
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    for line in sys.stdin:
+        ranks = []
+        for rank in json.loads(line):
+            ranks.append(os.fork())
+            if not ranks[-1]:
+                sys.stdout = answers
+                run_rank(*rank)
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+        print(json.dumps(statuses), file=answers, flush=True)
+
+
 if __name__ == "__main__":
-    cases = [zero, single_step, cross_fit, nonfinite, lone_rank, degenerate, values, one_file]
-    result = {case.__name__: case for case in cases}[sys.argv[1]](*sys.argv[2:])
-    if dist.get_rank() == 0:
-        print("RESULT " + json.dumps(result))
-    dist.barrier()
-    dist.destroy_process_group()
+    serve()

@@ -1,10 +1,15 @@
 """Gradients through the real DeepSpeed on CPU: every ZeRO stage, one rank and two, many micro-batches or one."""
 
+import atexit
+import functools
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,30 +17,46 @@ import pytest
 WORKER = Path(__file__).with_name("ds_worker.py")
 
 
+@functools.cache
+def server() -> subprocess.Popen:
+    """The process whose children the ranks are; it ends with the tests."""
+    env = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, WORKER], env=env, start_new_session=True, **pipes)
+    atexit.register(process.kill)
+    return process
+
+
 def run_ranks(world: int, *case: str) -> dict:
-    """The result of ds_worker.py on ``world`` gloo ranks."""
+    """The result of one of ds_worker.py's cases on ``world`` gloo ranks."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    processes = []
-    for rank in range(world):
-        env = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        processes.append(
-            subprocess.Popen([sys.executable, WORKER, *case], env=env, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True)
-        )  # fmt: skip
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)[-5000:]
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder, str(rank)) for rank in range(world)]
+        ranks = []
+        for rank, log in enumerate(logs):
+            env = {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }  # fmt: skip
+            ranks.append((env, str(log), case))
+        print(json.dumps(ranks), file=server().stdin, flush=True)
+        if select.select([server().stdout], [], [], 600)[0]:
+            answer = server().stdout.readline()
+        else:
+            answer = "no answer in 600 s"
+            os.killpg(server().pid, signal.SIGKILL)
+            server.cache_clear()
+        outputs = [log.read_text() if log.exists() else "" for log in logs]
+    assert answer.strip() == str([0] * world), answer + "\n".join(outputs)[-5000:]
     line = next(line for line in outputs[0].splitlines() if line.startswith("RESULT "))
     return json.loads(line.removeprefix("RESULT "))
 
 
 @pytest.fixture(scope="module")
 def results():
-    """One process group each for one rank and two, as each start takes seconds."""
+    """One process group each for one rank and two."""
     return {
         1: run_ranks(1, "zero", "0:1", "1:1", "2:1", "3:1", "sums:1", "1:0", "2:0"),
         2: run_ranks(2, "zero", "0:1", "1:1", "2:1", "3:1", "sums:1"),
