@@ -1,6 +1,7 @@
 """Mutation testing: changes one expression at a time in a scratch copy and runs the tests that should notice.
 
     python tools/mutate.py openrlhf_orz/evaluate/statistics.py tests/unit/evaluate [--sample 30] [--seed 0]
+        [--preload openrlhf.trainer.ppo_trainer]
 
 Prints a line for each mutation: killed (a test failed or hung), or SURVIVED: no test noticed. A survivor is a missing
 test, or a change without any effect (an equivalent mutation). Exit status 0: none survived, 1: some did, 2: the tests
@@ -9,11 +10,12 @@ fail without any mutation. Nothing in the working tree is changed.
 
 import argparse
 import ast
+import importlib
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -74,16 +76,28 @@ def mutations(source: str) -> Iterator[tuple[int, str, str, str]]:
             yield place.lineno, text[start:end].decode(), written, mutated
 
 
+def run_tests(folder: Path, tests: list[str]) -> None:
+    """Ends this process, a fork of the tool's, with pytest's exit status for the copy in ``folder``."""
+    os.setsid()
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.path[:0] = paths = [str(folder), str(folder / "examples")]
+    os.environ.update(PYTHONPATH=os.pathsep.join(paths), PYTHONDONTWRITEBYTECODE="1")
+    sys.dont_write_bytecode = True
+    import pytest
+
+    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+
+
 def passes(folder: Path, tests: list[str], limit_s: float | None = None) -> bool:
     """Whether the tests pass in the copy within the time."""
-    env = os.environ | {"PYTHONPATH": f"{folder}:{folder / 'examples'}", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    run = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, stdout=subprocess.DEVNULL)
-    try:
-        return run.wait(limit_s) == 0
-    except subprocess.TimeoutExpired:
+    run = multiprocessing.get_context("fork").Process(target=run_tests, args=(folder, tests))
+    run.start()
+    run.join(limit_s)
+    if run.is_alive() and run.pid:
         os.killpg(run.pid, signal.SIGKILL)
-        return run.wait() == 0
+        run.join()
+    return run.exitcode == 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,7 +106,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("tests", nargs="+", help="as for pytest")
     parser.add_argument("--sample", type=int, default=30, help="at most so many mutations, drawn by --seed; 0: all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preload", nargs="*", default=[], help="libraries to import once instead of in each run")
     options = parser.parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of torch's would not survive the fork
+    for library in options.preload:
+        importlib.import_module(library)
     found = list(mutations((ROOT / options.file).read_text()))
     if options.sample:
         found = random.Random(options.seed).sample(found, min(options.sample, len(found)))
