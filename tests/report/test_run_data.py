@@ -122,7 +122,7 @@ def test_large_rollouts_and_many_runs_stay_under_the_limit(tmp_path):
     for number in range(3):
         run = write_run(tmp_path / f"run{number}", 400, prompts=1, samples=1, seed=number)
         for step in range(380, 401):
-            text = "".join(chr(rng.randrange(33, 3000)) for _ in range(20_000))  # as good as incompressible
+            text = "".join(map(chr, rng.choices(range(33, 3000), k=20_000)))  # as good as incompressible
             rows = [{"prompt": "p", "response": text + str(i), "reward": 0.0, "reference": "1"} for i in range(10)]
             (run / "rollouts" / f"step_{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         runs.append(run)

@@ -9,6 +9,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from openrlhf_orz.rollout import engine
 from openrlhf_orz.rollout.engine import Engines, OrzRolloutActor, engine_args
+from openrlhf_orz.settings.command_line import parse
 
 
 class Llm:
@@ -169,3 +170,11 @@ def test_engines_are_started_with_the_steps_seed_and_asked_to_end(monkeypatch):
     assert calls[3][1]["seed"] == 43 + 3 * 1_000_003
     engines.shutdown()
     assert waited == [(["ref", "ref"], 2, Engines.SHUTDOWN_S)]
+
+
+@pytest.mark.parametrize("flags, cut", [((), None), (("--train.full_determinism_enable",), False)])
+def test_training_cuts_no_prompts_where_requests_have_seeds_of_their_own(flags, cut):
+    """Elsewhere vLLM's default is the faster one."""
+    given = ["--actor.model_name_or_path", "none", "--data.prompt_dataset", "rows.jsonl", "--orz.device", "cpu"]
+    args, _ = parse([*given, *flags])
+    assert args.orz.own_agent and engine_args(args).get("enable_chunked_prefill") is cut

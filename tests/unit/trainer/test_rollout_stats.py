@@ -42,20 +42,20 @@ def test_repetition_agrees_with_counting_tuples():
         assert repetition(ids) == 1 - len(set(grams)) / len(grams)
 
 
-def test_a_thousand_responses_take_no_time():
-    """1,000 responses of 2,000 tokens; and twice the length costs about twice the time, not four times."""
+def test_many_responses_take_no_time():
+    """200 responses of 2,000 tokens; and twice the length costs about twice the time, not four times."""
     rng = random.Random(0)
     ids = [rng.randrange(150_000) for _ in range(2000)]
-    texts = ["thinking about it " * 400] * 1000
+    texts = ["thinking about it " * 400] * 200
 
     def seconds(token_ids):
         begin = time.process_time()
-        text_metrics(texts, token_ids, torch.ones(1000, dtype=torch.bool))
+        text_metrics(texts, token_ids, torch.ones(200, dtype=torch.bool))
         return time.process_time() - begin
 
-    once = min(seconds([ids] * 1000) for _ in range(2))
-    assert once < 3  # the rollouts of the paper are some thirty times as large and train for minutes
-    assert min(seconds([ids * 2] * 1000) for _ in range(2)) < 3.2 * once
+    once = min(seconds([ids] * 200) for _ in range(2))
+    assert once < 0.6  # the rollouts of the paper are 150 times as large and train for minutes
+    assert min(seconds([ids * 2] * 200) for _ in range(2)) < 3.2 * once
 
 
 def test_length_metrics_by_hand():
