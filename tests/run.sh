@@ -20,16 +20,22 @@ if [ $# -gt 0 ]; then
     done
     "$PYTHON" -m pytest ${suites[@]+"${suites[@]}"} "$@" || status=$?
 else
-    # Each of these two has work for one core; the training runs of e2e have work for all.
+    # Two at a time, which have work for a core each; the training runs of e2e take both as soon as there is room.
     log=$(mktemp)
-    trap 'rm -f "$log"' EXIT
-    "$PYTHON" -m pytest -p no:cacheprovider tests/contracts tests/recipes >"$log" 2>&1 &
+    set -m # a process group of its own, to end it whole
+    {
+        failed=0
+        "$PYTHON" -m pytest -p no:cacheprovider tests/contracts tests/recipes || failed=$?
+        "$PYTHON" -m pytest -p no:cacheprovider tests/e2e || failed=$?
+        exit $failed
+    } >"$log" 2>&1 &
     beside=$!
-    trap 'kill "$beside" 2>/dev/null; exit 130' INT TERM
+    set +m
+    trap 'rm -f "$log"' EXIT
+    trap 'kill -- -"$beside" 2>/dev/null; exit 130' INT TERM
     "$PYTHON" -m pytest tests/unit tests/report || status=$?
-    wait $beside || status=$?
-    cat "$log"
-    "$PYTHON" -m pytest tests/e2e || status=$?
+    tail -n +1 -f --pid="$beside" "$log"
+    wait "$beside" || status=$?
 fi
 if [ $status -eq 0 ]; then
     echo "tests: all passed in $((SECONDS - began)) s"
