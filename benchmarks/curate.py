@@ -1,11 +1,14 @@
 """The curation pipeline's quality on a labelled pool, and its speed and memory; one JSON line.
 
     python benchmarks/curate.py --quality --data rows.jsonl [--data more.jsonl] [--size 3000] [--seed 0] [--misses 5]
+    python benchmarks/curate.py --contamination EVAL.jsonl [EVAL.jsonl ...] --data rows.jsonl
     python benchmarks/curate.py --speed [--rows 100000 1000000] [--data rows.jsonl]
 
 `--data` files have rows with `prompt` (or `question`) and `answer`; use ones without multiple choice and proofs. A
 pool of them with planted choices, proofs, parts, yes/no questions, other languages, duplicates and near misses is
-made (curate_pool.py), curated, and precision and recall of each stage are counted against the labels. `--speed`
+made (curate_pool.py), curated, and precision and recall of each stage are counted against the labels.
+`--contamination` counts the questions of evaluation sets that are missed in each of several wrappers, and the rows of
+`--data` in which one of the packaged sets is found. `--speed`
 curates synthetic short rows in a separate process and reports rows a second of each stage and the peak memory of
 all processes together. Give it an idle machine; the load stands in the result.
 """
@@ -32,7 +35,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import curate_pool
 
-from openrlhf_orz.data.curate.config import load_config
+from openrlhf_orz.data.curate.config import Decontaminate, load_config
+from openrlhf_orz.data.curate.decontaminate import BUILTIN_NGRAM, EvalSets, load_builtin
+from openrlhf_orz.data.curate.normalise import clean_question
 from openrlhf_orz.data.curate.pipeline import run_pipeline
 
 EXCLUDED = {
@@ -46,8 +51,7 @@ EXCLUDED = {
 def quality(paths: list[str], size: int, seed: int, misses: int, overrides: list[str]) -> dict:
     """Precision and recall for each planted kind, from rejected.jsonl against the labels."""
     pool = curate_pool.build(curate_pool.load(paths), size, seed)
-    labels = {f"pool#{number}": row for number, row in enumerate(pool, 1)}
-    number_of = {row["id"]: name for name, row in labels.items()}
+    labels = {row["id"]: row for row in pool}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pool.jsonl"
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pool), encoding="utf-8")
@@ -77,12 +81,12 @@ def quality(paths: list[str], size: int, seed: int, misses: int, overrides: list
             found = {
                 n
                 for n in found
-                if labels[n]["label"] in (*planted, "keep", "differs", "exact", "near", "chinese", "other")
+                if labels[n]["label"] in (*planted, *curate_pool.DUPLICATES, "keep", "differs", "chinese", "other")
             } | hit
         result[kind] = _score(wanted, found)
         shown[f"{kind} missed"] = [labels[n]["question"][:300] for n in sorted(wanted - found)]
         shown[f"{kind} wrong"] = [(labels[n]["label"], labels[n]["question"][:300]) for n in sorted(found - wanted)]
-    _duplicates(labels, number_of, rejected, clusters, result, shown)
+    _duplicates(labels, rejected, clusters, result, shown)
     for name, texts in shown.items():
         for text in texts[:misses]:
             print(f"{name}: {text!r}", file=sys.stderr)
@@ -102,12 +106,12 @@ def _score(wanted: set, found: set) -> dict:
     }
 
 
-def _duplicates(labels, number_of, rejected, clusters, result, shown) -> None:
+def _duplicates(labels, rejected, clusters, result, shown) -> None:
     """A planted duplicate is found when it shares a cluster with its original; a pair of other rows is wrong."""
     group = {member["id"]: i for i, cluster in enumerate(clusters) for member in cluster["members"]}
     gone = {n for n, row in rejected.items() if row["stage"] != "dedup"}
-    origin = {n: number_of.get(row.get("of"), n) for n, row in labels.items()}
-    for kind in ("exact", "near"):
+    origin = {n: row.get("of") or n for n, row in labels.items()}
+    for kind in curate_pool.DUPLICATES:
         planted = [n for n, row in labels.items() if row["label"] == kind and n not in gone and origin[n] not in gone]
         found = [n for n in planted if n in group and group.get(origin[n]) == group[n]]
         result[f"{kind}_duplicates"] = {"n": len(planted), "recall": round(len(found) / max(1, len(planted)), 4)}
@@ -127,6 +131,23 @@ def _duplicates(labels, number_of, rejected, clusters, result, shown) -> None:
     result["differs_kept"] = round(
         sum(n not in rejected and n not in group for n in changed) / max(1, len(changed)), 4
     )
+
+
+def contamination(evals: list[str], paths: list[str]) -> dict:
+    """Evaluation questions missed in each wrapper, and the rows that are taken for one of the packaged sets."""
+    own, packaged = EvalSets(BUILTIN_NGRAM), EvalSets(BUILTIN_NGRAM)
+    load_builtin(packaged)
+    questions = [row["question"] for row in curate_pool.load(evals)]
+    for number, question in enumerate(questions):
+        own.add(f"eval#{number}", clean_question(question)[0])
+    least = Decontaminate().overlap
+    missed = {
+        name: sum(own.overlap(clean_question(wrap(question))[0], least) is None for question in questions)
+        for name, wrap in curate_pool.WRAPPERS.items()
+    }
+    rows = [row["question"] for row in curate_pool.load(paths)]
+    hits = [question for question in rows if packaged.overlap(clean_question(question)[0], least)]
+    return {"questions": len(questions), "missed": missed, "rows": len(rows), "hits": len(hits), "found": hits[:5]}
 
 
 def speed(rows: int, paths: list[str], processes: int) -> dict:
@@ -216,6 +237,7 @@ def _memory(pid: int) -> int:
 def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quality", action="store_true")
+    parser.add_argument("--contamination", nargs="+", default=[], metavar="FILE", help="evaluation sets")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--data", action="append", default=[], help="JSON lines with prompt (or question) and answer")
     parser.add_argument("--size", type=int, default=3000, help="real rows in the labelled pool")
@@ -228,6 +250,8 @@ def main(arguments: list[str] | None = None) -> dict:
     result: dict = {}
     if options.quality:
         result["quality"] = quality(options.data, options.size, options.seed, options.misses, options.set)
+    if options.contamination:
+        result["contamination"] = contamination(options.contamination, options.data)
     if options.speed:
         result["speed"] = [speed(rows, options.data, options.processes) for rows in options.rows]
     print(json.dumps(result))

@@ -1,8 +1,8 @@
 """A labelled pool from real rows: what should be kept, and planted rows that each stage should find.
 
 A pool row is a row for the pipeline (`question`, `answer`, `source`, `id`) with `label`: keep, choice, proof, parts,
-guessable, chinese, other, exact or near (a duplicate; `of` names its original), or differs (made from a
-row by changing a number, a sign or what is asked: to be kept).
+guessable, chinese, other, exact, near, respelt or wrapped (a duplicate; `of` names its original), or differs (made
+from a row by changing a number, a sign or what is asked: to be kept).
 """
 
 from __future__ import annotations
@@ -107,6 +107,49 @@ def near(text: str, chance: random.Random) -> str:
     return text
 
 
+def respelt(text: str, chance: random.Random) -> str:
+    """The same question with other LaTeX and spacing."""
+    changes = [
+        lambda t: re.sub(r"\\cdot(?![a-z])", r"\\bullet", t),
+        lambda t: re.sub(r"(?<!\d)\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", t),
+        lambda t: re.sub(r"\$([A-Z]{1,3}|\d+)\$", r"\1", t),
+        lambda t: re.sub(r"(?<![\d$.,])(\d+) (cm|feet|meters|inches|miles|units)\b", r"$\1\\text{ \2}$", t),
+        lambda t: re.sub(r"(?<![\\A-Za-z])([A-Z]{2})(?=\s*=)", r"\1^{}_{}", t),
+        lambda t: "14. " + t,
+    ]
+    if "[asy]" not in text:
+        for change in chance.sample(changes, 4):
+            text = change(text)
+    return text
+
+
+WRAPPERS = {
+    "bare": lambda q: q,
+    "sentence before": lambda q: "Here is a problem from a contest. " + q,
+    "year before": lambda q: "This was asked in a contest of 2024. " + q,
+    "sentence behind": lambda q: q + " Think it through and put the final answer in a box.",
+    "both": lambda q: f"A teacher asks the following. {q}\nAnswer with one number.",
+    "instruction": lambda q: (
+        "Solve the exercise below one step after another. The very last line you write must look like "
+        f'"Result: X", where X is what you found.\n\n{q}\n\nDo not forget to write the result on its own line.'
+    ),
+    "boxed": lambda q: q + "\n\nThink step by step, then give your final answer inside \\boxed{}.",
+    "bold": lambda q: f"**{q}**",
+    "textbf": lambda q: rf"\textbf{{{q}}}",
+    "capitals": str.upper,
+    "json": lambda q: json.dumps({"question": q}),
+    "json in json": lambda q: json.dumps(json.dumps({"question": q})),
+    "program": lambda q: repr({"question": q}),
+    "quotation": lambda q: "> " + q.replace("\n", "\n> "),
+    "chat": lambda q: f"Question: {q}\nAnswer:",
+}
+_WRAPS = ("sentence before", "sentence behind", "instruction", "boxed", "bold", "capitals", "json", "chat")
+
+
+def wrapped(text: str, chance: random.Random) -> str:
+    return WRAPPERS[chance.choice(_WRAPS)](text)
+
+
 def _synonyms(text, chance):
     return re.sub(
         r"\b[a-z]+\b", lambda m: texts.SYNONYMS.get(m.group(), m.group()) if chance.random() < 0.8 else m.group(), text
@@ -156,6 +199,9 @@ def _variable(text, chance):
     ):
         return _frame(text, chance)
     return re.sub(r"(?<![A-Za-z\\])x(?![A-Za-z])", "t", text)
+
+
+DUPLICATES = {"exact": exact, "near": near, "respelt": respelt, "wrapped": wrapped}
 
 
 def differs(text: str, chance: random.Random) -> str | None:
@@ -214,7 +260,7 @@ def build(rows: list[dict], size: int, seed: int) -> list[dict]:
         made.append(("chinese", _fill(chance.choice(texts.CHINESE), chance), str(chance.randint(1, 99)), None))
         language = chance.choice(list(texts.OTHER))
         made.append(("other", _fill(chance.choice(texts.OTHER[language]), chance), str(chance.randint(1, 99)), None))
-    for kind, change in (("exact", exact), ("near", near)):
+    for kind, change in DUPLICATES.items():
         for row in chance.sample(real, share):
             made.append((kind, change(row["question"], chance), row["answer"], row["id"]))
     for row in chance.sample(real, share):
@@ -224,7 +270,7 @@ def build(rows: list[dict], size: int, seed: int) -> list[dict]:
             made.append(("differs", question, row["answer"] if same else str(chance.randint(100, 999)), None))
     seen = {row["question"] for row in pool}
     for number, (kind, question, answer, of) in enumerate(made):
-        if question in seen and kind not in ("exact", "near"):
+        if question in seen and kind not in DUPLICATES:
             continue
         seen.add(question)
         pool.append({"question": question, "answer": answer, "id": f"made/{number}", "label": kind, "of": of})

@@ -47,7 +47,7 @@ class Dedup:
     other_answer: float = 0.85  # ... and two with different answers
     embedding: bool = False
     embedding_model: str = ""  # a folder or hub name; "": the packaged all-MiniLM-L6-v2
-    embedding_similarity: float = 0.9
+    embedding_similarity: float = 0.85  # cosine from which two questions with equal answers are duplicates
     sources: list[str] = field(default_factory=list)  # best first; []: the order of the inputs
 
 

@@ -17,9 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from openrlhf_orz.data.curate.config import Dedup
+from openrlhf_orz.data.curate.framing import unframed
 from openrlhf_orz.data.curate.shards import Stage, rejection
 from openrlhf_orz.data.curate.signature import hash64, signature
-from openrlhf_orz.data.curate.similarity import DisjointSets, Embed, bands, candidate_pairs, runs, same_question
+from openrlhf_orz.data.curate.similarity import (
+    DisjointSets,
+    Embed,
+    bands,
+    candidate_pairs,
+    reworded,
+    runs,
+    same_question,
+)
 from openrlhf_orz.data.json_lines import partial_of, read_records, write_records
 
 _PAIRS_AT_ONCE = 20_000
@@ -127,21 +136,18 @@ def _verify(pool: PooledRows, pairs: np.ndarray, groups: DisjointSets, options: 
                     groups.join(i, j)
 
 
-def _embedding_pairs(pool: PooledRows, members: np.ndarray, options: Dedup, embed: Embed) -> list[np.ndarray]:
-    """Pairs with the same mathematics and answer whose embeddings are close."""
-    found = []
-    keys = pool.guard[members] ^ (pool.answers[members] * np.uint64(0x9E3779B97F4A7C15))
-    for group in runs(keys, members):
+def _embedding_pairs(pool: PooledRows, members: np.ndarray, options: Dedup, embed: Embed) -> Iterator[np.ndarray]:
+    """Pairs (m, 2) with the same answer whose embeddings are close, and which `reworded` takes for one question."""
+    for group in runs(pool.answers[members], members):
         rows = pool.load(group)
         questions = [rows[int(number)]["question"] for number in group]
-        vectors = embed(questions)
-        decides = [signature(question).deciding for question in questions]
+        vectors = embed([unframed(question) for question in questions])
+        signatures = [signature(question) for question in questions]
         for i in range(len(group) - 1):
             close = np.flatnonzero(vectors[i + 1 :] @ vectors[i] >= options.embedding_similarity) + i + 1
-            pairs = [(group[i], group[j]) for j in close if decides[i] == decides[j]]
+            pairs = [(group[i], group[j]) for j in close if reworded(signatures[i], signatures[j])]
             if pairs:
-                found.append(np.array(pairs))
-    return found
+                yield np.array(pairs)
 
 
 def families(pool: PooledRows, roots: np.ndarray) -> np.ndarray:

@@ -223,7 +223,7 @@ def _run_on_shards(work: Callable, before: Stage, stage: Stage, options: Any, co
 def _run_decontaminate(before: Stage, stage: Stage, options: Decontaminate, config: Config, _: MakeSampler) -> None:
     sets = _eval_sets(options)  # errors come before any work
     _each_shard(config, before, stage, partial(_decontaminate_shard, options))
-    stage.finish(against=options.against, questions=len(sets.names))
+    stage.finish(against=options.against, questions=len(sets.questions))
 
 
 # ---- stages that need all shards together

@@ -15,9 +15,12 @@ from functools import cached_property
 
 import xxhash
 
+from openrlhf_orz.data.curate.framing import unframed
+
 _FONTS = (
     r"text|mbox|hbox|textbf|textrm|textit|mathrm|mathbf|mathit|mathsf|mathbb|mathcal|operatorname|emph|overline|vec"
 )
+_TEXT = re.compile(r"\\(?:text|mbox|hbox|textrm|textnormal)\s*\{([^{}]*)\}")
 _SIZES = r"left|right|bigl?|bigr|Bigl?|Bigr|bigg|Bigg|displaystyle|textstyle|limits|nolimits|mathstrut|bf|rm|it"
 # One spelling for equal mathematics. The grader's table (reward/judge/notation.py) has other targets: it keeps units,
 # delimiters and commands apart that are one here. The packaged hashes of evaluation sets depend on every entry.
@@ -27,13 +30,15 @@ _PREPARE: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(rf"\\(?:{_FONTS})\*?(?![A-Za-z])\s*(?:\{{([^{{}}]*)\}})?"), lambda m: f" {m.group(1) or ''} "),
     (re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}(?:\{[^{}]*\})?|\\(?:qquad|quad|[,;:! ])|\\\\|[~&]"), " "),
     (re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))"), ""),
-    (re.compile(r"\\[dtc]?frac\s*(\d)(\d)"), r"\\frac \1 \2"),
+    (re.compile(r"[_^]\s*\{\s*\}"), ""),
+    (re.compile(r"\\[dtc]?frac\s*(\d)(\d)"), r" \1/\2 "),
+    (re.compile(r"\\[dtc]?frac\s*\{\s*(\w+)\s*\}\s*\{\s*(\w+)\s*\}"), r" \1/\2 "),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
     (re.compile(r"\{\s*([A-Za-z0-9])\s*\}"), r" \1 "),
     (re.compile(r"\\leq(?:slant)?(?![A-Za-z])|≤"), r"\\le "),
     (re.compile(r"\\geq(?:slant)?(?![A-Za-z])|≥"), r"\\ge "),
     (re.compile(r"\\neq(?![A-Za-z])|≠"), r"\\ne "),
-    (re.compile(r"\\(?:cdot|times|ast)(?![A-Za-z])|[×·∙]"), "*"),
+    (re.compile(r"\\(?:cdot|times|ast|bullet)(?![A-Za-z])|[×·∙]"), "*"),
     (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
     (re.compile(r"\\(?:[lc]?dots|dots[cbm])(?![A-Za-z])|…|\.{3,}"), r"\\ldots "),
     (re.compile(r"\\plus(?:\{\}|(?![A-Za-z]))"), "+"),
@@ -56,6 +61,7 @@ _TOKEN = re.compile(
 )
 _SPANS = re.compile(r"(\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\))", re.S)
 _OPERATORS = frozenset("-+*/=<>^_|!%:∈∩∪⊂∠△⊥∥∞")
+_UNITS = frozenset("cm mm km kg mg ml ft mi mph hr min sec in".split())
 _TWO_TO_TWENTY = """
     two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
     nineteen twenty
@@ -63,19 +69,6 @@ _TWO_TO_TWENTY = """
 _NUMBER_WORDS = {word: str(value) for value, word in enumerate(_TWO_TO_TWENTY.split(), 2)}
 _NUMBER_WORDS |= {"zero": "0", "thirty": "30", "forty": "40", "fifty": "50", "sixty": "60"}
 _NUMBER_WORDS |= {"hundred": "100", "thousand": "1000", "twice": "2"}
-# Openings and endings that say nothing of the question itself.
-_PHRASES = re.compile(
-    r"^(?:please\s+|kindly\s+|can you\s+|could you\s+)*"
-    r"(?:solve|answer|consider|work out)\s+(?:the\s+following|this)\s+"
-    r"(?:\w+\s+){0,2}(?:problem|question|exercise)\s*[:.]"
-    r"|(?:please\s+)?(?:reason|think)\s+step[- ]by[- ]step\b[^.?$\\\d]{0,60}(?:\.|$)|let'?s think step by step\.?"
-    r"|(?<![^.?!]\s)(?:please\s+)?(?:put|give|write|enter|provide|express|state|leave|present)\s+"
-    r"(?:me\s+)?(?:your|the)\s+(?:final\s+)?answer\b[^.?:$\\\d]{0,80}(?:\.|$)"
-    r"|^(?:please|kindly)\s+",
-    re.I,
-)
-
-
 _SMALL_WORDS = "a an the of in on at to for and or is are be that this it as by with from"
 SMALL = frozenset(_SMALL_WORDS.split())
 _SAME = {"%": "percent", "percentage": "percent", "average": "mean", "kids": "children", "cent": "cents"}
@@ -104,6 +97,7 @@ _DECIDE_WORDS = """
 DECIDE = frozenset(_DECIDE_WORDS.split())
 _SIMPLE = re.compile(r"(?:[A-Za-z0-9 \n?!:;'\"()+*/=<>^_-]|,(?!\d)|\.(?!\.))*")  # nothing to respell
 _BRACKETS = frozenset("()[]{}")
+_DIGITS = frozenset("0123456789.")
 _PLACEHOLDER = "v"
 
 
@@ -174,12 +168,12 @@ class Signature:
 
 
 def _drawing(code: str) -> str:
-    return xxhash.xxh32_hexdigest("".join(code.split()).encode("utf-8", "surrogatepass"))
+    return xxhash.xxh32_hexdigest("".join(code.lower().split()).encode("utf-8", "surrogatepass"))
 
 
 def signature(question: str) -> Signature:
     """The signature of a cleaned question."""
-    text = _PHRASES.sub(" ", question) if len(question) < 20_000 else question
+    text = unframed(question) if len(question) < 20_000 else question
     tokens: list[tuple[str, str]] = []
     for i, span in enumerate(_SPANS.split(text)):
         inside = i % 2 == 1
@@ -187,11 +181,34 @@ def signature(question: str) -> Signature:
             edge = 1 if span[0] == "$" and span[:2] != "$$" else 2
             inside = edge == 2 or len(span) <= 40 or not _prose(span)
             span = span[edge:-edge]
-        if not _SIMPLE.fullmatch(span):
-            for pattern, replacement in _PREPARE:
-                span = pattern.sub(replacement, span)
-        _tokenise(span, inside, tokens)
+        # \\text{ cm} among formulas is prose
+        for j, part in enumerate(_TEXT.split(span) if inside and "\\" in span else [span]):
+            if not _SIMPLE.fullmatch(part):
+                for pattern, replacement in _PREPARE:
+                    part = pattern.sub(replacement, part)
+            _tokenise(part, inside and j % 2 == 0, tokens)
     return Signature(tokens)
+
+
+def plain_tokens(text: str) -> list[str]:
+    """Lower-case words, numbers, operators, commands and letters in order, whatever stands around the question.
+
+    In a signature a letter is a word or a variable by its surroundings, and instructions are left out. Here nothing
+    depends on what is before or behind, so that a question in a frame has the tokens that it has alone.
+    """
+    text = text.lower().replace("$", " ")
+    if not _SIMPLE.fullmatch(text):
+        for pattern, replacement in _PREPARE:
+            text = pattern.sub(replacement, text)
+    return [
+        _number(token) if token[0] in _DIGITS else token for token in _TOKEN.findall(text) if token not in _BRACKETS
+    ]
+
+
+def _number(token: str) -> str:
+    if "." in token:
+        token = token.rstrip("0").rstrip(".").lstrip("0")
+    return token.lstrip("0") or "0"
 
 
 def _prose(span: str) -> bool:
@@ -200,7 +217,8 @@ def _prose(span: str) -> bool:
 
 
 def _tokenise(span: str, inside: bool, tokens: list[tuple[str, str]]) -> None:
-    found = _TOKEN.findall(span)
+    places = list(_TOKEN.finditer(span))
+    found = [place.group() for place in places]
     depth = 0  # open brackets of mathematics in prose
     for i, text in enumerate(found):
         first = text[0]
@@ -211,18 +229,22 @@ def _tokenise(span: str, inside: bool, tokens: list[tuple[str, str]]) -> None:
                 tokens.append(("o", text))
             continue
         if first.isdigit() or first == ".":
-            if "." in text:
-                text = text.rstrip("0").rstrip(".").lstrip("0") or "0"
-            tokens.append(("n", text.lstrip("0") or "0"))
+            tokens.append(("n", _number(text)))
         elif text in _OPERATORS:
             if text in "-:!|" and not inside and not _beside_maths(found, i):
                 continue  # a dash or mark of punctuation
+            if text == "-" and not inside and i + 1 < len(found) and found[i + 1].isalpha() and len(found[i + 1]) > 1:
+                continue  # 4-foot
             tokens.append(("w", "percent") if text == "%" else ("o", text))
         elif first == "\\":
             tokens.append(("o", text))
-        elif inside and len(text) <= 3 and text.isascii():
+        elif inside and text in _UNITS:
+            tokens.append(("w", text))
+        elif text.isascii() and len(text) <= 3 and (inside or (len(text) > 1 and text.isupper())):
             tokens.extend(("v", letter) for letter in text)
-        elif len(text) == 1 and _is_variable(found, i, inside):
+        elif len(text) == 1 and (
+            _is_variable(found, i, inside) or (text == "A" and not _begins(span, places[i].start()))
+        ):
             tokens.append(("v", text))
         elif len(text) >= 4 and text.isascii() and text.isupper():
             # a triangle's corners, or a word whose letters are arranged: it must be equal
@@ -239,6 +261,12 @@ def _is_variable(found: list[str], i: int, inside: bool) -> bool:
     """Whether a single letter is a variable: in prose "a", "A" and "I" are words."""
     text = found[i]
     return inside or (text.isascii() and text not in "aAI") or (text in "aI" and _beside_operator(found, i))
+
+
+def _begins(span: str, place: int) -> bool:
+    """Whether a sentence begins at this place, where "A" is the article."""
+    before = span[:place].rstrip(" \"'(*")
+    return not before or before[-1] in ".?!:;,\n"
 
 
 def _of_maths(found: list[str], i: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -132,6 +133,7 @@ def embedder(model: str = "", stage: str = "dedup") -> Embed:
 
 # ---- comparison of two
 
+_SAME_TEXT = 0.7  # from this similarity on one question is the other one with a word or two exchanged
 _FRAMED = 0.8  # from this share of the shorter question's words on, the longer one only frames it
 
 
@@ -158,6 +160,18 @@ def _misspelt(one: str, other: str) -> bool:
     if one in DECIDE or other in DECIDE:  # distinguishable is no slip for indistinguishable
         return False
     return min(len(one), len(other)) >= 4 and SequenceMatcher(None, one, other).ratio() >= 0.75
+
+
+def reworded(one: Signature, other: Signature) -> bool:
+    """Whether two questions with the same answer and close embeddings may be one.
+
+    Not if numbers are exchanged, nor, where the other words are the same, a word that decides what is asked.
+    """
+    numbers = [Counter(text for kind, text in found.tokens if kind == "n") for found in (one, other)]
+    if numbers[0] - numbers[1] and numbers[1] - numbers[0]:
+        return False
+    exchanged = one.deciding - other.deciding and other.deciding - one.deciding
+    return not (exchanged and similarity(one, other) >= _SAME_TEXT)
 
 
 def same_question(one: Signature, other: Signature, same_answer: bool, low: float, high: float) -> float | None:

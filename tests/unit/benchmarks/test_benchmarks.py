@@ -104,4 +104,7 @@ def test_curation_benchmark(load, tmp_path, monkeypatch):
     assert found["pool"]["choice"] == 20 and found["chinese_kept"] == 1.0
     for kind in ("choice", "proof", "parts", "guessable", "language"):
         assert min(found[kind]["precision"], found[kind]["recall"]) >= 0.9, (kind, found)
-    assert found["exact_duplicates"]["recall"] >= 0.95 and found["duplicates_precision"] >= 0.95
+    assert min(found[f"{kind}_duplicates"]["recall"] for kind in ("exact", "respelt", "wrapped")) >= 0.95
+    assert found["duplicates_precision"] >= 0.95
+    found = load("curate").main(["--contamination", str(file), "--data", str(file)])["contamination"]
+    assert found["questions"] == 200 and not any(found["missed"].values()) and found["hits"] == 0

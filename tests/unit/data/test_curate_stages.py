@@ -9,6 +9,7 @@ import pytest
 from openrlhf_orz.data.curate import pass_rate
 from openrlhf_orz.data.curate.config import Decontaminate, PassRate, load_config
 from openrlhf_orz.data.curate.decontaminate import BUILTIN, EvalSets, decontaminate, load_builtin
+from openrlhf_orz.data.curate.normalise import clean_question
 from openrlhf_orz.data.curate.pipeline import run_pipeline
 from openrlhf_orz.data.curate.signature import signature
 from openrlhf_orz.data.curate.similarity import DisjointSets, bands, candidate_pairs, runs
@@ -39,7 +40,8 @@ def test_decontamination_finds_copies_and_large_parts():
     sets.add("made#1", EVAL)
     sets.add("made#2", "Compute $3^5$.")
     inside = "Warm-up. " + EVAL.replace("Let $n$ be", "Here $n$ is") + " Write it in words."
-    texts = [EVAL.replace(" ", "  "), inside, "Find the remainder of 5 modulo 3.", "Compute $3^5$", "Compute $3^6$."]
+    other_number = EVAL.replace("1000", "100")  # another question, though nearly all of its words are the same
+    texts = [EVAL.replace(" ", "  "), inside, other_number, "Compute $3^5$", "Compute $3^6$."]
     rows = [row(i, text) for i, text in enumerate(texts)] + [row(5, EVAL, generated="x")]
     kept, rejected = decontaminate(rows, sets, Decontaminate())
     assert [r["id"] for r in kept] == ["r#2", "r#4", "r#5"]
@@ -51,15 +53,45 @@ def test_decontamination_finds_copies_and_large_parts():
     assert decontaminate(rows, sets, Decontaminate(overlap=1.0))[0][0]["id"] == "r#1"
 
 
+WRAPPERS = {
+    "before": lambda q: "Here is a problem from a contest of 2024. " + q,
+    "behind": lambda q: q + " Think it through and put the final answer in a box.",
+    "both": lambda q: f'The very last line must look like "Result: X".\n\n{q}\n\nWrite 1 line after "Result:".',
+    "bold": lambda q: f"**{q}**",
+    "latex": lambda q: rf"\textbf{{{q}}}",
+    "capitals": str.upper,
+    "json": lambda q: json.dumps({"id": 7, "question": q}),
+    "json in json": lambda q: json.dumps(json.dumps([q])),
+    "program": lambda q: repr({"question": q + "'"}),
+    "quotation": lambda q: "> " + q.replace("\n", "\n> "),
+}
+ASKED = [
+    EVAL,
+    "Evaluate $(3+4i)5-7i$.",
+    "Compute $3^5$.",
+    "If $n \\equiv 4 \\pmod{9}$, find the remainder when\n\\[(n + 1)(n + 3)\\]\nis divided by 9.",
+    "In right triangle $KLM$ with $\\angle L = 90^\\circ$, we have $\\sin K = 3\\cos K$. What is $\\tan K$?",
+]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_an_evaluation_question_is_found_in_any_wrapper(wrapper):
+    sets = EvalSets(8)
+    for number, question in enumerate(ASKED):
+        sets.add(f"made#{number}", question)
+    found = [sets.overlap(clean_question(WRAPPERS[wrapper](question))[0], 0.6) for question in ASKED]
+    assert [name and name[0] for name in found] == [f"made#{number}" for number in range(len(ASKED))]
+
+
 def test_packaged_evaluation_sets_are_hashes():
     sets = EvalSets(8)
     load_builtin(sets)
-    names = {name.split("#")[0] for name in sets.names}
-    assert names == {"math500", "aime2024", "aime2025", "amc"} and len(sets.names) == 643
-    assert set(np.load(BUILTIN).files) == {"names", "exact", "sizes", "grams"}
+    names = {found.name.split("#")[0] for found in sets.questions}
+    assert names == {"math500", "aime2024", "aime2025", "amc"} and len(sets.questions) == 643
+    assert set(np.load(BUILTIN).files) == {"names", "n", "tokens", "sizes", "numbers", "maths", "grams"}
     # a question of AIME 2025, from which the sets would be useless if they did not find it
-    found = sets.overlap("Find the sum of all integer bases $b>9$ for which $17_b$ is a divisor of $97_b.$")
-    assert found == ("aime2025#1", 1.0)
+    found = sets.overlap("Find the sum of all integer bases $b>9$ for which $17_b$ is a divisor of $97_b.$", 0.6)
+    assert found == ("aime2025#1", 1.0, True)
 
 
 def run_dir(path, rewards):
