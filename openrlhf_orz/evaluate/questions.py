@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _QUESTION_KEYS = ("question", "prompt", "problem", "Question", "Problem")
 _ANSWER_KEYS = ("answer", "label", "Answer", "Correct Answer")
@@ -95,20 +97,33 @@ def lettered(text: str, right: str, wrong: list[str], seed: int, name: str) -> t
 
 
 def read_file(path: Path) -> list[dict]:
-    """The rows of a JSON-lines, JSON or Parquet file. EvaluationError names the line that is not JSON."""
+    """The rows of a JSON-lines, JSON or Parquet file; a .json file may hold an object a line.
+
+    EvaluationError names the line that is not JSON or not UTF-8.
+    """
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(path).to_pylist()
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise EvaluationError(f"--data: {path}:{number} is not UTF-8 ({error.reason}): convert the file") from None
+    rows: Any = None
     if path.suffix == ".json":
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    else:
+        try:
+            rows = json.loads(text)
+        except ValueError:
+            pass  # an object a line, then
+    if not isinstance(rows, list):
         rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     rows.append(json.loads(line))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise EvaluationError(f"--data: {path}:{number} is no JSON ({error}): mend or remove it") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
         raise EvaluationError(f"--data: {path} is not a list of objects with a question and an answer")
@@ -120,8 +135,8 @@ def questions_of(
 ) -> list[Question]:
     """Questions from raw rows. EvaluationError names the row that has no question or answer.
 
-    A row is multiple choice if it has ``choices`` (the options; ``answer`` is a letter, an index from 0 or an option's
-    text), or if its benchmark has fields of wrong options.
+    A row is multiple choice if it has ``choices`` (the options, or an object of labels and options; ``answer`` is a
+    letter or label, an index from 0 or an option's text), or if its benchmark has fields of wrong options.
     """
     questions: list[Question] = []
     taken: Counter[str] = Counter()
@@ -131,22 +146,29 @@ def questions_of(
             value = next((row[key] for key in keys if row.get(key) not in (None, "")), None)
             if value is None:
                 raise EvaluationError(f"{where}, row {number}: no {what} (looked for {', '.join(keys)})")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise EvaluationError(f"{where}, row {number}: the {what} is {value}, not a finite number")
             return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
 
         text = field((spec.question,) if spec else _QUESTION_KEYS, "question")
         answer = field((spec.answer,) if spec else _ANSWER_KEYS, "answer")
-        identity = str(row.get("id") or number)
+        identity = str(number if row.get("id") in (None, "") else row["id"])
         taken[identity] += 1
         if taken[identity] > 1:
             identity += f"#{taken[identity]}"
-        verifier, choices = "math", row.get("choices")
+        verifier = "math"
+        choices, labels = _options(row.get("choices"))
+        if row.get("choices") and not choices:
+            raise EvaluationError(f"{where}, row {number}: its choices are not 2 to 26 options, each with a label")
         if spec and spec.wrong:
             wrong = [field((key,), "option") for key in spec.wrong]
-        elif isinstance(choices, list) and len(choices) > 1:
+        elif choices:
             options = [str(choice) for choice in choices]
-            place = options.index(answer) if answer in options else _place(answer, len(options))
+            place = options.index(answer) if answer in options else _place(answer, labels, len(options))
             if place is None:
-                raise EvaluationError(f"{where}, row {number}: the answer {answer!r} is none of its choices")
+                raise EvaluationError(
+                    f"{where}, row {number}: the answer {answer!r} names none, or several, of its choices"
+                )
             answer, wrong = options[place], options[:place] + options[place + 1 :]
         else:
             wrong = None
@@ -157,10 +179,26 @@ def questions_of(
     return questions
 
 
-def _place(answer: str, options: int) -> int | None:
-    """The index of the option that a letter or a number from 0 names; None if there is none."""
-    place = int(answer) if answer.isdigit() else string.ascii_uppercase.find(answer.strip("(). ").upper() or "?")
-    return place if 0 <= place < options else None
+def _options(choices: Any) -> tuple[list, list[str]]:
+    """(options, labels) of a list, of {"text": [...], "label": [...]} or of {"A": ..., "B": ...}; else nothing."""
+    if isinstance(choices, dict):
+        if isinstance(choices.get("text"), (list, tuple)):
+            options = list(choices["text"])
+            labels = [str(label) for label in choices.get("label") or string.ascii_uppercase]
+        else:
+            options, labels = list(choices.values()), [str(label) for label in choices]
+    else:
+        options, labels = list(choices) if isinstance(choices, (list, tuple)) else [], list(string.ascii_uppercase)
+    return (options, labels) if 1 < len(options) <= len(labels) else ([], [])
+
+
+def _place(answer: str, labels: list[str], options: int) -> int | None:
+    """The index of the one option that a label or a number from 0 names; None if there is none."""
+    bare = answer.strip("(). ").upper()
+    named = [place for place, label in enumerate(labels[:options]) if label.strip("(). ").upper() == bare]
+    if not named and bare.isdigit() and len(bare) < 4:
+        named = [int(bare)]
+    return named[0] if len(named) == 1 and named[0] < options else None
 
 
 def load_hub(spec: Benchmark) -> tuple[list[dict], str]:

@@ -39,6 +39,11 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _refuse(digits)
+
+
 def read_objects(path: Path, notes: list[str]) -> list[dict]:
     """The JSON objects of a file, one per line. Other lines are counted and numbered in ``notes``.
 
@@ -50,7 +55,7 @@ def read_objects(path: Path, notes: list[str]) -> list[dict]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line, parse_constant=_refuse)
+                row = json.loads(line, parse_constant=_refuse, parse_float=_finite)
                 if not isinstance(row, dict):
                     raise ValueError("no object")
             except (ValueError, RecursionError):
@@ -66,20 +71,25 @@ def read_objects(path: Path, notes: list[str]) -> list[dict]:
 
 
 def by_step(rows: list[dict], name: str, notes: list[str]) -> list[dict]:
-    """Rows in the order of steps, the last one written for each step; ``notes`` says which rows are left out."""
+    """Rows in the order of steps; ``notes`` says which rows are left out.
+
+    A run that was resumed at an earlier step has taken back what came after it: those rows are left out, too.
+    """
     kept: dict[int, dict] = {}
-    without = repeated = 0
+    without = taken_back = 0
     for row in rows:
         step = row.get("step")
         if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step):
             without += 1
             continue
-        repeated += step in kept
+        while kept and next(reversed(kept)) >= step:
+            kept.popitem()
+            taken_back += 1
         kept[int(step)] = row
     if without:
         notes.append(f"{name}: {without} rows without a step are left out")
-    if repeated:
-        notes.append(f"{name}: {repeated} steps were written more than once (a resumed run); the last line counts")
+    if taken_back:
+        notes.append(f"{name}: {taken_back} rows of steps that a resumed run has taken back are left out")
     return [kept[step] for step in sorted(kept)]
 
 

@@ -29,18 +29,21 @@ def data(page: Path, name: str):
 
 def test_damaged_lines_are_counted_and_the_unfinished_one_waits(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    file.write_bytes(b'{"step": 1}\n{"step": 2, "x": NaN}\nnoise \xff\n\n[1]\n{"step": 3}\n{"step": 4, "rew')
+    file.write_bytes(
+        b'{"step": 1}\n{"step": 1e400}\n{"step": 2, "x": NaN}\nnoise \xff\n\n[1]\n{"step": 3}\n{"step": 4, "rew'
+    )
     notes = []
     assert read_objects(file, notes) == [{"step": 1}, {"step": 3}]
-    assert notes == ["metrics.jsonl: 3 lines are damaged and left out (line 2, 3, 5)"]
+    assert notes == ["metrics.jsonl: 4 lines are damaged and left out (line 2, 3, 4, 6)"]
 
 
 def test_a_resumed_run_shows_each_step_once(tmp_path):
-    lines = [{"step": 1, "reward": 0.1}, {"step": 2, "reward": 0.2}, {"step": 2, "reward": 0.3}, {"reward": 1}]
+    steps = [(1, 0.1), (2, 0.2), (3, 0.9), (2, 0.3)]  # resumed at step 2, so that step 3 is not of this run
+    lines = [{"step": step, "reward": reward} for step, reward in steps] + [{"reward": 1}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = load_run(tmp_path)
     assert [row["reward"] for row in run.metrics] == [0.1, 0.3]
-    assert any("1 steps were written more than once" in note for note in run.notes)
+    assert any("2 rows of steps that a resumed run has taken back" in note for note in run.notes)
     assert any("1 rows without a step" in note for note in run.notes)
     assert any("config.json is not there" in note for note in run.notes)
 

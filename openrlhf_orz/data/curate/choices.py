@@ -27,7 +27,9 @@ LABEL_STYLES = {
     "①": re.compile(r"([①②③④⑤⑥])"),
     "(1)": re.compile(r"(?<![A-Za-z0-9\\'^_{])\(\s*(\d)\s*\)(?!\s*[=+^/<>*-])"),
     "1)": re.compile(r"(?:(?<=^)|(?<=[\s.,;:?!，。；：？]))(\d)\s*\)(?=\s|[A-Z\u4e00-\u9fff])"),
-    "1.": re.compile(r"(?:(?<=^)|(?<=\n)|(?<=[.;:?。；：？]\s))(\d)\s*[.、](?=\s*[A-Za-z\u4e00-\u9fff])(?!\d)"),
+    "1.": re.compile(
+        r"(?:(?<=^)|(?<=\n)|(?<=[.;:?。；：？]\s))(\d)\s*[.、](?=\s*[A-Za-z\u4e00-\u9fff])(?!\d)|(?<=\n)\s*(\d)\.\s+(?=\S)"
+    ),
     "(i)": re.compile(r"(?<![A-Za-z0-9\\'])[(\[]?(?<![A-Za-z])(iii|ii|iv|vi|v|i)\s*[)\]](?!\s*[=+^/<>])", re.I),
 }
 _ROMAN = ["i", "ii", "iii", "iv", "v", "vi"]
@@ -67,7 +69,7 @@ def labelled(flat: str) -> list[LabelledList]:
     for style, pattern in LABEL_STYLES.items():
         marks: list[re.Match] = []
         for mark in pattern.finditer(flat):
-            rank = _rank(mark.group(1), style)
+            rank = _rank(_label(mark), style)
             if rank == 0 and len(marks) < 2:
                 marks = [mark]
             elif marks and rank == len(marks) and _same_case(marks[0], mark):
@@ -80,8 +82,12 @@ def labelled(flat: str) -> list[LabelledList]:
     return found
 
 
+def _label(mark: re.Match) -> str:
+    return mark.group(mark.lastindex or 0)
+
+
 def _same_case(one: re.Match, other: re.Match) -> bool:
-    a, b = one.group(1), other.group(1)
+    a, b = _label(one), _label(other)
     return not (a.isalpha() and b.isalpha()) or a.isupper() == b.isupper()
 
 
@@ -143,8 +149,11 @@ _MIGHT_CHOOSE = re.compile(
 )
 _CN_WHICH = re.compile(
     r"下列|下面(?:的)?(?:哪|四个|说法|结论|命题)|以下(?:哪|四个|说法|结论|命题|选项)|选项|选择题|单选|多选"
-    r"|(?:正确|错误|成立|符合|不正确)的(?:是|有|选项|个数是)|[(（]\s*[)）]\s*[。.]?\s*(?:$|\n|A)|哪一个选项|的是\s*[(（]"
+    r"|(?:正确|错误|成立|符合|不正确)的(?:是|有|选项|个数是)|哪一个选项"
 )
+# A gap in brackets alone is a blank to fill in, unless options follow or the answer is a letter.
+_CN_GAP = re.compile(r"[(（]\s*[)）]\s*[。.]?\s*(?:$|\n|A)|的是\s*[(（]")
+_LABEL_ANSWER = re.compile(r"\W*(?:\\text\s*\{)?\s*([(\[]?)\s*(iii|ii|iv|vi|v|i|\d)\s*([)\].]?)\s*\}?\W*", re.I)
 _GAP_FOR_ANSWER = re.compile(r"[_(（]\s*[_)）]|\bis\b|\bare\b|\bequals?\b|=|:|为|是")
 _CONDITIONS = re.compile(
     r"\b(?:such that|conditions?|properties|satisf\w+|where|rules?|facts?|given that|following holds?|if)\b"
@@ -158,6 +167,8 @@ def multiple_choice_rule(flat: str, lists: list[LabelledList], answer: str) -> s
     """Multiple choice: the rule by which a question (as `plain_latex` gives it) is left out."""
     letter = _ONE_LETTER.fullmatch(answer)
     for items in lists:
+        if rule := _numbered_options(items, answer):
+            return rule
         upper = items.style in ("(A)", "A)", "A.", "line") and _is_upper(flat, items)
         if items.style == "line" and len(items.texts) < 3:
             continue
@@ -181,9 +192,22 @@ def multiple_choice_rule(flat: str, lists: list[LabelledList], answer: str) -> s
             return f"two options {items.style}"
     if _MIGHT_CHOOSE.search(flat.lower()) and _WHICH.search(flat):
         return "which of these"
-    if _CN_WHICH.search(flat):
+    if _CN_WHICH.search(flat) or (letter and _CN_GAP.search(flat)):
         return "which of these (Chinese)"
     return None
+
+
+def _numbered_options(items: LabelledList, answer: str) -> str | None:
+    """Options (i) to (iv) or 1. to 4.: the answer is one of the labels, and the items are short and ask nothing."""
+    found = _LABEL_ANSWER.fullmatch(answer)
+    if not found or items.style not in ("(i)", "(1)", "1)", "1.") or len(items.texts) < 3:
+        return None
+    label = found.group(2)
+    if label.isdigit() == (items.style == "(i)") or not 0 <= _rank(label, items.style) < len(items.texts):
+        return None
+    short = all(text and len(text) <= 60 and not _asks(text) for text in items.texts)
+    asked = ASKS.search(items.before) or re.search(r"(?:[:：_]|\bis|\bare|\bequals?|=)\s*$", items.before)
+    return f"options {items.style}" if short and asked and label not in items.texts else None
 
 
 def _is_upper(flat: str, items: LabelledList) -> bool:
@@ -210,6 +234,12 @@ _SECOND_TASK = re.compile(
 _FIRST_TASK = re.compile(
     r"\b(?:find|determine|compute|calculate|evaluate|what (?:is|are|was)|how (?:many|much|long|far))\b", re.I
 )
+_EACH = re.compile(
+    r"\b(?:find|determine|compute|calculate|evaluate|solve|simplify|factor\w*|expand|convert|write|round|express)\b"
+    r"[^.?]{0,30}\b(?:each|both|all|following|these)\b[^.?]{0,40}[:.]?\s*$",
+    re.I,
+)
+_ANSWER_LIST = re.compile(r"\s*[,;，；]\s*|\s+and\s+")
 _AGAIN = re.compile(r"\s*(?:that is|in other words|i\.e\.|namely)\b", re.I)
 
 
@@ -218,7 +248,10 @@ def multi_part_rule(flat: str, lists: list[LabelledList], answer: str) -> str | 
     for items in lists:
         if items.style == "line":
             continue
-        if sum(_asks(text) for text in items.texts) >= 2 and not _is_letter_point(flat, items):
+        if sum(_is_part(text) for text in items.texts) >= 2 and not _is_letter_point(flat, items):
+            return f"parts {items.style}"
+        several = len(_ANSWER_LIST.split(answer)) == len(items.texts) and _EACH.search(items.before)
+        if several and (items.style.startswith("(") or not _is_upper(flat, items)):
             return f"parts {items.style}"
     if _PARTS.search(flat):
         return "parts by name"
@@ -232,6 +265,11 @@ def multi_part_rule(flat: str, lists: list[LabelledList], answer: str) -> str | 
     if second and _FIRST_TASK.search(flat[: second.start() + 1]) and re.search(r"[,;，]|\band\b", answer):
         return "a second task"
     return None
+
+
+def _is_part(text: str) -> bool:
+    """Whether an item of a list is a task of its own: it asks, or leaves a blank behind "="."""
+    return _asks(text) or bool(_FIRST_TASK.search(text) or re.search(r"=[\s_]*[;.,。；，]?\s*$", text))
 
 
 def _is_letter_point(flat: str, items: LabelledList) -> bool:

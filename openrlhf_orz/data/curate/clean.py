@@ -21,7 +21,12 @@ from openrlhf_orz.reward.verifiers import ReasoningGym
 
 # Numbers that the grader reads for certain: integers, decimals, fractions of integers. A test compares them with it.
 _PLAIN = re.compile(r"-?(?:\d{1,15}(?:\.\d{1,15})?|\\[dt]?frac\{\d{1,9}\}\{0*[1-9]\d{0,8}\}|\d{1,9}/0*[1-9]\d{0,8})")
-_NO_ANSWER = {"None", "none", "null", "nan", "NaN", "N/A", "n/a"}  # what programs write for a missing value
+# What programs and data sets write for a missing value.
+_MISSING = """
+    none, null, nan, n/a, na, notfound, not found, not_found, not available, unavailable, unknown, unanswered, missing,
+    tbd, no answer, no answer found, answer not found, not provided, not given, not specified, see solution
+"""
+_NO_ANSWER = frozenset(word.strip() for word in _MISSING.split(","))
 _ASKED_AT_ONCE = 8
 
 
@@ -92,7 +97,7 @@ def clean_text(row: dict, options: Clean) -> tuple[str, str] | None:
             return "unshowable_characters", f"{what}: {where}"
     if not any(sign.isalnum() for sign in question):
         return "question_empty", "nothing is left of it"
-    if not answer or answer in _NO_ANSWER:
+    if not answer or re.sub(r"\\text\s*|[{}.\[\]<>()]", "", answer).strip().lower() in _NO_ANSWER:
         return "answer_empty", f"{answer!r}"
     if lost:
         return "image", "a picture was part of the question"

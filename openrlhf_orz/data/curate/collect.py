@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from openrlhf_orz.data.curate.inputs import Entry, Input, curated_row, generated_rows
 from openrlhf_orz.data.curate.shards import Stage, rejection
+from openrlhf_orz.data.curate.signature import hash64
 from openrlhf_orz.data.json_lines import Broken
 from openrlhf_orz.data.rows import BadValue, answer_of, as_dialogue, from_dialogue, question_of
 from openrlhf_orz.data.sources import DataFlags, records
@@ -26,9 +27,9 @@ _TEXT_CHARS = 300  # of a value kept in meta
 
 def collect(inputs: list[Input], stage: Stage, shard_rows: int) -> None:
     """Write the shards of `stage`; no shard spans two inputs. The rows of finished shards are skipped."""
-    shard = 0
+    shard, taken = 0, Taken()
     for item in inputs:
-        rows = read_input(item)
+        rows = read_input(item, taken)
         while True:
             if stage.has(shard):
                 counts = stage.counts(shard)
@@ -40,7 +41,7 @@ def collect(inputs: list[Input], stage: Stage, shard_rows: int) -> None:
             shard += 1
             if last:
                 break
-    stage.finish(inputs=[_described(item) for item in inputs])
+    stage.finish(inputs=[_described(item) for item in inputs], ids_repeated=taken.repeated)
 
 
 def _write(stage: Stage, shard: int, item: Input, rows: Iterator[tuple[dict, tuple | None]], size: int) -> bool:
@@ -70,15 +71,33 @@ def _described(item: Input) -> dict:
     return what | ({"generated": item.generated} if item.generated else {"path": Path(item.path).name})
 
 
-def read_input(item: Input) -> Iterator[tuple[dict, tuple | None]]:
+class Taken:
+    """The ids given so far, as hashes. A row keeps its own id unless another has it."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self.repeated = 0
+
+    def choose(self, own: str | None, place: str) -> str:
+        """The id of a row: its own, else the one made of its input and row number."""
+        if own and hash64(own) not in self._seen:
+            place = own
+        elif own:
+            self.repeated += 1
+        self._seen.add(hash64(place))
+        return place
+
+
+def read_input(item: Input, taken: Taken | None = None) -> Iterator[tuple[dict, tuple | None]]:
     """(row, None) for each good row; for each bad one (the row as far as it is known, (reason, detail))."""
+    taken = taken or Taken()
     if item.generated:
         for number, row in enumerate(generated_rows(item.generated, item.name), 1):
-            yield {"id": f"{item.name}#{number}", **row}, None
+            yield {"id": taken.choose(None, f"{item.name}#{number}"), **row}, None
         return
     fields = item.fields
     keys = [*fields.question, *fields.answer, *fields.source, *fields.difficulty, *fields.meta, *item.where, "0", "1"]
-    columns = {key.split(".")[0] for key in keys} | {"id", "pass_rate", *keys}
+    columns = {key.split(".")[0] for key in keys} | {"id", "pass_rate", *_MARKS, *keys}
     flags = DataFlags(f"inputs ({item.name}): path", f"inputs ({item.name}): split")
     stems: dict[str, str] = {}
     for count, (file, number, record) in enumerate(records(item.path, fields.split, columns, flags)):
@@ -86,7 +105,11 @@ def read_input(item: Input) -> Iterator[tuple[dict, tuple | None]]:
             return
         where = stems.setdefault(file, _place(file, item.path))
         meta = {"file": _shown(file, item.path), "row": number}
-        row = {"id": f"{item.name}{where}#{number}", **curated_row("", "", item.source or item.name, None, meta)}
+        own = _own_id(record)
+        place = f"{item.name}{where}#{number}"
+        row = {"id": taken.choose(own, place), **curated_row("", "", item.source or item.name, None, meta)}
+        if own and row["id"] == place:
+            meta["own_id"] = own
         try:
             yield _fill(row, record, item), None
         except BadValue as found:
@@ -116,15 +139,38 @@ def _fill(row: dict, record: Any, item: Input) -> dict:
     rate = record.get("pass_rate")
     if isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 <= rate <= 1:
         row["pass_rate"] = float(rate)
-    for key in ("id", *fields.meta):
+    for key in fields.meta:
         _, value = first_value(record, (key,))
         if isinstance(value, (str, int, float)) and not (isinstance(value, float) and not math.isfinite(value)):
-            row["meta"]["own_id" if key == "id" else key] = _small(value)
+            row["meta"][key] = _small(value)
     for key, allowed in item.where.items():
         value = row[key] if key in ("source", "difficulty") else first_value(record, (key,))[1]
         if not _allowed(value, allowed):
             raise BadValue("not_selected", f"{key}: {_small(value)!r}")
+    for key, (reason, fine) in _MARKS.items():
+        value = record.get(key)
+        if isinstance(value, (str, bool)) and value != "" and not fine(str(value).strip().lower()):
+            raise BadValue(reason, f"{key}: {_small(value)!r}")
     return row
+
+
+# Columns by which data sets (NuminaMath 1.5, OpenR1) mark rows themselves: the reason, and whether a value is fine.
+_VALID = ("marked_incomplete", lambda value: value in ("yes", "true"))
+_MARKS: dict[str, tuple[str, Callable[[str], bool]]] = {
+    "question_type": ("marked_proof", lambda value: value != "proof"),
+    "problem_is_valid": _VALID,
+    "solution_is_valid": _VALID,
+}
+
+
+def _own_id(record: Any) -> str | None:
+    value = record.get("id") if isinstance(record, dict) else None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return None
+    try:
+        return str(_small(str(value).strip())) or None
+    except ValueError:  # an integer of thousands of digits
+        return None
 
 
 def _small(value: Any) -> Any:

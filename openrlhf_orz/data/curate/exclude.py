@@ -22,7 +22,8 @@ _PROVE = re.compile(
     r"|\(?[a-eivx\d]{1,3}\)\s*|“|\")(?:prove|disprove|demonstrate|justify)\b(?!n)"
     r"|\b(?:prove|demonstrate)\s+(?:that|the|it|this|your|whether|or disprove|if|there|for|by|each|$)"
     r"|\b(?:give|provide|write|present|construct)\s+(?:a|an|the|your|me)?\s*(?:\w+\s+){0,2}proof\b"
-    r"|\bproof\s+(?:that|of)\b|\bwith (?:a )?(?:proof|justification)\b|\bdisprove\b",
+    r"|\bproof\s+(?:that|of)\b|\bwith (?:a )?(?:proof|justification)\b|\bdisprove\b"
+    r"|(?:^|[.?!:;]\s*|\b(?:and|then)\s+)argue\s+(?:that|why|by)\b",
     re.I,
 )
 _SHOW = re.compile(
@@ -30,7 +31,9 @@ _SHOW = re.compile(
     r"(?:show|verify|establish|deduce|conclude|confirm|check)\b\s*:?\s*"
     r"(?:,?\s*(?:by|using|with|without|for|in)\b[^.?]{0,80}?,?\s*)?"
     r"(?:that\b|the (?:following|identity|inequality|equality|relation|statement|claim|formula)\b|if\b"
-    r"|there (?:is|are|exists?)\b|(?:algebraically|geometrically|rigorously|formally)\b|why\b|:)",
+    r"|there (?:is|are|exists?)\b|(?:algebraically|geometrically|rigorously|formally)\b|why\b|:"
+    r"|[^.?!]{1,80}?(?:=|<|>|\\(?:leq?|geq?|neq?|equiv|parallel|perp|cong|sim|in|mid|mathrel)(?![A-Za-z])|[≤≥≠≡∥⊥≅])"
+    r"(?=[^?]*$))",
     re.I,
 )
 _NOT_IMPERATIVE = re.compile(
@@ -50,7 +53,7 @@ _ANSWER_PROOF = re.compile(
 )
 # A look for these spares most questions the long patterns.
 _MIGHT_BE = {
-    _PROVE: re.compile("prov|proof|demonstrat|justif"),
+    _PROVE: re.compile("prov|proof|demonstrat|justif|argue"),
     _SHOW: re.compile("show|verif|establish|deduce|conclude|confirm|check"),
 }
 

@@ -29,6 +29,7 @@ _ENGLISH_WORDS = """
     the of is what find and if how many to in that are a for with let be compute evaluate solve determine value all
     simplify expand factor calculate such equation which number each does it by from on as at has have prove show
     sum product area integral limit real positive integer integers function graph
+    plus minus times divided add subtract multiply divide
 """
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
 _SURE = 0.5  # probability from which the detector is believed against English
@@ -75,7 +76,7 @@ def language_of(question: str, detect: Detector) -> str:
         return "other"  # Cyrillic, Arabic, Hangul, ...; Greek letters alone are symbols
     words = [word.lower() for word in _WORD.findall(text)]
     known = sum(word in _ENGLISH for word in words)
-    if known >= max(1, 0.4 * len(words)) and len(words) <= _FEW:
+    if known and (known == len(words) or known >= 0.4 * len(words) and len(words) <= _FEW):
         return "english"
     if not words:
         return "english"

@@ -11,7 +11,7 @@ import unicodedata
 
 from openrlhf_orz.data.curate.config import import_for_stage
 
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _UNSHOWN = re.compile("[\ufffd\ue000-\uf8ff\U000f0000-\U0010ffff]")  # replacement and private-use characters
 _MOJIBAKE = re.compile(
@@ -20,13 +20,27 @@ _MOJIBAKE = re.compile(
 )
 # Full-width letters, digits, brackets and operators have plain twins; Chinese punctuation stays.
 _WIDE = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0) not in ",.;:?!"}
-_WIDE |= {0x3000: " ", 0xA0: " ", 0x2212: "-", 0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0x85: "\n"}
+_WIDE |= {
+    0x3000: " ",
+    0xA0: " ",
+    0x2212: "-",
+    0xFB00: "ff",
+    0xFB01: "fi",
+    0xFB02: "fl",
+    0x85: "\n",
+    0x2028: "\n",
+    0x2029: "\n",
+}
 _WIDE |= dict.fromkeys(range(8192, 8203), " ") | {0x202F: " ", 0x205F: " "}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
 
 _MD_IMAGE = re.compile(r"!\[([^\]\n]{0,300})\]\(([^()\s]{0,2000})(?:\s+\"[^\"\n]{0,300}\")?\)")
 _HTML_IMAGE = re.compile(r"<img\b[^<>]{0,2000}>|\[img[^\]\n]{0,200}\][^\[\n]{0,2000}\[/img\]", re.I)
+_IMAGE_TAG = re.compile(r"<\s*image\s*[_-]?\d*\s*/?>|\[\s*image\s*[_-]?\d*\s*\](?!\()", re.I)
+_IMAGE_ADDRESS = re.compile(
+    r"(?:https?://|www\.)[^\s<>\"')\]}$]+\.(?:png|jpe?g|gif|bmp|svg|webp|tiff?)\b(?:\?[^\s<>\"')\]}$]*)?", re.I
+)
 _TEX_IMAGE = re.compile(r"\\includegraphics\s*(?:\[[^\]]{0,200}\])?\s*\{[^{}]{0,500}\}")
 _LINK = re.compile(
     r"\[([^\]\n]{1,300})\]\((?:https?://|www\.|/)[^()\s]{0,2000}(?:\([^()\s]{0,200}\))?[^()\s]{0,500}\)"
@@ -37,15 +51,28 @@ _TAG = re.compile(r"</?(?:p|br|b|i|em|strong|span|div|center|font|sup|sub)\b[^<>
 _BBCODE = re.compile(r"\[(b|i|u|hide|quote|color|size|url)(?:=[^\]\n]{0,200})?\]([^\[\]]{0,2000})\[/\1\]", re.I)
 _CREDIT = re.compile(r"(?<!\s)\s*\*?(?:Proposed|Submitted|Suggested) by[^\n.]{0,80}\.?\**\s*$", re.I)
 
+_WHICH_ONE = r"(?:(?:following|attached|given|above|accompanying|adjoining|right|left|next|corresponding)\s+)?"
+_PICTURE = r"(?:figure|diagram|picture|image|illustration|drawing|sketch|photograph|chart|(?:bar|pie|line) graph)s?"
+_SHOWN = r"(?:shown|pictured|drawn|depicted|illustrated|displayed)"
+_PLACE = r"(?:below|above|here|(?:at|to|on)(?: the)? (?:left|right))"
+_SHAPE = (
+    r"(?:\w+angle|\w+gon|square|circle|rhombus|trapezoid|parallelogram|quadrilateral|cube|prism|pyramid|cylinder|cone"
+    r"|sphere|solid|shape|region|grid|board|graph|function|curve|spinner|net|tiling|map|thermometer|clock|ruler"
+    r"|number line|angle|line)s?"
+)
+# The text points to a picture. "A line in the drawing that ..." and "the figure formed by ..." do not.
 _FIGURE = re.compile(
-    r"\b(?:in|from|as (?:shown|seen|depicted|illustrated|pictured) (?:in|on|by))\s+the\s+"
-    r"(?:(?:following|attached|given|above|accompanying|adjoining|right|left)\s+)?"
-    r"(?:figure|diagram|picture|image|illustration)s?\b(?!\s+of\b)|\bas shown in the graph\b"
-    r"|\b(?:figure|diagram|picture|image)s?\s+(?:shown\s+)?"
-    r"(?:below|above|shown|to the (?:right|left)|on the (?:right|left))"
-    r"|\bpictured (?:below|above|here)\b|(?:如图|见图|下图|右图|左图|图中|如右图)",
+    rf"\b(?:in|from|see|refer(?:ring)? to|according to|based on|consult|look(?:ing)? at|as {_SHOWN} (?:in|on|by))\s+"
+    rf"(?:the\s+)?{_WHICH_ONE}{_PICTURE}\b(?!\s+(?:of|that|which|with|whose)\b)"
+    r"|\b(?:figure|fig\.|diagram)\s*\(?\d"
+    rf"|\bthe\s+{_WHICH_ONE}{_PICTURE}\s+(?:\w+\s+)?(?:shows?|depicts?|illustrates?|represents?|displays?)\b"
+    rf"|\b(?:{_PICTURE}|tables?|graphs?)\s+(?:{_SHOWN}\s+)?{_PLACE}"
+    rf"|\b{_SHAPE}\b(?:\s+(?:of\s+)?\$[^$]{{0,60}}\$)?\s+(?:(?:is|are|as|that is)\s+)?{_SHOWN}\s+{_PLACE}"
+    rf"|\b{_SHOWN} in the graph\b|\bpictured {_PLACE}"
+    r"|(?:如图|见图|下图|右图|左图|图中|如右图)",
     re.I,
 )
+_MIGHT_SHOW = re.compile(r"!\[|<\s*im|\[\s*im|\\includegraphics|://|www\.", re.I)
 _FIGURE_CODE = re.compile(
     r"\[asy\]|tikz|\\begin\{(?:array|tabular|picture|pspicture|[bpvV]?matrix)|\|[^|\n]*\|[^|\n]*\|\s*\n|```"
 )
@@ -98,7 +125,7 @@ def spaces(text: str) -> str:
 
 def images(text: str) -> tuple[str, bool]:
     """The text without images, and whether one was lost. An image whose caption is a formula becomes the formula."""
-    if "![" not in text and "<img" not in text and "[img" not in text and "\\includegraphics" not in text:
+    if not _MIGHT_SHOW.search(text):
         return text, False
     lost = False
 
@@ -113,7 +140,8 @@ def images(text: str) -> tuple[str, bool]:
     text = _MD_IMAGE.sub(caption, text)
     text, n_html = _HTML_IMAGE.subn(" ", text)
     text, n_tex = _TEX_IMAGE.subn(" ", text)
-    return text, lost or n_html + n_tex > 0
+    text, n_tag = _IMAGE_TAG.subn(" ", text)
+    return text, lost or n_html + n_tex + n_tag > 0 or bool(_IMAGE_ADDRESS.search(text))
 
 
 def links(text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from openrlhf_orz.cli.curate import configuration
-from openrlhf_orz.data.curate.collect import read_input
+from openrlhf_orz.data.curate.collect import Taken, read_input
 from openrlhf_orz.data.curate.config import load_config
 from openrlhf_orz.data.curate.inputs import parse_inputs
 from openrlhf_orz.data.curate.pipeline import run_pipeline
@@ -315,6 +315,27 @@ def test_source_entries_read_the_real_shapes(tmp_path, name):
         assert found[1][1] == ("not_selected", "Year: 2024") and row["meta"]["ID"] == "2023-I-1"
     if name == "math":
         assert row["difficulty"] == "Level 1" and row["meta"]["type"] == "Algebra"
+
+
+def test_rows_that_their_data_set_marks_are_refused_by_name(tmp_path):
+    sound = {"problem": "Sum?", "answer": "5", "question_type": "math-word-problem", "problem_is_valid": "Yes"}
+    marks = [{}, {"question_type": "proof"}, {"problem_is_valid": "Incomplete"}, {"solution_is_valid": "Incomplete"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(sound | mark) + "\n" for mark in marks))
+    (item,) = parse_inputs([{"path": str(file), "entry": "numina_1.5"}])
+    reasons = [refused and refused[0] for _, refused in read_input(item)]
+    assert reasons == [None, "marked_proof", "marked_incomplete", "marked_incomplete"]
+
+
+def test_rows_keep_their_own_id_unless_it_repeats(tmp_path):
+    file = tmp_path / "pool.jsonl"
+    own = ["a", 0, "a", None, "pool#4", {"no": "id"}]
+    file.write_text("".join(json.dumps({"id": i, "question": "q", "answer": "1", "source": "s"}) + "\n" for i in own))
+    taken = Taken()
+    (item,) = parse_inputs([{"path": str(file)}])
+    found = [row for row, _ in read_input(item, taken)]
+    assert [row["id"] for row in found] == ["a", "0", "pool#3", "pool#4", "pool#5", "pool#6"]
+    assert taken.repeated == 2 and found[2]["meta"]["own_id"] == "a" and found[0]["source"] == "s"
 
 
 def test_selection_by_source_and_difficulty(tmp_path):

@@ -1,17 +1,18 @@
 """Curation's judgements on single questions: cleaning, exclusion, language, sameness."""
 
+import json
 import random
 
 import pytest
 
-from openrlhf_orz.data.curate.clean import References, plainly_fine
-from openrlhf_orz.data.curate.config import Exclude
+from openrlhf_orz.data.curate.clean import References, clean_text, plainly_fine
+from openrlhf_orz.data.curate.config import Clean, Exclude
 from openrlhf_orz.data.curate.dedup import answer_key, choose
 from openrlhf_orz.data.curate.exclude import excluded
 from openrlhf_orz.data.curate.language import fasttext_detector, language_of
 from openrlhf_orz.data.curate.normalise import clean_answer, clean_question, figure_missing, unshowable
 from openrlhf_orz.data.curate.signature import signature
-from openrlhf_orz.data.curate.similarity import same_question
+from openrlhf_orz.data.curate.similarity import reworded, same_question
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ from openrlhf_orz.data.curate.similarity import same_question
         ("Ｆｉｎｄ　２＋２．", "Find 2+2．"),
         ("What is 10²?", "What is 10^{2}?"),
         ("a\r\n\r\n\r\n\r\nb   c\u200b", "a\n\nb c"),
+        ("Find the sum\u2028of the first\u2029primes.", "Find the sum\nof the first\nprimes."),
         ("How many of Janetâ€™s eggs?", "How many of Janet’s eggs?"),
     ],
 )
@@ -39,9 +41,56 @@ def test_question_is_cleaned(raw, clean):
 
 def test_images_are_noticed_and_formulas_kept():
     assert clean_question("Find ![$x^2$](a.png) now.") == ("Find $x^2$ now.", False)
-    assert clean_question("Find it: ![](a.png)")[1]
-    assert figure_missing("In the figure below, find $x$.")
-    assert not figure_missing("In the figure below, find $x$. [asy]draw((0,0)--(1,1));[/asy]")
+    for lost in (
+        "Find it: ![](a.png)",
+        "<image>\nWhat is $AB$?",
+        "<image_1> What is $CB$?",
+        "See https://a.example/2024/fig-12.png . Find the area.",
+        "https://a.example/2024_abc.jpg?height=300 What is the radius?",
+    ):
+        assert clean_question(lost)[1]
+    assert clean_question("See https://a.example/page and find $x$.") == ("See and find $x$.", False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "In the figure below, find $x$.",
+        "Find the area of the triangle shown below.",
+        "The graph of $f$ is shown below. Find $f(2)$.",
+        "Use the table below to find the mean.",
+        "Refer to the diagram. What is the angle at $C$?",
+        "According to the figure, how many cubes are visible?",
+        "In Figure 3, find the length $DE$.",
+        "(see figure) What is the measure of angle $B$?",
+        "Fig. 2 shows a circle with centre $O$. Find its radius.",
+        "The diagram shows a rectangle and two squares. Find its area.",
+        "The figure shows two circles. What is the distance of the centres?",
+    ],
+)
+def test_a_figure_that_is_not_there_is_noticed(text):
+    assert figure_missing(text)
+    assert not figure_missing(text + " [asy]draw((0,0)--(1,1));[/asy]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A line segment in the drawing that is 4.75 inches long represents how many feet?",
+        "Find the area of the figure formed by the points $(0,0)$, $(1,0)$ and $(0,1)$.",
+        "Let $G$ be the graph of $y = x^2$. Find its lowest point.",
+        "Toby took 20 photos, and deleted the bad picture of a cat. How many are left?",
+        "The numbers 1, 2 and 3 are shown below their squares. Find the sum.",
+    ],
+)
+def test_words_of_figures_alone_are_fine(text):
+    assert not figure_missing(text)
+
+
+@pytest.mark.parametrize("answer", ["notfound", "Not Found", "unknown", "N/A", "None", "\\text{unknown}", "[missing]"])
+def test_what_stands_for_a_missing_answer_is_refused(answer):
+    row = {"question": "What is $1+1$?", "answer": answer, "meta": {}}
+    assert clean_text(row, Clean())[0] == "answer_empty"
 
 
 def test_what_cannot_be_shown():
@@ -91,6 +140,10 @@ KEPT = [
     ("Ann has the option of paying $5 a day. How much does she pay in 4 days?", "20"),
     ("Let $N$ be the number of true statements a liar makes. Find $N$.", "0"),
     ("Determine the number of integers $n$ for which $n^2 < 10$.", "7"),
+    ("已知集合 $A=\\{1,2\\}$, 则 $A$ 的子集个数为 $(\\quad)$.", "4"),
+    ("计算 $2+3=(\\quad)$", "5"),
+    ("A die shows (1) an even number, then (2) a number above 3. What is the chance?", "1/4"),
+    ("Show your work. What is $3 = x + 1$ solved for $x$?", "2"),
 ]
 LEFT_OUT = [
     ("multiple_choice", "What is 2+2?\n(A) 3 (B) 4 (C) 5", "B"),
@@ -100,12 +153,22 @@ LEFT_OUT = [
     ("multiple_choice", "The value is\n(a) 3\n(b) 4\n(c) 5\n(d) 6", "4"),
     ("multiple_choice", "Which of the following is prime: 4, 6, 7?", "7"),
     ("multiple_choice", "下列说法正确的是（ ） A．3 B．4 C．5 D．6", "B"),
+    ("multiple_choice", "Which is prime? (i) 4 (ii) 9 (iii) 11 (iv) 15", "(iii)"),
+    ("multiple_choice", "The value of $6^3$ is\n1. 10\n2. 216\n3. 15\n4. 25", "2"),
+    ("multiple_choice", "The value of $8^2$ is: (1) 16 (2) 64 (3) 80 (4) 28", "(2)"),
+    ("multiple_choice", "若 $x>0$, 则最小值是 $(\\quad)$\nA. 1 B. 2 C. 3 D. 4", "B"),
     ("multi_part", "(a) Find $x$. (b) Find $y$.", "3"),
+    ("multi_part", "(1) If $a=2$ find $3a$; (2) if $b=5$ find $b^2$.", "6; 25"),
+    ("multi_part", "(1) Given that $x=3$, compute $x^2+1$; (2) given that $y=4$, compute $y^3$.", "10, 64"),
+    ("multi_part", "Let $f(x)=x^2$. (1) $f(3)=$ ____ ; (2) $f(5)=$ ____ .", "9, 25"),
+    ("multi_part", "Solve each: a) $2x=8$ b) $3y=27$", "4, 9"),
     ("multi_part", "Let $x = 2$.\n1) What is $x^2$?\n2) What is $x^3$?", "4, 8"),
     ("multi_part", "已知$x=2$。（1）求$x^2$；（2）求$x^3$。", "8"),
     ("proof", "Prove that $\\sqrt{2}$ is irrational.", "irrational proof"),
     ("proof", "Let $a > 0$. Show that $a + 1/a \\ge 2$.", "2"),
     ("proof", "Demonstrate that the medians meet.", "1"),
+    ("proof", "Show $\\angle ABC = 90^\\circ$.", "90"),
+    ("proof", "Argue that no such integer exists.", "0"),
     ("proof", "证明：$\\sqrt{2}$是无理数。", "1"),
     ("proof_and_answer", "Find, with proof, the least $n$.", "5"),
     ("guessable", "Is 17 prime?", "Yes"),
@@ -134,6 +197,9 @@ def test_what_cannot_be_judged_is_left_out(kind, question, answer):
         ("Find the sum of the first ten odd numbers.", "english"),
         ("Compute $\\int_0^1 x^2 dx$.", "english"),
         ("$2+2=$", "english"),
+        ("37 plus 85 plus 12?", "english"),
+        ("Compute 8 plus 9 plus 10 plus 11.", "english"),
+        ("Combien font trois plus cinq ?", "other"),
         ("求$x$的值。", "chinese"),
         ("已知$f(x)=\\sin x + \\cos x$, 求$f(\\pi)$", "chinese"),
         ("Trouver la somme des dix premiers entiers impairs.", "other"),
@@ -189,6 +255,42 @@ def test_spelling_does_not_make_another_question():
 )
 def test_numbers_signs_and_what_is_asked_make_another_question(one, other):
     assert not same(one, other, same_answer=False) and not same(one, other, same_answer=True)
+
+
+MIA = "Mia buys 6 notebooks for $4 each and 3 pens for $2 each. How many dollars does she spend in all?"
+TRIANGLE = (
+    "In right triangle $ABC$, $AB = 5 \\cdot \\frac{1}{29}$ and point $M$ is 5 cm from A. Find $BM$ in a 4-inch box."
+)
+SAME_QUESTION = [
+    (MIA, MIA + "\n\nThink step by step, then give your final answer inside \\boxed{}."),
+    (MIA, MIA + " Let's think step by step and output the final answer within \\boxed{}."),
+    (MIA, f"**{MIA}**"),
+    (MIA, MIA.upper()),
+    (MIA, json.dumps({"question": MIA})),
+    (MIA, f'Solve the exercise below one step after another. The last line must look like "Result: X".\n\n{MIA}'),
+    (TRIANGLE.replace(" from A", ""), TRIANGLE.replace(" from A", "").upper()),
+    (TRIANGLE, TRIANGLE.replace("\\cdot", "\\bullet")),
+    (TRIANGLE, TRIANGLE.replace("\\frac{1}{29}", "1/29")),
+    (TRIANGLE, TRIANGLE.replace("$M$", "M")),
+    (TRIANGLE, TRIANGLE.replace("from A", "from $A$")),
+    (TRIANGLE, TRIANGLE.replace("$AB", "$AB^{}_{}")),
+    (TRIANGLE, TRIANGLE.replace("5 cm", "$5\\text{ cm}$")),
+    (TRIANGLE, TRIANGLE.replace("4-inch", "$4$-inch")),
+]
+
+
+@pytest.mark.parametrize("one, other", SAME_QUESTION)
+def test_frames_capitals_and_notation_do_not_make_another_question(one, other):
+    assert same(one, clean_question(other)[0])
+
+
+def test_embeddings_join_rewordings_only():
+    ask = "A train covers 120 km in 2 hours. What is its speed in km per hour?"
+    reword = "Within 2 hours a railway train travels a distance of 120 kilometres; how fast does it go?"
+    assert reworded(signature(ask), signature(reword))
+    assert not reworded(signature(ask), signature(ask.replace("120", "240").replace("2 h", "4 h")))
+    largest = "Find the largest two-digit prime whose digits add up to 10 and differ by 4."
+    assert not reworded(signature(largest), signature(largest.replace("largest", "smallest")))
 
 
 def test_different_answers_need_the_same_words():

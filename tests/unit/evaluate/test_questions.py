@@ -28,14 +28,59 @@ def write(path: Path, rows) -> Path:
 
 def test_rows_with_any_of_the_usual_keys_and_repeated_ids():
     rows = [
-        {"prompt": "1+1?", "answer": 2},
+        {"prompt": "1+1?", "answer": 2, "id": 0},
         {"problem": "2?", "answer": 3.0, "id": "x"},
         {"question": "3?", "answer": "a", "id": "x"},
     ]
     found = questions_of(rows, "b", 0, "f")
-    assert [(q.id, q.text, q.reference) for q in found] == [("1", "1+1?", "2"), ("x", "2?", "3"), ("x#2", "3?", "a")]
+    assert [(q.id, q.text, q.reference) for q in found] == [("0", "1+1?", "2"), ("x", "2?", "3"), ("x#2", "3?", "a")]
     with pytest.raises(EvaluationError, match="f, row 2: no answer"):
         questions_of([rows[0], {"prompt": "?"}], "b", 0, "f")
+
+
+@pytest.mark.parametrize("answer", ["BC", "ABCD", "B, C", "E", "", "4"])
+def test_a_key_must_name_one_option(answer):
+    row = {"question": "Which are prime?", "choices": ["4a", "7", "11", "15"], "answer": answer}
+    with pytest.raises(EvaluationError, match="f, row 1"):
+        questions_of([row], "b", 0, "f")
+
+
+@pytest.mark.parametrize(
+    "choices, answer",
+    [
+        ({"text": ["N2", "O2"], "label": ["1", "2"]}, "2"),
+        ({"text": ["N2", "O2"], "label": ["A", "B"]}, "(b)"),
+        ({"A": "N2", "B": "O2"}, "B"),
+        (["N2", "O2"], 1),
+        (("N2", "O2"), "O2"),
+    ],
+)
+def test_options_of_every_form_are_asked(choices, answer):
+    (found,) = questions_of([{"question": "Which gas?", "choices": choices, "answer": answer}], "b", 0, "f")
+    assert f"\n{found.reference}. O2" in found.text and found.verifier == "letter"
+    with pytest.raises(EvaluationError, match="2 to 26 options"):
+        questions_of([{"question": "Which gas?", "choices": {"text": ["N2"]}, "answer": "A"}], "b", 0, "f")
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("nan.jsonl", b'{"question": "q", "answer": NaN}\n', "nan.jsonl, row 1: the answer is nan"),
+        ("latin.jsonl", b'{"question": "a", "answer": "1"}\n{"question": "caf\xe9"}\n', "latin.jsonl:2 is not UTF-8"),
+        ("deep.jsonl", b"[" * 100_000, "deep.jsonl:1 is no JSON"),
+        ("broken.json", b'{"question": "q"\n', "broken.json:1 is no JSON"),
+    ],
+)
+def test_files_that_cannot_be_asked_are_named_with_the_row(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EvaluationError, match=said):
+        load_questions([str(tmp_path / name)], [], 0, None)
+
+
+def test_a_json_file_may_hold_an_object_a_line(tmp_path):
+    rows = [{"question": "q", "answer": "1"}, {"question": "r", "answer": "2"}]
+    file = write(tmp_path / "lines.json", rows)
+    assert [question.text for question in load_questions([str(file)], [], 0, None)[0]] == ["q", "r"]
 
 
 def test_seeds_are_each_samples_own():
@@ -78,7 +123,7 @@ def test_choices_in_a_row():
     found = questions_of(rows, "b", 0, "f")
     assert all(f"\n{q.reference}. y\n" in q.text and q.verifier == "letter" for q in found)
     assert all(sorted(line[3:] for line in q.text.split("\n")[2:5]) == ["x", "y", "z"] for q in found)
-    with pytest.raises(EvaluationError, match="none of its choices"):
+    with pytest.raises(EvaluationError, match="names none"):
         questions_of([{"question": "?", "choices": ["x", "y"], "answer": "Q"}], "b", 0, "f")
 
 
