@@ -6,20 +6,22 @@ FLAGS are those of train_ppo_ray. No GPU is needed, no weights are read, Ray is 
 import argparse
 import contextlib
 import json
-import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from openrlhf_orz.plan import hardware as machines
 from openrlhf_orz.plan.advice import advise
+from openrlhf_orz.plan.choice import choose_layout, describe_layout
 from openrlhf_orz.plan.layout import default_lengths
 from openrlhf_orz.plan.planner import Plan, PlanError, plan_run
 from openrlhf_orz.plan.seconds import CPU_RATES, Rates
 from openrlhf_orz.plan.shapes import KNOWN, Shape, UnknownShape, shape_of
 from openrlhf_orz.plan.text import plan_dict, plan_text
+from openrlhf_orz.runtime import ray_session
 from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.finished import finished
 
 PROGRAM = "python -m openrlhf_orz.cli.plan"
 
@@ -54,24 +56,34 @@ def plan_parser() -> argparse.ArgumentParser:
     return found
 
 
+def gpus_found() -> machines.Hardware | None:
+    """The GPUs that a run has: of the Ray that it would join, else of this machine."""
+    address = ray_session.running_ray()
+    if address is None:
+        return machines.gpus_here()
+    nodes = ray_session.cluster_gpus(address)
+    if not nodes:
+        return None
+    here = machines.gpus_here()
+    kind = here if here is not None else machines.gpu_by_name(nodes[0][0])
+    return replace(kind, nodes=len(nodes), per_node=min(count for _, count in nodes))
+
+
+def on_cpu(rest: list[str]) -> bool:
+    """Whether these training flags say --orz.device cpu."""
+    return any(a == "--orz.device=cpu" or (a, b) == ("--orz.device", "cpu") for a, b in zip(rest, [*rest[1:], ""]))
+
+
 def choose_hardware(own: argparse.Namespace, rest: list[str]) -> tuple[machines.Hardware, str | None]:
-    """(hardware, remark): from --hardware, or the GPU found here, or an assumption, which the remark states."""
-    given = {part.split("=", 1)[0] for part in rest}
-    cpu = any(a == "--orz.device=cpu" or (a, b) == ("--orz.device", "cpu") for a, b in zip(rest, [*rest[1:], ""]))
+    """(hardware, remark): from --hardware, or the GPUs found, or an assumption, which the remark states."""
     if own.hardware:
         return machines.parse_hardware(own.hardware), None
-    if cpu:
+    if on_cpu(rest):
         return machines.parse_hardware("cpu"), None
-    if shutil.which("nvidia-smi"):
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        try:
-            name = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.lower()
-        except (OSError, subprocess.TimeoutExpired):
-            name = ""
-        for key in sorted(machines.TABLE, key=len, reverse=True):
-            if all(part in name for part in key.split("-")):
-                return machines.parse_hardware(key), None
-    if "--orz.device" in given:
+    found = gpus_found()
+    if found is not None:
+        return found, f"hardware: the {found.nodes} x {found.per_node} {found.name} found; --hardware names others"
+    if any(part.split("=", 1)[0] == "--orz.device" for part in rest):
         return machines.parse_hardware("h100"), "hardware: h100, an assumption; --hardware names another one"
     return machines.parse_hardware("cpu"), "hardware: this machine's processors; --hardware names a GPU"
 
@@ -103,6 +115,35 @@ def model_shape(flag: str, name: str, file: Path | None) -> Shape:
         ) from None
 
 
+def _shapes(args, model: Path | None = None, critic: Path | None = None) -> tuple[Shape, Shape | None]:
+    """The shapes of policy and critic, from these files where there are any. Raises PlanError."""
+    policy, name = model_shape("model", args.actor.model_name_or_path, model), args.critic.model_name_or_path
+    if not name:
+        return policy, None
+    same = name == args.actor.model_name_or_path and critic is None
+    return policy, policy if same else model_shape("critic", name, critic)
+
+
+def settings_of_run(argv: list[str]) -> tuple[SimpleNamespace, set[str]]:
+    """As ``parse``, with placement and layout for the GPUs found; says what was chosen. For a run itself."""
+    hardware = None if on_cpu(argv) else gpus_found()
+    args, explicit = parse(argv, hardware and (hardware.nodes, hardware.per_node))
+    if hardware is None or args.orz.device == "cpu":
+        return args, explicit
+    if args.train.colocate_all:  # fewer than are there, or a node is lost and will come back
+        hardware = replace(hardware, nodes=args.actor.num_nodes, per_node=args.actor.num_gpus_per_node)
+    try:
+        before = plan_run(args, hardware, *_shapes(args))
+    except (PlanError, UnknownShape) as error:
+        print(f"[orz] layout: as the flags say, else as for a large model, for lack of a plan: {error}", flush=True)
+        return args, explicit
+    found = choose_layout(before, explicit)
+    print(f"[orz] layout: {describe_layout(found)}; --dry_run has the plan", flush=True)
+    if not found.fits:
+        print("[orz] by the plan this does not fit; --dry_run lists flags with which it would", flush=True)
+    return finished(found.args), explicit
+
+
 def plan_from_flags(own: argparse.Namespace, rest: list[str]) -> tuple[Plan, str | None]:
     """(plan, remark) from the plan's own flags and those of training. Exits with status 2 on wrong training flags."""
     hardware, remark = choose_hardware(own, rest)
@@ -110,29 +151,24 @@ def plan_from_flags(own: argparse.Namespace, rest: list[str]) -> tuple[Plan, str
     flags = list(rest)
     if "--orz.device" not in given:
         flags += ["--orz.device", "cpu" if hardware.is_cpu else "cuda"]
-    if hardware.per_node:
-        for role in ("actor", "critic", "ref"):
-            for name, value in (("num_nodes", hardware.nodes), ("num_gpus_per_node", hardware.per_node)):
-                if f"--{role}.{name}" not in given:
-                    flags += [f"--{role}.{name}", str(value)]
+    if hardware.per_node and hardware.is_cpu:
+        flags += [word for role in ("actor", "critic", "ref") if f"--{role}.num_gpus_per_node" not in given
+                  for word in (f"--{role}.num_gpus_per_node", str(hardware.per_node))]  # fmt: skip
+    gpus = None if hardware.is_cpu or not hardware.per_node else (hardware.nodes, hardware.per_node)
     with contextlib.redirect_stdout(sys.stderr):  # messages of the parser must not mix with the JSON
-        args, _ = parse(flags)
+        args, explicit = parse(flags, gpus)
     if (args.orz.device == "cpu") != hardware.is_cpu:
         raise PlanError(f"--orz.device {args.orz.device} does not go with --hardware {own.hardware}: leave it out")
     if own.peak_tflops:
         hardware = replace(hardware, flops=own.peak_tflops * 1e12, source=f"--peak_tflops; else {hardware.source}")
     if own.host_gib:
         hardware = replace(hardware, host_gib=own.host_gib)
-    policy = model_shape("model", args.actor.model_name_or_path, own.model_config)
-    critic = None
-    if args.critic.model_name_or_path:
-        same = args.critic.model_name_or_path == args.actor.model_name_or_path and own.critic_config is None
-        critic = policy if same else model_shape("critic", args.critic.model_name_or_path, own.critic_config)
+    policy, critic = _shapes(args, own.model_config, own.critic_config)
     lengths = default_lengths(args, own.prompt_tokens, own.response_tokens)
     names = ("training", "prefill", "decode", "concurrent")
     chosen = {name: getattr(own, name) for name in names if getattr(own, name)}
     rates = replace(CPU_RATES if hardware.is_cpu else Rates(), **chosen)
-    return plan_run(args, hardware, policy, critic, lengths, rates), remark
+    return choose_layout(plan_run(args, hardware, policy, critic, lengths, rates), explicit), remark
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,11 +8,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from openrlhf_orz.cli import plan
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
 from openrlhf_orz.runtime.run_dir import save_config
 from openrlhf_orz.runtime.stopping import RESTARTS_VARIABLE, StopHandler, Stopped, is_supervised, supervise
 from openrlhf_orz.settings.checks import ConfigError, check_rollouts
-from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.derive import prompt_budget
 from openrlhf_orz.settings.finished import RunFacts, for_openrlhf, policy_steps
 from openrlhf_orz.settings.redact import copy_redacted, redact
@@ -225,13 +225,14 @@ def failed(error: Exception, args) -> int:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if "--dry_run" in argv:
-        from openrlhf_orz.cli import plan
-
         return plan.main([part for part in argv if part != "--dry_run"])
-    args, explicit = parse(argv)
+    args, explicit = plan.settings_of_run(argv)
     console.keep_terminal()
     if args.orz.max_restarts > 0 and not is_supervised():
-        return supervise(argv, args.orz.run_dir, args.orz.max_restarts)
+        # a restart while a node is lost is the same run: it waits for the node
+        ranks = [f"--actor.{name}={getattr(args.actor, name)}" for name in ("num_nodes", "num_gpus_per_node")
+                 if f"actor.{name}" not in explicit]  # fmt: skip
+        return supervise([*argv, *ranks], args.orz.run_dir, args.orz.max_restarts)
     stopping = StopHandler(args)
     stopping.install()
     start = time.time()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from dataclasses import dataclass, replace
 
 GIB = 2**30
@@ -83,6 +84,41 @@ def this_machine() -> Hardware:
         " an AMD Zen 3 (docs/smollm2.md), bandwidths are assumptions",
         host_gib=memory,
     )  # fmt: skip
+
+
+def gpu_by_name(name: str, memory_gib: float | None = None) -> Hardware:
+    """The entry of the table for a GPU as its driver or Ray names it, with the memory that the driver reports.
+
+    An unknown GPU gets an A100's rates, and ``source`` says so.
+    """
+    words = set(re.findall(r"[a-z0-9]+", name.lower()))
+    small = memory_gib is not None and memory_gib < 60
+    keys = [key for key in TABLE if set(key.split("-")) - {"80", "40"} <= words]
+    keys = [key for key in keys if not key.startswith("a100") or key.endswith("-40") == small]
+    found = TABLE[keys[0]] if keys else replace(
+        TABLE["a100-80"], name=name or "GPU", source=f"rates of an A100, as {name or 'this GPU'} is not in the table"
+    )  # fmt: skip
+    return found if memory_gib is None else replace(found, memory_gib=float(int(memory_gib)))
+
+
+def gpus_here() -> Hardware | None:
+    """The GPUs of this machine that processes see, by nvidia-smi; None if there are none."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = [line.rpartition(",")[::2] for line in lines if "," in line]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = [] if visible is None else [x for x in visible.split(",") if x.strip() not in ("", "-1")]
+    count = len(found) if visible is None else min(len(found), len(shown))
+    if not count:
+        return None
+    try:
+        memory = min(float(mib) for _, mib in found) / 1024
+    except ValueError:  # "[N/A]" of a GPU that shares its host's memory
+        memory = None
+    return replace(gpu_by_name(found[0][0], memory), per_node=count, nodes=1)
 
 
 def parse_hardware(text: str) -> Hardware:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from openrlhf_orz.plan.advice import advise
+from openrlhf_orz.plan.choice import describe_layout
 from openrlhf_orz.plan.hardware import GIB
 from openrlhf_orz.plan.layout import Batches
 from openrlhf_orz.plan.memory import (
@@ -116,6 +117,7 @@ def _head(plan: Plan) -> list[str]:
     lines = [
         f"{plan.args.actor.model_name_or_path}: policy {plan.policy.policy_parameters():,} parameters{critic};"
         f" {plan.seconds.gpus} {device} ({hardware.nodes} x {hardware.per_node})",
+        *([] if hardware.is_cpu else ["", f"layout    {describe_layout(plan)}"]),
         "",
         f"batches   {cut.samples} samples a step, {_range(cut)} on each of {cut.data_parallel_ranks} ranks;"
         f" about {cut.tokens:,} tokens",

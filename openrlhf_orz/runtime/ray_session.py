@@ -84,6 +84,25 @@ def running_ray() -> str | None:
     return address
 
 
+def cluster_gpus(address: str) -> list[tuple[str, int]]:
+    """(type as Ray names it, number) of the GPUs of each living node that has any, of the Ray at ``address``.
+
+    Raises ConfigError if it does not answer.
+    """
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray answers at {address} (RAY_ADDRESS): start it, or unset RAY_ADDRESS") from error
+    try:
+        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        ray.shutdown()
+    kinds = [[k.partition(":")[2] for k in node if k.startswith("accelerator_type:")] or [""] for node in resources]
+    return [(kind[0], int(node["GPU"])) for kind, node in zip(kinds, resources) if node.get("GPU", 0) >= 1]
+
+
 def wait_for_gpus(ray: ModuleType, needed: int, seconds: float) -> float:
     """GPUs that Ray has. Waits for ``needed`` at most ``seconds``: a restarted run may wait for a lost node."""
     end = time.monotonic() + seconds

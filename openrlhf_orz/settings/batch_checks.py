@@ -13,6 +13,7 @@ def batch_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
     """A message for each batch size, number of ranks or mode that cannot be; before OpenRLHF's own checks."""
     yield from _rollout(args, explicit)
     yield from _modes(args)
+    yield from _sleep(args)
     yield from _parallelism(args)
 
 
@@ -72,6 +73,15 @@ def _modes(args) -> Iterator[str]:
         )
 
 
+def _sleep(args) -> Iterator[str]:
+    """DeepSpeed's optimizers that cannot leave the GPU; the run would end at its first sleep."""
+    ds = args.ds
+    bf16 = ds.zero_stage == 1 and ds.param_dtype == "bf16" and ds.grad_accum_dtype == "fp32" and not ds.adam_offload
+    if ds.enable_sleep and (ds.zero_stage == 0 or bf16):
+        which = "--ds.zero_stage 0" if ds.zero_stage == 0 else "--ds.zero_stage 1 with --ds.grad_accum_dtype fp32"
+        yield f"--ds.enable_sleep does not go with {which}, whose states stay on the GPU: give --ds.zero_stage 3"
+
+
 def _parallelism(args) -> Iterator[str]:
     ring, tensor = args.ds.ring_attn_size, args.ds.tensor_parallel_size
     for role in ("actor", "critic"):
@@ -88,10 +98,10 @@ def _parallelism(args) -> Iterator[str]:
             f"--algo.kl.init_coef {args.algo.kl.init_coef:g} loads the reference model, which is to share the policy's"
             f" GPUs: give --ref.num_nodes {actor[0]} and --ref.num_gpus_per_node {actor[1]}"
         )
-    if ring > 1 and "flash_attention" not in args.ds.attn_implementation:
+    if ring > 1 and (args.orz.device == "cpu" or "flash_attention" not in args.ds.attn_implementation):
         yield (
-            f"--ds.ring_attn_size {ring} needs --ds.attn_implementation flash_attention_2 (and a GPU), not"
-            f" {args.ds.attn_implementation}"
+            f"--ds.ring_attn_size {ring} needs --ds.attn_implementation flash_attention_2 on a GPU, not"
+            f" {args.ds.attn_implementation} on {args.orz.device}: leave it out"
         )
     if tensor > 1 and args.ds.param_dtype != "bf16":
         yield f"--ds.tensor_parallel_size {tensor} needs --ds.param_dtype bf16, not {args.ds.param_dtype}"

@@ -177,18 +177,22 @@ def _grading(args, explicit) -> Iterator[str]:
         )
 
 
+# optional, and in no requirement file: flash-attn is compiled for hours where there is no wheel for this torch
+PINS = {"flash_attn": "--no-build-isolation flash-attn==2.8.3.post2", "ring_flash_attn": "ring-flash-attn==0.1.8"}
+
+
 def _packages(args) -> Iterator[str]:
-    attention = args.ds.attn_implementation
+    attention, ring = args.ds.attn_implementation, args.ds.ring_attn_size
     for flag, wanted, package in (
         ("use_ms", args.use_ms, "modelscope"),
         ("ds.load_in_4bit", args.ds.load_in_4bit, "bitsandbytes"),
         ("ds.use_liger_kernel", args.ds.use_liger_kernel, "liger_kernel"),
-        (f"ds.attn_implementation {attention}", attention == "flash_attention_2", "flash_attn"),
+        (f"ds.attn_implementation {attention}", attention == "flash_attention_2" and ring == 1, "flash_attn"),
+        *((f"ds.ring_attn_size {ring}", ring > 1, package) for package in ("flash_attn", "ring_flash_attn")),
     ):
         if wanted and not find_spec(package):
-            yield (
-                f"--{flag} needs the package {package}, which is not installed here: install it, or leave the flag out"
-            )
+            how = f"pip install --no-deps {PINS[package]}" if package in PINS else "install it"
+            yield f"--{flag} needs the package {package}, which is not installed here: {how}, or leave the flag out"
 
 
 def _models(args) -> Iterator[str]:

@@ -67,11 +67,11 @@ def explicit_flags(argv: list[str]) -> set[str]:
     return set(vars(parser.parse_args(argv)))
 
 
-def parse(argv: list[str]) -> tuple[SimpleNamespace, set[str]]:
+def parse(argv: list[str], gpus: tuple[int, int] | None = None) -> tuple[SimpleNamespace, set[str]]:
     """(the finished nested arguments, names of the flags given). Exits with status 2 and a message on wrong flags.
 
     The arguments are OpenRLHF's after its own checks, with ``args.orz`` and all derived values filled in. Credentials
-    among them are ``Secret``.
+    among them are ``Secret``. ``gpus``: (nodes, GPUs of each) that there are; None if nobody has looked.
     """
     parser = training_parser()
     flat, rest = parser.parse_known_args(argv)
@@ -81,7 +81,7 @@ def parse(argv: list[str]) -> tuple[SimpleNamespace, set[str]]:
             raise ConfigError(unknown(parser, rest))
         explicit = explicit_flags(argv)
         check_numbers(vars(flat))
-        for remark in derive(vars(flat), explicit):
+        for remark in derive(vars(flat), explicit, gpus):
             print(f"[orz] {remark}", flush=True)
         check_flags(nested(flat), explicit)
         args = check_args(flat)

@@ -1,4 +1,7 @@
-"""What follows from the flags: device, placement, batch sizes, folders. Nothing outside the arguments is changed."""
+"""What follows from the flags: device, placement, batch sizes, folders. Nothing outside the arguments is changed.
+
+On GPUs it lays out a large model safely; plan/choice.py then looks for something quicker that fits.
+"""
 
 import os
 import re
@@ -34,12 +37,13 @@ def lone_rank(values: dict) -> bool:
     return ranks == {1} and adam
 
 
-def derive(values: dict, explicit: set[str]) -> list[str]:
+def derive(values: dict, explicit: set[str], gpus: tuple[int, int] | None = None) -> list[str]:
     """Fill in, among OpenRLHF's flat arguments, what follows from other flags; returns lines for the console.
 
     Args:
         values: arguments by the flags' names, their numbers checked; changed in place.
         explicit: names of the flags that the user gave; where they are given, they stay as they are.
+        gpus: (nodes, GPUs of each) that there are; None if nobody has looked.
     """
     remarks = []
     if values["orz.device"] == "auto":
@@ -51,6 +55,10 @@ def derive(values: dict, explicit: set[str]) -> list[str]:
             if values[name]:
                 remarks.append(f"--{name} has no effect on CPU and is off")
                 values[name] = False
+    else:
+        if gpus is not None and not separate(explicit):
+            _placement_on_gpus(values, explicit, *gpus)
+        _sums_of_gradients(values, explicit)
     _packing(values, explicit)
     _batches(values, explicit)
     _warmup(values, explicit)
@@ -80,6 +88,45 @@ def _placement_on_cpu(values, explicit) -> None:
         _default(values, explicit, f"{role}.num_gpus_per_node", 1)
     _default(values, explicit, "train.colocate_all", True)
     _default(values, explicit, "vllm.enforce_eager", True)
+
+
+# who gives one of these lays the models out by hand
+_BY_HAND = {
+    *(f"{role}.{number}" for role in ("critic", "ref") for number in ("num_nodes", "num_gpus_per_node")),
+    *("vllm.num_engines", "train.async_enable", "train.colocate_actor_ref", "train.colocate_critic_reward"),
+}
+
+
+def separate(explicit: set[str]) -> bool:
+    """Whether the flags given put models on GPUs of their own: then OpenRLHF's placement is not touched."""
+    return bool(_BY_HAND & explicit) and not (
+        "train.colocate_all" in explicit and "train.async_enable" not in explicit
+    )
+
+
+def _placement_on_gpus(values, explicit, nodes: int, per_node: int) -> None:
+    """All models on all GPUs, each asleep while another works."""
+    _default(values, explicit, "actor.num_nodes", nodes)
+    _default(values, explicit, "actor.num_gpus_per_node", per_node)
+    for role in ("critic", "ref"):
+        for number in ("num_nodes", "num_gpus_per_node"):
+            _default(values, explicit, f"{role}.{number}", values[f"actor.{number}"])
+    _default(values, explicit, "train.colocate_all", True)
+    _default(values, explicit, "vllm.enable_sleep", not values["orz.check_sync"])
+    _default(values, explicit, "ds.zero_stage", 3)
+    _default(values, explicit, "ds.enable_sleep", values["ds.zero_stage"] == 3 and not values["ds.adam_offload"])
+    _default(values, explicit, "actor.gradient_checkpointing_enable", True)
+    _default(values, explicit, "vllm.gpu_memory_utilization", 0.75 if values["vllm.enable_sleep"] else 0.4)
+    # packs of two samples at least, in forwards alone of four
+    _default(values, explicit, "train.max_tokens_per_gpu", max(16384, values["data.max_len"]))
+    _default(values, explicit, "rollout.max_tokens_per_gpu", 2 * values["train.max_tokens_per_gpu"])
+
+
+def _sums_of_gradients(values, explicit) -> None:
+    """In float32, as on a CPU: dozens of micro-batches summed in bfloat16 lose 1 % (docs/fidelity.md)."""
+    wide = values["ds.zero_stage"] == 3 or (values["ds.zero_stage"] == 1 and values["ds.param_dtype"] == "bf16")
+    if wide and values["ds.param_dtype"] != "fp32":
+        _default(values, explicit, "ds.grad_accum_dtype", "fp32")
 
 
 def _precision_on_cpu(values, explicit) -> None:

@@ -75,9 +75,11 @@ def test_plans_need_nothing_but_python():
             "collections",
             "copy",
             "dataclasses",
+            "itertools",
             "math",
             "os",
             "re",
+            "subprocess",
             "typing",
             "openrlhf_orz",
         }

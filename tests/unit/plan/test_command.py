@@ -18,11 +18,15 @@ def test_json_is_all_that_it_prints(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["policy_parameters"] == 7_615_616_512 and found["gpus"] == 32
     assert found["batches"]["samples_per_rank"] == 256
+    assert found["gpu_hours"] == pytest.approx(100 * 32 * found["seconds"]["step"] / 3600)
     memory = found["memory"]
-    assert memory["peak_bytes"] == max(phase["bytes"] for phase in memory["phases"]) and not memory["fits"]
+    assert memory["peak_bytes"] == max(phase["bytes"] for phase in memory["phases"]) and memory["fits"]
+    assert plan.main([*SEVEN, "--hardware", "h100x1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    memory = found["memory"]
     changes = found["changes_that_fit"]
     assert changes and all(change["peak_bytes"] <= memory["limit_bytes"] for change in changes)
-    assert found["gpu_hours"] == pytest.approx(100 * 32 * found["seconds"]["step"] / 3600)
+    assert not memory["fits"] and found["gpus"] == 1
     assert all("(" in line or "assumption" in line for line in found["assumptions"])
 
 

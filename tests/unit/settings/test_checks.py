@@ -102,14 +102,20 @@ def test_probabilities_of_data_sets(capsys, datasets, given, taken):
         ("--ds.load_in_4bit", "bitsandbytes"),
         ("--ds.use_liger_kernel", "liger_kernel"),
         ("--ds.attn_implementation flash_attention_2", "flash_attn"),
+        ("--ds.ring_attn_size 2", "flash_attn"),
+        ("--ds.ring_attn_size 2", "ring_flash_attn"),
     ],
 )
 def test_packages_that_are_missing(capsys, monkeypatch, flags, package):
     from openrlhf_orz.settings import checks
 
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    assert f"{flags} needs the package {package}, which is not installed" in message(capsys, flags)
-    if package == "flash_attn":
+    ring = " --orz.device cuda --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2" * ("ring" in flags)
+    said = message(capsys, flags + ring)
+    assert f"{flags} needs the package {package}, which is not installed" in said
+    if package == "ring_flash_attn":
+        assert "pip install --no-deps ring-flash-attn==" in said
+    if flags == "--ds.attn_implementation flash_attention_2":
         monkeypatch.setattr(checks, "find_spec", lambda name: sys)
         parse([*BASE, *flags.split()])
 

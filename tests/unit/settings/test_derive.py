@@ -11,11 +11,11 @@ from openrlhf_orz.settings.derive import derive
 DEFAULTS = vars(training_parser().parse_args([]))
 
 
-def derived(**given) -> dict:
+def derived(gpus=None, **given) -> dict:
     """The arguments with these flags given, written with ``__`` for a dot."""
     flags = {name.replace("__", "."): value for name, value in given.items()}
     values = DEFAULTS | flags
-    derive(values, set(flags))
+    derive(values, set(flags), gpus)
     return values
 
 
@@ -40,6 +40,40 @@ def test_placement_on_a_cpu():
     assert values["actor.num_gpus_per_node"] == 8 and not values["train.colocate_all"]
     assert not values["vllm.enforce_eager"] and values["ds.param_dtype"] == "bf16" and values["ds.zero_stage"] == 2
     assert (values["train.max_tokens_per_gpu"], values["rollout.max_tokens_per_gpu"]) == (16192, None)
+
+
+@pytest.mark.parametrize("gpus", [(1, 1), (1, 8), (4, 8)])
+def test_on_gpus_all_models_share_all_that_are_found(gpus):
+    values = derived(gpus, orz__device="cuda")
+    for role in ("actor", "critic", "ref"):
+        assert (values[f"{role}.num_nodes"], values[f"{role}.num_gpus_per_node"]) == gpus
+    assert values["train.colocate_all"] and values["vllm.num_engines"] == gpus[0] * gpus[1]
+    assert values["vllm.enable_sleep"] and values["ds.enable_sleep"] and values["ds.zero_stage"] == 3
+    assert values["ds.grad_accum_dtype"] == "fp32" and values["vllm.gpu_memory_utilization"] == 0.75
+
+
+def test_flags_win_over_what_is_found():
+    values = derived((1, 8), orz__device="cuda", actor__num_gpus_per_node=4, vllm__tensor_parallel_size=2)
+    assert values["critic.num_gpus_per_node"] == 4 and values["vllm.num_engines"] == 2
+    for name, given in (("critic__num_gpus_per_node", 2), ("vllm__num_engines", 4), ("train__async_enable", True)):
+        values = derived((1, 8), orz__device="cuda", **{name: given})  # laid out by hand: as OpenRLHF has it
+        assert not values["train.colocate_all"] and not values["vllm.enable_sleep"] and values["ds.zero_stage"] == 2
+    values = derived((1, 8), orz__device="cuda", train__colocate_all=True, vllm__num_engines=4)
+    assert values["vllm.enable_sleep"] and values["actor.num_gpus_per_node"] == 8
+    assert not derived((1, 8), orz__device="cuda", orz__check_sync=True)["vllm.enable_sleep"]
+    values = derived((1, 8), orz__device="cuda", ds__zero_stage=2)
+    assert not values["ds.enable_sleep"] and values["ds.grad_accum_dtype"] is None  # no effect on the sum at stage 2
+    assert derived((4, 8), orz__device="cpu")["actor.num_gpus_per_node"] == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "sums"), [(3, "bf16", "fp32"), (3, "fp16", "fp32"), (1, "bf16", "fp32"), (1, "fp16", None),
+                                 (2, "bf16", None), (3, "fp32", None)],
+)  # fmt: skip
+def test_gradients_are_summed_in_float32_where_deepspeed_can(stage, dtype, sums):
+    given = dict(orz__device="cuda", ds__zero_stage=stage, ds__param_dtype=dtype)
+    assert derived(**given)["ds.grad_accum_dtype"] == sums
+    assert derived(**given, ds__grad_accum_dtype="bf16")["ds.grad_accum_dtype"] == "bf16"
 
 
 def test_sleep_is_off_on_a_cpu_and_that_is_said():
