@@ -1,6 +1,7 @@
 """Our replay buffer under OpenRLHF's: which samples each optimizer step and micro-batch gets."""
 
 import os
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -19,11 +20,11 @@ def mesh(tmp_path_factory):
     dist.destroy_process_group()
 
 
-def partitions(mesh, cls, lengths, rollouts=1, fixed=False, tokens=None, **orz):
+def partitions(mesh, cls, lengths, rollouts=1, fixed=False, tokens=None, ring=1, tensor=1, **orz):
     """The partitions of ``rollouts`` equal rollouts of samples with these lengths."""
     args = SimpleNamespace(
         train=SimpleNamespace(seed=1, max_tokens_per_gpu=100, micro_batch_size=3),
-        ds=SimpleNamespace(packing_samples=tokens is not None, ring_attn_size=1, tensor_parallel_size=1),
+        ds=SimpleNamespace(packing_samples=tokens is not None, ring_attn_size=ring, tensor_parallel_size=tensor),
         orz=SimpleNamespace(policy_updates=1, critic_updates=4, fixed_micro_batches=fixed),
     )
     vars(args.orz).update(orz)
@@ -66,7 +67,7 @@ def test_fixed_number_of_samples(mesh):
     from openrlhf_orz.trainer.mini_batches import PolicyReplayBuffer
 
     (steps,) = partitions(mesh, PolicyReplayBuffer, [500] * 8, fixed=True)
-    assert [len(micro) for micro in steps[0]] == [3, 3, 2]
+    assert steps[0] == [[0, 1, 2], [3, 4, 5], [6, 7]]  # a lone step is not shuffled
 
 
 def test_fewer_samples_than_steps(mesh):
@@ -74,6 +75,53 @@ def test_fewer_samples_than_steps(mesh):
 
     (steps,) = partitions(mesh, CriticReplayBuffer, [10, 20], critic_updates=12)
     assert sorted(flat(steps)) == [[0], [1]]
+
+
+def test_only_a_rollout_that_is_too_small_is_warned_of(mesh, monkeypatch):
+    from openrlhf_orz.trainer import mini_batches
+
+    said = []
+    monkeypatch.setattr(mini_batches, "logger", SimpleNamespace(warning=said.append))
+    partitions(mesh, mini_batches.CriticReplayBuffer, [10] * 4)
+    assert said == []
+    partitions(mesh, mini_batches.CriticReplayBuffer, [10] * 3)
+    assert len(said) == 1 and "--orz.critic_updates 4: 3 steps" in said[0]
+
+
+def test_the_first_rollout_is_cut_by_seed_rank_and_model(mesh):
+    """As examples/orz_in_one_file.py cuts it."""
+    from openrlhf_orz.algo.minibatch import cut_mini_batches
+    from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
+
+    (steps,) = partitions(mesh, CriticReplayBuffer, [10] * 9)
+    expected = cut_mini_batches(9, 4, random.Random("1-0-critic_updates-0"))
+    assert [sorted(step) for step in flat(steps)] == [sorted(step) for step in expected]
+
+
+def test_ranks_that_share_samples_share_their_tokens(mesh):
+    """With ring attention over 2 ranks and tensors cut in 3 a pack may be six times as long."""
+    from openrlhf_orz.trainer.mini_batches import PolicyReplayBuffer
+
+    (alone,) = partitions(mesh, PolicyReplayBuffer, [50] * 12)
+    (shared,) = partitions(mesh, PolicyReplayBuffer, [50] * 12, ring=2, tensor=3)
+    assert [len(micro) for micro in alone[0]] == [2] * 6 and [len(micro) for micro in shared[0]] == [12]
+
+
+def test_all_ranks_take_as_many_steps_and_micro_batches(mesh, monkeypatch):
+    """Another rank has three samples, of which the second fills three packs: so three steps, and three packs where
+    this rank has three samples for them.
+    """
+    from openrlhf_orz.trainer import mini_batches
+
+    theirs = iter([[3], [1, 3, 1], [1, 3, 1]])  # their samples, micro-batches by step, samples by step
+
+    def all_reduce(tensor, op, group):
+        other = torch.tensor(next(theirs))
+        tensor.copy_(torch.minimum(tensor, other) if op == dist.ReduceOp.MIN else torch.maximum(tensor, other))
+
+    monkeypatch.setattr(mini_batches.dist, "all_reduce", all_reduce)
+    (steps,) = partitions(mesh, mini_batches.CriticReplayBuffer, [10] * 9)
+    assert [len(step) for step in steps] == [1, 3, 1] and sorted(sum(flat(steps), [])) == list(range(9))
 
 
 def test_packs_hold_responses_to_one_prompt(mesh):

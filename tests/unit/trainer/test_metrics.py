@@ -1,10 +1,15 @@
 import json
 
+import pytest
 import torch
 
+pytest.importorskip("openrlhf")
+from glue import Tokenizer, make_sample
+
+from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.runtime.run_dir import RunDir
-from openrlhf_orz.trainer.metrics import rank_metrics, rollout_metrics, step_record
+from openrlhf_orz.trainer.metrics import as_numbers, info, rank_metrics, rollout_metrics, rollout_row, step_record
 
 
 def test_rollout_metrics_by_hand():
@@ -51,3 +56,25 @@ def test_run_dir(tmp_path):
     lines = (tmp_path / "run" / "rollouts" / "step_7.jsonl").read_text().split("\n")
     assert [json.loads(line)["response"] for line in lines if line] == ["ä\u2028<b>", "\x00"]
     assert not list((tmp_path / "run" / "rollouts").glob("*.partial"))
+
+
+def test_a_number_of_each_sample_or_what_stands_for_none():
+    samples = [make_sample(verdict=2), make_sample()]
+    assert info(samples, "verdict").tolist() == [2.0, -1.0] and info(samples, "format", 0.5).tolist() == [0.5, 0.5]
+
+
+def test_only_tensors_without_dimensions_become_numbers():
+    given = {"reward": torch.tensor(0.5), "of_one": torch.tensor([0.5]), "kl": 0.25}
+    found = as_numbers(given)
+    assert found["reward"] == 0.5 and isinstance(found["reward"], float) and found["kl"] == 0.25
+    assert found["of_one"] is given["of_one"]
+
+
+def test_a_response_is_written_with_the_rule_that_decided():
+    decided = make_sample(prompt=5, response=3, reward=1.0, verdict=Verdict.RIGHT, rule=1, ended=0)
+    row = rollout_row(decided, Tokenizer(), ["</answer>"])
+    assert (row["verdict"], row["rule"], row["stop_reason"]) == (Verdict.RIGHT.label, RULES[1], "</answer>")
+    assert (row["prompt"], row["reference"], row["reward"], row["tokens"]) == ("What is 1+1?", "2", 1.0, 3)
+    of_another_agent = rollout_row(make_sample(verdict=Verdict.WRONG, ended=-1), Tokenizer(), [])
+    assert RULES[1] and of_another_agent["rule"] == ""
+    assert "verdict" not in rollout_row(make_sample(), Tokenizer(), [])

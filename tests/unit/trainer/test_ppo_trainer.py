@@ -105,7 +105,9 @@ def test_a_sync_is_measured(monkeypatch, tmp_path):
     memory = [SimpleNamespace(memory_mib=SimpleNamespace(remote=lambda mib=mib: mib)) for mib in (10.0, 30.0)]
     trainer.vllm_engines = memory
     monkeypatch.setattr(BasePPOTrainer, "broadcast_to_vllm", lambda self: self.calls.append("sync"))
+    trainer.sync_check = SimpleNamespace(gap=lambda *groups: {"sync_logprob_gap_mean": len(groups) / 4})
     trainer.broadcast_to_vllm()
+    assert trainer.metrics.values["sync_logprob_gap_mean"] == 0.5  # of the policy and the engines
     assert trainer.calls == ["sync"]
     assert trainer.metrics.values["sync_bytes"] == 8.0 and trainer.metrics.values["engine_memory_mib"] == 30.0
     assert trainer.metrics.values["driver_memory_mib"] > 0
@@ -141,10 +143,9 @@ def test_cross_fitting_trains_the_critic_first(monkeypatch, tmp_path):
     trainer.actor_model_group.results["set_values"] = [{"explained_variance": 0.25}]
 
     def ppo_train(self, step):
-        for group in (self.critic_model_group, self.actor_model_group):
-            if group is not None:
-                self.calls.append((group.name, "fit", {}))
-        return {"trained": 1.0}
+        groups = [group for group in (self.critic_model_group, self.actor_model_group) if group is not None]
+        self.calls.extend((group.name, "fit", {}) for group in groups)
+        return {f"{group.name}_loss": 1.0 for group in groups}
 
     monkeypatch.setattr(BasePPOTrainer, "ppo_train", ppo_train)
     groups = trainer.actor_model_group, trainer.critic_model_group
@@ -153,7 +154,8 @@ def test_cross_fitting_trains_the_critic_first(monkeypatch, tmp_path):
         ("critic", "fit"), ("critic", "take_values"), ("actor", "set_values"),
         ("actor", "fit"),
     ]  # fmt: skip
-    assert trainer.calls[2][2] == {"values": ["values"]} and status["explained_variance"] == 0.25
+    assert trainer.calls[2][2] == {"values": ["values"]}
+    assert status == {"critic_loss": 1.0, "actor_loss": 1.0, "explained_variance": 0.25}
     assert (trainer.actor_model_group, trainer.critic_model_group) == groups
 
 
@@ -241,6 +243,46 @@ def test_the_base_model_is_evaluated_before_the_first_step_of_a_new_run(monkeypa
     expected = {"temperature": 0.3, "n_samples_per_prompt": 3, "top_p": 0.9}
     assert trainer.calls == [(0, expected), "fit"] and trainer.best_eval_metric_value == 0.1
     assert run(*flags, resume_from="/ckpt").calls == ["fit"]
+    assert run().calls == ["fit"]  # --eval.steps is infinite: never
+    monkeypatch.setattr(OrzPPOTrainer, "evaluate", lambda self, step, **kwargs: {})
+    assert run(*flags).best_eval_metric_value == 0.5  # without a metric there is nothing to beat
+
+
+def test_a_run_ends_when_everything_is_written(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path)
+    monkeypatch.setattr(BasePPOTrainer, "fit", lambda self: self.calls.append("fit"))
+    monkeypatch.setattr(trainer.checkpoints, "wait_for_commit", lambda: trainer.calls.append("committed"))
+    monkeypatch.setattr(trainer.run_dir, "wait", lambda: trainer.calls.append("written"))
+    trainer.fit()
+    assert trainer.calls == ["fit", "committed", "written"]
+
+
+def test_ranks_that_hold_the_same_samples_are_one(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.actor_model_group = Group(ranks=6)
+    assert trainer.ranks == 6
+    trainer.actor_model_group.duplicate_actors = 3  # ring attention or tensor parallel
+    assert trainer.ranks == 2
+
+
+def test_values_are_taken_once_from_ranks_that_hold_the_same_samples(monkeypatch, tmp_path):
+    no_ray(monkeypatch)
+    trainer = trainer_of(tmp_path, "--orz.cross_fit_values")
+    monkeypatch.setattr(BasePPOTrainer, "ppo_train", lambda self, step: {})
+    trainer.critic_model_group._actor_handlers *= 4
+    trainer.critic_model_group.duplicate_actors = 2
+    trainer.critic_model_group.results["take_values"] = "values"
+    trainer.actor_model_group.results["set_values"] = [{}]
+    trainer.ppo_train(3)
+    assert trainer.calls[1][2] == {"values": ["values"] * 2}
+
+
+def test_the_process_that_draws_shows_that_it_lives(monkeypatch):
+    beats = []
+    monkeypatch.setattr(module, "start_heartbeat", lambda *given: beats.append(given))
+    monkeypatch.setattr(GenerateSamplesActor, "__init__", lambda self, args: setattr(self, "args", args))
+    OrzGenerateSamplesActor("settings")
+    assert beats == [("settings", "generator")]
 
 
 def test_where_to_begin(monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 """A training rank: how ranks meet, and what its part of a checkpoint brings back."""
 
+import os
+import pickle
 import random
 from types import SimpleNamespace
 
@@ -66,3 +68,37 @@ def test_ranks_meet_by_a_file_on_a_cpu_of_our_own(tmp_path, monkeypatch, device,
         (given, kwargs), = calls  # fmt: skip
         assert given == ("gloo",) and kwargs["rank"] == 1 and kwargs["world_size"] == 2
         assert kwargs["init_method"] == f"file://{args.run.scratch}SimpleNamespace"
+
+
+def test_a_save_returns_when_all_ranks_have_written(monkeypatch, tmp_path):
+    rank, met = Rank("_actor", make_args(tmp_path)), []
+    file = rank.checkpoint_path("global_step1") / "_actor" / "rank0.pt"
+    monkeypatch.setattr(dist, "barrier", lambda: met.append(file.is_file()))
+    rank.save("global_step1", SimpleNamespace(global_steps=1), SimpleNamespace(rollouts=1))
+    rank.save("global_step1", SimpleNamespace(global_steps=1), SimpleNamespace(rollouts=1))  # a second try
+    assert met == [True, True]
+
+
+class Code:
+    """Unpickled, it would end the process."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    rank = Rank("_actor", make_args(tmp_path, resume_from=str(tmp_path)))
+    (tmp_path / "_actor").mkdir()
+    torch.save({"global_steps": 1, "rollouts": Code()}, tmp_path / "_actor" / "rank0.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        rank.resume(SimpleNamespace(global_steps=1), SimpleNamespace())
+
+
+def test_a_device_keeps_its_random_state_too(monkeypatch):
+    states = []
+    cuda = SimpleNamespace(device_name=lambda: "cuda", get_rng_state=lambda: "seed", set_rng_state=states.append)
+    assert "device" not in capture_random_states()
+    monkeypatch.setattr(module, "get_accelerator", lambda: cuda)
+    state = capture_random_states()
+    restore_random_states(state)
+    assert state["device"] == "seed" and states == ["seed"]
