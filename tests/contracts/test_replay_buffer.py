@@ -88,14 +88,14 @@ def test_only_a_rollout_that_is_too_small_is_warned_of(mesh, monkeypatch):
     assert len(said) == 1 and "--orz.critic_updates 4: 3 steps" in said[0]
 
 
-def test_the_first_rollout_is_cut_by_seed_rank_and_model(mesh):
-    """As examples/orz_in_one_file.py cuts it."""
+def test_a_rollout_is_cut_by_seed_rank_model_and_its_number(mesh):
+    """As examples/orz_in_one_file.py cuts the first."""
     from openrlhf_orz.algo.minibatch import cut_mini_batches
     from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
 
-    (steps,) = partitions(mesh, CriticReplayBuffer, [10] * 9)
-    expected = cut_mini_batches(9, 4, random.Random("1-0-critic_updates-0"))
-    assert [sorted(step) for step in flat(steps)] == [sorted(step) for step in expected]
+    for number, steps in enumerate(partitions(mesh, CriticReplayBuffer, [10] * 9, rollouts=3)):
+        expected = cut_mini_batches(9, 4, random.Random(f"1-0-critic_updates-{number}"))
+        assert [sorted(step) for step in flat(steps)] == [sorted(step) for step in expected]
 
 
 def test_ranks_that_share_samples_share_their_tokens(mesh):
