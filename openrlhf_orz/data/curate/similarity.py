@@ -134,6 +134,7 @@ def embedder(model: str = "", stage: str = "dedup") -> Embed:
 # ---- comparison of two
 
 _SAME_TEXT = 0.7  # from this similarity on one question is the other one with a word or two exchanged
+_SIGNS = frozenset(["+", "-", "<", ">", "\\le", "\\ge"])
 _FRAMED = 0.8  # from this share of the shorter question's words on, the longer one only frames it
 
 
@@ -165,13 +166,17 @@ def _misspelt(one: str, other: str) -> bool:
 def reworded(one: Signature, other: Signature) -> bool:
     """Whether two questions with the same answer and close embeddings may be one.
 
-    Not if numbers are exchanged, nor, where the other words are the same, a word that decides what is asked.
+    Not if numbers are exchanged, nor, where the other words are the same, a sign or a word that decides what is asked.
     """
-    numbers = [Counter(text for kind, text in found.tokens if kind == "n") for found in (one, other)]
-    if numbers[0] - numbers[1] and numbers[1] - numbers[0]:
+    if _exchanged(*(Counter(text for kind, text in found.tokens if kind == "n") for found in (one, other))):
         return False
-    exchanged = one.deciding - other.deciding and other.deciding - one.deciding
-    return not (exchanged and similarity(one, other) >= _SAME_TEXT)
+    signs = _exchanged(*(Counter(text for kind, text in found.tokens if text in _SIGNS) for found in (one, other)))
+    return not ((signs or _exchanged(one.deciding, other.deciding)) and similarity(one, other) >= _SAME_TEXT)
+
+
+def _exchanged(one: Counter[str], other: Counter[str]) -> bool:
+    """Whether each of two texts has something that the other lacks."""
+    return bool(one - other and other - one)
 
 
 def same_question(one: Signature, other: Signature, same_answer: bool, low: float, high: float) -> float | None:
@@ -184,10 +189,8 @@ def same_question(one: Signature, other: Signature, same_answer: bool, low: floa
     """
     if one.maths != other.maths and not (same_answer and sorted(one.chunks) == sorted(other.chunks)):
         return None
-    if one.deciding != other.deciding:
-        exchanged = one.deciding - other.deciding and other.deciding - one.deciding
-        if exchanged or not same_answer:
-            return None
+    if one.deciding != other.deciding and (_exchanged(one.deciding, other.deciding) or not same_answer):
+        return None
     alike = similarity(one, other)
     if not same_answer:
         return alike if alike >= high and only_slips(one.words, other.words) else None

@@ -289,6 +289,8 @@ def test_embeddings_join_rewordings_only():
     reword = "Within 2 hours a railway train travels a distance of 120 kilometres; how fast does it go?"
     assert reworded(signature(ask), signature(reword))
     assert not reworded(signature(ask), signature(ask.replace("120", "240").replace("2 h", "4 h")))
+    line = "The graph of $y = 5x + 24$ meets the graph of $y = x^2$ in two points. Find the square of their distance."
+    assert not reworded(signature(line), signature(line.replace("+", "-")))
     largest = "Find the largest two-digit prime whose digits add up to 10 and differ by 4."
     assert not reworded(signature(largest), signature(largest.replace("largest", "smallest")))
 
