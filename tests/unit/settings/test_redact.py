@@ -21,11 +21,52 @@ FLAGS = ["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", "--orz
         ("http://host/get?api_key=sesame&n=2", "http://host/get?api_key=(not shown)&n=2"),
         ("token hf_" + "a1B2" * 8 + ".", "token (not shown)."),
         ("the environment's open-sesame-1", "the environment's (not shown)"),
+        ("https://user:se/same@host/x", "https://(not shown)@host/x"),
+        ("https://user:se@same/a@b@host/x", "https://(not shown)@host/x"),
+        ("http://a:8000,http://u:sesame@h/b", "http://a:8000,http://(not shown)@h/b"),
+        *(
+            (f"a {token}, b", "a (not shown), b")
+            for token in (
+                "github_pat_" + "a1_B" * 8,
+                "ASIA" + "A1B2" * 4,
+                "xoxb-123-456-abcdef",
+                "wandb_v1_" + "aB1_" * 8,
+                "glpat-" + "a1-B" * 5,
+                "ghs_" + "a1B2" * 8,
+            )
+        ),
     ],
 )
 def test_hidden(monkeypatch, text, hidden):
     monkeypatch.setenv("SOME_API_KEY", "open-sesame-1")
     assert redact(text) == hidden
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["/begins/like/a/path", "~tilde-dot-", ".hidden-x", "12345678", 'quo"te-and\\back', "schlüssel-ß", "a'b\"c-long"],
+)
+def test_a_secret_of_any_shape_is_hidden_as_it_is_and_as_it_is_written(monkeypatch, secret):
+    monkeypatch.setenv("SOME_API_KEY", secret)
+    for text in (secret, json.dumps(secret), json.dumps({"a": [secret]}, ensure_ascii=False), repr([secret])):
+        shown = redact(f"x {text} y")
+        assert HIDDEN in shown and secret not in shown and json.dumps(secret)[1:-1] not in shown, shown
+
+
+def test_each_line_of_a_secret_is_hidden(monkeypatch):
+    monkeypatch.setenv("SSH_PRIVATE_KEY", "-----BEGIN-----\nsesame-sesame\n-----END-----\n")
+    assert redact("a log's line: sesame-sesame.") == "a log's line: (not shown)."
+
+
+def test_a_path_that_is_there_is_shown(monkeypatch, tmp_path):
+    (tmp_path / "token").touch()
+    monkeypatch.setenv("HF_TOKEN", str(tmp_path / "token"))
+    assert redact(f"read {tmp_path}/token") == f"read {tmp_path}/token"
+
+
+def test_long_lines_take_no_time():
+    line = "a:://" * 100_000
+    assert redact(line) == line
 
 
 @pytest.mark.parametrize(
