@@ -177,3 +177,19 @@ def test_a_node_pool_that_cannot_start_workers_says_so_and_one_that_dies_again_a
     served.join(10)
     assert not served.is_alive()  # it has been asked so often
     assert pool._started is None
+
+
+def test_another_users_process_at_the_pools_address_stops_nobody(monkeypatch, capfd):
+    """The name follows from what everybody knows; a process of its own grades then."""
+    monkeypatch.setenv(node.SCOPE_VARIABLE, os.urandom(8).hex())
+    pool = NodePool(1, 512, 1.5, 30.0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as squatter:
+        squatter.bind(pool._address)
+        squatter.listen()
+        monkeypatch.setattr(node, "_same_user", lambda channel: False)
+        try:
+            assert pool.ask(wire.JUDGE, "1/2", "0.5")[0] is Verdict.RIGHT
+            assert pool.ask(wire.JUDGE, "1/2", "0.6")[0] is Verdict.WRONG
+        finally:
+            pool.close()
+    assert capfd.readouterr().err.count("another user's") == 1
