@@ -83,8 +83,12 @@ class Progress:
 
     def _print_new(self):
         for line in self.metrics.new_lines():
-            record = json.loads(line)
-            print(progress_line(record, self.steps), file=self.console, flush=True)
+            try:
+                record = json.loads(line)
+                text = progress_line(record, self.steps)
+            except (ValueError, KeyError, TypeError, RecursionError):  # a line that a full disk has cut
+                continue
+            print(text, file=self.console, flush=True)
             self.on_step(record["step"])
         for line in self.warnings.new_lines():
             print("warning:", line, end="", file=self.console, flush=True)

@@ -1,5 +1,6 @@
 """Files that are whole or not there at all, and files of JSON lines."""
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -32,10 +33,24 @@ def write_json_lines(path: Path, rows: Iterable[dict], *, ensure_ascii: bool = F
 
 
 def append_json_line(path: Path, row: dict) -> None:
-    """Add one JSON line. Raises ValueError, and adds nothing, for a number that is not finite; OSError."""
-    line = json.dumps(row, allow_nan=False) + "\n"
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(line)
+    """Add one JSON line, whole or not at all; an unfinished line before it is ended first.
+
+    Raises ValueError, and adds nothing, for a number that is not finite; OSError.
+    """
+    line = (json.dumps(row, allow_nan=False) + "\n").encode()
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        try:
+            if os.write(handle, line) != len(line):
+                raise OSError(errno.ENOSPC, "only a part of the line could be written", str(path))
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict | None]]:

@@ -53,6 +53,14 @@ def test_steps_and_warnings_are_told_to_the_end(tmp_path, capfd):
     assert capfd.readouterr().out == progress_line(RECORD, 9) + "\nwarning: disk is full\n"
 
 
+def test_a_line_that_is_no_step_stops_nothing(tmp_path, capfd):
+    steps = []
+    with Progress(tmp_path, 9, steps.append, every_s=600):
+        lines = ['{"ste{"step": 2}', "[3]", "{}", '{"step": 1, "reward": "x"}', "[" * 100_000, json.dumps(RECORD)]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert steps == [3] and capfd.readouterr().out == progress_line(RECORD, 9) + "\n"
+
+
 def test_a_report_every_n_steps_unless_one_is_being_written(tmp_path, monkeypatch):
     class Process:
         ended = False
