@@ -16,7 +16,8 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor
 
-from openrlhf_orz.runtime.ray_session import new_scratch, ray_session, trainer_env
+from openrlhf_orz.runtime.private import new_scratch
+from openrlhf_orz.runtime.ray_session import ray_session, trainer_env
 from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf
 from openrlhf_orz.settings.upstream import allow_remote_code
@@ -290,7 +291,7 @@ def generate(args, engines) -> float:
 
 @contextmanager
 def session(args, ranks: int = 1):
-    """Ray on loopback, as our command starts it, and one placement group. Yields (placement group, scratch prefix)."""
+    """Ray on loopback, as our command starts it, and one placement group. Yields (placement group, scratch folder)."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # as this process, which measures the matrix product for MFU

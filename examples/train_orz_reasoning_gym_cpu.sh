@@ -13,7 +13,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
-RUN_DIR=${RUN_DIR:-runs/reasoning-gym-$(date +%Y%m%d-%H%M%S)}
+RUN_DIR=${RUN_DIR:-runs/reasoning-gym-$(date +%Y%m%d-%H%M%S)-$(mktemp -u XXXXXX)}
 DATA=$RUN_DIR/curated
 WARM=$RUN_DIR/warm_start
 SFT_ROWS=${SFT_ROWS:-600}

@@ -30,7 +30,7 @@ while [ $# -gt 0 ]; do
 done
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
-RUN_DIR=${RUN_DIR:-runs/smollm2-$(date +%Y%m%d-%H%M%S)}
+RUN_DIR=${RUN_DIR:-runs/smollm2-$(date +%Y%m%d-%H%M%S)-$(mktemp -u XXXXXX)}
 BASE=${MODEL:-.cache/smollm2-135m}
 WARM=${WARM_MODEL:-$RUN_DIR/warm_start}
 SFT_ROWS=${SFT_ROWS:-640}

@@ -64,7 +64,7 @@ colocated() {
 
 # run_into NAME: where the run goes. A run that resumes needs the same RUN_DIR, and --ckpt.load_enable.
 run_into() {
-   RUN_DIR=${RUN_DIR:-runs/$1-$(date +%Y%m%d-%H%M%S)}
+   RUN_DIR=${RUN_DIR:-runs/$1-$(date +%Y%m%d-%H%M%S)-$(mktemp -u XXXXXX)}
    output=(--ckpt.output_dir "$RUN_DIR" --ckpt.save_steps 50)
 }
 

@@ -4,18 +4,19 @@ import contextlib
 import math
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from openrlhf_orz.cli import plan
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
-from openrlhf_orz.runtime.run_dir import save_config
+from openrlhf_orz.runtime.nodes import ask_agents, keep_logs, mark_shared
+from openrlhf_orz.runtime.private import new_scratch
+from openrlhf_orz.runtime.run_dir import held, save_config, start_clean
 from openrlhf_orz.runtime.stopping import RESTARTS_VARIABLE, StopHandler, Stopped, is_supervised, supervise
 from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.derive import prompt_budget
 from openrlhf_orz.settings.finished import RunFacts, for_openrlhf, policy_steps
-from openrlhf_orz.settings.redact import copy_redacted, redact
+from openrlhf_orz.settings.redact import redact
 from openrlhf_orz.settings.skip_plan import describe_attention, describe_forwards
 
 
@@ -64,15 +65,6 @@ def prepare_data(args) -> tuple[dict, int]:
     return prepared, prompts
 
 
-def make_run_dir(run_dir: Path) -> None:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run_dir):  # what permissions alone do not tell: a full or read-only disk
-            pass
-    except OSError as error:
-        raise ConfigError(f"--ckpt.output_dir: {run_dir} cannot be written: {error}. Choose another folder") from None
-
-
 def begin(args) -> RunFacts:
     """Prepare the prompts, look where the run starts, and put its directory into that state.
 
@@ -81,7 +73,9 @@ def begin(args) -> RunFacts:
     prepared, prompts = prepare_data(args)
     prompts_sha256 = resume.prompts_sha256(prepared["data.prompt_dataset"].split(","))
     found = resume.find_checkpoint(args, prompts_sha256)
-    checkpoints.clear_partial(args.ckpt.path)
+    for folder in (args.ckpt.path, args.orz.run_dir):
+        checkpoints.clear_partial(folder)
+    own_ray = ray_session.running_ray() is None
     run = RunFacts(
         prompts=prompts,
         policy_steps=policy_steps(args, prompts),
@@ -93,8 +87,9 @@ def begin(args) -> RunFacts:
         resume_from=None if found is None else str(found),
         start_step=0 if found is None else checkpoints.step_of(found),
         restarts=int(os.environ.get(RESTARTS_VARIABLE, 0)),
-        own_ray=ray_session.running_ray() is None,
-        scratch=ray_session.new_scratch(),
+        own_ray=own_ray,
+        shared={} if own_ray else mark_shared((args.orz.run_dir, args.ckpt.path)),
+        scratch=new_scratch(),
     )
     if args.ckpt.load_enable:
         for name in ("metrics.jsonl", "eval.jsonl"):
@@ -108,15 +103,23 @@ def begin(args) -> RunFacts:
 
 def train(args, explicit: set[str], stopping: StopHandler) -> None:
     """One run, from checked arguments to the saved model. Raises what failed."""
-    from openrlhf_orz.runtime.console import LiveReport, Progress
-    from openrlhf_orz.runtime.watchdog import require_heartbeats
-    from openrlhf_orz.settings.upstream import allow_remote_code, check_openrlhf, launch
+    from openrlhf_orz.settings.upstream import allow_remote_code, check_openrlhf
 
     check_openrlhf()
     allow_remote_code(args.orz.trust_remote_code)
+    with held(args):
+        start_clean(args)
+        stopping.clear()
+        run_held(args, explicit, stopping)
+
+
+def run_held(args, explicit: set[str], stopping: StopHandler) -> None:
+    """``train``, in a directory that is this run's alone."""
+    from openrlhf_orz.runtime.console import LiveReport, Progress
+    from openrlhf_orz.runtime.watchdog import require_heartbeats
+    from openrlhf_orz.settings.upstream import launch
+
     run_dir = Path(args.orz.run_dir)
-    make_run_dir(run_dir)
-    stopping.clear()
     run = begin(args)
     save_config(args, explicit, run_dir / "config.json")
     steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes
@@ -125,12 +128,17 @@ def train(args, explicit: set[str], stopping: StopHandler) -> None:
     report = LiveReport(run_dir, args.orz.report_every)
     progress = Progress(run_dir, steps, report.step)
     with progress, driver_output(args), ray_session.ray_session(args, run, stopping) as ray:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         from openrlhf_orz.rollout.engine import Engines, OrzRolloutActor, engine_args
         from openrlhf_orz.trainer.actor import OrzPolicyModelActor, OrzReferenceModelActor, OrzRewardModelActor
         from openrlhf_orz.trainer.critic import OrzCriticModelActor
         from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
 
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+        # in reach of the files by which driver and trainer speak, without the delays of a network file system
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        steering = ray.remote(num_cpus=0, scheduling_strategy=here)
         trainer = ray.remote(num_gpus=1, runtime_env={"env_vars": ray_session.trainer_env(args.orz.device)})
         engines = Engines(OrzRolloutActor, run.scratch, run.start_step)
         try:
@@ -141,14 +149,16 @@ def train(args, explicit: set[str], stopping: StopHandler) -> None:
                     critic_cls=trainer(OrzCriticModelActor),
                     reference_cls=trainer(OrzReferenceModelActor),
                     reward_cls=trainer(OrzRewardModelActor),
-                    trainer_cls=OrzPPOTrainerAsync if args.train.async_enable else OrzPPOTrainer,
+                    trainer_cls=steering(OrzPPOTrainerAsync if args.train.async_enable else OrzPPOTrainer),
                     engine_cls=engines,
                     extra_engine_args=engine_args(args),
                 )
         finally:
             engines.shutdown()
             stopping.clear()
-            keep_logs(logs, run_dir / "logs", ray.get_runtime_context().get_job_id())
+            job = ray.get_runtime_context().get_job_id()
+            keep_logs(logs, run_dir / "logs", job)
+            ask_agents("keep_logs", str(run_dir / "logs"), job)
     report.finish()
 
 
@@ -172,14 +182,6 @@ def driver_output(args):
             os.dup2(saved, fd)
             os.close(saved)
         os.close(log)
-
-
-def keep_logs(source: Path, target: Path, job_id: str) -> None:
-    """Copy the logs of this job's Ray workers into the run directory; the originals are in Ray's temporary one."""
-    target.mkdir(exist_ok=True)
-    for log in source.glob(f"worker-*-{job_id}-*"):
-        if log.stat().st_size:
-            copy_redacted(log, target)
 
 
 def summary(args) -> str:
@@ -207,6 +209,9 @@ def failed(error: Exception, args) -> int:
     from openrlhf_orz.runtime.watchdog import PhaseTimeout
     from openrlhf_orz.settings.upstream import WrongBuild
 
+    if isinstance(getattr(error, "cause", None), ConfigError):  # a rank has found it, as the driver could not
+        print(f"error: {redact(str(error.cause))}", file=sys.stderr)
+        return 2
     # what a worker raised is of the class of its cause, too: an OSError there is no fault of the flags
     if type(error).__module__.partition(".")[0] == "ray":
         cause = "\n".join(str(error).splitlines()[-12:])

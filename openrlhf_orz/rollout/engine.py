@@ -4,7 +4,6 @@ handle that starts all engines of a run and ends them.
 
 import asyncio
 import contextlib
-import getpass
 import os
 import tempfile
 import uuid
@@ -12,10 +11,12 @@ import uuid
 import psutil
 import ray
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from openrlhf_orz.rollout.agent import AgentExecutor
+from openrlhf_orz.runtime.private import compile_cache, require_private
 from openrlhf_orz.runtime.processes import ProcessRecord
 
 
@@ -50,7 +51,7 @@ class Engines:
     an engine dies, Ray starts it again in its place.
 
     Args:
-        scratch: prefix of the run's temporary files.
+        scratch: folder of the run's temporary files, with a slash at its end.
         step: changes the engines' seeds, as a resumed run must not draw the random numbers of its start again.
     """
 
@@ -83,11 +84,11 @@ class OrzRolloutActor(RolloutRayActor):
 
     Args:
         orz: arguments of AgentExecutor; None if the user has another agent.
-        scratch: prefix of the run's temporary files.
+        scratch: folder of the run's temporary files, with a slash at its end.
     """
 
     async def __init__(self, *args, orz: dict | None = None, scratch: str = "", **kwargs):
-        scratch = scratch or f"{tempfile.gettempdir()}/"
+        scratch = require_private(scratch) if scratch else f"{tempfile.gettempdir()}/"
         self.record = ProcessRecord(f"{scratch}engine-{ray.get_runtime_context().get_actor_id()}")
         self.record.kill_leftovers()
         await super().__init__(*args, **kwargs)
@@ -99,16 +100,16 @@ class OrzRolloutActor(RolloutRayActor):
     def _configure_vllm_env(self, *args, **kwargs):
         super()._configure_vllm_env(*args, **kwargs)
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        cache = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compile_cache(default_cache_dir()))
         if base := os.environ.get("VLLM_RPC_BASE_PATH"):
             # vLLM leaves sockets and rendezvous files behind. This directory is removed with the run.
-            cache = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+            require_private(os.path.dirname(base))
             os.makedirs(base, exist_ok=True)
-            os.makedirs(cache, exist_ok=True)
-            # Compiled C++ headers always lie below TMPDIR. To compile them takes seconds at each start.
-            with contextlib.suppress(FileExistsError):
-                os.symlink(cache, os.path.join(base, os.path.basename(cache)))
-            os.environ["TMPDIR"] = tempfile.tempdir = base
+            if os.environ.get("DS_ACCELERATOR") == "cpu":  # on a GPU compilers would fill the memory with their files
+                # Compiled C++ headers always lie below TMPDIR. To compile them takes seconds at each start.
+                with contextlib.suppress(FileExistsError):
+                    os.symlink(cache, os.path.join(base, os.path.basename(default_cache_dir())))
+                os.environ["TMPDIR"] = tempfile.tempdir = base
 
     async def generate(self, prompt_token_ids, sampling_params, multi_modal_data=None):
         """Ask vLLM only for the last output, as only that is used: upstream gets all tokens so far at each step."""

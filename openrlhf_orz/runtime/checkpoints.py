@@ -74,7 +74,14 @@ def commit(partial: str | Path) -> Path:
         json.dump({"format": 1, "files": entries}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-    for folder in {partial, *(file.parent for file in files)}:
+    put_in_place(partial)
+    return final
+
+
+def put_in_place(partial: Path) -> None:
+    """Rename a folder whose files are on disk to its final name; one of that name is replaced. Raises OSError."""
+    final = partial.with_name(partial.name.removeprefix(PARTIAL))
+    for folder in {partial, *(file.parent for file in _files(partial))}:
         sync_folder(folder)
     if final.exists():  # a run resumed from an earlier step comes here again
         old = final.with_name(f"{PARTIAL}old-{final.name}")
@@ -85,7 +92,13 @@ def commit(partial: str | Path) -> Path:
     else:
         partial.rename(final)
     sync_folder(final.parent)
-    return final
+
+
+def sync_files(folder: Path) -> None:
+    """Put all files of a folder on disk. Raises OSError."""
+    for file in _files(folder):
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def verify(checkpoint: str | Path) -> None:
@@ -120,14 +133,14 @@ def all_checkpoints(path: str | Path) -> list[Path]:
     return sorted(found, key=lambda entry: (step_of(entry), not entry.name.startswith("best")), reverse=True)
 
 
-def newest_valid(path: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is not damaged, and a line for each newer one that is."""
-    skipped = []
+def newest_valid(path: str | Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that is not damaged, and each newer one that is, with what is wrong."""
+    skipped = {}
     for checkpoint in all_checkpoints(path):
         try:
             verify(checkpoint)
         except Damaged as error:
-            skipped.append(f"{checkpoint} is damaged: {error}")
+            skipped[checkpoint] = f"{checkpoint} is damaged: {error}"
         else:
             return checkpoint, skipped
     return None, skipped
@@ -138,10 +151,17 @@ def size_of(folder: str | Path) -> int:
     return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
-def rotate(path: str | Path, max_num: int, max_bytes: float) -> list[Path]:
-    """Delete the oldest checkpoints beyond ``max_num`` or ``max_bytes``, but never the newest. Returns them.
+def put_damaged_aside(checkpoint: Path) -> Path:
+    """Give a damaged checkpoint a name by which it counts no more, as its step may be made again; returns the path."""
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)
 
-    Of the best checkpoints only the newest is kept.
+
+def rotate(path: str | Path, max_num: int, max_bytes: float, keep: Path | None = None) -> list[Path]:
+    """Delete the oldest checkpoints beyond ``max_num`` or ``max_bytes``, but never the newest, nor ``keep``.
+
+    Of the best checkpoints only the newest is kept. Returns what was deleted.
     """
     everything = all_checkpoints(path)
     best = [c for c in everything if c.name.startswith("best")]
@@ -153,13 +173,18 @@ def rotate(path: str | Path, max_num: int, max_bytes: float) -> list[Path]:
         total += sizes.get(checkpoint, 0)
         if number and (number >= max_num or total > max_bytes):
             doomed.append(checkpoint)
+    doomed = [checkpoint for checkpoint in doomed if checkpoint != keep]
     for checkpoint in doomed:
         shutil.rmtree(checkpoint, ignore_errors=True)
     return doomed
 
 
 def clear_partial(path: str | Path) -> list[Path]:
-    """Remove what interrupted writes have left; returns the paths."""
+    """Remove what interrupted writes have left; returns the paths. What was to be replaced gets its name back."""
+    for old in Path(path).glob(f"{PARTIAL}old-*"):
+        name = old.name.removeprefix(f"{PARTIAL}old-")
+        if not (Path(path) / name).exists():
+            old.rename(old.with_name(name))
     left = sorted(Path(path).glob(f"{PARTIAL}*"))
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,12 +37,14 @@ def at_work(args: SimpleNamespace) -> Iterator[None]:
         yield
         return
     mark = Path(f"{args.run.scratch}at-work-{os.getpid()}")
-    mark.touch()
+    with suppress(OSError):  # a shared memory that is full costs speed, not the run
+        mark.touch()
     try:
         share_cores(args)
         yield
     finally:
-        mark.unlink(missing_ok=True)
+        with suppress(OSError):
+            mark.unlink()
 
 
 def in_threads(call: Callable, items: list) -> list:

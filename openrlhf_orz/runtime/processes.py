@@ -4,15 +4,17 @@ Ray's workers and vLLM's own process end by themselves when their parent dies, b
 in the kernel. No process that is killed removes its shared memory.
 """
 
-import glob
+import contextlib
 import json
 import os
 import re
-import shutil
+import stat
 import time
 from pathlib import Path
 
 import psutil
+
+from openrlhf_orz.runtime.files import write_aside
 
 SHARED_MEMORY = "/dev/shm/"
 
@@ -34,6 +36,19 @@ def ended(process: psutil.Process) -> bool:
         return True
 
 
+def is_segment(name: str) -> bool:
+    """Whether a path is that of a segment of Python's shared memory."""
+    return re.fullmatch(rf"{SHARED_MEMORY}psm_\w+", name) is not None
+
+
+def pid_namespace() -> int:
+    """The namespace in which this process's numbers of processes hold."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
 class ProcessRecord:
     """A file, ``path``.json, that lists a process, its descendants and their shared memory.
 
@@ -50,55 +65,55 @@ class ProcessRecord:
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         segments = {name for process in processes for name in shared_memory(process.pid)}
         note = {
+            "namespace": pid_namespace(),
             "processes": [[process.pid, process.create_time()] for process in processes],
-            "segments": sorted(name for name in segments if name.startswith(f"{SHARED_MEMORY}psm_")),
+            "segments": sorted(filter(is_segment, segments)),
         }
-        self.path.write_text(json.dumps(note))
+        with write_aside(self.path) as stream:
+            json.dump(note, stream)
+
+    def _read(self) -> tuple[list[psutil.Process], list[str]]:
+        """The processes on the list that still run, and the segments; empty for what is no record of this user."""
+        try:
+            with open(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as stream:
+                found = os.fstat(stream.fileno())
+                if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+                    return [], []
+                note = json.load(stream)
+            listed = [(int(pid), float(created)) for pid, created in note["processes"]]
+            segments = [str(name) for name in note["segments"] if is_segment(str(name))]
+            here = note["namespace"] == pid_namespace()
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return [], []
+        left = []
+        for pid, created in listed if here else []:  # numbers of another container mean other processes
+            with contextlib.suppress(psutil.Error, ValueError, OverflowError):
+                process = psutil.Process(pid)
+                # else another process has its number
+                if abs(process.create_time() - created) < 1 and pid != os.getpid() and not ended(process):
+                    left.append(process)
+        return left, segments
+
+    def alive(self) -> bool:
+        """Whether a process on the list still runs, other than this one."""
+        return bool(self._read()[0])
 
     def kill_leftovers(self) -> None:
         """Kill the processes on the list that still run, and remove the shared memory and the record."""
-        try:
-            note = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return
-        left = []
-        for pid, created in note["processes"]:
-            try:
-                process = psutil.Process(pid)
-                if abs(process.create_time() - created) < 1 and pid != os.getpid():  # else another process has its pid
-                    process.kill()
-                    left.append(process)
-            except psutil.NoSuchProcess:
-                pass
+        left, segments = self._read()
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         end = time.monotonic() + self.KILL_S
         while not all(map(ended, left)) and time.monotonic() < end:
             time.sleep(0.05)
-        for segment in note["segments"]:
-            Path(segment).unlink(missing_ok=True)
+        for segment in segments:
+            with contextlib.suppress(OSError):
+                if os.lstat(segment).st_uid == os.getuid():
+                    os.unlink(segment)
         self.delete()
 
     def delete(self) -> None:
         """Remove the record; the processes are left as they are."""
-        self.path.unlink(missing_ok=True)
-
-
-def clean_leftovers(folders: tuple[str, ...]) -> list[str]:
-    """Remove what killed runs have left in ``folders``, end their processes, and return the paths removed."""
-    removed = []
-    for path in (path for folder in folders for path in glob.glob(f"{folder}/orz-*")):
-        match = re.match(r"orz-(?:ray-)?(\d+)-[0-9a-f]{8}", os.path.basename(path))
-        if not match or psutil.pid_exists(int(match[1])) or os.lstat(path).st_uid != os.getuid():
-            continue
-        if path.endswith(".json"):
-            ProcessRecord(path.removesuffix(".json")).kill_leftovers()
-        remove_path(path)
-        removed.append(path)
-    return removed
-
-
-def remove_path(path: str) -> None:
-    """Remove a file or a directory, if it is there."""
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        Path(path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink()

@@ -1,17 +1,18 @@
 """Ray for one run: join the Ray that runs, or start one on loopback and stop it at the end."""
 
-import glob
 import os
 import secrets
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-from openrlhf_orz.runtime.processes import ProcessRecord, clean_leftovers, remove_path
+from openrlhf_orz.runtime.console import say
+from openrlhf_orz.runtime.nodes import AGENTS_VARIABLE, ask_agents, start_agents
+from openrlhf_orz.runtime.private import clean_leftovers, owned, private_folder, ray_root, shared_folder
 from openrlhf_orz.runtime.stopping import StopHandler
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.finished import RunFacts
@@ -64,24 +65,45 @@ def worker_env(args: SimpleNamespace, run: RunFacts) -> dict[str, str]:
         # any spinning a forward of many small operations on two cores takes a third longer
         env["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         env["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "10000")
-    if run.own_ray:
+    if not run.own_ray:
+        env[AGENTS_VARIABLE] = "1"
+    else:
         env["VLLM_HOST_IP"] = "127.0.0.1"
         env["GLOO_SOCKET_IFNAME"] = "lo"
+        if args.orz.device == "cuda":
+            env["NCCL_SOCKET_IFNAME"] = os.environ.get("NCCL_SOCKET_IFNAME", "lo")  # NCCL's bootstrap
     return env
 
 
+def listeners(port: int) -> set[int]:
+    """The users whose processes listen on a TCP port of this machine."""
+    users = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for words in map(str.split, Path(table).read_text().splitlines()[1:]):
+                if words[3] == "0A" and int(words[1].rpartition(":")[2], 16) == port:  # 0A: it listens
+                    users.add(int(words[7]))
+    return users
+
+
 def running_ray() -> str | None:
-    """Address of the Ray to join: RAY_ADDRESS, or one that ``ray start`` left on this machine and that answers."""
+    """Address of the Ray to join: RAY_ADDRESS, or one that this user's ``ray start`` left here and that answers.
+
+    A note that somebody else may have written does not count: to join a Ray is to let its owner run code here.
+    """
     if os.environ.get("RAY_ADDRESS"):
         return os.environ["RAY_ADDRESS"]
     note = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+    if not owned(note) or not owned(note.parent):
+        return None
     try:
         address = note.read_text().strip()
         host, _, port = address.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
     except (OSError, ValueError):
         return None
-    return address
+    here = listeners(int(port))  # none: the head is another machine
+    return address if not here or os.getuid() in here else None
 
 
 def cluster_gpus(address: str) -> list[tuple[str, int]]:
@@ -111,14 +133,31 @@ def wait_for_gpus(ray: ModuleType, needed: int, seconds: float) -> float:
     return available
 
 
-def shared_folder() -> str:
-    """Where the processes of a run leave files to each other: in memory, if there is such a folder."""
-    return "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+_TOKEN = secrets.token_hex(32)  # of each Ray that this process starts
 
 
-def new_scratch() -> str:
-    """A prefix for the files of a new run in ``shared_folder``; they go with the run, or with the next one's start."""
-    return f"{shared_folder()}/orz-{os.getpid()}-{secrets.token_hex(4)}-"
+def lock_ray() -> None:
+    """Before Ray is imported: one that is started now listens on loopback only, and asks for a token.
+
+    Loopback is open to all users of a machine, and whoever speaks to a Ray can have it run code.
+    """
+    # Ray then takes 127.0.0.1 as the node's address, and all its servers listen there
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    # Ray would give its workers, which do all the computing, low priority (nice 15)
+    os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def start_ray(ray: ModuleType, **options) -> None:
+    """``ray.init``, again where a busy machine takes longer than the 30 s that Ray allows its start."""
+    for left in (2, 1, 0):
+        try:
+            return ray.init(**options)
+        except Exception as error:  # of no class of its own
+            if not left or "timed out during startup" not in str(error):
+                raise
+            say("this machine is busy, and Ray's start took too long: trying again")
 
 
 @contextmanager
@@ -129,32 +168,36 @@ def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> 
     """
     address, needed = running_ray() if not run.own_ray else None, placement_gpus(args)
     temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    clean_leftovers((shared_folder(), temporary))
-    own_temporary = f"{temporary}/orz-ray-{os.path.basename(run.scratch).removeprefix('orz-').removesuffix('-')}"
+    root = ray_root(temporary)
+    if address is None and root != temporary:
+        say(f"{temporary} is too long for the paths of Ray's sockets: they go to {root} (or to RAY_TMPDIR)")
+    clean_leftovers((shared_folder(), root))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
-        # Ray reads this when it is imported and then takes 127.0.0.1 as the node's address: all its servers listen on
-        # loopback only
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Ray would give its workers, which do all the computing, low priority (nice 15)
-        os.environ.setdefault("RAY_worker_niceness", "0")
+        lock_ray()
     import ray
 
     common = dict(runtime_env={"env_vars": worker_env(args, run)}, log_to_driver=args.orz.worker_logs)
-    if address is not None:
-        try:
-            ray.init(address=address, **common)
-        except ConnectionError as error:
-            raise ConfigError(f"no Ray answers at {address} (RAY_ADDRESS): start it, or unset RAY_ADDRESS") from error
-    else:
-        local = dict(address="local", include_dashboard=False)
-        if len(own_temporary) < 40:  # sockets lie below it, and their paths may have 107 characters
-            local["_temp_dir"] = own_temporary
-        if args.orz.device == "cpu":  # logical GPUs and CPUs: enough for OpenRLHF's placement
-            local.update(num_gpus=needed, num_cpus=max(os.cpu_count(), needed + 4))
-        ray.init(**local, **common)
-    stopping.install()  # Ray has replaced them
-    try:
+    with ExitStack() as folders:
+        folders.enter_context(private_folder(run.scratch))
+        if address is not None:
+            reason = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "this user's, by ray start"
+            say(f"joining the Ray at {address} ({reason})")
+            try:
+                ray.init(address=address, **common)
+            except ConnectionError as error:
+                raise ConfigError(f"no Ray answers at {address} ({reason}): start it, or unset RAY_ADDRESS") from error
+        else:
+            # Ray opens its own folders to everybody
+            private = f"{root}/{os.path.basename(run.scratch.rstrip('/'))}"
+            if root != shared_folder():
+                folders.enter_context(private_folder(private))
+            local = dict(address="local", include_dashboard=False, _temp_dir=f"{private}/r")
+            if args.orz.device == "cpu":  # logical GPUs and CPUs: enough for OpenRLHF's placement
+                local.update(num_gpus=needed, num_cpus=max(os.cpu_count(), needed + 4))
+            start_ray(ray, **local, **common)
+        folders.callback(ray.shutdown)
+        stopping.install()  # Ray has replaced them
         available = wait_for_gpus(ray, needed, args.orz.start_timeout_s if run.restarts else 0)
         if available < needed:
             remedy = (
@@ -163,10 +206,8 @@ def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> 
                 else "lower --actor.num_gpus_per_node and the like, or add nodes"
             )
             raise ConfigError(f"the run needs {needed} GPUs and Ray has {available:g}: {remedy}")
+        if address is not None:
+            start_agents(ray, run.scratch, run.shared, needed)
+            folders.callback(os.environ.pop, AGENTS_VARIABLE, None)
+            folders.callback(ask_agents, "finish")
         yield ray
-    finally:
-        ray.shutdown()
-        for note in glob.glob(f"{run.scratch}*.json"):
-            ProcessRecord(note.removesuffix(".json")).kill_leftovers()
-        for left in [*glob.glob(f"{run.scratch}*"), own_temporary]:
-            remove_path(left)

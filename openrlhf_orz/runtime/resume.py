@@ -76,8 +76,9 @@ def find_checkpoint(args: SimpleNamespace, prompts: str) -> Path | None:
     if not args.ckpt.load_enable:
         return None
     found, skipped = checkpoints.newest_valid(args.ckpt.path)
-    for line in skipped:
-        print(f"[orz] warning: {line}; trying the one before it", flush=True)
+    for damaged, line in skipped.items():
+        aside = checkpoints.put_damaged_aside(damaged)
+        print(f"[orz] warning: {line}; it is now {aside.name}; trying the one before it", flush=True)
     if found is None:
         print(f"[orz] --ckpt.load_enable: no checkpoint to resume from in {args.ckpt.path}, starting anew", flush=True)
         return None

@@ -1,15 +1,118 @@
-"""The files of a run: config.json, metrics.jsonl, eval.jsonl, warnings.log and rollouts/step_N.jsonl."""
+"""The directory of a run, which belongs to one run at a time, and its files: config.json, metrics.jsonl, eval.jsonl,
+warnings.log and rollouts/step_N.jsonl.
+"""
 
 import json
+import os
+import socket
 import subprocess
-from collections.abc import Callable, Iterable
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
+from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.runtime.files import append_json_line, write_json_lines
+from openrlhf_orz.runtime.private import LOCK, FolderLock, Occupied
+from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.redact import redact
+
+ALIVE_S = 60.0  # a heartbeat that is older is of no living run
+WATCH_S = 10.0  # a younger one is watched for so long
+
+# ---- whose it is
+
+
+def make_run_dir(run_dir: Path) -> None:
+    """Make the directory and prove that it can be written. Raises ConfigError."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir):  # what permissions alone do not tell: a full or read-only disk
+            pass
+    except OSError as error:
+        raise ConfigError(f"--ckpt.output_dir: {run_dir} cannot be written: {error}. Choose another folder") from None
+
+
+def beats(folder: Path, also_here: bool) -> dict[str, float]:
+    """Young heartbeats of a run in ``folder`` on other machines (``also_here``: on any), by the files' own clock."""
+    found, now = {}, (folder / LOCK).stat().st_mtime
+    with suppress(OSError):
+        for entry in os.scandir(folder / ".alive"):
+            if also_here or f"-{socket.gethostname()}-" not in entry.name:
+                with suppress(OSError):
+                    found[entry.name] = entry.stat().st_mtime
+    return {name: changed for name, changed in found.items() if now - changed < ALIVE_S}
+
+
+@contextmanager
+def held(args: SimpleNamespace) -> Iterator[None]:
+    """Hold the folders that the run writes to for the body. Raises ConfigError, which names the run that holds one."""
+    run_dir, saved = Path(args.orz.run_dir), Path(args.ckpt.path)
+    make_run_dir(run_dir)
+    with ExitStack() as locks:
+        for folder in [run_dir] if saved.is_relative_to(run_dir) else [run_dir, saved]:
+            flag = "--ckpt.output_dir" if folder == run_dir else "--ckpt.path"
+            remedy = "Wait for its end, stop it, or choose another folder"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = FolderLock(folder)
+            except Occupied as owner:
+                raise ConfigError(f"{flag}: another run writes into {folder}: {owner}. {remedy}") from None
+            except OSError as error:
+                raise ConfigError(f"{flag}: {folder} cannot be written: {error}. Choose another folder") from None
+            locks.callback(lock.release)
+            # a lock may not reach other machines
+            if young := beats(folder, also_here=not lock.certain):
+                time.sleep(WATCH_S)
+                moved = [name for name, was in beats(folder, not lock.certain).items() if was != young.get(name)]
+                if moved:
+                    raise ConfigError(f"{flag}: another run writes into {folder}: {moved[0]} lives. {remedy}")
+        yield
+
+
+def left_before(args: SimpleNamespace) -> list[Path]:
+    """What an older run has left where this one would write."""
+    run_dir = Path(args.orz.run_dir)
+    files = [run_dir / name for name in ("metrics.jsonl", "eval.jsonl")]
+    folders = [run_dir / name for name in ("rollouts", "hf")]
+    return [
+        *(file for file in files if file.is_file() and file.stat().st_size),
+        *(folder for folder in folders if folder.is_dir() and any(folder.iterdir())),
+        *checkpoints.all_checkpoints(args.ckpt.path),
+    ]
+
+
+def start_clean(args: SimpleNamespace) -> None:
+    """Refuse a folder that another run has used, unless this one goes on with it (``--ckpt.load_enable``).
+
+    ``--orz.put_aside`` moves what is there to ``before-TIME``. Raises ConfigError.
+    """
+    left = [] if args.ckpt.load_enable else left_before(args)
+    if not left:
+        return
+    if not args.orz.put_aside:
+        names = ", ".join(path.name for path in left[:4]) + (", ..." if len(left) > 4 else "")
+        raise ConfigError(
+            f"--ckpt.output_dir: {left[0].parent} holds an older run ({names}). Go on with it by --ckpt.load_enable, "
+            "keep it beside the new one by --orz.put_aside, or choose another folder"
+        )
+    name = time.strftime("before-%Y%m%d-%H%M%S")
+    run_dir, saved = Path(args.orz.run_dir), Path(args.ckpt.path)
+    for folder in [run_dir] if saved.is_relative_to(run_dir) else [run_dir, saved]:
+        if folder.is_dir():
+            aside = folder / name
+            aside.mkdir()
+            for entry in folder.iterdir():
+                if entry.name != LOCK and not entry.name.startswith("before-"):
+                    entry.rename(aside / entry.name)
+            print(f"[orz] --orz.put_aside: the older run is in {aside}", flush=True)
+
+
+# ---- its files
 
 
 class RunDir:
@@ -25,13 +128,24 @@ class RunDir:
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self.pending: Future | None = None
         self.failures = 0
+        self.unwritten: dict[str, list[dict]] = {}  # lines that failed; they are tried again before the next
 
     def append(self, name: str, record: dict) -> None:
-        """Add one JSON line to the file ``name``. Raises ValueError for numbers that are not finite."""
+        """Add one JSON line to the file ``name``, after those that have failed before.
+
+        Raises ValueError for numbers that are not finite.
+        """
+        waiting = self.unwritten.setdefault(name, [])
+        waiting.append(record)
         try:
-            append_json_line(self.path / name, record)
+            while waiting:
+                append_json_line(self.path / name, waiting[0])
+                waiting.pop(0)
         except OSError as error:
             self.failed(name, error)
+        except ValueError:
+            waiting.pop(0)
+            raise
 
     def note(self, text: str) -> None:
         """Add a line to warnings.log, which the console shows as well."""
@@ -44,7 +158,8 @@ class RunDir:
     def failed(self, what: str, error: Exception) -> None:
         """Count and report a write that failed."""
         self.failures += 1
-        print(f"cannot write {what}: {error!r}", flush=True)
+        with suppress(OSError):  # the worker's log may be on the same disk
+            print(f"cannot write {what}: {error!r}", flush=True)
         self.note(f"cannot write {what}: {error!r}")
 
     def dump_rollouts(self, step: int, rows: Callable[[], Iterable[dict]]) -> None:

@@ -2,8 +2,8 @@
 
 ``phase_limit`` runs inside the trainer. It is of no use when the trainer itself is stopped, or frozen on another
 machine. So each process that steers the run touches a file (``start_heartbeat``), and the driver ends the run when one
-of these files is no longer touched (``require_heartbeats``). Both write the stacks of this node's processes to
-``logs/hang-*``.
+of these files is no longer touched (``require_heartbeats``). Both write the stacks of the run's processes to
+``logs/hang-*``, a file for each machine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from types import SimpleNamespace
 
 import psutil
 
+from openrlhf_orz.runtime.nodes import ask_agents
+from openrlhf_orz.runtime.private import require_private
 from openrlhf_orz.runtime.processes import ProcessRecord
 
 GRACE_S = 30  # for the main thread to notice; a library may hold it for good
@@ -108,11 +110,12 @@ def _watched(
         if hang is None:
             return
         path = logs / f"hang-{name}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        hangs.append(f"{hang}: stacks of this node's processes in {path}")
+        hangs.append(f"{hang}: stacks of its processes in {path}")
         try:
             write_stacks(path)
         except OSError as error:
             print(f"cannot write {path}: {error}", file=sys.stderr, flush=True)
+        ask_agents("write_stacks", path, named=True)
         print(hangs[0], file=sys.stderr, flush=True)
         if done.is_set():
             return
@@ -127,7 +130,8 @@ def _watched(
         if callable(before):  # a limit around this one
             before(signum, frame)
 
-    before = signal.signal(WAKE, interrupt)
+    before = signal.signal(WAKE, interrupt)  # also where whoever started this process has had it ignored
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {WAKE})
     watcher = threading.Thread(target=watch, daemon=True, name=f"watch-{name}")
     watcher.start()
     try:
@@ -141,6 +145,7 @@ def _watched(
     finally:
         if hangs:
             watcher.join()  # its signal must not come when the handler has gone
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(WAKE, before or signal.SIG_DFL)
 
 
@@ -177,6 +182,7 @@ def start_heartbeat(args: SimpleNamespace, name: str, every_s: float = HEARTBEAT
 
     The process is recorded, too: whoever ends a run in which it hangs can kill it.
     """
+    require_private(args.run.scratch)
     ProcessRecord(f"{args.run.scratch}trainer-{os.getpid()}").write()
     path = heartbeat_folder(args) / f"{name}-{socket.gethostname()}-{os.getpid()}"
     path.parent.mkdir(parents=True, exist_ok=True)  # the benchmarks have no driver that makes it

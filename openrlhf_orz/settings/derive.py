@@ -5,6 +5,7 @@ On GPUs it lays out a large model safely; plan/choice.py then looks for somethin
 
 import os
 import re
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -177,7 +178,9 @@ def _warmup(values, explicit) -> None:
 
 def _folders(values, explicit) -> None:
     given = values["ckpt.output_dir"]
-    run_dir = os.path.abspath(os.path.join("runs", time.strftime("orz-%Y%m%d-%H%M%S")) if given is None else given)
+    # jobs of an array start in the same second
+    name = f"orz-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+    run_dir = os.path.abspath(os.path.join("runs", name) if given is None else given)
     values["orz.run_dir"] = run_dir
     values["ckpt.output_dir"] = os.path.join(run_dir, "hf")
     if values["ckpt.path"] is None:

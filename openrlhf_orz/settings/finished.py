@@ -38,7 +38,9 @@ class RunFacts:
         resume_from, start_step: the checkpoint to resume from and its step; None and 0 for a new run.
         restarts: how often ``--orz.max_restarts`` has started it again.
         own_ray: Ray is started for this run, on loopback, and ends with it.
-        scratch: prefix of the files that its processes leave to each other, in shared memory where there is any.
+        shared: folders that all machines of the run must see, with the driver's mark in each (runtime/nodes.py).
+        scratch: the private folder (runtime/private.py), with a slash at its end, of the files that its processes
+            leave to each other, in shared memory where there is any.
     """
 
     checkpoints: str
@@ -53,6 +55,7 @@ class RunFacts:
     start_step: int = 0
     restarts: int = 0
     own_ray: bool = True
+    shared: dict[str, str] = field(default_factory=dict)
 
 
 def finished(args: SimpleNamespace | Namespace) -> Settings:

@@ -202,6 +202,13 @@ ORZ_FLAGS = (
         "orz.allow_changed_flags", FREE, False, "resume although flags that change the meaning of the run differ", bool
     ),
     Flag(
+        "orz.put_aside",
+        FREE,
+        False,
+        "a new run in a used folder moves what is there to before-TIME; without it such a run is refused",
+        bool,
+    ),
+    Flag(
         "orz.start_timeout_s",
         FREE,
         3600.0,

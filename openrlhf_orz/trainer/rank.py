@@ -2,29 +2,37 @@
 
 import os
 import random
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
+from safetensors import SafetensorError
 
-from openrlhf_orz.runtime.checkpoints import partial_path
+from openrlhf_orz.runtime.checkpoints import partial_path, put_in_place, sync_files
 from openrlhf_orz.runtime.memory import MemoryByPhase
+from openrlhf_orz.runtime.nodes import require_shared
+from openrlhf_orz.runtime.private import require_private
 from openrlhf_orz.runtime.processes import ProcessRecord
 
 
 def meet_by_file(actor, args) -> None:
-    """Form the process group of ``actor``'s ranks by a file, on CPU with a Ray of our own.
+    """Form the process group of ``actor``'s ranks by a file, with a Ray of our own: all ranks are on this machine.
 
     Torch's default, a server for the ranks to meet at, listens on every interface. DeepSpeed takes the group as it is.
     """
-    if args.orz.device == "cpu" and args.run.own_ray:
+    if args.run.own_ray:
         dist.init_process_group(
-            "gloo",
+            "gloo" if args.orz.device == "cpu" else "nccl",
             init_method=f"file://{args.run.scratch}{type(actor).__name__}",
             rank=actor._rank,
             world_size=actor._world_size,
+            timeout=timedelta(minutes=60),  # OpenRLHF's
         )
 
 
@@ -63,6 +71,8 @@ class Rank:
         self.role, self.args = role, args
         self.memory = MemoryByPhase(role.lstrip("_"))
         # whoever ends a run in which this process hangs can then kill it
+        require_private(args.run.scratch)
+        require_shared(args.run.shared)
         ProcessRecord(f"{args.run.scratch}rank-{os.getpid()}").write()
         # full determinism would fill every new tensor, too, for code that reads what it has not written
         torch.utils.deterministic.fill_uninitialized_memory = False
@@ -95,6 +105,31 @@ class Rank:
         file.parent.mkdir(parents=True, exist_ok=True)  # with --ckpt.disable_ds DeepSpeed has made none
         torch.save(state, file)
         dist.barrier()
+
+    def save_model(self, write: Callable[[str], None], target: str) -> str | None:
+        """Have ``write`` save the model for transformers, whole or not at all; what is there stays until then.
+
+        Args:
+            write: OpenRLHF's save of all ranks into a folder; the first rank writes, the others wait at its end.
+            target: the folder.
+
+        Returns what the first rank could not write, there; None where all is on disk.
+        """
+        partial, first = partial_path(Path(target).parent, Path(target).name), dist.get_rank() == 0
+        try:
+            if first:
+                shutil.rmtree(partial, ignore_errors=True)
+            write(str(partial))
+        except (OSError, SafetensorError) as error:
+            torch_dist_barrier_and_cuda_sync()  # where the others wait
+            return str(error)
+        if first:
+            try:
+                sync_files(partial)
+                put_in_place(partial)
+            except OSError as error:
+                return str(error)
+        return None
 
     def _file(self, checkpoint) -> Path:
         return Path(checkpoint) / self.role / f"rank{dist.get_rank()}.pt"

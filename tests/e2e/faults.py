@@ -1,6 +1,5 @@
 """Runs that are disturbed, and what they leave behind."""
 
-import glob
 import ipaddress
 import os
 import signal
@@ -97,6 +96,11 @@ class Run:
         metrics = self.run_dir / "metrics.jsonl"
         return metrics.read_text().count("\n") if metrics.exists() else 0
 
+    def folders(self) -> list[str]:
+        """The private folders of the run: those whose locks its driver holds."""
+        found = [os.readlink(link) for link in Path(f"/proc/{self.process.pid}/fd").iterdir()]
+        return [os.path.dirname(path) for path in found if path.endswith("/.lock") and "/orz-" in path]
+
     def started(self) -> bool:
         return (self.run_dir / ".training").exists()
 
@@ -137,10 +141,85 @@ class Run:
         psutil.wait_procs(family, timeout=20)
 
 
-def no_traces(run: Run, family: list[psutil.Process], memory: set[str]) -> None:
+def no_traces(family: list[psutil.Process], memory: set[str], folders: list[str]) -> None:
     """Of a run that has ended: no process, no shared memory, no temporary file."""
     assert wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in family), 30), [
         p for p in family if p.is_running()]  # fmt: skip
-    left = [path for folder in ("/dev/shm", "/tmp") for path in glob.glob(f"{folder}/orz-*{run.process.pid}-*")]
-    assert not left
+    assert folders and not any(map(os.path.exists, folders))
     assert wait_for(lambda: not any(map(os.path.exists, memory)), 30), memory
+
+
+# ---- another user of the machine
+
+SPEAK_TO_RAY = """
+import os, sys
+os.environ |= dict(word.split("=") for word in sys.argv[2:])
+from ray._raylet import GcsClient
+try:
+    print("read", GcsClient(address=sys.argv[1]).internal_kv_keys(b"", b"fun", timeout=60))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+ENTER = """
+import os, sys
+def plant(path):
+    open(path + "/engine-1.json", "w")
+for path in sys.argv[1:]:
+    for act in (os.listdir, os.rmdir, plant):
+        try:
+            act(path)
+        except PermissionError:
+            continue
+        print("entered", path)
+"""
+
+
+NOBODY = {"user": 65534, "group": 65534, "extra_groups": []}
+
+
+def can_be_nobody() -> bool:
+    """Whether this user may start Python as another one."""
+    try:
+        return subprocess.run([sys.executable, "-c", ""], cwd="/", **NOBODY).returncode == 0
+    except PermissionError:
+        return False
+
+
+def as_nobody(script: str, *words: str) -> str:
+    """Output of a script that runs as another user where that can be, else as this user without its secrets."""
+    env = {"PATH": os.environ["PATH"], "HOME": "/tmp", "RAY_gcs_rpc_server_connect_timeout_s": "60"}
+    user = NOBODY if can_be_nobody() else {}
+    return subprocess.run(
+        [sys.executable, "-c", script, *words], cwd="/", env=env, capture_output=True, text=True, timeout=150, **user
+    ).stdout
+
+
+def attack(run: Run) -> None:
+    """Do what another local user can do to a run: speak to its Ray, and plant and read files."""
+    (gcs,) = run.named("gcs_server")
+    port = next(word.split("=")[1] for word in gcs.cmdline() if word.startswith("--gcs_server_port="))
+    right = f"RAY_AUTH_TOKEN={gcs.environ()['RAY_AUTH_TOKEN']}"
+    for token, reads in ((), False), ((right[:-4] + "0000",), False), ((right,), True):
+        answer = as_nobody(SPEAK_TO_RAY, f"127.0.0.1:{port}", *(["RAY_AUTH_MODE=token", *token] if token else []))
+        assert answer and answer.startswith("read") is reads, answer
+    folders = run.folders()
+    assert {os.path.dirname(folder) for folder in folders} == {"/dev/shm", "/tmp"}
+    assert {os.stat(folder).st_mode & 0o777 for folder in folders} == {0o700}
+    if can_be_nobody():
+        assert as_nobody(ENTER, *folders) == ""
+    everything = {path for process in run.family() for path in open_files(process)}
+    outside = {path for path in everything if path.startswith(("/dev/shm/", "/tmp/"))}
+    mine = (*folders, str(run.run_dir), "/dev/shm/psm_", "/tmp/torchinductor_")
+    assert not [path for path in outside if not path.startswith(mine)], outside
+    segments = [path for path in outside if path.startswith("/dev/shm/psm_")]
+    assert not [path for path in segments if os.stat(path).st_mode & 0o077]
+
+
+def open_files(process: psutil.Process) -> set[str]:
+    """Files and sockets with a name that a process has open."""
+    try:
+        files = {os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
+        sockets = {c.laddr for c in process.net_connections("unix") if isinstance(c.laddr, str)}
+    except (OSError, psutil.Error):
+        return set()
+    return {path for path in files | sockets if path.startswith("/") and os.path.exists(path)}

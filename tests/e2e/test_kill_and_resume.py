@@ -1,13 +1,12 @@
 """A run that is killed and resumed, its engine killed on the way, equals the undisturbed run; and it stops well."""
 
-import glob
 import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
-from faults import Run, is_loopback, listening, no_traces, of_run, shared_memory
+from faults import Run, attack, is_loopback, listening, no_traces, of_run, shared_memory
 from runs import read_jsonl
 
 from openrlhf_orz.data.arithmetic import generate_additions
@@ -69,8 +68,9 @@ def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
     run.wait_for_step(1)
     run.kill_engine()
     run.wait_for_step(3)
+    left = run.folders()
     run.kill_tree()
-    left = glob.glob(f"/dev/shm/orz-{run.process.pid}-*")
+    assert len(left) == 2 and all(map(os.path.isdir, left))
 
     # the newest checkpoint is damaged: the one before it is taken, and the steps since are made again
     saved = sorted((run_dir / "checkpoints").glob("global_step*"), key=lambda path: int(path.name[11:]))
@@ -81,18 +81,20 @@ def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
     assert f"{saved[-1]} is damaged" in run.output() and "has changed since it was written" in run.output()
     assert f"resuming from {saved[-2]}" in run.output()
     assert not any(map(os.path.exists, left)), "what the killed run has left"
-    family, memory = run.family(), shared_memory(run.family())
+    family, memory, folders = run.family(), shared_memory(run.family()), run.folders()
     everyone = {*family, *of_run(run.mark, run.process.pid)}  # also whoever has left the family
     sockets = [line for process in everyone for line in listening(process)]
     assert len(family) > 5 and sockets, "the sockets of Ray, at least, are seen"
     assert not [line for line in sockets if not is_loopback(line[0])], "nothing may listen beyond loopback"
     assert not [line for line in sockets if "tensorboard" in line[2]]
 
+    attack(run)
+
     # SIGTERM: the step in hand is finished and saved, and nothing stays behind
     run.process.send_signal(signal.SIGTERM)
     assert run.wait(120) == 128 + signal.SIGTERM, run.output()
     assert "resume with the same flags and --ckpt.load_enable" in run.output()
-    no_traces(run, family, memory)
+    no_traces(family, memory, folders)
     metrics = read_jsonl(run_dir / "metrics.jsonl")
     last = metrics[-1]["step"]
     assert STEPS - 2 <= last < STEPS

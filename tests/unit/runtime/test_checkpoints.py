@@ -46,20 +46,20 @@ def test_a_damaged_one_is_skipped_with_its_reason(tmp_path, harm, message):
     with pytest.raises(Damaged, match=message):
         checkpoints.verify(bad)
     found, skipped = checkpoints.newest_valid(tmp_path)
-    assert found == good and len(skipped) == 1 and message in skipped[0] and str(bad) in skipped[0]
+    assert found == good and list(skipped) == [bad] and message in skipped[bad] and str(bad) in skipped[bad]
 
 
 def test_a_partial_one_is_never_found_and_is_cleared(tmp_path):
     good = checkpoints.commit(write(tmp_path, 3))
     partial = write(tmp_path, 4)
-    assert checkpoints.newest_valid(tmp_path) == (good, [])
+    assert checkpoints.newest_valid(tmp_path) == (good, {})
     assert checkpoints.clear_partial(tmp_path) == [partial] and not partial.exists() and good.exists()
 
 
 def test_no_directory_and_no_checkpoint(tmp_path):
-    assert checkpoints.newest_valid(tmp_path / "nowhere") == (None, [])
+    assert checkpoints.newest_valid(tmp_path / "nowhere") == (None, {})
     (tmp_path / "notes").mkdir()
-    assert checkpoints.newest_valid(tmp_path) == (None, [])
+    assert checkpoints.newest_valid(tmp_path) == (None, {})
 
 
 def test_the_same_step_again_replaces(tmp_path):
@@ -114,6 +114,34 @@ def test_what_an_interrupted_replacement_left_is_no_obstacle(tmp_path):
     (left / "file").touch()
     final = checkpoints.commit(write(tmp_path, 5, "new"))
     assert (final / "_actor" / "rank0.pt").read_text() == "new 5" and not left.exists()
+
+
+def test_what_was_just_written_is_kept(tmp_path):
+    """Also where checkpoints of a higher step lie, of a run that was given up."""
+    for step in (100, 120, 140):
+        checkpoints.commit(write(tmp_path, step))
+    new = checkpoints.commit(write(tmp_path, 20))
+    checkpoints.rotate(tmp_path, max_num=3, max_bytes=float("inf"), keep=new)
+    assert new.is_dir()
+
+
+def test_a_damaged_one_that_is_put_aside_counts_no_more(tmp_path):
+    good, bad = checkpoints.commit(write(tmp_path, 6)), checkpoints.commit(write(tmp_path, 9))
+    aside = checkpoints.put_damaged_aside(bad)
+    assert aside.name == "damaged-global_step9" and checkpoints.all_checkpoints(tmp_path) == [good]
+    checkpoints.put_damaged_aside(checkpoints.commit(write(tmp_path, 9)))
+    checkpoints.commit(write(tmp_path, 8))
+    checkpoints.rotate(tmp_path, max_num=1, max_bytes=float("inf"))
+    assert {path.name for path in tmp_path.iterdir()} == {"damaged-global_step9", "global_step8"}
+
+
+def test_what_was_being_replaced_comes_back(tmp_path):
+    """A kill between the two renames of a replacement."""
+    old = checkpoints.commit(write(tmp_path, 5, "old"))
+    old.rename(tmp_path / ".partial-old-global_step5")
+    write(tmp_path, 5, "new")
+    checkpoints.clear_partial(tmp_path)
+    assert (old / "_actor" / "rank0.pt").read_text() == "old 5" and list(tmp_path.iterdir()) == [old]
 
 
 def test_rotation_counts_bytes(tmp_path):

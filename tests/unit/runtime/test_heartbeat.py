@@ -21,7 +21,7 @@ from openrlhf_orz.runtime.watchdog import (
 
 def arguments(tmp_path, seconds=0.5):
     orz = SimpleNamespace(run_dir=str(tmp_path), trainer_timeout_s=seconds)
-    return SimpleNamespace(orz=orz, run=SimpleNamespace(scratch=f"{tmp_path}/scratch-"))
+    return SimpleNamespace(orz=orz, run=SimpleNamespace(scratch=f"{tmp_path}/scratch/"))
 
 
 def test_silence_by_hand(tmp_path):
@@ -94,7 +94,7 @@ def test_one_failure_of_the_file_system_is_survived(tmp_path, monkeypatch):
 def test_a_process_that_steers_is_recorded(tmp_path):
     args = arguments(tmp_path)
     start_heartbeat(args, "trainer", every_s=0.02)
-    record = json.loads((tmp_path / f"scratch-trainer-{os.getpid()}.json").read_text())
+    record = json.loads((tmp_path / "scratch" / f"trainer-{os.getpid()}.json").read_text())
     assert record["processes"][0][0] == os.getpid()
     next(heartbeat_folder(args).iterdir()).unlink()
 

@@ -11,9 +11,10 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import psutil
+import pytest
 
 from openrlhf_orz.runtime import processes
-from openrlhf_orz.runtime.processes import ProcessRecord, clean_leftovers, shared_memory
+from openrlhf_orz.runtime.processes import ProcessRecord, pid_namespace, shared_memory
 
 PARENT = """
 import subprocess, sys, time
@@ -33,6 +34,18 @@ time.sleep(600)
 """
 
 
+def record(processes, segments=()) -> dict:
+    return {"namespace": pid_namespace(), "processes": processes, "segments": list(segments)}
+
+
+@pytest.fixture
+def victim():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
 def test_a_stopped_child_and_its_shared_memory_go(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", PARENT, tmp_path / "engine"], stdout=subprocess.PIPE, text=True)
     pid, name = parent.stdout.readline().split()
@@ -50,9 +63,9 @@ def test_a_stopped_child_and_its_shared_memory_go(tmp_path):
 def test_it_waits_until_they_have_ended(tmp_path, monkeypatch):
     """Their shared memory and GPU memory are free when the next engine starts."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    note = {"processes": [[child.pid, psutil.Process(child.pid).create_time()]], "segments": []}
+    note = record([[child.pid, psutil.Process(child.pid).create_time()]])
     (tmp_path / "engine.json").write_text(json.dumps(note))
-    answers = [False, False, True]
+    answers = [False, False, False, True]
     monkeypatch.setattr(processes, "ended", lambda process: answers.pop(0))
     ProcessRecord(str(tmp_path / "engine")).kill_leftovers()
     assert not answers and child.wait(30) == -signal.SIGKILL
@@ -83,35 +96,11 @@ def test_only_pythons_segments_are_listed(tmp_path):
             segment.unlink()
 
 
-def test_leftovers_of_dead_runs_go(tmp_path, monkeypatch):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    living = f"orz-{os.getpid()}-0123abcd-file"
-    names = [f"orz-{dead.pid}-0123abcd-file", f"orz-ray-{dead.pid}-0123abcd", f"orz-{dead.pid}-0123abcd-engine.json"]
-    try:
-        (tmp_path / names[0]).touch()
-        (tmp_path / names[1] / "session").mkdir(parents=True)
-        note = {"processes": [[engine.pid, psutil.Process(engine.pid).create_time()]], "segments": []}
-        (tmp_path / names[2]).write_text(json.dumps(note))
-        for name in (living, "orz-notes", f"other-{dead.pid}-0123abcd"):
-            (tmp_path / name).touch()
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
-            assert clean_leftovers((str(tmp_path),)) == [], "another user's"
-        assert sorted(clean_leftovers((str(tmp_path),))) == sorted(str(tmp_path / name) for name in names)
-        assert engine.wait(30) == -signal.SIGKILL
-        assert {path.name for path in tmp_path.iterdir()} == {living, "orz-notes", f"other-{dead.pid}-0123abcd"}
-    finally:
-        engine.kill()
-        engine.wait()
-
-
 def test_another_process_with_the_same_number_is_left_alone(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     memory = SharedMemory(create=True, size=64)
     try:
-        note = {"processes": [[other.pid, 12345.0]], "segments": []}
+        note = record([[other.pid, 12345.0]])
         (tmp_path / "engine.json").write_text(json.dumps(note))
         ProcessRecord(str(tmp_path / "engine")).kill_leftovers()
         assert other.poll() is None and (Path("/dev/shm") / memory.name).exists()
@@ -120,3 +109,56 @@ def test_another_process_with_the_same_number_is_left_alone(tmp_path):
         other.wait()
         memory.close()
         memory.unlink()
+
+
+def test_a_record_of_somebody_else_does_nothing(tmp_path, victim, monkeypatch):
+    """Also one of this user's own in another container, where the number means another process."""
+    segment = SharedMemory(create=True, size=64)
+    listed = [[victim.pid, psutil.Process(victim.pid).create_time()]]
+    file = tmp_path / "engine.json"
+    try:
+        file.write_text(json.dumps({**record(listed), "namespace": pid_namespace() + 1}))
+        ProcessRecord(str(tmp_path / "engine")).kill_leftovers()
+        assert victim.poll() is None and not file.exists()
+
+        file.write_text(json.dumps(record(listed, [f"/dev/shm/{segment.name}"])))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
+            ProcessRecord(str(tmp_path / "engine")).kill_leftovers()
+        (tmp_path / "real.json").write_text(json.dumps(record(listed, [f"/dev/shm/{segment.name}"])))
+        file.unlink(missing_ok=True)
+        file.symlink_to(tmp_path / "real.json")
+        ProcessRecord(str(tmp_path / "engine")).kill_leftovers()
+        assert victim.poll() is None and (Path("/dev/shm") / segment.name).exists()
+        assert not ProcessRecord(str(tmp_path / "engine")).alive() and ProcessRecord(str(tmp_path / "real")).alive()
+    finally:
+        segment.close()
+        segment.unlink()
+
+
+def test_only_segments_are_removed(tmp_path):
+    precious = tmp_path / "precious"
+    for name in (precious, f"/dev/shm/../{precious}", f"/dev/shm/psm_/../../{precious}"):
+        precious.touch()
+        (tmp_path / "engine.json").write_text(json.dumps(record([], [str(name)])))
+        ProcessRecord(str(tmp_path / "engine")).kill_leftovers()
+        assert precious.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "null", "[" * 100_000, '{"processes": 1, "segments": [], "namespace": 0}',
+     json.dumps(record([["x", 1]])), json.dumps(record([[1e400, 1]])), json.dumps(record([[-5, 1.0]])),
+     json.dumps(record([[10**30, 1.0]])), json.dumps(record([1])), json.dumps(record([], [None, 7]))],
+)  # fmt: skip
+def test_what_is_no_record_is_none(tmp_path, text):
+    (tmp_path / "engine.json").write_text(text)
+    ProcessRecord(str(tmp_path / "engine")).kill_leftovers()
+    assert not (tmp_path / "engine.json").exists()
+
+
+def test_a_folder_or_a_pipe_is_no_record(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    os.mkfifo(tmp_path / "b.json")
+    for name in "ab":
+        ProcessRecord(str(tmp_path / name)).kill_leftovers()

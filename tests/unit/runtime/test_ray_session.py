@@ -48,13 +48,20 @@ def test_gpus_of_a_placement(changes, gpus):
     assert placement_gpus(args) == gpus
 
 
+def note_of(tmp_path, monkeypatch, text):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir(exist_ok=True)
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.write_text(text)
+    return note
+
+
 def test_a_ray_that_answers_is_joined(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     assert running_ray() is None
-    (tmp_path / "ray").mkdir()
-    note = tmp_path / "ray" / "ray_current_cluster"
-    note.write_text("no address")
+    note = note_of(tmp_path, monkeypatch, "no address")
     assert running_ray() is None
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -63,6 +70,32 @@ def test_a_ray_that_answers_is_joined(tmp_path, monkeypatch):
     assert running_ray() is None, "it has ended and left its note"
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert running_ray() == "head:6379"
+
+
+@pytest.mark.parametrize("whose", ["note", "folder"])
+def test_somebody_elses_note_is_not_followed(tmp_path, monkeypatch, whose):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        note = note_of(tmp_path, monkeypatch, f"127.0.0.1:{server.getsockname()[1]}")
+        assert running_ray()
+        theirs, lstat, uid = {"note": note, "folder": note.parent}[whose], os.lstat, os.getuid()
+        if uid == 0:
+            os.chown(theirs, 65534, 65534)
+        else:
+            changed = SimpleNamespace(st_uid=uid + 1)
+            monkeypatch.setattr(os, "lstat", lambda path: changed if path == theirs else lstat(path))
+        assert running_ray() is None
+
+
+def test_somebody_elses_port_is_not_joined(tmp_path, monkeypatch):
+    """One's own Ray has ended, and another user's process has its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        note_of(tmp_path, monkeypatch, f"127.0.0.1:{port}")
+        assert ray_session.listeners(port) == {os.getuid()}
+        with monkeypatch.context() as patch:
+            patch.setattr(ray_session, "listeners", lambda port: {os.getuid() + 1})
+            assert running_ray() is None
+    assert ray_session.listeners(port) == set()
 
 
 def test_a_restarted_run_waits_for_a_lost_node(monkeypatch):
@@ -91,5 +124,8 @@ def test_variables_that_are_set_win(monkeypatch):
     assert env["NCCL_DEBUG"] == "INFO" and env["VLLM_HOST_IP"] == "127.0.0.1" and env["GLOO_SOCKET_IFNAME"] == "lo"
     assert env["OPENRLHF_TRUST_REMOTE_CODE"] == "0" and env["VLLM_RPC_BASE_PATH"] == "/dev/shm/orz-1-ipc"
     assert "GLOO_SOCKET_IFNAME" not in ray_session.worker_env(args, dataclasses.replace(run, own_ray=False))
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    assert "NCCL_SOCKET_IFNAME" not in env
+    assert ray_session.worker_env(changed(args, {"orz.device": "cuda"}), run)["NCCL_SOCKET_IFNAME"] == "lo"
     many = changed(args, {"vllm.num_engines": 10**6})
     assert ray_session.worker_env(many, run)["OMP_NUM_THREADS"] == "1" and os.environ["NCCL_DEBUG"] == "INFO"

@@ -77,7 +77,9 @@ def test_a_damaged_one_is_named(tmp_path, capsys):
     old, new = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
     (new / checkpoints.STATE).write_bytes(b"!")
     assert resume.find_checkpoint(args(tmp_path), "same") == old
-    assert f"{new} is damaged: {checkpoints.STATE} has 1 bytes, not 0" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{new} is damaged: {checkpoints.STATE} has 1 bytes, not 0; it is now damaged-{new.name}" in told
+    assert not new.exists() and (new.parent / f"damaged-{new.name}").is_dir()
 
 
 @pytest.mark.parametrize(

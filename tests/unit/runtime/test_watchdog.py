@@ -39,7 +39,7 @@ def test_a_hang_becomes_an_error_with_stacks(tmp_path):
 
 
 def test_in_time_and_other_errors_pass(tmp_path):
-    handler = signal.getsignal(watchdog.WAKE)
+    handler, mask = signal.getsignal(watchdog.WAKE), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with phase_limit(5, "sync", "sync_timeout_s", tmp_path):
         pass
     with phase_limit(0, "sync", "sync_timeout_s", tmp_path):
@@ -48,6 +48,7 @@ def test_in_time_and_other_errors_pass(tmp_path):
         raise KeyError
     time.sleep(0.1)
     assert not list(tmp_path.iterdir()) and signal.getsignal(watchdog.WAKE) == handler
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("watch-")]
 
 
@@ -102,18 +103,22 @@ try:
 except watchdog.PhaseTimeout as error:
     print("raised", error)
 """
-IGNORED = "signal.signal(signal.SIGINT, signal.SIG_IGN)"  # as the shell does for a job with & or nohup
-BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})"  # as Ray does for its processes
+IGNORED = "[signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGUSR2)]"
+BLOCKED = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR2})"  # Ray blocks the first
+# how a script starts a job that outlives it: the shell has SIGINT ignored, nohup SIGHUP
+SHELLS = ('"$@" & wait $!', 'nohup "$@" & wait $!', 'trap "" INT USR2 HUP; "$@" & wait $!')
 
 
-def run(setup, body, folder):
-    command = [sys.executable, "-c", SCRIPT.format(setup, body), str(folder)]
+def run(setup, body, folder, *shell):
+    command = [*shell, sys.executable, "-c", SCRIPT.format(setup, body), str(folder)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("setup", [IGNORED, BLOCKED, f"{IGNORED}; {BLOCKED}"])
-def test_a_process_that_sigint_does_not_reach(tmp_path, setup):
-    done = run(setup, "time.sleep(30)", tmp_path)
+@pytest.mark.parametrize(
+    "setup, shell", [("", ("sh", "-c", start, "sh")) for start in SHELLS] + [(f"{IGNORED}; {BLOCKED}", ())]
+)
+def test_a_process_that_signals_do_not_reach(tmp_path, setup, shell):
+    done = run(setup, "time.sleep(30)", tmp_path, *shell)
     assert done.returncode == 0 and "raised training took more than 0.1 s" in done.stdout, done.stderr
 
 

@@ -18,7 +18,7 @@ BASE = [
 def make_args(folder, *flags, changes=None, **run):
     """Settings as a trainer gets them, with files below ``folder``; ``run`` are fields of its ``RunFacts``."""
     args, _ = parse([*BASE, "--ckpt.output_dir", str(folder), *flags])
-    known = {"checkpoints": f"{folder}/checkpoints", "scratch": f"{folder}/scratch-", **run}
+    known = {"checkpoints": f"{folder}/checkpoints", "scratch": f"{folder}/scratch/", **run}
     return changed(for_openrlhf(args, RunFacts(**known)), changes or {})
 
 

@@ -54,19 +54,21 @@ def test_a_new_run_has_nothing_to_resume(tmp_path):
     rank = Rank("_actor", make_args(tmp_path))
     rank.resume(None, None)
     assert rank.memory.role == "actor" and not torch.utils.deterministic.fill_uninitialized_memory
-    assert list(tmp_path.glob("scratch-rank-*"))  # on record
+    assert list(tmp_path.glob("scratch/rank-*"))  # on record
 
 
-@pytest.mark.parametrize("device, own_ray, met", [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)])
-def test_ranks_meet_by_a_file_on_a_cpu_of_our_own(tmp_path, monkeypatch, device, own_ray, met):
+@pytest.mark.parametrize(
+    "device, own_ray, met", [("cpu", True, "gloo"), ("cpu", False, ""), ("cuda", True, "nccl"), ("cuda", False, "")]
+)
+def test_ranks_of_one_machine_meet_by_a_file(tmp_path, monkeypatch, device, own_ray, met):
     calls = []
     monkeypatch.setattr(module.dist, "init_process_group", lambda *given, **kwargs: calls.append((given, kwargs)))
     args = make_args(tmp_path, changes={"orz.device": device}, own_ray=own_ray)
     meet_by_file(SimpleNamespace(_rank=1, _world_size=2), args)
-    assert bool(calls) is met
+    assert bool(calls) is bool(met)
     if met:
         (given, kwargs), = calls  # fmt: skip
-        assert given == ("gloo",) and kwargs["rank"] == 1 and kwargs["world_size"] == 2
+        assert given == (met,) and kwargs["rank"] == 1 and kwargs["world_size"] == 2
         assert kwargs["init_method"] == f"file://{args.run.scratch}SimpleNamespace"
 
 
@@ -102,3 +104,49 @@ def test_a_device_keeps_its_random_state_too(monkeypatch):
     state = capture_random_states()
     restore_random_states(state)
     assert state["device"] == "seed" and states == ["seed"]
+
+
+@pytest.fixture
+def saving(tmp_path, monkeypatch):
+    """Saves a model of one file with a text; notes the barriers that the other ranks wait at."""
+    met = []
+    monkeypatch.setattr(module, "torch_dist_barrier_and_cuda_sync", lambda: met.append(1))
+    (tmp_path / "run").mkdir()
+    rank, target = Rank("_actor", make_args(tmp_path / "run")), tmp_path / "hf"
+
+    def save(text, error=None):
+        def write(folder):
+            assert folder == str(tmp_path / ".partial-hf")
+            (tmp_path / ".partial-hf").mkdir()
+            (tmp_path / ".partial-hf" / "model.safetensors").write_text(text)
+            if error:
+                raise error
+
+        return rank.save_model(write, str(target))
+
+    save.target, save.met = target, met
+    return save
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), module.SafetensorError("I/O error: No space left on device")]
+)
+def test_a_model_is_saved_whole_or_not_at_all(saving, tmp_path, error):
+    assert saving("first") is None and not saving.met
+    assert "No space left" in saving("second", error) and saving.met == [1]
+    assert (saving.target / "model.safetensors").read_text() == "first"
+    assert saving("third") is None and (saving.target / "model.safetensors").read_text() == "third"
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "hf"}
+
+
+def test_a_model_that_cannot_be_flushed_is_not_there(saving, monkeypatch):
+    def full(folder):
+        raise OSError(28, "No space left")
+
+    monkeypatch.setattr(module, "sync_files", full)
+    assert "No space left" in saving("text") and not saving.met and not saving.target.exists()
+
+
+def test_only_the_first_rank_writes(saving, monkeypatch):
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    assert saving("text") is None and not saving.target.exists()
