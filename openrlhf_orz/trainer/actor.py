@@ -209,6 +209,20 @@ class OrzPolicyModelActor(PolicyModelActor):
         """Metrics of the last weight sync."""
         return {**self.trainer.sync_metrics, **self.rank.memory.take()}
 
+    def try_save_model(self) -> str | None:
+        """Write ``--ckpt.output_dir``/hf; returns what failed, on the first rank."""
+        args = self.strategy.args
+        model = self.ema_model if args.train.enable_ema else self.actor
+        error = self.rank.save_model(
+            lambda folder: self.strategy.save_model(model, self.tokenizer, folder), args.ckpt.output_dir
+        )
+        self.saved = error is None
+        return error
+
+    def save_model(self):
+        if not getattr(self, "saved", False) and (error := self.try_save_model()):  # OpenRLHF's call, after fit
+            raise OSError(error)
+
     def checkpoint_path(self, tag):
         return str(self.rank.checkpoint_path(tag))
 

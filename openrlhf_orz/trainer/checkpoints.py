@@ -21,6 +21,7 @@ from openrlhf_orz.trainer.rank import capture_random_states, restore_random_stat
 
 logger = init_logger(__name__)
 
+RETRY_S = 20.0  # from one try to write the trained models to the next
 MARGIN = 1.1  # free space asked for, over the size of the last checkpoint
 
 
@@ -175,8 +176,8 @@ class TrainerCheckpoints:
 
     def commit(self, partial: Path) -> None:
         """Prove the checkpoint, rename it into place, and delete old ones."""
-        checkpoints.commit(partial)
-        checkpoints.rotate(self.folder, self.args.ckpt.max_num, self.args.ckpt.max_mem * 1024**3)
+        written = checkpoints.commit(partial)
+        checkpoints.rotate(self.folder, self.args.ckpt.max_num, self.args.ckpt.max_mem * 1024**3, written)
 
     def wait_for_commit(self) -> None:
         """Return when the last checkpoint is complete; a failure is counted, not raised."""
@@ -196,6 +197,29 @@ class TrainerCheckpoints:
         cause = (str(error).strip().splitlines() or [repr(error)])[-1]
         print(f"checkpoint {what} failed, {kept}: {cause}", flush=True)
         self.run_dir.note(f"checkpoint {what} failed, {kept}: {cause}")
+
+    def save_models(self) -> None:
+        """Write the trained models for transformers. While a disk is full they wait in memory, and say so.
+
+        Raises StopRequested if the run is asked to stop while they wait; RuntimeError when
+        ``--orz.checkpoint_timeout_s`` is over.
+        """
+        timeout = self.args.orz.checkpoint_timeout_s
+        end = time.monotonic() + (timeout or float("inf"))
+        for group in self.groups:
+            while True:
+                with phase_limit(timeout, "save", "checkpoint_timeout_s", self.run_dir.path / "logs"):
+                    errors = ray.get(group.async_run_method(method_name="try_save_model"))
+                if errors[0] is None:
+                    break
+                told = f"the trained model cannot be written to {self.args.ckpt.output_dir}: {errors[0]}"
+                if time.monotonic() + RETRY_S > end:
+                    raise RuntimeError(f"{told}, for longer than --orz.checkpoint_timeout_s")
+                self.run_dir.note(
+                    f"{told}; it waits in memory and is tried again every {RETRY_S:g} s: free some space"
+                )
+                stop_if_asked(self.args)
+                time.sleep(RETRY_S)
 
     # ---- resuming and stopping
 

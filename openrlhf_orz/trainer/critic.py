@@ -150,6 +150,21 @@ class OrzCriticModelActor(CriticModelActor):
         values, self.trainer.values = self.trainer.values, []
         return values
 
+    def try_save_model(self) -> str | None:
+        """Write ``--ckpt.output_dir``/hf_critic; returns what failed, on the first rank."""
+        if self.tokenizer is None:  # OpenRLHF has none where --critic.save_value_network is off
+            return None
+        error = self.rank.save_model(
+            lambda folder: self.strategy.save_model(self.critic, self.tokenizer, folder),
+            self.strategy.args.ckpt.output_dir + "_critic",
+        )
+        self.saved = error is None
+        return error
+
+    def save_model(self):
+        if not getattr(self, "saved", False) and (error := self.try_save_model()):  # OpenRLHF's call, after fit
+            raise OSError(error)
+
     def checkpoint_path(self, tag):
         return str(self.rank.checkpoint_path(tag))
 

@@ -97,6 +97,7 @@ class OrzTrainer(BasePPOTrainer):
         training_mark(self.args).touch()
         try:
             super().fit(*args, **kwargs)
+            self.checkpoints.save_models()
         except StopRequested:
             raise self.checkpoints.stopped() from None
         finally:

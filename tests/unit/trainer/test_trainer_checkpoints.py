@@ -14,7 +14,8 @@ from glue import Group, make_args, make_sample
 
 from openrlhf_orz.runtime import checkpoints as disk
 from openrlhf_orz.runtime.run_dir import RunDir
-from openrlhf_orz.runtime.stopping import Stopped, stop_mark
+from openrlhf_orz.runtime.stopping import Stopped, StopRequested, stop_mark
+from openrlhf_orz.trainer import checkpoints as module
 from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
 
 STATES = {
@@ -30,7 +31,11 @@ class WritingGroup(Group):
 
     error = None
 
-    def async_run_method(self, method_name, tag, **kwargs):
+    saves: list = []  # what try_save_model returns, call by call
+
+    def async_run_method(self, method_name, tag=None, **kwargs):
+        if method_name == "try_save_model":
+            return [self.saves.pop(0) if self.saves else None, None]
         super().async_run_method(method_name, tag=tag, **kwargs)
         if self.error:
             raise self.error
@@ -215,3 +220,24 @@ def test_old_checkpoints_go(tmp_path):
         made.after_step(step, {**STATES, "global_step": step})
     made.wait_for_commit()
     assert names(made.folder) == ["global_step3", "global_step4"]
+
+
+def test_a_trained_model_waits_for_space(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    made, groups = make(tmp_path)
+    groups[0].saves = ["No space left on device", "No space left on device"]
+    made.save_models()
+    notes = (tmp_path / "warnings.log").read_text().splitlines()
+    assert len(notes) == 2 and str(tmp_path / "hf") in notes[0] and "No space left" in notes[0]
+    assert not groups[0].saves
+
+    groups[1].saves = ["full"] * 3
+    stop_mark(made.args).touch()
+    with pytest.raises(StopRequested):
+        made.save_models()
+    stop_mark(made.args).unlink()
+    made, groups = make(tmp_path, "--orz.checkpoint_timeout_s", "0.5")
+    monkeypatch.setattr(module, "RETRY_S", 0.3)
+    groups[0].saves = ["full"] * 9
+    with pytest.raises(RuntimeError, match="full, for longer than --orz.checkpoint_timeout_s"):
+        made.save_models()
