@@ -117,9 +117,13 @@ def run_held(args, explicit: set[str], stopping: StopHandler) -> None:
     """``train``, in a directory that is this run's alone."""
     from openrlhf_orz.runtime.console import LiveReport, Progress
     from openrlhf_orz.runtime.watchdog import require_heartbeats
+    from openrlhf_orz.settings.families import fit_to_models
     from openrlhf_orz.settings.upstream import launch
 
     run_dir = Path(args.orz.run_dir)
+    args, remarks = fit_to_models(args, explicit)
+    for remark in remarks:
+        print(f"[orz] {remark}", flush=True)
     run = begin(args)
     save_config(args, explicit, run_dir / "config.json")
     steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes

@@ -237,15 +237,21 @@ def install_log_prob_head(model: PreTrainedModel) -> LogProbHead | None:
     """Replace the model's output head by a LogProbHead.
 
     Returns None, and changes nothing, if logits are more than the output of a plain linear layer: some architectures
-    cap or scale them, and heads may be quantised or carry an adapter.
+    cap or scale them, and heads may be quantised or carry an adapter; or if the model cannot leave tokens out.
     """
     head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    rescaled = any(
-        getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    )
-    if type(head) is not nn.Linear or rescaled:
+    leaves_out = "logits_to_keep" in inspect.signature(model.forward).parameters
+    if type(head) is not nn.Linear or not leaves_out or rescales_logits(model.config.get_text_config().to_dict()):
         return None
     new = LogProbHead.sharing(head)
     model.set_output_embeddings(new)
     return new
+
+
+def rescales_logits(config: dict) -> bool:
+    """Whether a configuration has a number for its logits or its head (a cap, a scale), under whatever name."""
+    return any(
+        ("logit" in name or "lm_head" in name) and not name.startswith("attn_")
+        and isinstance(value, (int, float)) and value not in (0, 1)
+        for name, value in config.items()
+    )  # fmt: skip

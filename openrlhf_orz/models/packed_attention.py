@@ -4,7 +4,8 @@ It is registered with transformers as ``orz_packed`` (``--ds.attn_implementation
 after the other. Where ``position_ids`` jump to p, a new sequence begins, and its first p tokens are those of the
 sequence before it (p = 0: none; see shared_prefixes.py). On CUDA in half precision, PyTorch's varlen attention
 computes it, once it has shown on that GPU that it is right. Elsewhere sequences of similar length are padded to a
-group, and each attends to itself. What all layers need of a pack is made once.
+group, and each attends to itself. What all layers need of a pack is made once. A layer may have a window, a soft cap
+on its scores, or sinks; what it asks for beyond that is an error.
 Notation: T tokens of a pack, H heads, K key heads, D head size, N sequences of a group, L tokens of its longest.
 """
 
@@ -21,8 +22,14 @@ from transformers.masking_utils import sdpa_mask
 
 from openrlhf_orz.models.cpu_ops import BLOCK, CausalAttention
 from openrlhf_orz.models.packs import Bounds, PackedSequence, by_varlen, find_sequences, make_bounds, varlen_attention
+from openrlhf_orz.models.soft_attention import soft_attention
 
 PACKED_ATTENTION = "orz_packed"
+# what models hand on to their layers, and attention within a causal pack or a padded batch does not depend on
+HARMLESS = {
+    "cache_position", "input_ids", "is_causal", "layer_idx", "output_attentions", "output_hidden_states",
+    "output_router_logits", "use_cache",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,9 +134,9 @@ def _collect(xs: Sequence[torch.Tensor], groups: list[Group], shape: Sequence[in
     return out
 
 
-def by_blocks(q: torch.Tensor) -> bool:
-    """Whether attention of these queries is ``CausalAttention``, provided there is no window and no dropout."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16
+def by_blocks(q: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether attention of these queries and values is ``CausalAttention``, if there is no window and no dropout."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-1] == v.shape[-1]
 
 
 def grouped_attention(
@@ -140,6 +147,8 @@ def grouped_attention(
     scale: float | None,
     dropout: float = 0.0,
     window: int | None = None,
+    softcap: float | None = None,
+    sinks_H: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the attention (T, H, D) of each sequence to itself, group by group.
 
@@ -148,7 +157,12 @@ def grouped_attention(
     qs, ks, vs = (_ToGroups.apply(x, groups) for x in (q_THD, k_TKD, v_TKD))
     outs = []
     for q, k, v, g in zip(qs, ks, vs, groups):
-        if by_blocks(q) and window is None and not dropout:
+        if softcap is not None or sinks_H is not None:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            out = soft_attention(q, k, v, scale, dropout, softcap, sinks_H, window=window)
+            outs.append(out.transpose(1, 2))
+            continue
+        if by_blocks(q, v) and window is None and not dropout:
             out = CausalAttention.apply(*(x.transpose(1, 2) for x in (q, k, v)), scale, g.lengths)
             outs.append(out.transpose(1, 2))
             continue
@@ -169,6 +183,7 @@ class _CurrentPack(threading.local):
 
     def __init__(self) -> None:
         self.positions: weakref.ref | None = None
+        self.several = False  # whether the forward that runs is of a pack of more than one sequence
 
     def _look(self, position_ids: torch.Tensor) -> None:
         if self.positions is None or self.positions() is not position_ids:
@@ -203,29 +218,54 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     position_ids: torch.Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """transformers' attention interface: takes (1, H, T, D), returns (1, T, H, D). All but packs go to SDPA."""
+    """transformers' attention interface: takes (1, H, T, D), returns (1, T, H, D). All but packs go to SDPA.
+
+    ``s_aux``: (H,) scores of sinks. Raises NotImplementedError for what a layer asks for and nobody here computes.
+    """
+    unknown = sorted(name for name, asked in kwargs.items() if asked is not None and name not in HARMLESS)
+    if unknown:
+        raise NotImplementedError(
+            f"{type(module).__name__} wants attention with {', '.join(unknown)}, which {PACKED_ATTENTION} does not"
+            " compute: train with --ds.attn_implementation eager"
+        )
+    if attention_mask is None and position_ids is None and _current_pack.several:
+        raise NotImplementedError(
+            f"{type(module).__name__} is not told the positions, by which {PACKED_ATTENTION} knows a pack's sequences:"
+            " train without --ds.packing_samples"
+        )
     if attention_mask is not None or query.shape[0] != 1 or query.shape[2] != key.shape[2] or position_ids is None:
+        if softcap is not None or s_aux is not None:
+            out = soft_attention(query, key, value, scaling, dropout, softcap, s_aux, allowed=attention_mask)
+            return out.transpose(1, 2), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if by_varlen(q, k.shape[1], dropout):
+    plain = softcap is None and s_aux is None and q.shape[-1] == v.shape[-1]
+    if plain and by_varlen(q, k.shape[1], dropout):
         out = varlen_attention(q, k, v, _current_pack.bounds(position_ids), scaling, sliding_window)
     else:
-        groups = _current_pack.groups(position_ids, by_blocks(query))
-        out = grouped_attention(q, k, v, groups, scaling, dropout, sliding_window)
+        groups = _current_pack.groups(position_ids, by_blocks(query, value))
+        out = grouped_attention(q, k, v, groups, scaling, dropout, sliding_window, softcap, s_aux)
     return out[None], None
 
 
-def _mask(*, batch_size: int, q_length: int, kv_length: int, attention_mask=None, **kwargs) -> torch.Tensor | None:
+def _mask(
+    *, batch_size: int, q_length: int, kv_length: int, attention_mask=None, allow_is_causal_skip: bool = True, **kwargs
+) -> torch.Tensor | None:
     """Return no mask for a pack, and SDPA's mask for a padded batch and for generation with a cache."""
-    if attention_mask is None and batch_size == 1 and q_length == kv_length:
+    one_row = attention_mask is None and batch_size == 1 and q_length == kv_length
+    _current_pack.several = one_row and not allow_is_causal_skip  # transformers has seen positions that jump
+    if one_row:
         return None
     return sdpa_mask(
-        batch_size=batch_size, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs
-    )
+        batch_size=batch_size, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask,
+        allow_is_causal_skip=allow_is_causal_skip, **kwargs,
+    )  # fmt: skip
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,8 +1,10 @@
-"""Initialisation of the critic's value head: a linear layer (1, H) without bias (Sec. 3.1)."""
+"""The critic's value head, a linear layer (1, H) without bias (Sec. 3.1), and what a body without its own lacks."""
 
 import math
 
 import torch
+
+SET_ANYWHERE = ("inv_freq", "embed_scale")  # buffers that transformers sets in a critic, too
 
 
 @torch.no_grad()
@@ -22,3 +24,13 @@ def init_value_head(weight_1H: torch.Tensor, how: str, generator: torch.Generato
         weight_1H.uniform_(-bound, bound, generator=generator)
     else:
         raise ValueError(f"unknown value head initialisation {how!r}: released, kaiming or paper")
+
+
+def unset_buffers(critic: torch.nn.Module) -> list[str]:
+    """Names of buffers that no checkpoint holds and transformers sets for its own classes alone (Falcon-H1's scales).
+
+    OpenRLHF's critic is a class of its own, and such a buffer holds whatever was in memory.
+    """
+    own = {"mean", "std"}  # OpenRLHF's
+    buffers = {name for name, _ in critic.named_buffers()} - set(critic.state_dict()) - own
+    return sorted(name for name in buffers if not name.endswith(SET_ANYWHERE))

@@ -31,7 +31,7 @@ def check_models(args: SimpleNamespace) -> Any:
     Raises ConfigError, naming flag, file and remedy.
     """
     flag, name, trust = "--actor.model_name_or_path", args.actor.model_name_or_path, args.orz.trust_remote_code
-    whole = _load_config(flag, name, trust)
+    whole = load_config(flag, name, trust)
     _check_architecture(flag, name, whole, trust)
     config = whole.get_text_config()
     tokenizer = _load_tokenizer(flag, name, trust)
@@ -40,7 +40,7 @@ def check_models(args: SimpleNamespace) -> Any:
     critic = args.critic.model_name_or_path
     if critic and critic != name:
         flag = "--critic.model_name_or_path"
-        config = _load_config(flag, critic, trust).get_text_config()
+        config = load_config(flag, critic, trust).get_text_config()
         _check_vocabulary(flag, config, tokenizer)
         check_weights(flag, critic, config)
     if critic and Path(critic).is_dir():
@@ -48,7 +48,8 @@ def check_models(args: SimpleNamespace) -> Any:
     return tokenizer
 
 
-def _load_config(flag: str, name: str, trust: bool):
+def load_config(flag: str, name: str, trust: bool) -> Any:
+    """transformers' configuration of a model, by directory or name. Raises ConfigError if it does not load."""
     from transformers import AutoConfig
 
     path = Path(name) / "config.json"

@@ -91,6 +91,8 @@ def describe_forwards(args: SimpleNamespace) -> str:
 def describe_attention(args: SimpleNamespace) -> str:
     """Which attention the trainers use and whether shared prefixes are computed once, in a line for the console."""
     name = args.ds.attn_implementation
+    if not args.ds.packing_samples:
+        return f"[orz] attention: {name}, on padded micro-batches; prefixes are not shared"
     if name != "orz_packed":
         shared = "prefixes are not shared: --ds.attn_implementation orz_packed shares them"
         return f"[orz] attention: {name}, as --ds.attn_implementation or ring attention asks; {shared}"

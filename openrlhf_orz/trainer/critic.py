@@ -15,7 +15,7 @@ from openrlhf.utils.logging_utils import init_logger
 from openrlhf_orz.algo.token_stats import explained_variances, fit_sums
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
-from openrlhf_orz.models.value_head import init_value_head
+from openrlhf_orz.models.value_head import init_value_head, unset_buffers
 from openrlhf_orz.runtime.cores import at_work, in_threads, share_cores
 from openrlhf_orz.settings.finished import critic_steps
 from openrlhf_orz.settings.models import has_weight
@@ -93,6 +93,11 @@ class OrzCriticModelActor(CriticModelActor):
 
     def build_model(self, strategy, pretrain):
         critic = super().build_model(strategy, pretrain)
+        if unset := unset_buffers(critic):
+            raise NotImplementedError(
+                f"{pretrain} cannot be a critic: {unset[0]} is set by transformers in its own models alone. Choose an"
+                " --algo.advantage.estimator without one (reinforce_baseline, group_norm)"
+            )
         if strategy.args.orz.share_prefixes == "auto":
             install_prefix_sharing(critic)
         if strategy.args.orz.device == "cpu":

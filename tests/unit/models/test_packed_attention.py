@@ -142,7 +142,7 @@ def test_groups_of_attention_by_blocks():
 
 def test_a_pack_by_blocks_equals_its_sequences_alone(monkeypatch):
     """As on a CPU in bfloat16, here in float32, so that a wrong token shows."""
-    monkeypatch.setattr(packed_attention, "by_blocks", lambda q: True)
+    monkeypatch.setattr(packed_attention, "by_blocks", lambda q, v: True)
     test_a_pack_equals_its_sequences_alone(1)
 
 
@@ -166,6 +166,8 @@ def test_bfloat16_on_a_cpu_goes_by_blocks(monkeypatch):
     for model, run in ((ours, packed), (theirs, alone), (exact, alone)):
         run(model, ids).float().square().sum().backward()
     assert called
+    other = torch.zeros(1, 1, 2, 3, dtype=torch.bfloat16)  # values of another size, as DeepSeek-V3's, go to SDPA
+    assert packed_attention.by_blocks(other, other) and not packed_attention.by_blocks(other, other[..., :2])
     for p, q, r in zip(*(model.parameters() for model in (ours, theirs, exact))):
         assert (p.grad.float() - r.grad).norm() <= 2 * (q.grad.float() - r.grad).norm() + 0.01 * r.grad.norm()
 

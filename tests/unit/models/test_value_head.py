@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from openrlhf_orz.models.value_head import init_value_head
+from openrlhf_orz.models.value_head import init_value_head, unset_buffers
 
 HIDDEN = 4096
 
@@ -37,3 +37,13 @@ def test_paper_to_the_letter():
 def test_unknown_is_refused():
     with pytest.raises(ValueError, match="xavier"):
         filled("xavier")
+
+
+def test_buffers_that_nobody_has_set():
+    body = torch.nn.Linear(2, 2)
+    body.register_buffer("kept", torch.ones(1))
+    for name in ("mean", "inv_freq", "original_inv_freq", "embed_scale"):
+        body.register_buffer(name, torch.ones(1), persistent=False)
+    assert unset_buffers(body) == []
+    body.register_buffer("mup_vector", torch.ones(1), persistent=False)
+    assert unset_buffers(body) == ["mup_vector"]
