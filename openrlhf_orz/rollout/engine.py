@@ -16,6 +16,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from openrlhf_orz.rollout.agent import AgentExecutor
+from openrlhf_orz.rollout.sync.checksums import SyncError
 from openrlhf_orz.runtime.private import compile_cache, require_private
 from openrlhf_orz.runtime.processes import ProcessRecord
 
@@ -27,6 +28,7 @@ def engine_args(args) -> dict:
         "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[args.ds.param_dtype],
         "trust_remote_code": args.orz.trust_remote_code,
     }
+    extra["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from, as the trainer's
     if args.orz.own_agent:
         extra["orz"] = {
             "stop": tuple(args.orz.stop),
@@ -34,7 +36,6 @@ def engine_args(args) -> dict:
             "plain": args.orz.plain_math_verify,
             "gap_every": args.orz.logprob_gap_every,
         }
-        extra["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from, as the trainer's
     if args.orz.device == "cpu":
         extra["kv_cache_memory_bytes"] = args.orz.cpu_kvcache_mib * 2**20
         if args.train.full_determinism_enable:
@@ -120,8 +121,17 @@ class OrzRolloutActor(RolloutRayActor):
     async def load_weights(self, source: tuple, places: list, last: bool, check: bool = False) -> None:
         """Load the tensors at ``places`` in the trainer's buffer ``source``. After the ``last`` bucket, drop the
         prefix cache, which the old weights computed. ``check``: keep the tensors' checksums for ``weight_report``.
+
+        Raises SyncError, with their names, if there are parameters that the sync has not loaded.
         """
-        await self.llm.collective_rpc("load_synced_weights", args=(source, places, check))
+        missing = await self.llm.collective_rpc("load_synced_weights", args=(source, places, last, check))
+        lost = sorted({name for worker in missing for name in worker})
+        if lost:
+            more = f" and {len(lost) - 4} more" if len(lost) > 4 else ""
+            raise SyncError(
+                f"a weight sync has not reached {', '.join(lost[:4])}{more}: vLLM takes other"
+                " names than those of a checkpoint that transformers writes, so that this model cannot be trained here"
+            )
         if last:
             await self.llm.reset_prefix_cache()
 
@@ -150,8 +160,9 @@ class OrzRolloutActor(RolloutRayActor):
     async def sequence_log_probs(self, sequences: list[list[int]]) -> list[list[float]]:
         """Return, for each sequence of token ids, the engine's log-prob of each token but the first."""
         result = []
+        # greedy: the token that is sampled at the end must not take a random number from the rollouts
         for token_ids in sequences:
-            output = await self.generate(token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=1.0))
+            output = await self.generate(token_ids, SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0))
             result.append([step[token].logprob for token, step in zip(token_ids[1:], output.prompt_logprobs[1:])])
         return result
 

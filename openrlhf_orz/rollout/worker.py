@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from openrlhf_orz.rollout.sync.checksums import EngineReport, checksum, find_sources
 from openrlhf_orz.rollout.sync.transport import open_source, read_places, views
@@ -28,38 +29,87 @@ def packed_copies(model: torch.nn.Module) -> dict[str, Callable]:
     }
 
 
+def forget_expert_kernels(model: torch.nn.Module) -> None:
+    """Have the experts' kernels made again by the reload that follows.
+
+    Where there is one, vLLM takes the weights of a reload as an update of what the kernel already packed, and its CPU
+    build packs none again: it would compute with rows in the wrong places.
+    """
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
+
+
+def never_loaded(names: set[str], loaded: set[str]) -> list[str]:
+    """The parameters ``names`` that are not among the ``loaded``, whose names may leave out one module of the path."""
+
+    def shorter(name: str) -> set[str]:
+        parts = name.split(".")
+        return {".".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts) - 1)}
+
+    return sorted(name for name in names - loaded if not shorter(name) & loaded)
+
+
 class OrzWorkerExtension(WorkerWrap):
     """Methods that vLLM adds to its worker. ``device`` and ``model_runner`` are the worker's."""
 
-    def load_synced_weights(self, source: tuple, places: list, check: bool = False) -> None:
+    def load_synced_weights(self, source: tuple, places: list, last: bool = True, check: bool = False) -> list[str]:
         """Load named tensors, in checkpoint format, from a buffer of the trainer.
 
         Args:
             source: where the buffer is: ("file", path), which must hold all of the model's weights, or
                 ("ipc", {device: handle}).
             places: the TensorPlace of each tensor in it.
+            last: whether this is the last buffer of a sync.
             check: keep the tensors' checksums for ``weight_report``.
+
+        Returns, with the last buffer, the model's parameters that no buffer of the sync has loaded.
         """
         weights = views(open_source(source, self.device), read_places(places))
         if check:
             self.orz_handed = getattr(self, "orz_handed", {}) | {name: checksum(weight) for name, weight in weights}
+        model = self.model_runner.get_model()
         if source[0] == "file":
-            self._reload(weights)
+            names, loaded = self._reload(model, weights)
         else:
-            self.model_runner.get_model().load_weights(weights)
+            names, loaded = {name for name, _ in model.named_parameters()}, model.load_weights(weights)
         if self.device.type == "cuda":
             # the trainer may free the buffer as soon as this call returns
             torch.cuda.synchronize(self.device)
+        # a model that does not tell is checked by its log-probs alone
+        self.orz_loaded = getattr(self, "orz_loaded", set()) | (names if loaded is None else set(loaded))
+        if not last:
+            return []
+        loaded, self.orz_loaded = self.orz_loaded, set()
+        return never_loaded(names, loaded)
 
-    def _reload(self, weights: list[tuple[str, torch.Tensor]]) -> None:
-        """Load all weights into a model whose linear layers keep only packed copies (vLLM's CPU build)."""
-        model = self.model_runner.get_model()
+    def _reload(
+        self, model: torch.nn.Module, weights: list[tuple[str, torch.Tensor]]
+    ) -> tuple[set[str], set[str] | None]:
+        """Load all weights into a model whose linear layers keep only packed copies (vLLM's CPU build).
+
+        It is what vLLM's ``reload_weights`` does, which does not tell what was loaded. Returns the names of the
+        model's parameters and of those loaded.
+        """
         # weak references: the old copies must be freed while the new ones are made
         self.orz_packed = {name: weakref.ref(packed) for name, packed in packed_copies(model).items()}
-        self.model_runner.reload_weights(weights_iterator=iter(weights))
+        heads = tied_heads(model)
+        forget_expert_kernels(model)
+        initialize_layerwise_reload(model)
+        tied = {id(head) for head in heads}
+        names = {
+            f"{module_name}.{name}".lstrip(".")
+            for module_name, module in model.named_modules()
+            for name, _ in module.named_parameters(recurse=False)
+            if id(module) not in tied
+        }
+        loaded = model.load_weights(iter(weights))
+        finalize_layerwise_reload(model, self.model_runner.model_config)
         # A reload packs no new copy for a head that is tied to the embedding.
-        for head in tied_heads(model):
+        for head in heads:
             head.quant_method.process_weights_after_loading(head)
+        return names, loaded
 
     def weight_report(self, names: list[str], dtype: str) -> tuple:
         """Return an EngineReport for the trainer's parameters ``names``, sent as ``dtype``; then forget checksums."""

@@ -112,6 +112,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         skip_reduction(self.actor.model)
         self.guard = StepGuard.of(self.args, self.actor.model, "policy")
         self.sync_metrics: dict[str, float] = {}  # of the last weight sync
+        self.rearranged: dict[str, set[str]] = {}  # see verify_sync
 
     def _init_vllm_sync_group(self, backend):
         if self.args.orz.device != "cpu":  # there is no NCCL on a CPU, and none is needed

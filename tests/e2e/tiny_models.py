@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from openrlhf_orz.data.prompts import render
 
@@ -19,11 +19,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
 
 
-def write_model(path: Path, tied: bool = True, seed: int = 0) -> Path:
-    """A random two-layer Qwen2 with its tokenizer, as float32 safetensors; weights large enough to matter."""
+def write_model(path: Path, tied: bool = True, seed: int = 0, family: str = "qwen2", **options) -> Path:
+    """A random two-layer model with its tokenizer, as float32 safetensors; weights large enough to matter."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
-    config = Qwen2Config(
+    shape = dict(
         vocab_size=288,
         hidden_size=64,
         intermediate_size=128,
@@ -37,7 +37,8 @@ def write_model(path: Path, tied: bool = True, seed: int = 0) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    Qwen2ForCausalLM(config).save_pretrained(path)
+    config = AutoConfig.for_model(family, **shape | options)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 

@@ -1,10 +1,12 @@
 """Checksums that prove that an engine holds the trainer's weights.
 
-A checksum is the sum of a tensor's elements, their bits read as integers. It is exact, and it adds up: the checksum of
-a fused parameter (qkv, gate and up) is the sum of its parts', that of a sharded parameter the sum of its shards', and
-zeros for padding add nothing.
+A checksum reads a tensor's elements as integers and sums them: as they are (``total``) and times a power of RATE for
+each element's place (``ordered``). It is exact, and it adds up: the checksum of a fused parameter (qkv, gate and up)
+is the sum of its parts' in their order, and zeros for padding add nothing. The total of a sharded parameter is the sum
+of its shards'; which shard's element lies where is not known, so that its order is not compared.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -12,17 +14,34 @@ import torch
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 CHUNK = 2**22  # elements summed at once: on CPU, a sum in int64 first copies its input to int64
+RATE = 0x9E3779B97F4A7C15  # odd, so that no power of it is 0 modulo 2^64
 
 
 class Checksum(NamedTuple):
     total: int  # modulo 2^64, as 64-bit integers add
     count: int  # elements; 0 if the weights are not there in a form that can be summed
+    ordered: int = 0  # modulo 2^64
 
-    def __add__(self, other: "Checksum") -> "Checksum":
-        return Checksum((self.total + other.total) % 2**64, self.count + other.count)
+    def __add__(self, other: "Checksum") -> "Checksum":  # type: ignore[override]
+        """The checksum of a tensor's elements followed by another's."""
+        ordered = self.ordered + other.ordered * pow(RATE, self.count, 2**64)
+        return Checksum((self.total + other.total) % 2**64, self.count + other.count, ordered % 2**64)
 
 
 NOTHING = Checksum(0, 0)
+
+
+@functools.cache
+def _powers(device: torch.device) -> torch.Tensor:
+    """RATE^i for i below CHUNK, as 64-bit integers multiply."""
+    powers = torch.ones(1, dtype=torch.int64, device=device)
+    while len(powers) < CHUNK:
+        powers = torch.cat([powers, powers * _signed(pow(RATE, len(powers), 2**64))])
+    return powers
+
+
+def _signed(x: int) -> int:
+    return x - 2**64 if x >= 2**63 else x
 
 
 class EngineReport(NamedTuple):
@@ -47,10 +66,14 @@ class SyncError(RuntimeError):
 
 @torch.no_grad()
 def checksum(tensor: torch.Tensor) -> Checksum:
-    """Sum all elements, read as integers of their width, and count them."""
+    """Sum all elements, read as integers of their width, with and without their places, and count them."""
     bits = tensor.detach().reshape(-1).view(INTEGERS[tensor.element_size()])
-    total = sum(int(chunk.sum(dtype=torch.int64)) for chunk in bits.split(CHUNK))
-    return Checksum(total % 2**64, bits.numel())
+    result = NOTHING
+    for chunk in bits.split(CHUNK):
+        wide = chunk.to(torch.int64)
+        ordered = int((wide * _powers(wide.device)[: len(wide)]).sum())
+        result += Checksum(int(wide.sum()) % 2**64, len(wide), ordered % 2**64)
+    return result
 
 
 def find_sources(
@@ -77,12 +100,14 @@ def find_sources(
     for param, found in sources.items():
         whole = next((part for part in param.split(".") if len(fused.get(part, ())) > 1), None)
         if whole is not None and found:
+            parts = fused[whole]  # the order in which they lie in it
+            found.sort(key=lambda name: next((i for i, p in enumerate(parts) if p in name.split(".")), len(parts)))
             seen = {piece for name in found for piece in name.split(".")}
             absent[param] = [part for part in fused[whole] if part not in seen and whole not in seen]
     return sources, {param: parts for param, parts in absent.items() if parts}
 
 
-def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[list[str], set[str]]:
+def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[list[str], set[str], set[str]]:
     """Compare the trainer's checksums with one engine's.
 
     If a parameter is neither replicated, sharded nor padded (key-value heads may be copied to more workers than there
@@ -91,10 +116,12 @@ def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[
     Args:
         workers: the engine's tensor-parallel workers.
 
-    Returns what is wrong, a line for each parameter, and the trainer's parameters whose bits were found in the model.
+    Returns what is wrong, a line for each parameter, the trainer's parameters whose bits were found in the model, and
+    the engine's parameters that hold the right elements in another order.
     """
     problems: list[str] = []
     found: set[str] = set()
+    rearranged: set[str] = set()
     for worker in workers:
         for name, expected in trainer.items():
             handed = worker.handed.get(name)
@@ -114,19 +141,19 @@ def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[
         held = [worker.held[param] for worker in workers]
         expected = sum((trainer[name] for name in names), start=NOTHING)
         total = sum(held, start=NOTHING)
+        whole = all(h.count == expected.count for h in held)  # on each worker
+        padded = total.count > expected.count and len(names) == 1 and _padded(param)
         if param in first.absent:
             problems.append(f"{param}: the trainer has no {', '.join(first.absent[param])} for it")
-        elif all(h.count == expected.count for h in held):
-            wrong = [h for h in held if h != expected]
+        elif whole or total.count == expected.count or padded:
+            wrong = [h for h in (held if whole else [total]) if h.total != expected.total]
             problems += [f"{_of(param, names)}: the model holds {h}, the trainer {expected}" for h in wrong[:1]]
-            found |= set(names)
-        elif total.count == expected.count or (total.count > expected.count and len(names) == 1 and _padded(param)):
-            if total.total != expected.total:
-                problems.append(f"{_of(param, names)}: the model holds {total}, the trainer {expected}")
+            if not wrong and (whole or len(workers) == 1) and held[0].ordered != expected.ordered:
+                rearranged.add(param)
             found |= set(names)
         elif len(workers) == 1 and total.count:
             problems.append(f"{_of(param, names)}: the model has {total.count} elements, the trainer {expected.count}")
-    return list(dict.fromkeys(problems)), found
+    return list(dict.fromkeys(problems)), found, rearranged
 
 
 def _padded(param: str) -> bool:

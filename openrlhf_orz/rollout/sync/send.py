@@ -1,5 +1,8 @@
-"""Weight sync in buckets: a bucket is gathered, copied into one buffer, and handed to every engine of this machine."""
+"""Weight sync in buckets: a bucket is gathered, turned into the tensors of a checkpoint, copied into one buffer, and
+handed to every engine of this machine.
+"""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -55,6 +58,11 @@ def sync_to_engines(trainer, engines: list, broadcast: Callable | None) -> dict[
             " resume the run from its newest checkpoint (--ckpt.load_enable, or --orz.max_restarts)"
         )
     elif transport is None:
+        if weights.converted:
+            raise RuntimeError(
+                "the weights of this model have other names in memory than in a checkpoint, and OpenRLHF's broadcast"
+                " sends those in memory: let policy and engines share their GPUs (--train.colocate_all)"
+            )
         broadcast()
     else:
         get_accelerator().empty_cache()
@@ -63,13 +71,18 @@ def sync_to_engines(trainer, engines: list, broadcast: Callable | None) -> dict[
         torch_dist_barrier_and_cuda_sync()
     if args.orz.check_sync:
         report["sync_verified"] = verify_sync(
-            weights, lambda *which: ray.get([engine.weight_report.remote(*which) for engine in engines])
+            weights,
+            lambda *which: ray.get([engine.weight_report.remote(*which) for engine in engines]),
+            trainer.rearranged,
         )
     return report
 
 
 class Weights:
-    """The policy's parameters under the engines' names, bucket by bucket.
+    """The policy's parameters as a checkpoint has them, bucket by bucket.
+
+    transformers holds some in another form (the experts of a layer in one tensor) and turns them back when it saves a
+    model; vLLM reads checkpoints. What becomes one tensor there is in one bucket: it never is of two layers.
 
     Args:
         model: the module inside DeepSpeed's engine.
@@ -91,23 +104,34 @@ class Weights:
         self.model, self.dtype, self.limit = model, dtype, limit
         self.zero_stage, self.tensor_parallel_size = zero_stage, tensor_parallel_size
         self.params = [(n, p) for n, p in model.named_parameters() if p.requires_grad or not trainable_only]
+        if not trainable_only:  # buffers of a checkpoint, too: a router's correction
+            saved = set(model.state_dict())
+            self.params += [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
+        shapes = [(n, torch.empty(getattr(p, "ds_shape", p.shape), device="meta")) for n, p in self.params]
+        self.converted = {n for n, _ in as_in_checkpoint(model, shapes)} != {n for n, _ in shapes}
 
-    def buckets(self) -> list[list[tuple[str, torch.nn.Parameter]]]:
+    def buckets(self) -> list[list[tuple[str, torch.Tensor]]]:
         """Return (name, parameter) in the model's order, cut by the sizes of whole parameters or an upper bound."""
+        units: dict[str, list[int]] = {}  # what must be in one bucket
+        for i, (name, _) in enumerate(self.params):
+            layer = re.match(r".*?\.\d+\.", name) if self.converted else None
+            units.setdefault(layer[0] if layer else name, []).append(i)
         sizes = [
             getattr(p, "ds_numel", p.numel() * self.tensor_parallel_size) * self.dtype.itemsize for _, p in self.params
         ]
-        return [[self.params[i] for i in bucket] for bucket in cut_into_buckets(sizes, self.limit)]
+        whole = list(units.values())
+        cut = cut_into_buckets([sum(sizes[i] for i in unit) for unit in whole], self.limit)
+        return [[self.params[i] for unit in bucket for i in whole[unit]] for bucket in cut]
 
     @contextmanager
-    def whole(self, bucket: list[tuple[str, torch.nn.Parameter]]) -> Iterator[None]:
+    def whole(self, bucket: list[tuple[str, torch.Tensor]]) -> Iterator[None]:
         """Make the bucket's parameters whole on every rank inside the ``with`` block, which all ranks must enter."""
         if self.tensor_parallel_size == 1 and self.zero_stage != 3:  # they are whole already
             yield
             return
         import deepspeed
 
-        params = [param for _, param in bucket]
+        params = [tensor for _, tensor in bucket if isinstance(tensor, torch.nn.Parameter)]
         with ExitStack() as stack:
             if self.tensor_parallel_size > 1:
                 # one by one: DeepSpeed takes a list for the weight and bias of one layer
@@ -124,27 +148,42 @@ class Weights:
         try:
             for i, bucket in enumerate(buckets):
                 with self.whole(bucket):
-                    transport.put([(name, param.detach()) for name, param in bucket])
-                    nbytes += sum(param.numel() for _, param in bucket) * self.dtype.itemsize
+                    tensors = as_in_checkpoint(self.model, [(name, param.detach()) for name, param in bucket])
+                    transport.put(tensors)
+                    nbytes += sum(tensor.numel() for _, tensor in tensors) * self.dtype.itemsize
                 transport.send(last=i == len(buckets) - 1)
         finally:
             transport.close()
         return nbytes
 
     def checksums(self) -> dict[str, Checksum]:
-        """Return, on rank 0, the checksum of each whole parameter in the engines' dtype. All ranks must call it."""
+        """Return, on rank 0, the checksum of each tensor sent, in the engines' dtype. All ranks must call it."""
         sums: dict[str, Checksum] = {}
         for bucket in self.buckets():
             with self.whole(bucket):
                 if dist.get_rank() == 0:
-                    sums.update((name, checksum(param.detach().to(self.dtype))) for name, param in bucket)
+                    tensors = as_in_checkpoint(self.model, [(name, param.detach()) for name, param in bucket])
+                    sums.update((name, checksum(tensor.to(self.dtype))) for name, tensor in tensors)
         return sums
 
 
-def verify_sync(weights: Weights, ask: Callable[[list[str], str], list]) -> float:
+def as_in_checkpoint(
+    model: torch.nn.Module, tensors: list[tuple[str, torch.Tensor]]
+) -> list[tuple[str, torch.Tensor]]:
+    """Return named parameters of a transformers model under the names and in the form that save_pretrained writes."""
+    if not hasattr(model, "save_pretrained"):
+        return tensors
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return list(revert_weight_conversion(model, dict(tensors)).items())
+
+
+def verify_sync(weights: Weights, ask: Callable[[list[str], str], list], rearranged: dict[str, set[str]]) -> float:
     """Compare the trainer's checksums with those of every engine. All ranks must call it.
 
     ``ask(names, dtype)`` is called on rank 0 and returns, for each engine, the EngineReport of each of its workers.
+    ``rearranged`` keeps, between calls, which parameters the engines hold in another order. The first call fills it:
+    vLLM has brought them into that order, and the log-probs after the first sync show whether it is the right one.
     Returns the share of the weights that was found in the parameters of every engine, and not only in what its loader
     received (nan on other ranks). Raises SyncError on rank 0 with the names of the parameters that differ.
     """
@@ -155,7 +194,9 @@ def verify_sync(weights: Weights, ask: Callable[[list[str], str], list]) -> floa
         found = set(sums)
         dtype = str(weights.dtype).removeprefix("torch.")
         for i, engine in enumerate(ask(list(sums), dtype)):
-            wrong, at_home = compare(sums, [EngineReport.read(worker) for worker in engine])
+            wrong, at_home, moved = compare(sums, [EngineReport.read(worker) for worker in engine])
+            known = rearranged.setdefault("params", moved)
+            wrong += [f"{param}: its elements are in another order than before" for param in sorted(moved ^ known)]
             problems += [f"engine {i}: {problem}" for problem in wrong]
             found &= at_home
         share = sum(sums[name].count for name in found) / max(1, sum(each.count for each in sums.values()))

@@ -9,7 +9,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 
 from openrlhf_orz.rollout import worker
 from openrlhf_orz.rollout.sync.checksums import EngineReport, checksum
-from openrlhf_orz.rollout.worker import OrzWorkerExtension, packed_copies, tied_heads
+from openrlhf_orz.rollout.worker import OrzWorkerExtension, never_loaded, packed_copies, tied_heads
 
 
 def bare(cls, weight):
@@ -31,7 +31,7 @@ class Model(nn.Module):
         self.linear = nn.Linear(2, 2)
         self.plain = nn.Linear(2, 2)
         self.plain.cpu_linear = nn.functional.linear  # nothing packed
-        self.packed, self.loaded = [], []
+        self.packed, self.loaded, self.tells = [], [], True
         self.repack()
 
     def pack(self, head):
@@ -41,38 +41,30 @@ class Model(nn.Module):
         self.linear.cpu_linear = type("Packed", (), {"__call__": lambda self, x: x})()
 
     def load_weights(self, weights):
+        weights = list(weights)
         self.loaded += weights
         for name, weight in weights:
             self.get_parameter(name).data.copy_(weight)
-
-
-class Runner:
-    def __init__(self, model, repacks=True):
-        self.model, self.repacks = model, repacks
-
-    def get_model(self):
-        return self.model
-
-    def reload_weights(self, weights_iterator):
-        self.model.load_weights(list(weights_iterator))
-        if self.repacks:
-            self.model.repack()
+        return {name for name, _ in weights} if self.tells else None
 
 
 def make(model, repacks=True):
     extension = object.__new__(OrzWorkerExtension)
-    extension.device, extension.model_runner = torch.device("cpu"), Runner(model, repacks)
+    extension.device = torch.device("cpu")
+    extension.model_runner = SimpleNamespace(get_model=lambda: model, model_config=repacks)
     return extension
 
 
 @pytest.fixture
 def send(monkeypatch):
-    """Hand weights over as a transport would, without its buffer."""
+    """Hand weights over as a transport would, without its buffer; vLLM's reload packs again unless told not to."""
+    monkeypatch.setattr(worker, "initialize_layerwise_reload", lambda model: None)
+    monkeypatch.setattr(worker, "finalize_layerwise_reload", lambda model, repacks: repacks and model.repack())
 
-    def call(extension, weights, kind="file", check=False):
+    def call(extension, weights, kind="file", check=False, last=True):
         monkeypatch.setattr(worker, "open_source", lambda source, device: None)
         monkeypatch.setattr(worker, "views", lambda buffer, places: list(weights.items()))
-        extension.load_synced_weights((kind, "where"), [], check)
+        return extension.load_synced_weights((kind, "where"), [], last, check)
 
     return call
 
@@ -102,6 +94,37 @@ def test_on_a_gpu_weights_are_loaded_and_nothing_is_packed(send):
     send(extension, {"embed.weight": torch.full((4, 2), 7.0)}, kind="ipc")
     assert [name for name, _ in model.loaded] == ["embed.weight"] and model.packed == []
     assert model.embed.weight[0, 0] == 7
+
+
+def test_parameters_that_no_bucket_has_loaded_are_told(send):
+    names = {"embed.weight": torch.ones(4, 2), "linear.weight": torch.ones(2, 2), "linear.bias": torch.ones(2)}
+    rest = ["plain.bias", "plain.weight"]
+    assert send(make(Model()), names) == rest  # not the tied head
+    assert send(make(Model(tied=False)), names) == ["lm_head.weight", *rest]
+    extension = make(Model())
+    for _ in range(2):  # each sync anew
+        for i, (name, weight) in enumerate(names.items(), 1):
+            found = send(extension, {name: weight}, kind="ipc", last=i == 3)
+            assert found == (rest if i == 3 else [])
+    silent = Model()
+    silent.tells = False
+    assert send(make(silent), names) == []
+
+
+def test_names_that_leave_out_a_module():
+    """As vLLM's experts tell them: the module that holds the weights is not in the name."""
+    names = {"l.0.experts.routed.w13", "l.0.experts.routed.w2", "l.0.norm.weight"}
+    assert never_loaded(names, {"l.0.experts.w13", "l.0.norm.weight"}) == ["l.0.experts.routed.w2"]
+    assert never_loaded(names, names) == [] and never_loaded({"w"}, {""}) == ["w"]
+
+
+def test_experts_are_packed_again(send):
+    model = Model()
+    model.plain.quant_method = SimpleNamespace(moe_kernel="packs once")
+    send(make(model), {"embed.weight": torch.ones(4, 2)}, kind="ipc")
+    assert model.plain.quant_method.moe_kernel == "packs once"
+    send(make(model), {"embed.weight": torch.ones(4, 2)})
+    assert model.plain.quant_method.moe_kernel is None  # vLLM's reload makes another
 
 
 def test_checksums_are_kept_only_if_asked_for_and_for_one_report(send):

@@ -45,7 +45,10 @@ def test_checksum_is_exact_and_adds_up(dtype):
     a, b = torch.randn(7, 3).to(dtype), torch.randn(5, 3).to(dtype)
     whole = checksum(torch.cat([a, b]))
     assert whole == checksum(a) + checksum(b) and whole.count == 36
-    assert checksum(a.t()) == checksum(a) and checksum(a.new_zeros(9)) == (0, 9) and checksum(a[:0]) == (0, 0)
+    assert checksum(a.new_zeros(9)) == (0, 9, 0) and checksum(a[:0]) == (0, 0, 0)
+    assert checksum(torch.cat([a, a.new_zeros(2, 3)])).ordered == checksum(a).ordered  # padding adds nothing
+    for moved in (a.t(), a.flip(0), a.flip(1), torch.cat([a[1:], a[:1]])):
+        assert checksum(moved)[:2] == checksum(a)[:2] and checksum(moved) != checksum(a)
     changed = a.clone()
     changed[3, 1] = torch.nextafter(a[3, 1].float(), torch.tensor(9.0)) if dtype == torch.float32 else -a[3, 1]
     assert checksum(changed) != checksum(a)
@@ -53,27 +56,40 @@ def test_checksum_is_exact_and_adds_up(dtype):
 
 def test_sums_wrap_as_integers_do():
     large = torch.full((3,), 2**62, dtype=torch.int64).view(torch.float64)
-    assert checksum(large) == (3 * 2**62, 3) and checksum(torch.cat([large, large])) == (2**63, 6)
-    assert checksum(large) + checksum(large) == (2**63, 6)
+    assert checksum(large)[:2] == (3 * 2**62, 3) and checksum(torch.cat([large, large]))[:2] == (2**63, 6)
+    assert checksum(large) + checksum(large) == checksum(torch.cat([large, large]))
 
 
 def test_checksum_of_more_than_a_chunk():
     large = torch.full((CHUNK + 5,), -1, dtype=torch.int16).view(torch.bfloat16)
-    assert checksum(large) == (2**64 - (CHUNK + 5), CHUNK + 5)
+    assert checksum(large)[:2] == (2**64 - (CHUNK + 5), CHUNK + 5)
+    assert checksum(large) == checksum(large[:7]) + checksum(large[7:])
 
 
 def test_equal_weights_pass():
     w = weights()
-    assert check(report(fuse(w), handed=w)) == ([], set(TRAINER))
+    assert check(report(fuse(w), handed=w)) == ([], set(TRAINER), set())
+    backwards = list(reversed(TRAINER))  # the order in which names are known does not matter
+    assert check(report(fuse(w), names=backwards)) == ([], set(TRAINER), set())
+
+
+@pytest.mark.parametrize("name", ["model.embed.weight", "l.0.attn.qkv_proj.weight", "l.0.norm.weight"])
+def test_elements_in_another_order_are_named(name):
+    held = fuse(weights())
+    held[name] = torch.cat([held[name][1:4], held[name][:1], held[name][4:]])
+    assert check(report(held)) == ([], set(TRAINER), {name})
+    handed = weights()
+    handed["l.0.norm.weight"] = handed["l.0.norm.weight"].flip(0)
+    assert "l.0.norm.weight: the engine got other values" in check(report(fuse(weights()), handed=handed))[0][0]
 
 
 @pytest.mark.parametrize("name", TRAINER)
 def test_a_stale_weight_is_named(name):
     old = weights()
     old[name] = old[name] + 1
-    problems, _ = check(report(fuse(old)))
+    problems, *_ = check(report(fuse(old)))
     assert len(problems) == 1 and name in problems[0]
-    problems, _ = check(report(fuse(weights()), handed=old))
+    problems, *_ = check(report(fuse(weights()), handed=old))
     assert len(problems) == 1 and name in problems[0] and "other values" in problems[0]
     skipped = {other: value for other, value in weights().items() if other != name}
     assert check(report(fuse(weights()), handed=skipped))[0] == [f"{name}: the engine did not get it"]
@@ -82,7 +98,7 @@ def test_a_stale_weight_is_named(name):
 def test_packed_weights_rest_on_what_was_handed_over():
     held = fuse(weights())
     held["l.0.attn.qkv_proj.weight"] = torch.empty(0, dtype=torch.bfloat16)
-    problems, found = check(report(held))
+    problems, found, _ = check(report(held))
     assert not problems and found == {name for name in TRAINER if name.split(".")[-2][0] not in "qkv"}
     assert check(report(held, stale=["l.0.attn.qkv_proj"]))[0] == [
         "l.0.attn.qkv_proj: still computes with weights packed before the sync"
@@ -104,15 +120,15 @@ def test_tensor_parallel_workers():
     def shard(rank):
         return {name: value.chunk(2, dims[name])[rank] if name in dims else value for name, value in whole.items()}
 
-    assert check(report(shard(0)), report(shard(1))) == ([], set(TRAINER))
+    assert check(report(shard(0)), report(shard(1))) == ([], set(TRAINER), set())
     for name in whole:
         stale = shard(1)
         stale[name] = stale[name] + 1
-        problems, _ = check(report(shard(0)), report(stale))
+        problems, *_ = check(report(shard(0)), report(stale))
         assert len(problems) == 1 and problems[0].startswith(name), name
     copied = shard(1)  # key-value heads on more workers than there are: not comparable, not an error
     copied["l.0.attn.qkv_proj.weight"] = whole["l.0.attn.qkv_proj.weight"][:5]
-    problems, found = check(report(shard(0)), report(copied))
+    problems, found, _ = check(report(shard(0)), report(copied))
     assert not problems and "l.0.attn.k_proj.weight" not in found
 
 

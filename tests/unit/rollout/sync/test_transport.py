@@ -138,14 +138,14 @@ def test_verify_names_what_is_skipped_or_stale(alone):
         held = {name: value._replace(total=value.total + (name == change)) for name, value in sums.items()}
         return [[tuple(EngineReport(handed, held, {name: [name] for name in names}, {}, []))]]
 
-    assert verify_sync(weights, engines) == 1.0
+    assert verify_sync(weights, engines, {}) == 1.0
     with pytest.raises(SyncError, match="engine 0: 1.bias: the engine did not get it"):
-        verify_sync(weights, lambda *args: engines(*args, drop="1.bias"))
+        verify_sync(weights, lambda *args: engines(*args, drop="1.bias"), {})
     with pytest.raises(SyncError, match="engine 0: 0.weight: the model holds"):
-        verify_sync(weights, lambda *args: engines(*args, change="0.weight"))
+        verify_sync(weights, lambda *args: engines(*args, change="0.weight"), {})
     weights.params[1][1].data += 1  # the trainer moved on without a sync
     with pytest.raises(SyncError, match=r"1.weight: the engine got other values"):
-        verify_sync(weights, engines)
+        verify_sync(weights, engines, {})
 
 
 def test_what_cannot_be_opened_is_named(tmp_path):
