@@ -1,5 +1,6 @@
 """Statistics over the action tokens of a rollout: means, the critic's fit, the gap between sampler and trainer."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -53,25 +54,40 @@ class LogProbGap:
     def __init__(self) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64)  # of |d|, of d, tokens
         self.largest = torch.zeros(1, dtype=torch.float64)
+        self.gaps: list[torch.Tensor] = []  # mean |d| of each response
 
     @torch.no_grad()
-    def add(self, rollout_log_probs_BA: torch.Tensor, log_probs_BA: torch.Tensor, mask_BA: torch.Tensor) -> None:
-        """Count a batch. ``rollout_log_probs_BA`` is nan where vLLM was not asked."""
-        keep_BA = mask_BA.bool() & ~rollout_log_probs_BA.isnan()
-        gap_T = (rollout_log_probs_BA.double() - log_probs_BA.double())[keep_BA].cpu()
-        if len(gap_T):
-            self.sums += torch.stack([gap_T.abs().sum(), gap_T.sum(), gap_T.new_tensor(len(gap_T))])
-            self.largest = torch.maximum(self.largest, gap_T.abs().max()[None])
+    def add(
+        self, rollout_log_probs_BA: torch.Tensor, log_probs_BA: torch.Tensor, mask_BA: torch.Tensor
+    ) -> torch.Tensor:
+        """Count a batch. ``rollout_log_probs_BA`` is nan where vLLM was not asked.
 
-    def metrics(self, all_reduce: Callable[..., torch.Tensor]) -> dict[str, float]:
-        """Over all ranks, by ``all_reduce(tensor, op="sum" or "max")``; empty if no token was measured."""
-        absolute, signed, tokens = all_reduce(self.sums.clone(), op="sum").tolist()
+        Returns the mean |d| of each response, (B,), 0 where it is not known.
+        """
+        keep_BA = mask_BA.bool() & ~rollout_log_probs_BA.isnan()
+        d_BA = torch.where(keep_BA, rollout_log_probs_BA.double() - log_probs_BA.double(), 0.0)
+        tokens_B = keep_BA.sum(-1)
+        gap_B = d_BA.abs().sum(-1) / tokens_B.clamp(min=1)
+        self.sums += torch.stack([d_BA.abs().sum(), d_BA.sum(), tokens_B.sum().double()]).cpu()
+        self.largest = torch.maximum(self.largest, d_BA.abs().amax().cpu()[None])
+        self.gaps.append(gap_B[tokens_B > 0].cpu())
+        return gap_B
+
+    def metrics(self, all_reduce: Callable[..., torch.Tensor], limit: float = math.inf) -> dict[str, float]:
+        """Over all ranks, by ``all_reduce(tensor, op="sum" or "max")``; empty if no token was measured.
+
+        With a ``limit`` also the share of responses whose own gap is above it.
+        """
+        above_N = torch.cat([*self.gaps, torch.zeros(0)]) > limit
+        counts = torch.tensor([above_N.sum(), len(above_N)], dtype=torch.float64)
+        absolute, signed, tokens, above, responses = all_reduce(torch.cat([self.sums, counts]), op="sum").tolist()
         largest = all_reduce(self.largest.clone(), op="max").item()
         if not tokens:
             return {}
-        return {
+        result = {
             "logprob_gap_mean": absolute / tokens,
             "logprob_gap_kl": signed / tokens,
             "logprob_gap_max": largest,
             "logprob_gap_tokens": tokens,
         }
+        return result | ({"logprob_gap_masked": above / responses} if limit < math.inf else {})

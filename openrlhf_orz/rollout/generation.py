@@ -21,6 +21,7 @@ logger = init_logger(__name__)
 
 POLL_S = 1.0
 HEALTH_S = 30.0
+GAP_ROLLOUTS = 2  # the first ones, of which every response comes with vLLM's log-probs
 DEATHS_IN_A_ROW = 5  # of one engine, without an answer in between; the next one ends the run
 
 
@@ -74,6 +75,7 @@ class OrzSamplesGenerator(SamplesGenerator):
         super().__init__(*args, **kwargs)
         self.sync_engine: Callable[[int], None] | None = None
         self.training_prompts = Numbering("train")
+        self.rollouts = 0  # that were begun
         self.sending: Iterator[Sent] = iter(())  # the prompts that OpenRLHF is about to send, in their order
         self.incarnations: dict[int, str] = {}  # by engine: which start of it has the current weights
         self.faults = {"engines_restarted": 0, "prompts_redone": 0}
@@ -104,6 +106,7 @@ class OrzSamplesGenerator(SamplesGenerator):
         self.revive_dead_engines()
         self._begin()
         if numbering is None:
+            self.rollouts += 1
             numbering = self.training_prompts
             numbering.next = getattr(self.prompts_dataloader, "drawn", numbering.next)
         return super()._generate_vllm(*args, numbering=numbering, **kwargs)
@@ -142,11 +145,18 @@ class OrzSamplesGenerator(SamplesGenerator):
     def _prompt_sampling_params(self, sampling_params: SamplingParams) -> SamplingParams:
         """OpenRLHF calls this for one prompt after the other, as it sends them."""
         each = next(self.sending)
-        if not self.args.train.full_determinism_enable:
-            return sampling_params
         params = sampling_params.clone()
-        params.seed = request_seed(self.args.train.seed, each.kind, each.number)
+        if each.kind == "train" and params.logprobs is None and self.wants_all_log_probs:
+            params.logprobs = 0  # only those of the sampled tokens
+        if self.args.train.full_determinism_enable:
+            params.seed = request_seed(self.args.train.seed, each.kind, each.number)
         return params
+
+    @property
+    def wants_all_log_probs(self) -> bool:
+        """Whether vLLM's log-probs of every response of this rollout are wanted, whoever the agent is."""
+        orz = self.args.orz
+        return orz.on_logprob_gap == "mask" or (orz.logprob_gap_every > 0 and self.rollouts <= GAP_ROLLOUTS)
 
     # ---- waiting
 

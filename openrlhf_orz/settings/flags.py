@@ -158,9 +158,25 @@ ORZ_FLAGS = (
         "orz.logprob_gap_every",
         FREE,
         16,
-        "compare vLLM's log-probs with the trainer's on one response in N; 0: never",
+        "compare vLLM's log-probs with the trainer's on one response in N, and on all of the first steps; 0: never",
         int,
         AT_LEAST_0,
+    ),
+    Flag(
+        "orz.max_logprob_gap",
+        MEANING,
+        0.05,
+        "what is done above this mean |log p_vllm - log p_trainer| in nats a token says --orz.on_logprob_gap",
+        float,
+        ABOVE_0_OR_INFINITE,
+    ),
+    Flag(
+        "orz.on_logprob_gap",
+        MEANING,
+        "warn",
+        "at a gap above --orz.max_logprob_gap warn; error: end the run, as --orz.check_sync does; mask: warn and leave"
+        " each response whose own gap is above it out of the policy's step",
+        choices=("warn", "error", "mask"),
     ),
     Flag(
         "orz.check_sync",

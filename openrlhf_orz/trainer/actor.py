@@ -4,6 +4,7 @@ In the order of a step: ``forward`` (old log-probs, where the step needs them), 
 ``broadcast_to_vllm``, ``save_checkpoint``. The models that never train stand at the end.
 """
 
+import math
 import time
 from functools import partial
 
@@ -75,10 +76,11 @@ class OrzPolicyLoss(PolicyLoss):
 
     On the way it sums what the step's metrics need: ``tally`` the negated log-probs of the sampled tokens (an estimate
     of the entropy) and their number; ``gap`` the differences to the log-probs that vLLM sampled with, where it gave
-    them (nan where it did not).
+    them (nan where it did not). A response whose mean |difference| is above ``mask_above`` has no advantage.
     """
 
     on_policy = False
+    mask_above = math.inf
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -95,7 +97,9 @@ class OrzPolicyLoss(PolicyLoss):
         if self.on_policy:
             old_log_probs = log_probs.detach()
         if kwargs.get("rollout_log_probs") is not None:
-            self.gap.add(kwargs["rollout_log_probs"], old_log_probs, action_mask)
+            gap_B = self.gap.add(kwargs["rollout_log_probs"], old_log_probs, action_mask)
+            if self.mask_above < math.inf:
+                advantages = advantages * (gap_B <= self.mask_above)[:, None]
         return super().forward(log_probs, old_log_probs, advantages, action_mask=action_mask, **kwargs)
 
 
@@ -109,6 +113,8 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
         self.actor_loss_fn.on_policy = needs_old_log_probs(self.args) is None
+        if self.args.orz.on_logprob_gap == "mask":
+            self.actor_loss_fn.mask_above = self.args.orz.max_logprob_gap
         skip_reduction(self.actor.model)
         self.guard = StepGuard.of(self.args, self.actor.model, "policy")
         self.sync_metrics: dict[str, float] = {}  # of the last weight sync
@@ -128,7 +134,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         status["entropy"] = (sums[0] / sums[1].clamp(min=1)).item()
         status["policy_updates"] = self.steps
         status["policy_steps_skipped"] = self.guard.total - skipped
-        status.update(self.actor_loss_fn.gap.metrics(self.strategy.all_reduce))
+        status.update(self.actor_loss_fn.gap.metrics(self.strategy.all_reduce, self.actor_loss_fn.mask_above))
         return status
 
     def training_step(self, experience, kl_ctl, step, loss_batch_info=None):
@@ -169,6 +175,14 @@ class OrzPolicyModelActor(PolicyModelActor):
     def forward(self, *args, **kwargs):
         with at_work(self.strategy.args), self.rank.memory.phase("experience"):
             return super().forward(*args, **kwargs)
+
+    def log_probs_at_temperature_1(self, *args, **kwargs):
+        """As ``forward``, but of the policy before temperature, as vLLM's log-probs of a prompt are."""
+        kept, self.actor.temperature = self.actor.temperature, 1.0
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            self.actor.temperature = kept
 
     def set_values(self, values: list[torch.Tensor]) -> dict[str, float]:
         """Advantages of the buffered rollout from values that the critic's training has just taken.

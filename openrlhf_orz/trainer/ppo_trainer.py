@@ -1,5 +1,6 @@
 """The training loop. OpenRLHF's ``fit`` runs it and calls the methods here, which stand in the order of a step.
 
+    check_start                     the first weight sync, which may change nothing
     fit                             evaluates the base model, then OpenRLHF's loop over episodes and rollouts:
       generate_samples                (OpenRLHF's, by rollout/generation.py)
       train_step                      one step, in which OpenRLHF calls
@@ -30,7 +31,7 @@ from openrlhf_orz.algo.token_stats import explained_variance, masked_mean
 from openrlhf_orz.data.prompts import PromptLoader
 from openrlhf_orz.evaluate.grading import evaluate_samples
 from openrlhf_orz.rollout.generation import OrzSamplesGenerator
-from openrlhf_orz.rollout.sync.check import SyncCheck, engine_memory
+from openrlhf_orz.rollout.sync.check import SyncCheck, engine_memory, fill_log_probs
 from openrlhf_orz.runtime.memory import memory_metrics
 from openrlhf_orz.runtime.run_dir import RunDir, TolerantLogger
 from openrlhf_orz.runtime.stopping import StopRequested, training_mark
@@ -68,7 +69,7 @@ class OrzTrainer(BasePPOTrainer):
             self.wandb_logger = TolerantLogger(self.wandb_logger, self.run_dir)
         if self.tensorboard_logger:
             self.tensorboard_logger = TolerantLogger(self.tensorboard_logger, self.run_dir)
-        self.sync_check = SyncCheck()
+        self.sync_check = SyncCheck(self.args, self.run_dir.note)
         self.metrics = StepMetrics(self.tokenizer, self.args.rollout.n_samples_per_prompt)
         self.checkpoints = TrainerCheckpoints(
             self.args,
@@ -105,6 +106,11 @@ class OrzTrainer(BasePPOTrainer):
             self.checkpoints.wait_for_commit()
             self.run_dir.wait()
 
+    def check_start(self) -> None:
+        """The first weight sync; finds models that vLLM takes or computes otherwise than the trainer."""
+        with phase_limit(self.args.orz.sync_timeout_s, "weight-sync", "sync_timeout_s", self.logs):
+            self.sync_check.start(self.actor_model_group, self.vllm_engines, self.tokenizer)
+
     def init_checkpoint_states(self):
         """Where to begin: the checkpoint's place, or the start."""
         return self.checkpoints.resume() or super().init_checkpoint_states()
@@ -114,10 +120,13 @@ class OrzTrainer(BasePPOTrainer):
     def train_step(self, rollout_samples, global_step):
         if self.args.orz.check_sync:
             self.sync_check.keep(rollout_samples)
+        fill_log_probs(rollout_samples)
         self.metrics.start(rollout_samples)
+        self.metrics.add(self.sync_check.take_start())
         # all of the step: a rank that hangs may do so while it is handed its samples
         with phase_limit(self.args.orz.training_timeout_s, "training", "training_timeout_s", self.logs):
             status, step = super().train_step(rollout_samples, global_step)
+        self.sync_check.judge(status.get("logprob_gap_mean"))
         self.metrics.finish_texts()
         every = self.args.orz.rollout_dump_every
         if every and step % every == 0:
@@ -224,6 +233,7 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
         return DrawnRollouts(self.samples_generator, self.prompts_dataloader)
 
     def fit(self, *args, **kwargs):
+        self.check_start()
         if self.eval_dataloader and self.args.eval.steps != float("inf") and self.args.run.resume_from is None:
             self.evaluate_start()
         super().fit(*args, **kwargs)
@@ -295,3 +305,7 @@ class OrzPPOTrainerAsync(PPOTrainerAsync):
 
     generator_actor_cls = OrzGenerateSamplesActor
     training_actor_cls = OrzTrainingActor
+
+    def fit(self):
+        ray.get(self.trainer_actor.check_start.remote())
+        super().fit()

@@ -9,6 +9,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from openrlhf_orz.rollout import engine
 from openrlhf_orz.rollout.engine import Engines, OrzRolloutActor, engine_args
+from openrlhf_orz.rollout.sync.checksums import SyncError
 from openrlhf_orz.settings.command_line import parse
 
 
@@ -17,6 +18,7 @@ class Llm:
 
     def __init__(self, outputs=(), healthy=True):
         self.calls, self.params, self.outputs, self.healthy = [], [], list(outputs), healthy
+        self.answers = {}
 
     async def generate(self, prompt, params, request_id):
         self.params.append((prompt["prompt_token_ids"], params))
@@ -25,7 +27,7 @@ class Llm:
 
     async def collective_rpc(self, method, args):
         self.calls.append((method, *args))
-        return ["report"]
+        return self.answers.get(method, ["report"])
 
     async def reset_prefix_cache(self):
         self.calls.append(("reset_prefix_cache",))
@@ -85,10 +87,18 @@ def test_without_a_seed_samples_have_none():
 def test_the_prefix_cache_is_dropped_after_the_last_bucket(check):
     llm = Llm()
     actor = make(llm)
+    llm.answers["load_synced_weights"] = [[], []]  # of two workers: nothing is missing
     asyncio.run(actor.load_weights(("ipc", {}), ["a"], False, check))
-    assert llm.calls == [("load_synced_weights", ("ipc", {}), ["a"], check)]
+    assert llm.calls == [("load_synced_weights", ("ipc", {}), ["a"], False, check)]
     asyncio.run(actor.load_weights(("ipc", {}), ["b"], True, check))
-    assert llm.calls[1:] == [("load_synced_weights", ("ipc", {}), ["b"], check), ("reset_prefix_cache",)]
+    assert llm.calls[1:] == [("load_synced_weights", ("ipc", {}), ["b"], True, check), ("reset_prefix_cache",)]
+
+
+def test_a_parameter_that_a_sync_has_not_loaded_is_an_error():
+    llm = Llm()
+    llm.answers["load_synced_weights"] = [["l.0.w13", "l.0.w2"], ["l.0.w2", "a", "b", "c"]]
+    with pytest.raises(SyncError, match="has not reached a, b, c, l.0.w13 and 1 more"):
+        asyncio.run(make(llm).load_weights(("ipc", {}), ["a"], True))
 
 
 def test_the_report_comes_from_all_workers():
@@ -107,7 +117,9 @@ def test_log_probs_of_given_sequences():
     llm = Llm([SimpleNamespace(prompt_logprobs=step)])
     assert asyncio.run(make(llm).sequence_log_probs([[7, 8, 9], [7, 3, 9]])) == [[-1.0, -2.0], [-0.1, -2.0]]
     assert [ids for ids, _ in llm.params] == [[7, 8, 9], [7, 3, 9]]
-    assert {(p.max_tokens, p.prompt_logprobs, p.temperature) for _, p in llm.params} == {(1, 0, 1.0)}
+    assert {(p.max_tokens, p.prompt_logprobs, p.temperature) for _, p in llm.params} == {
+        (1, 0, 0.0)
+    }  # greedy takes no random number
 
 
 def test_an_incarnation_is_told_only_by_a_healthy_engine():
@@ -129,8 +141,8 @@ def args(device="cuda", determinism=False, own_agent=True, dtype="bf16"):
 
 def test_engine_arguments():
     base = {"worker_extension_cls": "openrlhf_orz.rollout.worker.OrzWorkerExtension", "trust_remote_code": False}
-    agent = {"orz": {"stop": ("a", "b"), "workers": 3, "plain": True, "gap_every": 5},
-             "logprobs_mode": "processed_logprobs"}  # fmt: skip
+    base["logprobs_mode"] = "processed_logprobs"
+    agent = {"orz": {"stop": ("a", "b"), "workers": 3, "plain": True, "gap_every": 5}}
     assert engine_args(args()) == {**base, **agent, "dtype": "bfloat16"}
     assert engine_args(args(own_agent=False, dtype="fp32")) == {**base, "dtype": "float32"}
     assert engine_args(args(determinism=True, dtype="fp16")) == {**base, **agent, "dtype": "float16"}

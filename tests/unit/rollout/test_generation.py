@@ -6,6 +6,7 @@ import pytest
 from fake_ray import FakeEngine, FakeRay, Ref
 from openrlhf.trainer.ppo_utils import samples_generator
 from ray.exceptions import RayActorError, RayTaskError
+from vllm import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from openrlhf_orz.data.prompts import PromptLoader
@@ -54,7 +55,8 @@ def make(monkeypatch, tmp_path):
             ),
             orz=SimpleNamespace(
                 run_dir=str(tmp_path), generation_timeout_s=flags.get("timeout", 0),
-                start_timeout_s=flags.get("start", 0),
+                start_timeout_s=flags.get("start", 0), on_logprob_gap=flags.get("gap", "warn"),
+                logprob_gap_every=flags.get("every", 16),
             ),
         )  # fmt: skip
         prompts = PromptLoader(items("p", 30), collate, seed=0)
@@ -68,6 +70,21 @@ def make(monkeypatch, tmp_path):
         return generator
 
     return build
+
+
+@pytest.mark.parametrize("flags, asked", [
+    ({}, [0, 0, None]), ({"every": 0}, [None, None, None]), ({"every": 0, "gap": "mask"}, [0, 0, 0]),
+])  # fmt: skip
+def test_vllms_log_probs_are_wanted_of_all_first_responses(make, flags, asked):
+    generator = make(determinism=False, **flags)
+
+    def params(kind, **given):
+        generator.sending = iter([generation.Sent("p", "l", None, kind, 0, {})])
+        return generator._prompt_sampling_params(SamplingParams(**given)).logprobs
+
+    for rollout, expected in enumerate(asked, 1):
+        generator.rollouts = rollout
+        assert params("train") == expected and params("eval") is None and params("train", logprobs=3) == 3
 
 
 def names(samples):

@@ -1,6 +1,7 @@
 """The policy's glue: which loss is trained, what its metrics are over, what the model is built with and saved into."""
 
 import contextlib
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -68,7 +69,18 @@ def test_the_loss_sums_entropy_and_gap_of_a_step():
     assert loss.gap.metrics(lambda x, op: x)["logprob_gap_mean"] == 0.5
     assert loss.gap.metrics(lambda x, op: x)["logprob_gap_tokens"] == 1
     loss.start_step()
-    assert loss.tally.tolist() == [0.0, 0.0] and loss.gap.metrics(lambda x, op: x) == {}
+    assert (
+        loss.mask_above == math.inf and loss.tally.tolist() == [0.0, 0.0] and loss.gap.metrics(lambda x, op: x) == {}
+    )
+
+
+def test_a_response_with_a_large_gap_is_left_out():
+    loss = OrzPolicyLoss(clip_eps_low=0.2, clip_eps_high=0.2, policy_loss_type="ppo")
+    loss.on_policy, loss.mask_above = True, 0.5
+    log_probs = torch.tensor([[-1.0, -1.0], [-1.0, -1.0], [-1.0, -1.0]], requires_grad=True)
+    sampled = torch.tensor([[-1.5, -1.5], [-2.0, -1.5], [math.nan, math.nan]])  # at the bound, above it, not measured
+    loss(log_probs, None, torch.ones(3, 2), action_mask=torch.ones(3, 2), rollout_log_probs=sampled)[0].backward()
+    assert log_probs.grad.ne(0).tolist() == [[True, True], [False, False], [True, True]]
 
 
 def trainer_of(monkeypatch, args, losses, boundaries, skipped=()):
@@ -257,6 +269,16 @@ def test_each_phase_is_measured_and_counts_as_work(monkeypatch, working):
     assert working.synced == ["all", 3]
     assert working.rank.memory.phases == ["experience", "training", "sync", "sync"] and len(working.at_work) == 2
     assert working.sync_report() == {"sync_bytes": 2.0, "actor_memory_mib": 5.0}
+
+
+def test_log_probs_at_temperature_1(monkeypatch, working):
+    working.actor = SimpleNamespace(temperature=0.6)
+    monkeypatch.setattr(PolicyModelActor, "forward", lambda self, *given: (given, self.actor.temperature))
+    assert working.log_probs_at_temperature_1("ids") == (("ids",), 1.0) and working.actor.temperature == 0.6
+    monkeypatch.setattr(PolicyModelActor, "forward", lambda self, *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        working.log_probs_at_temperature_1("ids")
+    assert working.actor.temperature == 0.6
 
 
 def test_a_frozen_policy_forgets_its_rollout(working):

@@ -14,6 +14,7 @@ from openrlhf.trainer.ppo_trainer import BasePPOTrainer, PPOTrainer
 from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor
 
 from openrlhf_orz.rollout.sync.check import SyncCheck
+from openrlhf_orz.rollout.sync.checksums import SyncError
 from openrlhf_orz.runtime.run_dir import RunDir
 from openrlhf_orz.runtime.stopping import Stopped, StopRequested, training_mark
 from openrlhf_orz.trainer import ppo_trainer as module
@@ -36,7 +37,7 @@ def trainer_of(tmp_path, *flags, cls=OrzTrainer, changes=None, **run):
     trainer.wandb_logger = trainer.tensorboard_logger = None
     trainer.best_eval_metric_key, trainer.best_eval_metric_value = "eval_a_pass1", 0.5
     trainer._latest_eval_metric_value = 0.25
-    trainer.sync_check = SyncCheck()
+    trainer.sync_check = SyncCheck(trainer.args, print)
     trainer.hidden_size = 32
     trainer.checkpoints = TrainerCheckpoints(
         trainer.args, [trainer.actor_model_group], trainer.run_dir, NoRollouts(), trainer.best_metric
@@ -222,7 +223,7 @@ def test_fit_marks_that_it_trains_and_ends_as_stopped(monkeypatch, tmp_path):
     assert seen == [True] and not training_mark(trainer.args).exists()
 
 
-def test_the_base_model_is_evaluated_before_the_first_step_of_a_new_run(monkeypatch, tmp_path):
+def test_the_first_sync_and_the_base_models_evaluation_come_before_the_first_step(monkeypatch, tmp_path):
     monkeypatch.setattr(PPOTrainer, "fit", lambda self: self.calls.append("fit"))
 
     def evaluate(self, step, **kwargs):
@@ -230,6 +231,7 @@ def test_the_base_model_is_evaluated_before_the_first_step_of_a_new_run(monkeypa
         return {"eval_a_pass1": 0.1}
 
     monkeypatch.setattr(OrzPPOTrainer, "evaluate", evaluate)
+    monkeypatch.setattr(OrzPPOTrainer, "check_start", lambda self: self.calls.append("check"))
     flags = ["--eval.dataset", "d", "--eval.steps", "5", "--eval.temperature", "0.3"]
     flags += ["--eval.n_samples_per_prompt", "3"]
 
@@ -241,9 +243,9 @@ def test_the_base_model_is_evaluated_before_the_first_step_of_a_new_run(monkeypa
 
     trainer = run(*flags)
     expected = {"temperature": 0.3, "n_samples_per_prompt": 3, "top_p": 0.9}
-    assert trainer.calls == [(0, expected), "fit"] and trainer.best_eval_metric_value == 0.1
-    assert run(*flags, resume_from="/ckpt").calls == ["fit"]
-    assert run().calls == ["fit"]  # --eval.steps is infinite: never
+    assert trainer.calls == ["check", (0, expected), "fit"] and trainer.best_eval_metric_value == 0.1
+    assert run(*flags, resume_from="/ckpt").calls == ["check", "fit"]
+    assert run().calls == ["check", "fit"]  # --eval.steps is infinite: never
     monkeypatch.setattr(OrzPPOTrainer, "evaluate", lambda self, step, **kwargs: {})
     assert run(*flags).best_eval_metric_value == 0.5  # without a metric there is nothing to beat
 
@@ -447,6 +449,25 @@ def test_the_best_metric_of_a_checkpoint(tmp_path):
     assert trainer_of(tmp_path).best_metric() == {
         "best_eval_metric_key": "eval_a_pass1", "best_eval_metric_value": 0.5, "latest_eval_metric_value": 0.25,
     }  # fmt: skip
+
+
+def test_gaps_of_the_start_and_of_the_step(monkeypatch, tmp_path):
+    """The first step's line has the start's; a step's gap is judged; what has no log-probs gets nan."""
+    status = {"logprob_gap_mean": 0.2}
+    monkeypatch.setattr(BasePPOTrainer, "train_step", lambda self, samples, step: (status, step + 1))
+    trainer = trainer_of(tmp_path)
+    notes = []
+    trainer.sync_check.note, trainer.sync_check.at_start = notes.append, {"logprob_gap_start_mean": 0.1}
+    samples = rollouts()
+    samples[0].rollout_log_probs = torch.zeros_like(samples[0].action_mask, dtype=torch.float32)
+    for step in (0, 1):
+        trainer.train_step(samples, step)
+        assert trainer.metrics.record(step, status).get("logprob_gap_start_mean") == (0.1 if step == 0 else None)
+    trainer.run_dir.wait()
+    assert len(notes) == 1 and samples[1].rollout_log_probs.isnan().all()
+    strict = trainer_of(tmp_path, "--orz.on_logprob_gap", "error", "--orz.max_logprob_gap", "0.1")
+    with pytest.raises(SyncError, match="--orz.max_logprob_gap 0.1"):
+        strict.train_step(samples, 0)
 
 
 def test_fixed_sequences_are_kept_only_for_the_check(monkeypatch, tmp_path):

@@ -111,6 +111,15 @@ def test_log_prob_gap_by_hand():
     assert LogProbGap().metrics(lambda tensor, op: tensor) == {}
 
 
+def test_log_prob_gap_by_response():
+    gap, mask = LogProbGap(), torch.tensor([[1, 1], [1, 0], [1, 1]])
+    sampled = torch.tensor([[-1.0, -2.0], [-3.0, math.inf], [math.nan, math.nan]])
+    assert gap.add(sampled, torch.tensor([[-1.5, -2.0], [-4.0, 0.0], [-1.0, -1.0]]), mask).tolist() == [0.25, 1.0, 0]
+    found = gap.metrics(lambda tensor, op: tensor, limit=0.5)
+    assert found["logprob_gap_masked"] == 0.5  # of the two that were measured
+    assert found["logprob_gap_mean"] == 0.5 and found["logprob_gap_max"] == 1.0
+
+
 def test_rules_have_numbers():
     assert all(
         RULES[rule_number(name)] == name for name in (*JUDGE_RULES, *(guard.name for guard in GUARDS), "identical")

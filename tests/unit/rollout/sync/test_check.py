@@ -1,5 +1,6 @@
 """The log-prob gap after a sync by hand, and what it is when an engine or the trainer is not well."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -8,7 +9,8 @@ import torch
 from ray.exceptions import RayActorError
 
 from openrlhf_orz.rollout.sync import check
-from openrlhf_orz.rollout.sync.check import CHECK_SEQUENCES, SyncCheck, engine_memory
+from openrlhf_orz.rollout.sync.check import CHECK_SEQUENCES, SyncCheck, engine_memory, fill_log_probs
+from openrlhf_orz.rollout.sync.checksums import SyncError
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +41,11 @@ class Group:
         self.value, self.ranks = value, ranks
 
     def async_run_method_batch(self, method_name, **kwargs):
-        assert method_name == "forward" and set(kwargs) == {"sequences", "action_mask", "attention_mask"}
+        assert method_name == "log_probs_at_temperature_1" and set(kwargs) == {
+            "sequences",
+            "action_mask",
+            "attention_mask",
+        }
         self.asked = [int(ids[0, 0]) for ids in kwargs["sequences"]]
         share = len(self.asked) // self.ranks
         return [
@@ -54,8 +60,17 @@ def engine(value):
     )
 
 
+def settings(check_sync=False, on="warn", limit=1e9, resumed=False, asleep=False, data="", max_len=9):
+    return SimpleNamespace(
+        orz=SimpleNamespace(check_sync=check_sync, on_logprob_gap=on, max_logprob_gap=limit),
+        run=SimpleNamespace(resume_from="there" if resumed else None),
+        data=SimpleNamespace(prompt_dataset=f"{data},other", max_len=max_len),
+        vllm=SimpleNamespace(enable_sleep=asleep),
+    )
+
+
 def kept(count=2):
-    found = SyncCheck()
+    found = SyncCheck(settings(), print)
     found.keep([sample(n) for n in range(count)])
     return found
 
@@ -79,11 +94,11 @@ def test_every_rank_computes_every_sequence(ranks, duplicates):
 
 
 def test_nothing_before_the_first_rollout():
-    assert SyncCheck().gap(None, []) == {}
+    assert SyncCheck(settings(), print).gap(None, []) == {}
 
 
 def test_sequences_are_spread_over_the_first_rollout():
-    found = SyncCheck()
+    found = SyncCheck(settings(), print)
     found.keep([sample(n) for n in range(3 * CHECK_SEQUENCES)])
     found.keep([sample(100)])
     assert [int(each.sequences[0, 0]) for each in found.samples] == list(range(0, 3 * CHECK_SEQUENCES, 3))
@@ -104,3 +119,93 @@ def test_engine_memory_is_the_largest_or_unknown():
 
     assert engine_memory([with_memory(3.0), with_memory(5.0)]) == 5.0
     assert math.isnan(engine_memory([with_memory(3.0), with_memory(RayActorError())]))
+
+
+def test_gaps_are_judged():
+    """Warned of when they begin; with the flag, or the check of syncs, they end the run."""
+    notes = []
+    found = SyncCheck(settings(limit=0.05), notes.append)
+    for gap in (None, 0.05, 0.06, 0.07, 0.01, 0.06):
+        found.judge(gap)
+    assert len(notes) == 2 and all("0.06" in note and "--orz.max_logprob_gap 0.05" in note for note in notes)
+    for args in (settings(check_sync=True, limit=0.05), settings(on="error", limit=0.05)):
+        SyncCheck(args, notes.append).judge(0.05)
+        with pytest.raises(SyncError, match="0.07"):
+            SyncCheck(args, notes.append).judge(0.07)
+    SyncCheck(settings(on="mask", limit=0.05), notes.append).judge(0.07)
+    assert len(notes) == 3
+
+
+class Start:
+    """A policy that syncs ``after`` into an engine that has loaded ``before``; its own log-probs are ``trainer``."""
+
+    def __init__(self, monkeypatch, tmp_path, before=-1.0, after=-1.0, trainer=-1.0, **flags):
+        self.calls, self.asked, self.notes = [], [], []
+        self.value, self.trainer, self._actor_handlers, self.duplicate_actors = before, trainer, [None], 1
+        self.after = after
+        rows = ["ab", "c", "defghijklmnop", "qr", "st"]
+        (tmp_path / "rows").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+        monkeypatch.setattr(check, "batch_vllm_engine_call", lambda engines, name: self.calls.append(name))
+        self.check = SyncCheck(settings(data=tmp_path / "rows", **flags), self.notes.append)
+
+    def async_run_method(self, method_name):
+        self.calls.append(method_name)
+        self.value = self.after
+        return []
+
+    def async_run_method_batch(self, method_name, sequences, action_mask, attention_mask):
+        assert all(mask.all() for mask in (*action_mask, *attention_mask))
+        return [[torch.full((1, ids.shape[1] - 1), self.trainer) for ids in sequences]]
+
+    @property
+    def sequence_log_probs(self):
+        def log_probs(token_ids):
+            self.calls.append("ask")
+            self.asked = token_ids
+            return [[self.value] * (len(ids) - 1) for ids in token_ids]
+
+        return SimpleNamespace(remote=log_probs)
+
+    def run(self):
+        def tokenizer(text, add_special_tokens):
+            return {"input_ids": list(map(ord, text))}
+
+        self.check.start(self, [self], tokenizer)
+        return self.check.take_start()
+
+
+def test_the_first_sync(monkeypatch, tmp_path):
+    run = Start(monkeypatch, tmp_path, trainer=-1.25)
+    assert run.run() == {"logprob_gap_start_mean": 0.25, "logprob_gap_start_max": 0.25}
+    assert run.calls == ["ask", "broadcast_to_vllm", "ask"] and run.check.take_start() == {}
+    assert [len(ids) for ids in run.asked] == [2, 8, 2]  # the first prompts of two tokens or more, cut to the context
+    asleep = Start(monkeypatch, tmp_path, asleep=True, resumed=True)
+    asleep.run()
+    assert asleep.calls == ["wake_up", "broadcast_to_vllm", "ask", "sleep"]
+
+
+def test_a_first_sync_that_changes_what_the_engine_computes(monkeypatch, tmp_path):
+    Start(monkeypatch, tmp_path, after=-1.005).run()
+    for after in (-1.02, math.nan):
+        with pytest.raises(SyncError, match="engine 0 computes other log-probs after the first weight sync"):
+            Start(monkeypatch, tmp_path, after=after).run()
+    Start(monkeypatch, tmp_path, after=-3.0, resumed=True).run()  # the engine had loaded the base model
+
+
+def test_a_model_that_vllm_computes_otherwise(monkeypatch, tmp_path):
+    run = Start(monkeypatch, tmp_path, trainer=-1.1, limit=0.05)
+    run.run()
+    assert "vLLM's log-probs are 0.1 from the trainer's" in run.notes[0]
+    with pytest.raises(SyncError):
+        Start(monkeypatch, tmp_path, trainer=-1.1, limit=0.05, check_sync=True).run()
+
+
+def test_samples_without_log_probs_get_nan_where_others_have_some():
+    mask = torch.ones(1, 2)
+    none = [SimpleNamespace(rollout_log_probs=None, action_mask=mask) for _ in range(2)]
+    fill_log_probs(none)
+    assert none[0].rollout_log_probs is None
+    some = SimpleNamespace(rollout_log_probs=torch.zeros(1, 2), action_mask=mask)
+    fill_log_probs([*none, some])
+    assert none[1].rollout_log_probs.isnan().all() and none[1].rollout_log_probs.shape == (1, 2)
+    assert not some.rollout_log_probs.any()
