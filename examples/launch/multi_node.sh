@@ -18,7 +18,7 @@
 # checkpoint and stops both; the same commands go on.
 #   NODE_IP (this machine's address, for a worker), CPUS (as Ray counts them; a run needs one for each GPU and some
 #   more), RUN_DIR, RESTARTS, RESUME=0, WAIT_S (600)  by environment
-#   DRY_RUN=1  print the commands and stop
+#   DRY_RUN=1  print the commands and stop;  DOCTOR=0  do not look at the machine first
 set -euo pipefail
 # shellcheck source=../lib/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/launch.sh"
@@ -53,6 +53,7 @@ if [ "$role" = worker ]; then
    [ -z "${NODE_IP:-}" ] || node+=(--node-ip-address "$NODE_IP")
    start=("$ray" start --address "$HEAD_IP:$PORT" "${ports[@]}" "${node[@]}")
    if [ -n "${DRY_RUN:-}" ]; then show "${start[@]}"; exit; fi
+   examine
    [ -s "$RAY_AUTH_TOKEN_PATH" ] || say "waiting for the head's token in $RAY_AUTH_TOKEN_PATH"
    until [ -s "$RAY_AUTH_TOKEN_PATH" ] && timeout 5 bash -c ": </dev/tcp/$HEAD_IP/$PORT" 2>/dev/null; do
       [ $SECONDS -lt "$WAIT_S" ] ||

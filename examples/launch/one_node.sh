@@ -7,7 +7,7 @@
 #
 #   bash examples/launch/one_node.sh examples/train_orz_qwen2.5_0.5b.sh [flags of the recipe]
 #   RUN_DIR (default runs/RECIPE), RESTARTS (3), RESUME=0, GPUS, and the recipe's own  by environment
-#   DRY_RUN=1  print the commands and stop
+#   DRY_RUN=1  print the commands and stop;  DOCTOR=0  do not look at the machine first
 set -euo pipefail
 # shellcheck source=../lib/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib/launch.sh"
@@ -16,4 +16,5 @@ use "${1:-}"
 shift
 export NODES=1 GPUS=${GPUS:-$(count_gpus)}
 [ "$GPUS" != 0 ] || unset GPUS # a CPU recipe needs none, another one keeps its own number
+examine
 exec bash "$recipe" "${resuming[@]}" "$@"

@@ -27,3 +27,10 @@ if [ "${RESUME:-1}" = 1 ]; then resuming=(--ckpt.load_enable --orz.max_restarts 
 
 # count_gpus: of this machine; GPUS says otherwise
 count_gpus() { nvidia-smi --list-gpus 2>/dev/null | grep -c . || true; }
+
+# examine: what of this machine serves a run; ends where one cannot start. DOCTOR=0 leaves it out.
+examine() {
+   if [ "${DOCTOR:-1}" != 1 ] || [ -n "${DRY_RUN:-}" ]; then return; fi
+   "${ORZ_VENV:-.venv}/bin/python" -m openrlhf_orz.cli.doctor --run_dir "${RUN_DIR:-runs}" >&2 ||
+      die "this machine cannot run it: do what the lines above say, or set DOCTOR=0"
+}

@@ -63,6 +63,14 @@ def test_one_node_resumes_and_takes_all_gpus(project, monkeypatch):
     assert args.ckpt.load_enable and args.orz.max_restarts == 3 and args.vllm.num_engines == 2
 
 
+def test_one_node_looks_at_the_machine_first(project):
+    sick = {"program": "python", "with": "cli.doctor", "status": 1}
+    said = project.run("examples/launch/one_node.sh", RECIPE, answers=[TWO_GPUS, sick], status=2)
+    assert "this machine cannot run it" in said and not any(TRAIN in e["argv"] for e in project.recorded())
+    project.run("examples/launch/one_node.sh", RECIPE, answers=[TWO_GPUS, sick], DOCTOR="0")
+    assert training(project.recorded())
+
+
 def test_one_node_keeps_arms_apart_and_may_leave_resuming_out(project):
     script = "examples/ablations/fig08_gae_lambda.sh"
     shown = project.run("examples/launch/one_node.sh", script, ARM="0.95", RESUME="0", DRY_RUN="1", RESTARTS="9")
@@ -162,11 +170,12 @@ def test_a_ray_that_does_not_end_is_killed(project):
 
 def test_a_worker_waits_for_head_and_token(project):
     script = "examples/launch/multi_node.sh"
-    err = project.run(script, "worker", HEAD_IP="127.0.0.1", PORT="1", GPUS="8", WAIT_S="1", status=2)
+    err = project.run(script, "worker", HEAD_IP="127.0.0.1", PORT="1", GPUS="8", WAIT_S="1", DOCTOR="0", status=2)
     assert "no head at 127.0.0.1:1, or no token in " in err and project.recorded() == []
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-        process = project.start(script, "worker", HEAD_IP="127.0.0.1", PORT=port, GPUS="8", NODE_IP="127.0.0.2")
+        given = dict(HEAD_IP="127.0.0.1", PORT=port, GPUS="8", NODE_IP="127.0.0.2", DOCTOR="0")
+        process = project.start(script, "worker", **given)
         time.sleep(0.3)
         assert process.poll() is None and project.recorded() == []
         project.put(project.folder / ".ray/auth_token", "secret")
