@@ -209,23 +209,27 @@ def log_probs_and_entropy(
     return _LogProbs.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy, keep)
 
 
-class LogProbHead(nn.Linear):
-    """An output head that, while ``labels`` are set, returns log-probs and entropies (B, N, 2) instead of logits."""
+class LogProbHead(nn.Module):
+    """An output head that, while ``labels`` are set, returns log-probs and entropies (B, N, 2) instead of logits.
 
+    DeepSpeed's tensor parallelism would put a layer of its own in its place, by its class or by its name. As no
+    ``nn.Linear`` that says ``replaced`` it stays, whole on each rank, as tied heads do.
+    """
+
+    replaced = True
     labels: torch.Tensor | None = None  # (B, N) long
     temperature: float = 1.0
     with_entropy: bool = False
 
-    @classmethod
-    def sharing(cls, head: nn.Linear) -> "LogProbHead":
-        """A head with the parameters of ``head`` itself: weight tying, their names and ZeRO-3's gathering stay."""
-        new = cls(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
-        new.weight, new.bias = head.weight, head.bias
-        return new.train(head.training)
+    def __init__(self, head: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = head.in_features, head.out_features
+        self.weight = head.weight
+        self.register_parameter("bias", head.bias)
 
     def forward(self, hidden_BND: torch.Tensor) -> torch.Tensor:
         if self.labels is None:
-            return super().forward(hidden_BND)
+            return F.linear(hidden_BND, self.weight, self.bias)
         results = log_probs_and_entropy(
             hidden_BND.flatten(0, -2), self.weight, self.labels.flatten(), self.bias, self.temperature,
             with_entropy=self.with_entropy,
@@ -243,7 +247,8 @@ def install_log_prob_head(model: PreTrainedModel) -> LogProbHead | None:
     leaves_out = "logits_to_keep" in inspect.signature(model.forward).parameters
     if type(head) is not nn.Linear or not leaves_out or rescales_logits(model.config.get_text_config().to_dict()):
         return None
-    new = LogProbHead.sharing(head)
+    # the parameters themselves: weight tying, their names and ZeRO-3's gathering stay
+    new = LogProbHead(head).train(head.training)
     model.set_output_embeddings(new)
     return new
 

@@ -23,7 +23,7 @@ def choices(args: SimpleNamespace, explicit: set[str]) -> dict[str, list[Any]]:
     longest = args.data.max_len
     packs = [x for x in (32768, 16384, 8192) if x >= longest] or [longest]
     found: dict[str, list[Any]] = {
-        "ds.zero_stage": [1, 3] if args.ds.param_dtype == "bf16" else [3],
+        "ds.zero_stage": [1] * (args.ds.param_dtype == "bf16") + [3] * (args.ds.tensor_parallel_size == 1),
         "ds.grad_accum_dtype": ["fp32", None],
         "ds.enable_sleep": [False, True],
         "vllm.enable_sleep": [False] if args.orz.check_sync else [False, True],

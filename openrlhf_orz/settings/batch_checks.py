@@ -103,6 +103,11 @@ def _parallelism(args) -> Iterator[str]:
             f"--ds.ring_attn_size {ring} needs --ds.attn_implementation flash_attention_2 on a GPU, not"
             f" {args.ds.attn_implementation} on {args.orz.device}: leave it out"
         )
+    if tensor > 1 and args.ds.zero_stage == 3:
+        yield (
+            f"--ds.tensor_parallel_size {tensor} does not go with --ds.zero_stage 3: the weight sync gathers what one"
+            " of the two cuts. Give --ds.zero_stage 1 or 2"
+        )
     if tensor > 1 and args.ds.param_dtype != "bf16":
         yield f"--ds.tensor_parallel_size {tensor} needs --ds.param_dtype bf16, not {args.ds.param_dtype}"
 

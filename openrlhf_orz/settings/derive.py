@@ -114,7 +114,7 @@ def _placement_on_gpus(values, explicit, nodes: int, per_node: int) -> None:
             _default(values, explicit, f"{role}.{number}", values[f"actor.{number}"])
     _default(values, explicit, "train.colocate_all", True)
     _default(values, explicit, "vllm.enable_sleep", not values["orz.check_sync"])
-    _default(values, explicit, "ds.zero_stage", 3)
+    _default(values, explicit, "ds.zero_stage", 3 if values["ds.tensor_parallel_size"] == 1 else 1)
     _default(values, explicit, "ds.enable_sleep", values["ds.zero_stage"] == 3 and not values["ds.adam_offload"])
     _default(values, explicit, "actor.gradient_checkpointing_enable", True)
     _default(values, explicit, "vllm.gpu_memory_utilization", 0.75 if values["vllm.enable_sleep"] else 0.4)

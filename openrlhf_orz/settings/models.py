@@ -142,6 +142,11 @@ def _check_fit(flag: str, config, tokenizer, args) -> None:
             f"--data.max_len {args.data.max_len} is beyond the {positions} positions of"
             f" {args.actor.model_name_or_path} (max_position_embeddings): lower it"
         )
+    keys, tensor = getattr(config, "num_key_value_heads", None), args.ds.tensor_parallel_size
+    if keys and keys % tensor:
+        raise ConfigError(
+            f"--ds.tensor_parallel_size {tensor} does not divide the model's {keys} key-value heads: lower it"
+        )
     heads, parallel = getattr(config, "num_attention_heads", None), args.vllm.tensor_parallel_size
     if heads and heads % parallel:
         raise ConfigError(

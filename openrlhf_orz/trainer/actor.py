@@ -49,12 +49,17 @@ class OrzActor(Actor):
     def forward_tokens(
         self, sequences, attention_mask, position_ids, labels=None, needed=None, return_entropy=False, **mm_inputs
     ):
-        """Log-probs (B, S) at ``labels`` (B, S), computed where any row of ``needed`` (B, S) says so, else 0."""
+        """Log-probs (B, S) at ``labels`` (B, S), computed where any row of ``needed`` (B, S) says so, else 0.
+
+        Ring attention says nothing: there each rank computes them for all its tokens.
+        """
         (head,) = self._head
-        if head is None or labels is None or needed is None or mm_inputs:
+        if head is None or labels is None or mm_inputs:
             return super().forward_tokens(
                 sequences, attention_mask, position_ids, labels, needed, return_entropy, **mm_inputs
             )
+        if needed is None:
+            needed = torch.ones_like(labels, dtype=torch.bool)
         columns = needed.any(0).nonzero()[:, 0]
         if not len(columns):  # the head takes part all the same: under ZeRO-3 all ranks gather it
             columns = columns.new_zeros(1)

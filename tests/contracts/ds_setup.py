@@ -50,13 +50,14 @@ def make_strategy(args):
     return strategy
 
 
-def model_config(attention="sdpa"):
+def model_config(attention="sdpa", **changes):
     from transformers import Qwen2Config
 
-    return Qwen2Config(
+    given = dict(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, initializer_range=0.1, tie_word_embeddings=True, attn_implementation=attention,
     )  # fmt: skip
+    return Qwen2Config(**given | changes)
 
 
 def make_model(attention="sdpa"):
@@ -93,11 +94,11 @@ def make_batch(size=8, length=12, seed=1):
     return sequences, attention, action
 
 
-def make_critic(strategy, lr, eps=1e-8):
+def make_critic(strategy, lr, eps=1e-8, **changes):
     from openrlhf.models.model import _get_critic_model
     from transformers.models.qwen2 import Qwen2Model
 
-    config = model_config(PACKED_ATTENTION)
+    config = model_config(PACKED_ATTENTION, **changes)
     config.normalize_reward = False
     torch.manual_seed(0)
     critic = _get_critic_model(Qwen2Model.__base__, Qwen2Model, "score", packing_samples=True)(config)

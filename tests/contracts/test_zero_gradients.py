@@ -139,3 +139,14 @@ def test_values_of_packs_by_a_thread_each():
         assert result["modes"] == [False] and result["training"], (stage, result)
         assert (result["threads"] > 1) == (stage != "3" and result["cores"] > 1), (stage, result)
     assert run_ranks(2, "values", "2")["2"]["threads"] == 1
+
+
+def test_tensor_parallel_training():
+    """DeepSpeed cuts the layers in two and leaves our head whole, tied or not; in bfloat16, so up to its rounding."""
+    result = run_ranks(2, "tensor_parallel", "tied", "untied")
+    for head in ("tied", "untied"):
+        found = result[head]
+        assert found["gap"] < 0.1 and found["same_on_all_ranks"] and found["shapes"], (head, found)
+        assert found["grad_norm"] == pytest.approx(found["whole_grad_norm"], rel=0.05), (head, found)
+        assert found["moved"] > 1e-3, (head, found)
+    assert result["critic"]["after"] < result["critic"]["before"]

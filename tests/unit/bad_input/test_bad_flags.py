@@ -43,6 +43,10 @@ FLAGS = [
     ("--vllm.num_engines 3", ["--vllm.num_engines", "--actor.num_gpus_per_node"]),
     ("--ds.enable_sleep --ds.zero_stage 0 --orz.device cuda", ["--ds.enable_sleep", "--ds.zero_stage 3"]),
     ("--ds.enable_sleep --ds.zero_stage 1 --orz.device cuda", ["--ds.enable_sleep", "--ds.grad_accum_dtype fp32"]),
+    (
+        "--ds.tensor_parallel_size 2 --ds.zero_stage 3 --orz.device cuda",
+        ["--ds.tensor_parallel_size 2", "--ds.zero_stage 3", "Give --ds.zero_stage 1 or 2"],
+    ),
     ("--ds.tensor_parallel_size 3", ["--ds.tensor_parallel_size 3", "does not divide the 1 ranks"]),
     (
         "--ds.ring_attn_size 2 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2",

@@ -30,3 +30,19 @@ def test_none_or_damaged(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(SafetensorError):
         has_weight(str(tmp_path), "a")
+
+
+def test_tensor_parallel_ranks_share_key_value_heads():
+    """DeepSpeed would end the run when the models load."""
+    from types import SimpleNamespace
+
+    from openrlhf_orz.settings.checks import ConfigError
+    from openrlhf_orz.settings.models import _check_fit
+
+    config = SimpleNamespace(num_key_value_heads=2, num_attention_heads=14)
+    tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0})
+    args = SimpleNamespace(ds=SimpleNamespace(tensor_parallel_size=2), vllm=SimpleNamespace(tensor_parallel_size=2))
+    _check_fit("--flag", config, tokenizer, args)
+    args.ds.tensor_parallel_size = 4
+    with pytest.raises(ConfigError, match="--ds.tensor_parallel_size 4 does not divide the model's 2 key-value heads"):
+        _check_fit("--flag", config, tokenizer, args)

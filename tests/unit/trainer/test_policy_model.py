@@ -63,3 +63,15 @@ def test_the_model_is_saved_and_synced_under_its_own_names():
     sequences, attention, action = batch()
     actor(sequences, action, attention_mask=attention)
     assert actor.model(sequences).logits.shape == (*sequences.shape, 64)
+
+
+def test_log_probs_of_all_tokens_where_nobody_says_which():
+    """As in ring attention, where each rank has a part of the pack: no logits over the vocabulary either."""
+    actor = OrzActor(model("sdpa"))
+    sequences = batch()[0]
+    positions = torch.arange(sequences.shape[1]).expand_as(sequences)
+    labels = sequences.roll(-1, 1)
+    output, log_probs, entropy = actor.forward_tokens(sequences, None, positions, labels, None)
+    expected = actor.model(sequences, position_ids=positions).logits.log_softmax(-1).gather(-1, labels[..., None])
+    torch.testing.assert_close(log_probs, expected[..., 0], rtol=1e-4, atol=1e-5)
+    assert output["logits"].shape == (*sequences.shape, 2) and entropy is None
