@@ -6,7 +6,11 @@
 # leaves a stamp with the hash of what it was made from, so a rerun does only what is
 # missing or changed.
 #
-# Environment: PYTHON (interpreter), CXX (compiler), ORZ_VENV (another place for .venv),
+# gpu needs a driver for CUDA 13, where there is one, and the compiler nvcc of CUDA 13,
+# with which DeepSpeed's optimizer is built. It needs no flash-attn.
+#
+# Environment: PYTHON (interpreter), CXX (compiler), CUDA_HOME (where nvcc is),
+# TORCH_CUDA_ARCH_LIST (GPUs to build for), ORZ_VENV (another place for .venv),
 # ORZ_MIN_FREE_GB (disk space asked for), and pip's own variables.
 set -euo pipefail
 
@@ -42,8 +46,11 @@ if [ "$MODE" = auto ]; then
 fi
 [ -z "$HAD" ] || [ "$HAD" = "$MODE" ] ||
     die "$VENV was set up for $HAD: delete it, or set ORZ_VENV to another folder, to set up for $MODE"
-if [ "$MODE" = cpu ]; then REQUIREMENTS=$ROOT/requirements-cpu.txt; else REQUIREMENTS=$ROOT/requirements.txt; fi
-pin() { grep -E "^$1==" "$REQUIREMENTS"; }
+REQUIREMENTS=$ROOT/requirements-$MODE.txt
+pin() { sed -nE "s/^($1==[^ ;]+).*/\1/p" "$REQUIREMENTS"; }
+# A requirement file's entry of one package with its hashes, and all others.
+entry() { awk -v name="$1==" '/^[^ #]/ { on = index($0, name) == 1 } on' "$REQUIREMENTS"; }
+others() { awk -v name="$1==" '/^[^ #]/ { on = index($0, name) == 1 } !on' "$REQUIREMENTS"; }
 
 # ---- stages: do_STAGE makes it, key_STAGE says from what
 
@@ -75,10 +82,8 @@ do_venv() {
 }
 
 do_torch() {
-    if [ "$MODE" = gpu ]; then
-        pip install "$(pin torch)"
-        "$VENV/bin/python" -c 'import torch; raise SystemExit(torch.version.cuda is None)' ||
-            die "pip found a torch without CUDA: let it see the default package index first (PIP_FIND_LINKS, PIP_INDEX_URL)"
+    if [ "$MODE" = gpu ]; then # in the stack; a torch without CUDA has another hash
+        return
     else
         pip install --no-deps "$(pin torch)" ||
             pip install --no-deps --index-url "$TORCH_CPU_INDEX" "$(pin torch)"
@@ -86,12 +91,7 @@ do_torch() {
 }
 
 do_stack() {
-    if [ "$MODE" = cpu ]; then
-        pip install --no-deps -r <(grep -v '^deepspeed==' "$REQUIREMENTS")
-    else
-        pip install -r <(grep -vE '^(deepspeed|flash-attn)==' "$REQUIREMENTS")
-        pip install --no-deps --no-build-isolation "$(pin flash-attn)"
-    fi
+    pip install --no-deps $([ "$MODE" = cpu ] || echo --require-hashes) -r <(others deepspeed)
 }
 
 do_report() { pip install --no-deps -r "$ROOT/requirements-report.txt"; }
@@ -99,8 +99,13 @@ do_report() { pip install --no-deps -r "$ROOT/requirements-report.txt"; }
 do_curate() { pip install --no-deps --no-build-isolation -r "$ROOT/requirements-curate.txt"; }
 
 do_deepspeed() {
+    # By ninja, which is in the environment, in parallel. On GPUs the optimizer alone, for A100 to B200 and RTX 30 to 50:
+    # no node needs nvcc then.
     if [ "$MODE" = gpu ]; then
-        pip install "$(pin deepspeed)"
+        env DS_BUILD_FUSED_ADAM=1 DS_ENABLE_NINJA=1 PATH="$VENV/bin:$PATH" \
+            TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-8.0;8.6;8.9;9.0;10.0;12.0}" \
+            "$VENV/bin/python" -m pip install --force-reinstall --no-cache-dir --no-deps --no-build-isolation \
+            --require-hashes -r <(entry deepspeed)
         return
     fi
     # -g0 last: DeepSpeed asks for debug symbols, which double the compile time.
@@ -172,6 +177,22 @@ check_disk() {
     [ "$free" -ge "$need" ] || die "needs $need GB of free disk for $VENV, has $free: free some, or set ORZ_VENV to a larger disk"
 }
 
+# Before gigabytes are downloaded: the driver, where there is one, and nvcc must be of the CUDA that torch is built for.
+check_cuda() {
+    local wanted found nvcc
+    wanted=$(pin cuda-toolkit | grep -oE '==[0-9]+' | tr -d =)
+    found=$(nvidia-smi 2>/dev/null | grep -oE 'CUDA Version: *[0-9]+' | grep -oE '[0-9]+' | head -n 1) || true
+    [ -z "$found" ] || [ "$found" -ge "$wanted" ] ||
+        die "needs a driver for CUDA $wanted, nvidia-smi says CUDA $found: install a newer driver (580 or later)"
+    [ -n "$found" ] || say "no GPU answers here: fine for an image or a login node"
+    nvcc=${CUDA_HOME:+$CUDA_HOME/bin/}nvcc
+    command -v "$nvcc" >/dev/null || [ -n "${CUDA_HOME:-}" ] || nvcc=/usr/local/cuda/bin/nvcc
+    found=$("$nvcc" --version 2>/dev/null | grep -oE 'release [0-9]+' | grep -oE '[0-9]+') || true
+    [ "$found" = "$wanted" ] ||
+        die "needs nvcc of CUDA $wanted, has ${found:-none}: install it (apt-get install cuda-toolkit-$wanted-0), or set CUDA_HOME to it"
+    export CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(command -v "$nvcc")")")}
+}
+
 # The one line that a failed stage leaves on the screen.
 explain() {
     local stage=$1 own
@@ -212,6 +233,7 @@ fi
 case " ${TODO[*]} " in *" venv "*) find_python ;; esac
 case " ${TODO[*]} " in *" deepspeed "* | *" curate "*) find_compiler ;; esac
 case " ${TODO[*]} " in *" openrlhf "*) find_git ;; esac
+[ "$MODE" = cpu ] || case " ${TODO[*]} " in *" stack "* | *" deepspeed "*) check_cuda ;; esac
 case " ${TODO[*]} " in *" stack "*) check_disk ;; esac
 
 STAGE_LOG=$(mktemp)

@@ -23,7 +23,7 @@ run() { if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
 container=(docker run --rm --init --gpus all
    --shm-size 16g                         # ranks and engines hand tensors on through it
    --stop-timeout 300                     # docker stop: SIGTERM, then time to write a checkpoint
-   --user "$(id -u):$(id -g)" --env HOME=/orz/runs
+   --user "$(id -u):$(id -g)" --env HOME=/orz/runs --env USER=orz   # the image knows no name for this number
    --volume "$root/runs:/orz/runs"
 )
 for name in MODEL CRITIC DATA DATA_CN; do

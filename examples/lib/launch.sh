@@ -4,6 +4,10 @@
 say() { echo "[launch] $*" >&2; }
 die() { echo "$(basename "$0"): $*" >&2; exit 2; }
 
+# what DeepSpeed and vLLM compile needs ninja, also in Ray's workers, which have the environment of `ray start`
+PATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && realpath -sm "${ORZ_VENV:-.venv}")/bin:$PATH"
+export PATH
+
 # use RECIPE: checks it and sets `recipe`; then RUN_DIR, without a time in it, so that the same command goes on with
 # the same run; then goes to the project's folder.
 use() {

@@ -10,6 +10,7 @@ for name in MODEL CRITIC TEACHER STUDENT DATA DATA_CN WARM_MODEL; do
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 python=${ORZ_VENV:-.venv}/bin/python
+export PATH="$(realpath -sm "${ORZ_VENV:-.venv}")/bin:$PATH" # ninja, for what DeepSpeed and vLLM compile
 
 # ---- settings
 

@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -50,6 +51,8 @@ def worker_env(args: SimpleNamespace, run: RunFacts) -> dict[str, str]:
         "NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN"),
         "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": os.environ.get("RAY_ENABLE_ZERO_COPY_TORCH_TENSORS", "1"),
         "OPENRLHF_TRUST_REMOTE_CODE": "1" if args.orz.trust_remote_code else "0",
+        # what DeepSpeed and vLLM compile needs ninja, which is in the environment; Ray fills in each node's PATH
+        "PATH": f"{os.path.dirname(sys.executable)}:${{PATH}}",
         # vLLM does not remove its sockets: put them where the end of the run does
         "VLLM_RPC_BASE_PATH": f"{run.scratch}ipc",
     }

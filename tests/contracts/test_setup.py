@@ -111,6 +111,81 @@ def test_low_disk(tmp_path):
     refused(setup(tmp_path / "venv", "cpu", ORZ_MIN_FREE_GB=10**6), "1000000 GB", "ORZ_VENV")
 
 
+def cuda(folder, driver=None, nvcc=None):
+    """Stand-ins for what a machine has; None: it has none."""
+    folder.mkdir(exist_ok=True)
+    for name, said in (
+        ("nvidia-smi", f"| CUDA Version: {driver} |"),
+        ("nvcc", f"Cuda compilation tools, release {nvcc}"),
+    ):
+        version = driver if name == "nvidia-smi" else nvcc
+        script(folder / name, f"#!/bin/sh\necho '{said}'\n" if version else "#!/bin/sh\nexit 9\n")
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "CUDA_HOME": "", "ORZ_MIN_FREE_GB": 10**6}
+
+
+@pytest.mark.parametrize(
+    ("driver", "nvcc", "words"),
+    [
+        ("12.8", "13.0, V13.0.88", ["needs a driver for CUDA 13", "says CUDA 12", "580"]),
+        (
+            "13.0",
+            "12.8, V12.8.93",
+            ["needs nvcc of CUDA 13, has 12", "install cuda-toolkit-13-0", "CUDA_HOME"],
+        ),
+        ("13.0", None, ["needs nvcc of CUDA 13, has none"]),
+        ("13.1", "13.0, V13.0.88", ["GB of free disk"]),  # the next check
+    ],
+)
+def test_cuda_is_looked_at_before_anything_is_downloaded(tmp_path, driver, nvcc, words):
+    refused(setup(tmp_path / "venv", "gpu", **cuda(tmp_path / "bin", driver, nvcc)), *words)
+
+
+def test_an_image_is_built_where_no_gpu_answers(tmp_path):
+    run = setup(tmp_path / "venv", "gpu", **cuda(tmp_path / "bin", None, "13.0"))
+    assert "fine for an image" in run.stdout and "GB of free disk" in run.stderr
+
+
+def test_what_set_up_for_gpus_starts(tmp_path):
+    """By a recorder in the place of the environment's Python, under a PATH without ninja: hashes for all packages, and
+    DeepSpeed's optimizer built with the environment's ninja.
+    """
+    venv, log = tmp_path / "venv", tmp_path / "log"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "pyvenv.cfg").touch()
+    script(
+        venv / "bin" / "python",
+        f"""#!/bin/bash
+echo "CALL $* | PATH=$PATH ADAM=$DS_BUILD_FUSED_ADAM NINJA=$DS_ENABLE_NINJA ARCH=$TORCH_CUDA_ARCH_LIST" >>{log}
+while [ $# -gt 0 ]; do [ "$1" != -r ] || cat "$2" >>{log}; shift; done
+""",
+    )
+    run = setup(venv, "gpu", **(cuda(tmp_path / "bin", "13.0", "13.0") | {"ORZ_MIN_FREE_GB": 0}))
+    assert run.returncode == 0, run.stdout + run.stderr
+    calls = [call.partition("\n") for call in log.read_text().split("CALL ")]
+    (stack,) = [call for call in calls if "--require-hashes" in call[0] and "ADAM= " in call[0]]
+    (deepspeed,) = [call for call in calls if "ADAM=1" in call[0]]
+    packages = [line for line in stack[2].splitlines() if line and line[0] not in "# "]
+    assert len(packages) > 250 and any(line.startswith("torch==") for line in packages)
+    assert not any(line.startswith(("deepspeed==", "flash-attn")) for line in packages)
+    assert f"PATH={venv}/bin:" in deepspeed[0] and "NINJA=1" in deepspeed[0] and "9.0" in deepspeed[0]
+    assert "--require-hashes" in deepspeed[0] and "--no-build-isolation" in deepspeed[0]
+    assert deepspeed[2].startswith("deepspeed==0.19.6") and "--hash=sha256:" in deepspeed[2]
+    assert setup(venv, "gpu").stdout.startswith("setup: nothing to do")
+
+
+def test_the_gpu_s_list_is_compiled_from_the_pins():
+    """Every pin is in it, every package has a hash, and no index is named."""
+    text = (ROOT / "requirements-gpu.txt").read_text()
+    entries = [entry for entry in text.replace("\\\n", "").splitlines() if entry and entry[0] not in "# "]
+    assert len(entries) > 250 and all("--hash=sha256:" in entry for entry in entries)
+    assert "://" not in text and "--index" not in text
+    locked = {entry.split(" ")[0].split("[")[0].lower() for entry in entries}
+    wanted = [Requirement(line.split("#")[0]) for line in (ROOT / "requirements.txt").read_text().splitlines()
+              if line.split("#")[0].strip()]  # fmt: skip
+    for pin in wanted:
+        assert f"{pin.name}{pin.specifier}".lower().replace("_", "-") in locked, pin
+
+
 def test_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("keep")
     refused(setup(tmp_path, "cpu", ORZ_MIN_FREE_GB=0), "not a virtual environment", "ORZ_VENV")

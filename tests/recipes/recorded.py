@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("ray", "srun", "scontrol", "docker", "nvidia-smi", "hostname")
 KEEP = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "NODES", "GPUS", "RUN_DIR", "HEAD_IP", "MODEL", "DATA",
-        "RAY_JOB_STOP_WAIT_TIME_S")  # fmt: skip
+        "RAY_JOB_STOP_WAIT_TIME_S", "PATH")  # fmt: skip
 RECORDER = f"""#!{sys.executable}
 import json, os, signal, sys, time
 name = os.path.basename(sys.argv[0])

@@ -16,6 +16,7 @@ def test_docker_builds_once_and_publishes_nothing(project):
     inspect, build, run = (e["argv"] for e in project.recorded() if e["program"] == "docker")
     assert build[:3] == ["build", "--file", "docker/Dockerfile"]
     rows = str(project.folder / "rows.jsonl")
+    assert run[run.index("HOME=/orz/runs") + 1 :][:2] == ["--env", "USER=orz"]  # a number has no name in the image
     assert run[0] == "run" and f"{rows}:{rows}:ro" in run and "secret" not in run and "HF_TOKEN" in run
     assert not {"--publish", "-p", "--publish-all", "-P", "--privileged", "--network"} & set(run)
     assert run[-4:] == ["examples/launch/one_node.sh", RECIPE, "--train.seed", "1"]
@@ -30,9 +31,11 @@ def test_the_image_is_what_set_up_makes():
     orders = [line.split() for line in text.replace("\\\n", " ").splitlines() if line and line[0] not in "# "]
     (base,) = (words[1] for words in orders if words[0] == "ARG")
     assert re.fullmatch(r"CUDA_IMAGE=nvidia/cuda:\d+\.\d+\.\d+-devel-ubuntu24\.04", base)
+    (cuda,) = re.findall(r"^cuda-toolkit==(\d+\.\d+)", (ROOT / "requirements-gpu.txt").read_text(), re.MULTILINE)
+    assert base.startswith(f"CUDA_IMAGE=nvidia/cuda:{cuda}."), "nvcc must be of torch's CUDA"
     copied = [name for words in orders if words[0] == "COPY" for name in words[1:-1]]
     assert all((ROOT / name).exists() for name in copied)
-    set_up = (ROOT / "tools/setup.sh").read_text()
+    set_up = (ROOT / "tools/setup.sh").read_text().replace("$MODE", "gpu")
     needed = set(re.findall(r"\$ROOT[\"/]*/([\w.-]+)", set_up)) - {".venv"}
     assert needed <= {*copied, "requirements.txt"} | {"build"}, "what set-up reads is copied"
     runs = [" ".join(words[1:]) for words in orders if words[0] == "RUN"]

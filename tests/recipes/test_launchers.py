@@ -56,6 +56,7 @@ def test_one_node_resumes_and_takes_all_gpus(project, monkeypatch):
     project.run("examples/launch/one_node.sh", RECIPE, "--train.seed", "1", answers=[TWO_GPUS])
     argv, env = training(project.recorded())
     assert argv[-5:] == [*RESUMING, "--train.seed", "1"]
+    assert env["PATH"].startswith(f"{project.folder}/.venv/bin:")  # where ninja is
     assert env["NODES"] == "1" and env["GPUS"] == flag(argv, "--actor.num_gpus_per_node") == "2"
     assert flag(argv, "--ckpt.output_dir") == "runs/train_orz_qwen2.5_7b" and "RAY_ADDRESS" not in env
     monkeypatch.chdir(ROOT)
@@ -102,6 +103,8 @@ def test_the_head_starts_ray_waits_runs_and_ends_ray(project):
     entries = project.recorded()
     kinds = [(e["program"], e["what"]) for e in entries if e["program"] != "nvidia-smi"]
     assert sorted(kinds[:2]) == [("python", "started"), ("ray", "started")]
+    # Ray's workers have the environment of `ray start`; ninja is there
+    assert all(e["env"]["PATH"].startswith(f"{project.folder}/.venv/bin:") for e in entries if e["program"] == "ray")
     assert kinds[2:] == [("python", "started"), ("ray", "SIGTERM")]
     (wait,) = (e for e in entries if "examples/lib/wait_for_nodes.py" in e["argv"])
     assert wait["argv"][1:] == ["10.0.0.1:6379", "4", "600"] and wait["env"]["RAY_AUTH_MODE"] == "token"

@@ -190,3 +190,18 @@ def test_training_cuts_no_prompts_where_requests_have_seeds_of_their_own(flags, 
     given = ["--actor.model_name_or_path", "none", "--data.prompt_dataset", "rows.jsonl", "--orz.device", "cpu"]
     args, _ = parse([*given, *flags])
     assert args.orz.own_agent and engine_args(args).get("enable_chunked_prefill") is cut
+
+
+def test_a_user_whom_the_machine_does_not_know(monkeypatch):
+    """As in a container that is given a number: the folder of what is compiled has a name all the same."""
+    import pwd
+
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert default_cache_dir()

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import socket
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -123,6 +124,8 @@ def test_variables_that_are_set_win(monkeypatch):
     env = ray_session.worker_env(args, run)
     assert env["NCCL_DEBUG"] == "INFO" and env["VLLM_HOST_IP"] == "127.0.0.1" and env["GLOO_SOCKET_IFNAME"] == "lo"
     assert env["OPENRLHF_TRUST_REMOTE_CODE"] == "0" and env["VLLM_RPC_BASE_PATH"] == "/dev/shm/orz-1-ipc"
+    # Ray fills in the PATH of each node; ninja is beside this Python
+    assert env["PATH"] == f"{os.path.dirname(sys.executable)}:${{PATH}}"
     assert "GLOO_SOCKET_IFNAME" not in ray_session.worker_env(args, dataclasses.replace(run, own_ray=False))
     monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
     assert "NCCL_SOCKET_IFNAME" not in env
