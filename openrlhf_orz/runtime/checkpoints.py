@@ -22,6 +22,7 @@ from openrlhf_orz.runtime.files import sync_folder
 
 MANIFEST, TRAINER, STATE = "manifest.json", "trainer.json", "trainer.pt"
 PARTIAL = ".partial-"
+FORMAT = 1
 _TAG = re.compile(r"(best_)?global_step(\d+)")
 _CHUNK = 1 << 22
 _THREADS = 4  # hashing releases the interpreter's lock
@@ -71,7 +72,7 @@ def commit(partial: str | Path) -> Path:
         for file, digest in zip(files, hashes)
     }
     with open(partial / MANIFEST, "w") as stream:
-        json.dump({"format": 1, "files": entries}, stream, indent=1)
+        json.dump({"format": FORMAT, "files": entries}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
     put_in_place(partial)
@@ -105,11 +106,18 @@ def verify(checkpoint: str | Path) -> None:
     """Raise Damaged unless every file has its size and sha256 of the manifest, and the trainer's files are there."""
     checkpoint = Path(checkpoint)
     try:
-        entries = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise Damaged(
+                f"{MANIFEST} is of format {manifest['format']}, not {FORMAT}: of another version of this package"
+            )
+        entries = manifest["files"]
         sizes = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in entries.items()}
     except FileNotFoundError:
         raise Damaged(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Damaged:
+        raise
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{MANIFEST} cannot be read ({error})") from None
     for name, (size, _) in sizes.items():
         file = checkpoint / name

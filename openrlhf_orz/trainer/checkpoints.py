@@ -14,7 +14,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.runtime import checkpoints
-from openrlhf_orz.runtime.run_dir import RunDir
+from openrlhf_orz.runtime.run_dir import RunDir, stack_versions
 from openrlhf_orz.runtime.stopping import Stopped, StopRequested, stop_if_asked
 from openrlhf_orz.runtime.watchdog import phase_limit
 from openrlhf_orz.trainer.rank import capture_random_states, restore_random_states
@@ -166,6 +166,7 @@ class TrainerCheckpoints:
             "faults": self.all_faults(),
             "prompts_sha256": self.args.run.prompts_sha256,
             "flags": self.args.run.recorded_flags,
+            "versions": stack_versions(),
         }
         if self.rollouts.exhausted:
             state["episode"] += 1  # or the resumed run would look for prompts in an episode that has none left

@@ -37,7 +37,7 @@ def test_committed_under_its_name_and_verified(tmp_path):
         (lambda c: (c / "_actor" / "rank0.pt").unlink(), "_actor/rank0.pt is missing"),
         (lambda c: (c / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda c: (c / "manifest.json").write_text('{"files": {"a"'), "manifest.json cannot be read"),
-        (lambda c: (c / "manifest.json").write_text('{"files": {}}'), "nothing to resume from"),
+        (lambda c: (c / "manifest.json").write_text('{"format": 1, "files": {}}'), "nothing to resume from"),
     ],
 )
 def test_a_damaged_one_is_skipped_with_its_reason(tmp_path, harm, message):
