@@ -73,7 +73,7 @@ case $DEVICE in
          --ds.attn_implementation sdpa
          --ds.param_dtype fp32
       )
-      processes=(env "${one_process[@]}" "$python" -m)
+      processes=("${one_process[@]}")
       ;;
    *)
       echo "$(basename "$0"): DEVICE=$DEVICE is neither cuda nor cpu" >&2

@@ -66,5 +66,5 @@ setup
 run "$python" -m openrlhf_orz.cli.curate --config examples/curate_reasoning_gym.yaml --output "$DATA" --set heldout=0.5
 run "$python" -m openrlhf_orz.cli.warm_start bare --data "$DATA/kept/test.jsonl" --output "$RUN_DIR/data" \
    --sft_rows "$SFT_ROWS"
-log "$RUN_DIR/warm_start.log" env "${one_process[@]}" "$python" -m openrlhf.cli.train_sft "${sft[@]}"
+log "$RUN_DIR/warm_start.log" "${one_process[@]}" openrlhf.cli.train_sft "${sft[@]}"
 train "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" --ckpt.output_dir "$RUN_DIR" "$@"

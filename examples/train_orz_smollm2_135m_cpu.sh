@@ -87,7 +87,7 @@ optimizer=(
 run "$python" -m openrlhf_orz.cli.warm_start rows --data "$DATA" --model "$BASE" --output "$RUN_DIR/data" \
    --sft_rows "$SFT_ROWS"
 if [ -z "${WARM_MODEL:-}" ]; then
-   log "$RUN_DIR/warm_start.log" env "${one_process[@]}" "$python" -m openrlhf.cli.train_sft "${sft[@]}"
+   log "$RUN_DIR/warm_start.log" "${one_process[@]}" openrlhf.cli.train_sft "${sft[@]}"
    say "$SECONDS s so far; the warmed-up model is in $WARM"
 fi
 train "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" --ckpt.output_dir "$RUN_DIR" \

@@ -127,7 +127,7 @@ train() {
    if [ -n "${DRY_RUN:-}" ]; then show "${command[@]}"; else exec "${command[@]}"; fi
 }
 
-# One process by itself, for OpenRLHF's SFT trainer, on loopback.
-one_process=(RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1
-   "MASTER_PORT=${MASTER_PORT:-$((20000 + RANDOM % 12000))}"
+# One process by itself, for OpenRLHF's SFT trainer; it listens nowhere. DeepSpeed wants an address, which nobody uses.
+one_process=(env RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 GLOO_SOCKET_IFNAME=lo MASTER_ADDR=127.0.0.1
+   "MASTER_PORT=${MASTER_PORT:-29500}" "$python" examples/lib/one_process.py
 )
