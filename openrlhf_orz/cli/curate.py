@@ -17,6 +17,7 @@ from openrlhf_orz.data.curate.config import Config, PassRate, load_config
 from openrlhf_orz.data.curate.pass_rate import Sampler
 from openrlhf_orz.data.curate.pipeline import run_pipeline
 from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.settings.redact import printable
 
 
 def configuration(argv: list[str] | None) -> tuple[argparse.ArgumentParser, Config]:
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         _, config = configuration(argv)
         run_pipeline(config, lambda line: print(line, flush=True), _sampler)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from openrlhf_orz.data.json_lines import decoded_lines, write_records
 from openrlhf_orz.data.sft_rows import select_responses
 from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.settings.redact import printable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_records(args.output, kept)
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     questions = len({(row["bench"], row["id"]) for row in kept})
     print(f"[distill] {len(kept)} responses to {questions} questions in {args.output}; of all: {told}")

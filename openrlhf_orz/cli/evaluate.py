@@ -14,6 +14,7 @@ from pathlib import Path
 
 from openrlhf_orz.evaluate.questions import BENCHMARKS, HARNESS, EvaluationError
 from openrlhf_orz.settings.flags import STOP_STRINGS
+from openrlhf_orz.settings.redact import printable
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         check_options(options)
         content = evaluate_model(options)
     except (EvaluationError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; the responses so far are in {options.out}: the same command goes on", file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 from openrlhf_orz.report.page import Page, write_page
 from openrlhf_orz.report.pictures import write_pictures
 from openrlhf_orz.report.run_data import RunError, load_runs
+from openrlhf_orz.settings.redact import printable
 
 LIVE_REFRESH_S = 15  # a page with --live reloads itself at this interval
 
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             return watch(options)
         page = write_report(options, LIVE_REFRESH_S if options.live else 0)
     except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
@@ -83,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         print("error: --png and --svg need matplotlib: pip install -r requirements-report.txt", file=sys.stderr)
         return 2
     for note in page.notes:
-        print(f"note: {note}")
-    print(f"{page.path} ({page.size / 1e6:.1f} MB)")
+        print(printable(f"note: {note}"))
+    print(printable(f"{page.path} ({page.size / 1e6:.1f} MB)"))
     return 0
 
 

@@ -16,7 +16,7 @@ from openrlhf_orz.runtime.stopping import RESTARTS_VARIABLE, StopHandler, Stoppe
 from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.derive import prompt_budget
 from openrlhf_orz.settings.finished import RunFacts, for_openrlhf, policy_steps
-from openrlhf_orz.settings.redact import redact
+from openrlhf_orz.settings.redact import printable, redact
 from openrlhf_orz.settings.skip_plan import describe_attention, describe_forwards
 
 
@@ -226,7 +226,7 @@ def failed(error: Exception, args) -> int:
         print(f"error: {error}; all logs: {os.path.join(args.orz.run_dir, 'logs')}", file=sys.stderr)
         return 1
     if isinstance(error, (ConfigError, DataError, WrongBuild, OSError)):
-        print(f"error: {redact(str(error))}", file=sys.stderr)
+        print(printable(f"error: {redact(str(error))}"), file=sys.stderr)
         return 2
     raise error
 

@@ -17,6 +17,7 @@ from openrlhf_orz.data.json_lines import write_records
 from openrlhf_orz.data.rows import read_dataset
 from openrlhf_orz.data.sft_rows import Worked, read_worked, sft_row, split_worked
 from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.settings.redact import printable
 
 
 def write_rows(args: argparse.Namespace) -> None:
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args.write(args)
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 

@@ -130,7 +130,8 @@ def question_of(value: Any, where: str) -> str:
 
 def answer_of(value: Any, where: str) -> str:
     """The answer, text or a number, as text. Raises BadValue, which says `where` it stood, for anything else."""
-    if isinstance(value, (int, float, decimal.Decimal)) and not isinstance(value, bool) and math.isfinite(value):
+    number = isinstance(value, (int, float, decimal.Decimal)) and not isinstance(value, bool)
+    if number and (isinstance(value, int) or math.isfinite(value)):  # an integer may be beyond any float
         # Tables with gaps turn whole numbers into floats.
         whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
         try:

@@ -16,7 +16,8 @@ from typing import Any
 from openrlhf_orz.data.json_lines import Broken, decoded_lines, unique_keys
 
 READERS = (".json", ".jsonl", ".parquet")
-TABLE_BATCH = 1024  # rows decoded at a time
+TABLE_BATCH = 128  # rows decoded at a time
+LARGE_BATCH = 2**19  # bytes
 # Files of a folder that describe it and hold no rows.
 _DESCRIPTIONS = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 _SPLIT_ALIASES = {
@@ -133,8 +134,9 @@ def _parquet(path: Path, columns: set[str]) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
+        names = pq.read_schema(path).names
+        # a dictionary's text is stored once, and would be copied for each of its rows
+        file = pq.ParquetFile(path, read_dictionary=[name for name in names if name in columns])
         wanted = [name for name in names if name in columns]
         batches = file.iter_batches(batch_size=TABLE_BATCH, columns=wanted)
         for number, record in enumerate(_table_records(batches, names), 1):
@@ -147,10 +149,14 @@ def _table_records(batches: Iterable[Any], names: list[str]) -> Iterator[Any]:
     """Records of pyarrow tables or record batches, with a None for each of `names` that was not decoded."""
     absent = dict.fromkeys(names)
     for batch in batches:
-        try:
-            decoded = batch.to_pylist()
-        except UnicodeDecodeError:
-            decoded = [_decode_table_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
+        rows = (batch.slice(i, 1) for i in range(batch.num_rows))
+        if batch.nbytes > LARGE_BATCH:  # one row at a time
+            decoded: Iterable[Any] = map(_decode_table_row, rows)
+        else:
+            try:
+                decoded = batch.to_pylist()
+            except UnicodeDecodeError:
+                decoded = map(_decode_table_row, rows)
         for record in decoded:
             yield record if isinstance(record, Broken) else absent | record
 

@@ -27,7 +27,7 @@ class Responses:
             try:
                 row = json.loads(line)
                 self.done[row["bench"], row["id"], row["sample"]] = row
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise EvaluationError(
                     f"{path}:{number} is damaged: remove that line, or choose another --out"
                 ) from None
@@ -57,7 +57,12 @@ def check_settings(folder: Path, settings: dict) -> None:
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError):
+            before = None
+        if not isinstance(before, dict):
+            raise EvaluationError(f"{path} is damaged: remove {folder}, or choose another --out")
         for key in sorted({*before, *settings}):
             if before.get(key) != settings.get(key):
                 raise EvaluationError(

@@ -42,15 +42,15 @@ def describe_run(run: Run, stride: int) -> dict:
     notes = list(run.notes)
     if stride > 1:
         notes.append(f"the charts show {len(rows):,} of {len(run.metrics):,} steps: each {stride}th")
-    config = run.config
+    config, explicit = run.config, run.config.get("explicit")
     return {
         "name": run.name,
         "steps": len(run.metrics),
         "metrics": columns(rows),
         "evals": columns(run.evals),
-        "flags": flatten_flags(config.get("flags") or {}),
-        "explicit": [str(name) for name in config.get("explicit") or []],
-        "versions": flatten_flags(config.get("versions") or {}),
+        "flags": flatten_flags(config.get("flags")),
+        "explicit": [str(name) for name in explicit] if isinstance(explicit, list) else [],
+        "versions": flatten_flags(config.get("versions")),
         "commit": str(config.get("git_commit") or ""),
         "notes": notes,
     }

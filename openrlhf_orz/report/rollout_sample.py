@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from openrlhf_orz.algo.text_stats import reflects
-from openrlhf_orz.report.run_data import Run, read_objects
+from openrlhf_orz.report.run_data import Run, number_or_none, read_objects
 
 MAX_STEPS = 40  # steps whose rollout files are read
 MAX_READ = 400  # responses taken from one file
@@ -47,8 +47,8 @@ def page_row(row: dict, step: int, place: int) -> dict:
         **texts,
         "step": step,
         "place": place,
-        "reward": reward if isinstance(reward, (int, float)) else None,
-        "tokens": tokens if isinstance(tokens, (int, float)) else None,
+        "reward": number_or_none(reward),
+        "tokens": number_or_none(tokens),
         "reflection": reflection if isinstance(reflection, bool) else reflects(response),
     }
 

@@ -1,10 +1,14 @@
 """Reads a run directory as it is: while the run still writes, from older versions, or damaged."""
 
+import errno
 import json
 import math
+import os
+import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 SHOWN_LINES = 5  # damaged lines whose numbers are given
 
@@ -29,9 +33,8 @@ class Run:
         """The rollout file of each step that has one, in the order of steps."""
         files = {}
         for file in (self.path / "rollouts").glob("step_*.jsonl"):
-            number = file.stem.removeprefix("step_")
-            if number.isdigit():
-                files[int(number)] = file
+            if number := re.fullmatch(r"step_([0-9]{1,12})", file.stem):
+                files[int(number[1])] = file
         return dict(sorted(files.items()))
 
 
@@ -44,13 +47,22 @@ def _finite(digits: str) -> float:
     return value if math.isfinite(value) else _refuse(digits)
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read its bytes. Raises OSError for what is no file: a pipe would be waited for without an end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(handle, "rb")
+
+
 def read_objects(path: Path, notes: list[str]) -> list[dict]:
     """The JSON objects of a file, one per line. Other lines are counted and numbered in ``notes``.
 
     A last line without its line end is still being written, and is ignored.
     """
     rows, damaged = [], []
-    with open(path, "rb") as lines:
+    with open_file(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -79,7 +91,7 @@ def by_step(rows: list[dict], name: str, notes: list[str]) -> list[dict]:
     without = taken_back = 0
     for row in rows:
         step = row.get("step")
-        if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step):
+        if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 <= step < 1e12 or step % 1:
             without += 1
             continue
         while kept and next(reversed(kept)) >= step:
@@ -107,7 +119,8 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
             found[part] = []
     config = {}
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8", errors="replace"))
+        with open_file(path / "config.json") as stream:
+            config = json.loads(stream.read().decode("utf-8", errors="replace"))
         if not isinstance(config, dict):
             raise ValueError("no object")
     except FileNotFoundError:
@@ -139,7 +152,7 @@ def load_runs(paths: list[str | Path]) -> list[Run]:
 
 def number_or_none(value: Any) -> float | None:
     """A finite number to five significant digits, else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
         return None
     if isinstance(value, int) or value == int(value):
         return int(value)
@@ -153,9 +166,11 @@ def columns(rows: list[dict]) -> dict[str, list]:
     return {key: values for key, values in table.items() if any(value is not None for value in values)}
 
 
-def flatten_flags(config: dict, prefix: str = "") -> dict[str, str]:
-    """Nested flags as {"actor.adam.lr": "1e-06"}."""
+def flatten_flags(config: Any, prefix: str = "") -> dict[str, str]:
+    """Nested flags as {"actor.adam.lr": "1e-06"}; nothing of what is no object."""
     flat: dict[str, str] = {}
+    if not isinstance(config, dict):
+        return flat
     for key, value in config.items():
         if isinstance(value, dict):
             flat.update(flatten_flags(value, f"{prefix}{key}."))

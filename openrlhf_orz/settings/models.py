@@ -24,6 +24,8 @@ SHAPES = {
 }
 DENSE = ("llama", "mistral", "qwen2", "qwen3")  # model types whose layers are all alike
 
+MOST_LAYERS = 10_000
+
 
 def check_models(args: SimpleNamespace) -> Any:
     """Check the policy, the critic and that they fit together; returns the policy's tokenizer.
@@ -54,13 +56,22 @@ def load_config(flag: str, name: str, trust: bool) -> Any:
 
     path = Path(name) / "config.json"
     if path.exists():
-        _read_json(flag, path)
+        _check_size(flag, path, _read_json(flag, path))
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust)
     except Exception as error:  # whatever transformers, the hub and a broken file raise
         if "trust_remote_code" in str(error):
             raise ConfigError(f"{flag}: {name} wants to run code of its own: {REMOTE_CODE}") from None
         raise ConfigError(f"{flag}: the configuration of {name} did not load: {_short(error)}") from None
+
+
+def _check_size(flag: str, path: Path, config: dict) -> None:
+    """Refuse numbers for which transformers, or a check here, would work for hours: they make lists of layers."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_size(flag, path, value)
+        elif "layers" in key and isinstance(value, (int, float)) and value > MOST_LAYERS:
+            raise ConfigError(f"{flag}: {path} has {value:g} as {key}: no model has more than {MOST_LAYERS} layers")
 
 
 def _short(error: Exception) -> str:
@@ -71,7 +82,7 @@ def _short(error: Exception) -> str:
 def _read_json(flag: str, path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{flag}: {path} cannot be read: {error}: save the model anew") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{flag}: {path} holds no object: save the model anew")

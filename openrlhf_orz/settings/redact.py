@@ -55,6 +55,11 @@ def redact(text: str, secrets: list[str] | None = None) -> str:
     return _TOKENS.sub(HIDDEN, text)
 
 
+def printable(text: str) -> str:
+    """``text`` with control characters as escapes: names and keys of files could otherwise steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def hide(args: SimpleNamespace) -> None:
     """Make a ``Secret`` of each text in the nested arguments that holds a credential, and of the W&B key."""
     secrets = environment_secrets()
