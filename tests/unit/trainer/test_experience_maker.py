@@ -1,0 +1,73 @@
+"""The experience maker's glue: whose batches, how many, which forwards, and advantages with a KL penalty."""
+
+from types import SimpleNamespace
+
+import pytest
+import ray
+import torch
+
+pytest.importorskip("openrlhf")
+from glue import make_args, make_sample
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+from openrlhf_orz.trainer import experience_maker as module
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
+
+
+def maker_of(tmp_path, **changes):
+    maker = object.__new__(OrzExperienceMaker)
+    maker.args = make_args(tmp_path, changes={name.replace("__", "."): value for name, value in changes.items()})
+    maker.tokenizer = SimpleNamespace(pad_token_id=0)
+    maker.actor_model_group, maker.critic_model_group = "actor", "critic"
+    return maker
+
+
+@pytest.mark.parametrize("fixed, packed, upstream", [(False, False, True), (True, False, False), (False, True, False)])
+def test_only_padded_batches_by_tokens_are_upstreams(monkeypatch, tmp_path, fixed, packed, upstream):
+    monkeypatch.setattr(RemoteExperienceMaker, "split_rollout_samples", lambda self, samples: "upstream")
+    maker = maker_of(tmp_path, orz__fixed_micro_batches=fixed, ds__packing_samples=packed)
+    assert (maker.split_rollout_samples([make_sample() for _ in range(4)]) == "upstream") is upstream
+
+
+@pytest.mark.parametrize(
+    "gpus, ring, device, samples, size, batches",
+    [
+        (2, 1, "cuda", 20, 5, 4),  # two for each rank
+        (2, 1, "cpu", 20, 2, 10),  # two ranks share two cores: no more batches than asked for
+        (4, 2, "cuda", 20, 7, 4),  # two ranks of two GPUs: three batches become four
+        (1, 1, "cpu", 20, 7, 4),  # two cores
+    ],
+)
+def test_every_rank_gets_as_many_batches(monkeypatch, tmp_path, gpus, ring, device, samples, size, batches):
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    maker = maker_of(
+        tmp_path, orz__fixed_micro_batches=True, rollout__micro_batch_size=size, actor__num_gpus_per_node=gpus,
+        ds__ring_attn_size=ring, orz__device=device,
+    )  # fmt: skip
+    found = maker.split_rollout_samples([make_sample() for _ in range(samples)])
+    assert len(found) == batches and sorted(i for batch in found for i in batch.index) == list(range(samples))
+
+
+@pytest.mark.parametrize("penalty, expected", [(0.0, 0.0), (0.01, 3.0)])
+def test_equal_rewards_teach_what_the_kl_penalty_says(monkeypatch, tmp_path, penalty, expected):
+    maker = maker_of(tmp_path, algo__kl__init_coef=penalty)
+    monkeypatch.setattr(RemoteExperienceMaker, "compute_advantages_and_returns", lambda self, experiences: experiences)
+    experience = SimpleNamespace(rewards=torch.ones(4), index=[0, 1, 2, 3], advantages=torch.full((4, 2), 3.0))
+    maker.args = make_args(tmp_path, "--algo.advantage.estimator", "group_norm",
+                           changes={"algo.kl.init_coef": penalty})  # fmt: skip
+    (found,) = maker.compute_advantages_and_returns([experience])
+    assert found is experience and (found.advantages == expected).all()
+
+
+@pytest.mark.parametrize("group, cross_fit, runs", [("critic", False, True), ("critic", True, False),
+                                                    ("reference", True, True), ("actor", False, False)])  # fmt: skip
+def test_only_the_forwards_that_the_step_needs_run(monkeypatch, tmp_path, group, cross_fit, runs):
+    monkeypatch.setattr(RemoteExperienceMaker, "_dispatch_forward", lambda self, *given, **kwargs: "upstream")
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    maker = maker_of(tmp_path, orz__cross_fit_values=cross_fit)
+    found = maker._dispatch_forward(group, None, action_mask=[torch.ones(1, 3), torch.ones(1, 2)])
+    assert (found == "upstream") is runs
+    if not runs:
+        (placeholders,) = found
+        shapes = [None if one is None else (one.shape, one.sum().item()) for one in placeholders]
+        assert shapes == ([None, None] if group == "critic" else [((1, 3), 0), ((1, 2), 0)])
