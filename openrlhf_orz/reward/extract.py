@@ -120,6 +120,12 @@ def extract_answer(response: str, require_agreement: bool = False) -> str | None
     return contents[-1] or None
 
 
+def reference_of(text: str) -> str:
+    """The reference that ``text`` is, or that a worked solution ends in: its box; "" if boxes differ."""
+    contents = boxes(text) if "box" in text else []
+    return text if not contents else contents[-1] if boxes_agree(contents) else ""
+
+
 def has_format(response: str) -> bool:
     """Whether ``response`` follows the prompt's format, as the paper's Figure 4 counts it.
 

@@ -104,6 +104,7 @@ class Grader:
 
         The rule is None if Math-Verify decided.
         """
+        gold = extract.reference_of(gold)
         if not self.plain and answer == gold.strip():
             return Verdict.RIGHT, answer, "identical"
         if not _is_gradable(gold):
@@ -116,6 +117,7 @@ class Grader:
 
     def reference_verdict(self, gold: str) -> Verdict:
         """The verdict on the reference as its own answer; UNPARSABLE also where it is blank or too long."""
+        gold = extract.reference_of(gold)
         if not _is_gradable(gold):
             return Verdict.UNPARSABLE
         return self.pool.ask(wire.CHECK_REFERENCE_PLAIN if self.plain else wire.CHECK_REFERENCE, gold, "")[0]

@@ -86,7 +86,7 @@ def letter_of(text: str) -> str | None:
     """The one choice letter that ``text`` is (``(B)``, ``$B$``, ``\\text{Option B}``), or that stands
     before its content (``B. 12``, ``B = 12``), upper case. None where it names several.
     """
-    option = option_of(tidy_latex(text), ".:,=", _ANY)
+    option = option_of(tidy_latex(extract.reference_of(text)), ".:,=", _ANY)
     return option.letter if option else None
 
 

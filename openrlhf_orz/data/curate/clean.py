@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from openrlhf_orz.data.curate.config import Clean
 from openrlhf_orz.data.curate.normalise import clean_answer, clean_question, figure_missing, unshowable
 from openrlhf_orz.data.curate.shards import split_rows
+from openrlhf_orz.reward.extract import reference_of
 from openrlhf_orz.reward.grader import Grader
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.reward.verifiers import ReasoningGym
@@ -81,6 +82,8 @@ def clean_text(row: dict, options: Clean) -> tuple[str, str] | None:
     """Clean question and answer of a row in place; returns (reason, detail) if the row is rejected."""
     question, answer = row["question"], row["answer"]
     is_entry = row["meta"].get("verifier") == "reasoning_gym"
+    if not is_entry:
+        answer = reference_of(answer)
     if len(question) > options.max_question_chars:
         return "question_too_long", f"{len(question)} characters > {options.max_question_chars}"
     if len(answer) > options.max_answer_chars and not is_entry:

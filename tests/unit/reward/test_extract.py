@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from openrlhf_orz.reward.extract import boxes, extract_answer, has_format
+from openrlhf_orz.reward.extract import boxes, extract_answer, has_format, reference_of
 
 THINK = "Let me see. </think> "
 
@@ -130,3 +130,18 @@ def test_time_is_linear_on_repetitions(unit):
 def test_deeply_nested_boxes():
     text = r"\boxed{" * 20_000 + "5" + "}" * 20_000
     assert extract_answer(f"<answer>{text}</answer>") == "5"
+
+
+@pytest.mark.parametrize(
+    "text, reference",
+    [
+        ("73", "73"),
+        (r"\text{(boxed)}", r"\text{(boxed)}"),
+        (r"\boxed{107}", "107"),
+        (r"The area is $6\cdot 7=42$, so it is $\boxed{42}$.", "42"),
+        (r"Then $x=\fbox{\frac{3}{4}}$. We have seen $\boxed{\frac{3}{4}}$.", r"\frac{3}{4}"),
+        (r"$\boxed{2}$ or rather $\boxed{3}$", ""),  # which one is not said
+    ],
+)
+def test_the_box_of_a_worked_solution_is_the_reference(text, reference):
+    assert reference_of(text) == reference
