@@ -32,21 +32,27 @@ def outward(text: str) -> str:
 _OPENERS, _CLOSERS = "{([", "})]"
 
 
-def encloses(text: str) -> bool:
-    """Whether the bracket that ``text`` starts with is closed by its last character."""
-    depth, escaped = 0, False
-    for position, char in enumerate(text):
-        if escaped:
-            escaped = False
-        elif char == "\\":
-            escaped = True
-        elif char in _OPENERS:
+def closing(text: str, start: int) -> int:
+    """The place of the bracket that closes the one at ``start``, -1 if none does."""
+    depth, position = 0, start
+    openers, closers = ("{", "}") if text[start : start + 1] == "{" else (_OPENERS, _CLOSERS)
+    while position < len(text):
+        char = text[position]
+        if char == "\\":
+            position += 1
+        elif char in openers:
             depth += 1
-        elif char in _CLOSERS:
+        elif char in closers:
             depth -= 1
             if depth == 0:
-                return position == len(text) - 1
-    return False
+                return position
+        position += 1
+    return -1
+
+
+def encloses(text: str) -> bool:
+    """Whether the bracket that ``text`` starts with is closed by its last character."""
+    return closing(text, 0) == len(text) - 1
 
 
 _PAIR = re.compile(r"[()\[\],;]")
@@ -56,10 +62,14 @@ _TEXT = re.compile(r"\\text\{[^{}]*\}")
 def balanced(text: str) -> bool:
     """Whether round and square brackets pair; a mixed pair such as ``[1,2)`` must hold a comma.
 
-    Brackets inside ``\\text`` do not count.
+    Those inside ``\\text`` count together or not at all.
     """
+    return _paired(_TEXT.sub(" ", text)) or "\\text" in text and _paired(text)
+
+
+def _paired(text: str) -> bool:
     opened: list[list] = []
-    for match in _PAIR.finditer(_TEXT.sub(" ", text)):
+    for match in _PAIR.finditer(text):
         char = match.group()
         if char in "([":
             opened.append([char, False])

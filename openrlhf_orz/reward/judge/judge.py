@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import re
 
-from math_verify import LatexExtractionConfig, parse, verify
+from math_verify import parse, verify
 
-from openrlhf_orz.reward.judge import lists, ranges, relations, scalars, shapes, values
+from openrlhf_orz.reward.judge import amounts, families, lists, ranges, relations, scalars, shapes, values
 from openrlhf_orz.reward.judge.brackets import balanced
 from openrlhf_orz.reward.judge.notation import tidy_latex
 from openrlhf_orz.reward.judge.quantity import number, split_unit
@@ -21,10 +21,13 @@ from openrlhf_orz.reward.verdict import Verdict
 register_rules(
     unfinished=scalars.unfinished_rule,
     clock=scalars.clock_rule,
+    amounts=amounts.amounts_rule,
     exact_number=scalars.exact_number_rule,
     percent=scalars.percent_rule,
     base=scalars.base_rule,
-    family=lists.family_rule,
+    congruence=families.congruence_rule,
+    family=families.family_rule,
+    pieces=families.pieces_rule,
     choice=scalars.choice_rule,
     interval=lists.interval_rule,
     listing=lists.listing_rule,
@@ -34,6 +37,7 @@ register_rules(
     expression=scalars.expression_rule,
 )
 _TIGHT = re.compile(r"\d,\d{3}")  # a thousands comma, or a list without spaces
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _tidy_reference = functools.lru_cache(maxsize=512)(tidy_latex)
 
 
@@ -47,20 +51,14 @@ def judge_answer(gold: str, answer: str) -> tuple[Verdict, str]:
         decision, rule = decide_by_rules(tidy_gold, tidy_latex(answer, thousands=False))
     if decision is not None:
         return (Verdict.RIGHT if decision else Verdict.WRONG), rule
-    target = _parse_latex(tidy_answer)
-    if any(isinstance(part, str) for part in target):
+    sides = values.parse_expression(tidy_gold), values.parse_expression(tidy_answer)
+    if None in sides:
         return Verdict.UNPARSABLE, ""
-    return _verify(_parse_latex(tidy_gold), target), ""
+    return _verify([sides[0]], [sides[1]]), ""
 
 
 def _verify(gold: list, answer: list) -> Verdict:
     return Verdict.RIGHT if verify(gold, answer, timeout_seconds=None) else Verdict.WRONG
-
-
-@functools.lru_cache(maxsize=512)
-def _parse_latex(span: str) -> list:
-    """As :func:`_parse_span`, but without the search for a number in text that is not LaTeX."""
-    return parse("\\boxed{" + span + "}", [LatexExtractionConfig()], parsing_timeout=None)
 
 
 @functools.lru_cache(maxsize=512)
@@ -86,16 +84,33 @@ def check_reference(gold: str, plain: bool = False) -> tuple[Verdict, str]:
     if plain:
         return judge_plain(gold, gold)
     text = tidy_latex(gold)
-    if shapes.words_of(text) or shapes.option_of(text) or shapes.clock_of(text) or number(split_unit(text)[0]):
-        return Verdict.RIGHT, "identical"
+    solution = len(_WORD.findall(text)) > 8 and re.search(r"\d", text)  # of which no answer would be right
+    return (Verdict.RIGHT, "") if not solution and _readable(text) else (Verdict.UNPARSABLE, "")
+
+
+def _readable(text: str) -> bool:
+    """Whether ``text`` (tidy) says something that the rules can compare."""
+    body = split_unit(text)[0]
+    if (
+        shapes.words_of(text)
+        or shapes.option_of(text)
+        or shapes.clock_of(text)
+        or number(body)
+        or amounts.amounts(text)
+    ):
+        return True
+    if "\\begin{cases}" in text:
+        text = re.sub(r"^.*?\\begin\{cases\}|\\end\{cases\}", "", text)
+        return all(_readable(row.split("&")[0].strip()) for row in text.split("\\\\"))
     listed = shapes.items_of(text)
-    if listed and listed.parts and all(check_reference(part)[0] is Verdict.RIGHT for part in listed.parts):
-        return Verdict.RIGHT, "identical"
+    if listed and listed.parts and all(map(_readable, listed.parts)):
+        return True
+    if "\\text" in body:  # mathematics with words between
+        pieces = (piece.strip() for piece in re.split(r"\\text\{[^{}]*\}", body))
+        return all(not piece or _readable(piece if balanced(piece) else piece.strip("()")) for piece in pieces)
     sides, signs = shapes.relations(text)
-    body = split_unit(sides[-1] if signs and shapes.is_label(sides[0]) else text)[0]
-    for span in (text, body, body.removesuffix("\\%")):
-        if values.parse_expression(span) is not None or ranges.parse_range(span) or shapes.base_of(span):
-            return Verdict.RIGHT, ""
-    if _parse_latex(text) and not isinstance(_parse_latex(text)[0], str):
-        return judge_plain(text, text)
-    return Verdict.UNPARSABLE, ""
+    body = split_unit(sides[-1])[0] if signs and shapes.is_label(sides[0]) else body
+    spans = (text, body, body.removesuffix("\\%"))
+    return any(
+        values.parse_expression(span) is not None or ranges.parse_range(span) or shapes.base_of(span) for span in spans
+    )

@@ -6,55 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from openrlhf_orz.reward.judge import ranges, shapes, values
+from openrlhf_orz.reward.judge import ranges, shapes
 from openrlhf_orz.reward.judge.brackets import split_top
 from openrlhf_orz.reward.rules import Decision, agree_by_rules, decide_by_rules
 
 T = TypeVar("T")
+_DIGIT = re.compile(r"\d")
 MAX_UNORDERED = 64  # elements of a list that are matched in any order
-
-_INTEGERS = r"(?:\\mathbb\{(?P<set>[ZN])\}|(?:\\text\{\s*)?(?:the\s+)?integers\s*\}?)"
-_BODY = r"(?P<body>.*?)(?:\\text\{[\s,(]*(?:where|for|with|and)?\s*(?:any|all|some|every)?\s*\}|[\s,;(]|\|)+"
-_CLAUSES = [
-    re.compile(_BODY + rest, re.DOTALL)
-    for rest in (
-        rf"(?P<name>[a-zA-Z])\s*\\in\s*{_INTEGERS}\s*\)?$",
-        r"(?P<name>[a-zA-Z])\s*\\text\{\s*(?:is\s+)?(?:an|any)\s+(?P<kind>positive\s+)?integer\s*\}\)?$",
-        r"\\text\{[\s,(]*(?:where|for|with)?\s*(?:any|all|some|every|an)?\s*(?P<kind>positive\s+)?integers?\s*\}"
-        r"\s*(?P<name>[a-zA-Z])\)?$",
-    )
-]
-
-
-def _family(text: str) -> tuple[str, str, str] | None:
-    """`2k\\pi, k \\in \\mathbb{Z}` as its body, the parameter and Z or N."""
-    if text.startswith("\\{") and text.endswith("\\}"):
-        text = text[2:-2].strip()
-    for clause in _CLAUSES:
-        match = clause.match(text)
-        if match:
-            group = match.groupdict()
-            natural = group.get("set") == "N" or group.get("kind")
-            return match["body"].strip(" ,;"), match["name"], "N" if natural else "Z"
-    return None
-
-
-def family_rule(gold: str, answer: str) -> Decision:
-    """`2k\\pi, k \\in \\mathbb{Z}` is `2n\\pi` for integers n; over all integers it may start anywhere."""
-    left, right = _family(gold), _family(answer)
-    if left is None or right is None:
-        return None
-    if left[2] != right[2]:
-        return False
-    g_body, name, _ = left
-    a_body = re.sub(rf"(?<![\\a-zA-Z]){right[1]}(?![a-zA-Z])", f" {name} ", right[0])
-    if decide_by_rules(g_body, a_body)[0]:
-        return True
-    bodies = []
-    for body in (g_body, a_body):
-        sides, signs = shapes.relations(body)
-        bodies.append(sides[-1] if signs == ["="] and shapes.is_label(sides[0]) else body)
-    return left[2] == "Z" and values.same_progression(bodies[0], bodies[1], name)
 
 
 def interval_rule(gold: str, answer: str) -> Decision:
@@ -71,15 +29,14 @@ def interval_rule(gold: str, answer: str) -> Decision:
 
 def listing_rule(gold: str, answer: str) -> Decision:
     """Lists have the reference's elements and order: (1,2) is not {1,2}; `3 or 4` is not 3."""
+    gold, answer = _unpacked(gold), _unpacked(answer)
     left, right = shapes.items_of(gold), shapes.items_of(answer)
     if left and right is None and left.bracket == "(":
         right = _as_tuple(answer)
     if right and left is None and right.bracket == "(":
         left = _as_tuple(gold)
-    if right is None and (left or _named_tuple(gold)):
-        right = shapes.chained(answer)
-    if left is None and right:
-        left = shapes.chained(gold)
+    right = right or (shapes.chained(answer) if left else None)
+    left = left or (shapes.chained(gold) if right else None)
     if left and right:
         return _same_items(left, right)
     if right:
@@ -92,6 +49,17 @@ def listing_rule(gold: str, answer: str) -> Decision:
             return listing_rule(gold, sides[1])
         return False
     return None
+
+
+def _unpacked(text: str) -> str:
+    """``(m,n) = (1,2)`` as ``m = 1, n = 2``."""
+    if not text.startswith("(") or "=" not in text:
+        return text
+    sides, signs = shapes.relations(text)
+    names, given = (shapes.items_of(side) for side in (sides[0], sides[-1]))
+    if signs != ["="] or not names or not given or len(names.parts) != len(given.parts):
+        return text
+    return ", ".join(map(" = ".join, zip(names.parts, given.parts)))
 
 
 def _as_tuple(text: str) -> shapes.ItemList | None:
@@ -108,29 +76,9 @@ def _against_no_list(gold: str, answer: str, right: shapes.ItemList) -> Decision
     if named and len(right.parts) == 1:
         return decide_by_rules(gold, named[0][1])[0]
     sides, signs = shapes.relations(gold)
-    if _named_tuple(gold) and right.bracket == "" and named:
-        return _against_named_tuple(sides, right)
     if signs in (["="], ["\\in"]) and shapes.is_label(sides[0], strict=True) and shapes.items_of(sides[1]):
         return listing_rule(sides[1], answer)
     return False
-
-
-def _named_tuple(text: str) -> bool:
-    """Whether ``text`` is such as ``(m,n) = (1,2)``."""
-    if not text.startswith("(") or "=" not in text:
-        return False
-    sides, signs = shapes.relations(text)
-    return signs == ["="] and all(map(shapes.items_of, sides))
-
-
-def _against_named_tuple(sides: list[str], right: shapes.ItemList) -> bool:
-    """`(x,y) = (1,2)` against `x=1, y=2`."""
-    names, golds, answers = shapes.items_of(sides[0]), shapes.items_of(sides[1]), _named(right.parts)
-    if not names or not golds or not answers:
-        return False
-    wanted = dict(zip(map(shapes.label_key, names.parts), golds.parts))
-    given = {shapes.label_key(name): value for name, value in answers}
-    return wanted.keys() == given.keys() and all(decide_by_rules(wanted[name], given[name])[0] for name in wanted)
 
 
 def _named(parts: tuple[str, ...]) -> list[tuple[str, str]] | None:
@@ -151,21 +99,27 @@ def _named(parts: tuple[str, ...]) -> list[tuple[str, str]] | None:
 
 
 def _same_items(left: shapes.ItemList, right: shapes.ItemList) -> Decision:
-    g_named = _named(left.parts) if left.bracket == "" else None
-    a_named = _named(right.parts) if right.bracket == "" else None
+    g_named, a_named = (_named(side.parts) if side.bracket == "" else None for side in (left, right))
+    joints = {left.joint, right.joint}
+    if len(joints) == 2 and "or" in joints:  # values are listed with either word, claims are not
+        names = {shapes.label_key(name) for name, _ in [*(g_named or ()), *(a_named or ())]}
+        claims = not names and (
+            shapes.relations(left.parts[0])[1] or "" not in joints and not _DIGIT.search(left.parts[0])
+        )
+        if len(names) > 1 or claims:
+            return False
     if g_named and a_named:
         pairs = [[(shapes.label_key(name), value) for name, value in named] for named in (g_named, a_named)]
-        return _match(pairs[0], pairs[1], lambda a, b: a[0] == b[0] and agree_by_rules(a[1], b[1]))
-    g_parts: Sequence[str]
-    a_parts: Sequence[str]
+        return match_unordered(pairs[0], pairs[1], lambda a, b: a[0] == b[0] and agree_by_rules(a[1], b[1]))
     if named := g_named or a_named:
-        one_name = len({shapes.label_key(name) for name, _ in named}) == 1
-        plain = [value for _, value in named]
-        g_parts, a_parts = (plain, right.parts) if g_named else (left.parts, plain)
         other = right if g_named else left
-        if one_name:
-            return other.bracket in ("", "{") and _match(g_parts, a_parts, agree_by_rules)
-        return other.bracket != "{" and len(g_parts) == len(a_parts) and all(map(agree_by_rules, g_parts, a_parts))
+        labels, plain = [shapes.label_key(name) for name, _ in named], [value for _, value in named]
+        if len(set(labels)) > 1 and set(labels) <= set("xyzw"):  # the order of a point is that of the alphabet
+            plain = [value for _, value in sorted(zip(labels, plain), key=lambda pair: "xyzw".index(pair[0]))]
+        g_plain, a_plain = (plain, other.parts) if g_named else (other.parts, plain)
+        if len(set(labels)) == 1:
+            return other.bracket in ("", "{") and match_unordered(g_plain, a_plain, agree_by_rules)
+        return other.bracket != "{" and len(g_plain) == len(a_plain) and all(map(agree_by_rules, g_plain, a_plain))
     unordered = {"", "{"}
     if left.bracket not in unordered and right.bracket not in unordered:
         usual = {"(", "["}
@@ -176,10 +130,11 @@ def _same_items(left: shapes.ItemList, right: shapes.ItemList) -> Decision:
             same_bracket and len(left.parts) == len(right.parts) and all(map(agree_by_rules, left.parts, right.parts))
         )
     if left.bracket in unordered and right.bracket in unordered:
-        g_parts, a_parts = left.parts, right.parts
+        g_parts: Sequence[str] = left.parts
+        a_parts: Sequence[str] = right.parts
         if "{" in (left.bracket, right.bracket) or len(a_parts) > len(g_parts):
             g_parts, a_parts = _distinct(g_parts), _distinct(a_parts)
-        return _match(g_parts, a_parts, agree_by_rules)
+        return match_unordered(g_parts, a_parts, agree_by_rules)
     return False
 
 
@@ -191,7 +146,7 @@ def _distinct(parts: Sequence[str]) -> list[str]:
     return kept
 
 
-def _match(gold: Sequence[T], answer: Sequence[T], same: Callable[[T, T], bool]) -> bool:
+def match_unordered(gold: Sequence[T], answer: Sequence[T], same: Callable[[T, T], bool]) -> bool:
     """Whether the answer's elements are the reference's in some order."""
     if len(gold) != len(answer) or len(gold) > MAX_UNORDERED:
         return False

@@ -8,13 +8,13 @@ from fractions import Fraction
 
 from sympy import factorint
 
-_D = r"(?:\d+(?:\.\d*)?|\.\d+)"
+DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _TEN_TO = r"(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)"
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?)\s*(?:(?P<whole>\d+)\s*)?"
-    rf"(?:\\frac\s*\{{\s*(?P<ftop>-?\s*{_D})\s*\}}\s*\{{\s*(?P<fbot>-?\s*{_D})\s*\}})$"
-    rf"|(?P<sign2>[+-]?)\s*(?:(?P<whole2>\d+) +)?(?P<top>{_D})\s*/\s*(?P<bot>{_D})$"
-    rf"|(?P<sign3>[+-]?)\s*(?P<plain>{_D})(?:\s*{_TEN_TO}\s*(?P<exp>\{{\s*[+-]?\d+\s*\}}|[+-]?\d+))?$"
+    rf"(?:\\frac\s*\{{\s*(?P<ftop>-?\s*{DECIMAL})\s*\}}\s*\{{\s*(?P<fbot>-?\s*{DECIMAL})\s*\}})$"
+    rf"|(?P<sign2>[+-]?)\s*(?:(?P<whole2>\d+) +)?(?P<top>{DECIMAL})\s*/\s*(?P<bot>{DECIMAL})$"
+    rf"|(?P<sign3>[+-]?)\s*(?P<plain>{DECIMAL})(?:\s*{_TEN_TO}\s*(?P<exp>\{{\s*[+-]?\d+\s*\}}|[+-]?\d+))?$"
     rf"|(?P<sign4>[+-]?)\s*(?P<start>\d*\.\d*)\\overline\s*\{{?(?P<cycle>\d+)\}}?$"
     r"|(?P<sign5>[+-]?)\s*10\s*\^\s*(?P<exp5>\{\s*[+-]?\d+\s*\}|\d)$"
 )
@@ -82,7 +82,7 @@ def prime_powers(text: str) -> dict[int, int] | None:
 
 
 # Unit -> (dimension, size in the dimension's base unit). Names are singular and lower case.
-_UNITS: dict[str, tuple[str, Fraction]] = {}
+UNITS: dict[str, tuple[str, Fraction]] = {}
 for _dimension, _names in {
     "length": "mm=1/1000 millimeter=1/1000 millimetre=1/1000 cm=1/100 centimeter=1/100 centimetre=1/100 dm=1/10 "
     "m=1 meter=1 metre=1 km=1000 kilometer=1000 kilometre=1000 in=254/10000 inch=254/10000 inche=254/10000 "
@@ -113,7 +113,7 @@ for _dimension, _names in {
 }.items():
     for _entry in _names.split():
         _name, _size = _entry.rsplit("=", 1)
-        _UNITS[_name] = (_dimension, Fraction(_size))
+        UNITS[_name] = (_dimension, Fraction(_size))
 
 _GENERIC = {"unit", "total", "in", "all", "altogether", "of", "the", "area", "length", "each", "exactly"}
 _STOP_WORDS = (  # a text with one of them is no unit
@@ -144,9 +144,9 @@ class Unit:
     size: Fraction = Fraction(1)
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
     word = word.lower().strip(".")
-    if word in _UNITS:
+    if word in UNITS:
         return word
     return word[:-1] if len(word) > 2 and word.endswith("s") else word
 
@@ -154,7 +154,7 @@ def _singular(word: str) -> str:
 def unit_of(words: str, power: int = 1) -> Unit | None:
     """The unit that ``words`` name, None if they are no unit or noun phrase (or say nothing)."""
     words = re.sub(r"\bper\b", "/", words.lower()).replace("-", " ")
-    tokens = [_singular(token) for token in re.findall(r"[a-z€£¥₹°]+|\\\$|/", words)]
+    tokens = [singular(token) for token in re.findall(r"[a-z€£¥₹°]+|\\\$|/", words)]
     if any(token in _STOP - {"squared", "cubed"} for token in tokens) or re.search(r"\d", words):
         return None
     for spelled, exponent in (("square", 2), ("sq", 2), ("squared", 2), ("cubic", 3), ("cubed", 3), ("cu", 3)):
@@ -170,7 +170,7 @@ def unit_of(words: str, power: int = 1) -> Unit | None:
     size, names = Fraction(1), []
     for position, side in enumerate(sides):
         token = side.strip()
-        dimension, factor = _UNITS.get(token, ("word:" + token, Fraction(1)))
+        dimension, factor = UNITS.get(token, ("word:" + token, Fraction(1)))
         factor **= power if position == len(sides) - 1 else 1
         size = size / factor if position else size * factor
         names.append(dimension)
@@ -192,12 +192,12 @@ def split_unit(text: str) -> tuple[str, Unit | None, bool]:
         body, inner, _ = split_unit(match["minus"] + match["body"])
         return (
             body,
-            Unit(*_UNITS.get(name, ("money", Fraction(1)))) if not inner or inner.dimension == "money" else inner,
+            Unit(*UNITS.get(name, ("money", Fraction(1)))) if not inner or inner.dimension == "money" else inner,
             True,
         )
     match = _SIGN_TAIL.search(text)
     if match and match.start():
-        return text[: match.start()].strip(), Unit(*_UNITS[match["unit"]]), True
+        return text[: match.start()].strip(), Unit(*UNITS[match["unit"]]), True
     match = _DEGREE.search(text)
     if match and match.start() and not _TRIGONOMETRIC.search(text):
         scale = {"C": "celsius", "F": "fahrenheit"}.get(match["scale"], "angle")
@@ -227,7 +227,7 @@ def split_unit(text: str) -> tuple[str, Unit | None, bool]:
         words = match["words"]
         unit = unit_of(words, int(match["power"] or 1))
         known = unit is not None and not unit.dimension.startswith("word:")
-        sure = bool(match["gap"]) and len(words) > 1
+        sure = len(words) > 1 and (bool(match["gap"]) or known)
         if not sure and re.search(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", text[: match.start()]):
             return text, None, True  # a product of variables
         if unit and (known and (len(words) > 1 or words in "mghsLlNJWF") or (sure and len(words) > 2)):

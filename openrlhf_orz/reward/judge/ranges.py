@@ -10,9 +10,7 @@ from sympy import Expr, oo
 from openrlhf_orz.reward.judge import values
 from openrlhf_orz.reward.judge.brackets import encloses, split_top
 
-_UNION = re.compile(
-    r"\\cup(?![a-zA-Z])|(?:\\text\{\s*)?\b(?:or|and)\b(?:\s*\})?|,|;|\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z])"
-)
+_UNION = re.compile(r"\\cup(?![a-zA-Z])|(?:\\text\{\s*)?\b(?:or|and)\b(?:\s*\})?|,|;")
 _RELATION = re.compile(r"\\leq|\\geq|\\neq|<|>|=|\\in(?![a-zA-Z])|\\notin(?![a-zA-Z])")
 _VARIABLE = re.compile(r"\s*-?\s*(?:\\?[a-zA-Z]|\\[a-z]+|[a-zA-Z]_\{?\w\}?|[fgh]\s*\(\s*[a-z]\s*\))\s*$")
 _REALS = re.compile(
@@ -129,24 +127,29 @@ def _points(text: str) -> list[Expr] | None:
 def _relation(text: str) -> Range | None:
     """The numbers for which a relation in solved form holds, such as ``x > 2`` or ``1 \\leq |x| < 3``."""
     signs = _RELATION.findall(text)
-    if not signs:
-        return None
     sides = [side.strip() for side in split_top(text, _RELATION)]
-    if len(sides) != len(signs) + 1:
+    if not signs or len(sides) != len(signs) + 1:
         return None
     if signs[0] in ("\\in", "\\notin"):
         return _membership(sides, signs)
-    distances = [_DISTANCE.fullmatch(side) for side in sides[:2]]
-    if distances[0] and len(signs) == 1 and signs[0] in _FLIP:
-        return _distance(distances[0][1], signs[0], sides[1])
-    if distances[1] and len(signs) == 2 and all(sign in ("<", "\\leq") for sign in signs):
-        return _ring(sides, signs, distances[1][1])
-    middles = [n for n, side in enumerate(sides) if _VARIABLE.match(side)]
-    if len(signs) == 2 and middles == [1] and not sides[1].startswith("-") and signs[0] in _FLIP and signs[1] in _FLIP:
-        return _between(sides, signs)
-    if len(signs) == 1 and len(middles) == 1:
-        return _one_sided(sides[middles[0]], signs[0], sides[1 - middles[0]], turned=middles[0] == 1)
-    return None
+    if len(signs) == 1:
+        middles = [n for n, side in enumerate(sides) if _VARIABLE.match(side) or _DISTANCE.fullmatch(side)]
+        return (
+            _one_sided(sides[middles[0]], signs[0], sides[1 - middles[0]], middles[0] == 1)
+            if len(middles) == 1
+            else None
+        )
+    rising = [sign in ("<", "\\leq") for sign in signs]
+    if len(signs) != 2 or rising[0] != rising[1] or not set(signs) <= _FLIP.keys() or sides[1].startswith("-"):
+        return None
+    first, second = (_relation(f"{sides[n]} {signs[n]} {sides[n + 1]}") for n in (0, 1))
+    if first is None or second is None:
+        return None
+    if len(first.segments) == len(second.segments) == 1:  # also where the bounds are symbols
+        low, high = (end.segments[0] for end in ((first, second) if rising[0] else (second, first)))
+        return Range((Segment(low.low, low.low_open, high.high, high.high_open),), first.variable, True)
+    both = _intersect(first.segments, second.segments)
+    return Range(both, first.variable, True) if both else None
 
 
 def _membership(sides: list[str], signs: list[str]) -> Range | None:
@@ -161,47 +164,20 @@ def _membership(sides: list[str], signs: list[str]) -> Range | None:
     return Range(segments, sides[0], sure) if segments is not None else None
 
 
-def _distance(variable: str, sign: str, text: str) -> Range | None:
-    """``|x| < 3`` and ``|x| > 3``."""
-    bound, is_open = _bound(text), sign in "<>"
-    if not bound:
-        return None
-    if sign in ("<", "\\leq"):
-        return Range((Segment(-bound, is_open, bound, is_open),), variable, True)
-    return Range((Segment(-oo, True, -bound, is_open), Segment(bound, is_open, oo, True)), variable, True)
-
-
-def _ring(sides: list[str], signs: list[str], variable: str) -> Range | None:
-    """``1 < |x| < 3``."""
-    low, high = _bound(sides[0]), _bound(sides[2])
-    if low is None or high is None or oo in (low, high) or not _less(-low, low) or not _less(low, high):
-        return None
-    ends = signs[0] == "<", signs[1] == "<"
-    return Range((Segment(-high, ends[1], -low, ends[0]), Segment(low, ends[0], high, ends[1])), variable, True)
-
-
-def _between(sides: list[str], signs: list[str]) -> Range | None:
-    """``1 < x < 3`` and ``3 > x > 1``."""
-    if (signs[0] in (">", "\\geq")) != (signs[1] in (">", "\\geq")):
-        return None
-    if signs[0] in (">", "\\geq"):
-        sides, signs = sides[::-1], [_FLIP[sign] for sign in signs[::-1]]
-    low, high = _bound(sides[0]), _bound(sides[2])
-    if low is None or high is None:
-        return None
-    return Range((Segment(low, signs[0] == "<", high, signs[1] == "<"),), sides[1], True)
-
-
 def _one_sided(variable: str, sign: str, text: str, turned: bool) -> Range | None:
-    """``x < 3``, ``3 > x`` (``turned``), ``-x < 3``, ``x = 3`` and ``x \\neq 3``."""
-    bound = _bound(text)
-    if bound is None:
+    """``x < 3``, ``3 > x`` (``turned``), ``-x < 3``, ``|x| < 3``, ``x = 3`` and ``x \\neq 3``."""
+    bound, distance = _bound(text), _DISTANCE.fullmatch(variable)
+    if bound is None or distance and sign not in _FLIP:
         return None
     if variable.startswith("-"):
         sign, variable, bound = _FLIP.get(sign, sign), variable[1:].strip(), -bound
     if turned:
         sign = _FLIP.get(sign, sign)
     segments: tuple[Segment, ...]
+    if distance:
+        inside = (Segment(-bound, sign in "<>", bound, sign in "<>"),)
+        outside = (Segment(-oo, True, -bound, sign in "<>"), Segment(bound, sign in "<>", oo, True))
+        return Range(inside if sign in ("<", "\\leq") else outside, distance[1], True) if bound else None
     if sign == "=":
         segments = (Segment(bound, False, bound, False),)
     elif sign == "\\neq":
@@ -297,3 +273,9 @@ def same_range(gold: Range, answer: Range) -> bool:
         and values.same_parsed(a.high, b.high)
         for a, b in zip(left, right)
     )
+
+
+def is_complement(one: Range, other: Range | None) -> bool:
+    """Whether two ranges share no number and leave none out."""
+    outside = _complement(one.segments)
+    return other is not None and outside is not None and same_range(Range(outside, one.variable, True), other)

@@ -101,7 +101,7 @@ def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decis
         called = re.search(r"\($|\)$", a_sides[0]) is not None
         if shapes.is_label(a_sides[0]) and (constant or called or not _symbols(a_sides[0]) & _symbols(a_sides[-1])):
             names = [shapes.label_key(sides[0]) for sides in (g_sides, a_sides)]
-            letters = [re.fullmatch(r"\\?[a-zA-Z]+(?:_\w)?", name) for name in names]
+            letters = [re.fullmatch(r"\\?[a-zA-Z]+'*(?:_\w)?", name) for name in names]
             if names[0] != names[1] and all(letters) and (constant or not set(names) <= {"y", "f"}):
                 return False
             if names[0] != names[1] and not any(letters) and values.same_value(g_sides[0], a_sides[0]) is False:

@@ -10,6 +10,10 @@ from openrlhf_orz.reward.judge.brackets import split_top
 from openrlhf_orz.reward.judge.quantity import Number, number, prime_powers, split_unit, units_agree
 from openrlhf_orz.reward.rules import Decision, agree_by_rules, decide_by_rules
 
+_HEDGE = re.compile(
+    r"(?<![\\a-zA-Z])(?:not|about|approximately|almost|nearly|roughly|around|maybe|perhaps|possibly|probably|either)(?![a-zA-Z])",
+    re.IGNORECASE,
+)
 _GLUED = re.compile(r"[\d})]\\text\{[a-zA-Z]")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")
 _DECIMAL = re.compile(r"-?(\d*)\.(\d+)(?:\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)\s*\{?\s*([+-]?\d{1,4})\s*\}?)?")
@@ -19,14 +23,16 @@ _VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-df-hj-z](?![a-zA-Z])")  # not e and i
 
 
 def unfinished_rule(gold: str, answer: str) -> Decision:
-    """Dots do not complete an answer that the reference writes out."""
-    return False if "\\ldots" in answer and "\\ldots" not in gold else None
+    """Dots do not complete an answer that the reference writes out, and a hedge is none."""
+    if "\\ldots" in answer and "\\ldots" not in gold:
+        return False
+    hedged = _HEDGE.search(answer) and not _HEDGE.search(gold)
+    return False if hedged and not shapes.option_of(answer) and not shapes.words_of(gold) else None
 
 
 def clock_rule(gold: str, answer: str) -> Decision:
     """Times and ratios: `1:58 am` is not `1:58 pm`; 3:4 is 6:8 and 3/4."""
-    left = shapes.clock_of(gold)
-    right = shapes.clock_of(answer if left is None else _TO.sub(":", answer))
+    left, right = (shapes.clock_of(_TO.sub(":", text)) for text in (gold, answer))
     if left is None:
         return None if right is None or right[1] is None else False
     if right is None:
@@ -116,7 +122,7 @@ def base_rule(gold: str, answer: str) -> Decision:
 def choice_rule(gold: str, answer: str) -> Decision:
     """A choice letter is that letter, bare or in text or brackets; `E` is not Euler's number."""
     wanted, given = shapes.option_of(gold), shapes.option_of(answer)
-    if wanted is None or (wanted.letter not in gold and not given):
+    if wanted is None or wanted.letter not in gold:
         return None
     if given is None:
         return decide_by_rules(wanted.content, answer)[0] if wanted.content else False if wanted.wrapped else None
@@ -183,14 +189,27 @@ def unit_rule(gold: str, answer: str) -> Decision:
     return decide_by_rules(g_body, f"({a_body})\\cdot \\frac{{{factor.numerator}}}{{{factor.denominator}}}")[0]
 
 
+def _same_pieces(gold: str, answer: str) -> bool:
+    """Mathematics with words: the words are equal, and so is what stands between them, in this order."""
+    sides = [re.split(r"\\text\{([^{}]*)\}", text) for text in (gold, answer)]
+    if len(sides[0]) != len(sides[1]):
+        return False
+    return all(
+        shapes.words_of(f"\\text{{{a}}}") == shapes.words_of(f"\\text{{{b}}}")
+        if n % 2
+        else a.strip() == b.strip() or agree_by_rules(a, b)
+        for n, (a, b) in enumerate(zip(*sides))
+    )
+
+
 def expression_rule(gold: str, answer: str) -> Decision:
     """Expressions are equal when they have one value everywhere, to 50 digits."""
     if re.search(r"[&]|\\begin", gold + answer) is None:
         for text in (gold, answer):
             if len(split_top(text, ",;")) > 1 or shapes.relations(text)[1]:
                 return None
-    if "\\text" in answer and "\\text" not in gold:
-        return False
+    if "\\text" in gold + answer:
+        return _same_pieces(gold, answer)
     if number(gold) is not None and re.search(r"[a-zA-Z]{4,}", re.sub(r"\\[a-zA-Z]+", "", answer)):
         return False
     if _SELECTION.search(answer) and not _SELECTION.search(gold):

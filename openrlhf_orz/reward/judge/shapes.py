@@ -33,7 +33,7 @@ def words_of(text: str) -> str | None:
     """
     plain = _TEXT.sub(lambda m: f" {m.group(1)} ", text).replace("\\ ", " ").replace("\\&", "&").strip()
     wrapped = "\\text{" in text
-    if not _WORDS.match(plain):
+    if not _WORDS.match(plain) or (wrapped and re.search(r"(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])", _TEXT.sub("", text))):
         return None
     letters = re.sub(r"[^A-Za-z\u00c0-\u024f]", "", plain)
     if not wrapped and (len(letters) < 3 or re.search(r"[()/&:]", plain) and " " not in plain):
@@ -53,7 +53,9 @@ _OTHER_OPTION = re.compile(
     r"(?<![\\a-z'])[A-H](?:\s*(?:[).:,;/\]]|$)|\s+(?:is|are|and|or|too|also)\b)|(?:\b(?:and|or|not)\b|/)\s*\(?[A-H]\b",
     re.IGNORECASE,
 )
-_CONTENT = re.compile(r"-?\d|[a-z]\s*=|\\(?:frac|sqrt|\$)|(?![-+*/^_=<>!\\])(?:.*[\s(\"])?[A-Za-z]{3}", re.DOTALL)
+_CONTENT = re.compile(
+    r"-?\d|[a-z]\w*\s*[=^+-]|\\(?:frac|sqrt|\$)|(?![-+*/^_=<>!\\])(?:.*[\s(\"])?[A-Za-z]{3}", re.DOTALL
+)
 
 
 class Option(NamedTuple):
@@ -110,10 +112,14 @@ def base_of(text: str) -> tuple[str, int] | None:
 
 @dataclass(frozen=True)
 class ItemList:
-    """A list: its parts, and its brackets: "(" ordered, "[" ordered, "{" a set, "" bare."""
+    """A list: its parts, and its brackets: "(" ordered, "[" ordered, "{" a set, "" bare.
+
+    ``joint`` is "and" or "or" where it has that word alone.
+    """
 
     parts: tuple[str, ...]
     bracket: str
+    joint: str = ""
 
 
 _POINT = re.compile(
@@ -135,6 +141,7 @@ _AND = (
     r"|\\(?:land|lor|wedge|vee)(?![a-zA-Z])|\\&)"
 )
 _SEPARATOR = re.compile(rf"\s*[,;]\s*(?:{_AND})?|\s*{_AND}")
+_JOINT = re.compile(r"(?<![a-zA-Z])(and|or)(?![a-zA-Z])")
 _SEMICOLON = re.compile(r"\s*;\s*")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 
@@ -153,6 +160,7 @@ def items_of(text: str) -> ItemList | None:
                 tuple(_plain(part.strip()) for part in re.split(r",\s*(?:and\b)?|;|\band\b", whole.group(1))),
                 "",
             )
+    joints = {match[1] for match in _JOINT.finditer(inside)}
     groups = split_top(inside, _SEMICOLON)
     parts = groups if len(groups) > 1 else split_top(inside, _SEPARATOR)
     parts = [strip_group(part.strip()) for part in parts]
@@ -166,7 +174,7 @@ def items_of(text: str) -> ItemList | None:
         return ItemList(tuple(part for part in parts if part), bracket)
     if len(parts) < 2:
         return None
-    return ItemList(tuple(parts), bracket)
+    return ItemList(tuple(parts), bracket, joints.pop() if len(joints) == 1 and not bracket else "")
 
 
 LONE_NAME = re.compile(r"\\?[a-zA-Z](?:_\{?\w\}?)?$")
@@ -270,7 +278,7 @@ def is_label(text: str, strict: bool = False) -> bool:
         return True
     letters = [t for t in _LETTERS.findall(bare) if t not in _STRUCTURE]
     if not letters:
-        return False
+        return re.fullmatch(r"\\(?:gcd|lcm|max|min|det)", text) is not None
     if len(set(letters)) > 1 and not strict:
         return True
     if re.search(r"\d|\^", bare) or bare.startswith("-") or "\\sqrt" in bare or "\\log" in bare or "\\ln" in bare:

@@ -15,9 +15,25 @@ import zlib
 from fractions import Fraction
 
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
-from sympy import Basic, Expr, Float, I, MatrixBase, Rational, Symbol, log, nan, oo, preorder_traversal, zoo
+from sympy import (
+    Basic,
+    Expr,
+    Float,
+    I,
+    MatrixBase,
+    Rational,
+    Symbol,
+    ceiling,
+    floor,
+    log,
+    nan,
+    oo,
+    preorder_traversal,
+    zoo,
+)
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.function import AppliedUndef
 
@@ -26,6 +42,8 @@ logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 
 # The rules handle units, percent and boxes before; Math-Verify would drop a trailing letter as a unit.
 _CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+_CASED = ConversionConfig(lowercase_symbols=False)  # R is not r
+_PRIMED = re.compile(r"(\\?[a-zA-Z])(_\{?\w+\}?)?\s*('+)")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\\circ")
 _DIVISOR = re.compile(r"\\(gcd|lcm|min|max)\s*\(([^()]*[a-zA-Z][^()]*)\)")
 DIGITS = 50
@@ -43,14 +61,23 @@ def _divisor(match: re.Match) -> str:
     return f"D_{{{zlib.crc32(repr((match[1], arguments)).encode())}}}"
 
 
+def _primed(match: re.Match) -> str:
+    """A symbol of its own for ``y''``: the parser would drop the primes."""
+    return f"{match[1]}_{{{''.join(re.findall('[a-zA-Z0-9]', match[2] or ''))}P{len(match[3])}}}"
+
+
 @functools.lru_cache(maxsize=2048)
 def parse_expression(text: str) -> Basic | MatrixBase | None:
     """``text`` (tidy LaTeX) as a SymPy object, None if it cannot be parsed. Cached, as references repeat."""
     try:
         latex = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", _DIVISOR.sub(_divisor, text))
-        latex = normalize_latex(latex, _CONFIG)
+        latex = normalize_latex(_PRIMED.sub(_primed, latex), _CONFIG)
         parsed = latex2sympy(
-            latex, is_real=not should_treat_as_complex(latex), convert_degrees=False, normalization_config=None
+            latex,
+            is_real=not should_treat_as_complex(latex),
+            convert_degrees=False,
+            normalization_config=None,
+            conversion_config=_CASED,
         )
     except MemoryError:
         raise
@@ -137,7 +164,10 @@ def evaluate_equal(left: Expr, right: Expr) -> bool | None:
             if equal and DIGITS < 2 * reach < _MAX_DIGITS:  # 2^{1/2^{1000}} is not 1
                 return _equal_at(left, right, {}, DIGITS + reach)
             return equal
-        seen = [_equal_at(left, right, sample_point(symbols, seed)) for seed in POSITIVE_SEEDS]
+        seeds = [*POSITIVE_SEEDS]
+        if left.has(floor, ceiling) or right.has(floor, ceiling):  # they hide what is small
+            seeds += [(top * 97, bottom, step * 89) for top, bottom, step in seeds]
+        seen = [_equal_at(left, right, sample_point(symbols, seed)) for seed in seeds]
         if False in seen:
             return False
         if True not in seen:
