@@ -11,7 +11,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
-colocated 1 1
+small 1 1
 run_into orz-0.5b-1gpu
 model=(
    --actor.model_name_or_path "${MODEL:-Qwen/Qwen2.5-0.5B}"

@@ -32,6 +32,7 @@ case $ARM in
          --vllm.tensor_parallel_size 4
          --vllm.gpu_memory_utilization 0.9   # the release: 0.95
          --ds.zero_stage 3
+         --ds.grad_accum_dtype fp32
          --ds.packing_samples
          --actor.gradient_checkpointing_enable
          --train.dynamic_batch_enable

@@ -51,16 +51,32 @@ colocated() {
       --ref.num_nodes "$1" --ref.num_gpus_per_node "$2"    # loaded only where an ablation asks for KL
       --vllm.num_engines $(($1 * $2 / tensor_parallel))
       --vllm.tensor_parallel_size "$tensor_parallel"
-      --vllm.gpu_memory_utilization 0.5
+      --vllm.gpu_memory_utilization 0.75     # the trainers sleep: the plan of each recipe has 8 % to spare
       --vllm.enable_sleep
       --ds.enable_sleep
       --ds.zero_stage 3
+      --ds.grad_accum_dtype fp32
       --ds.packing_samples
       --actor.gradient_checkpointing_enable
       --train.dynamic_batch_enable
       --train.max_tokens_per_gpu 16384
       --rollout.max_tokens_per_gpu 32768
    )
+}
+
+# small NODES GPUS: the same for a model of 0.5B, whose two trainers fit beside each other in 80 GB: no ZeRO-3, nothing
+# computed twice, and no trainer's states copied to the host.
+small() {
+   colocated "$1" "$2"
+   local word
+   local -a kept=()
+   for word in "${placement[@]}"; do
+      case $word in
+         --ds.enable_sleep | --actor.gradient_checkpointing_enable) ;;
+         *) kept+=("$word") ;;
+      esac
+   done
+   placement=("${kept[@]}" --ds.zero_stage 1 --vllm.gpu_memory_utilization 0.6)
 }
 
 # run_into NAME: where the run goes. A run that resumes needs the same RUN_DIR, and --ckpt.load_enable.

@@ -12,9 +12,10 @@ PAPER = {
     "actor.adam.betas": (0.9, 0.95), "critic.adam.betas": (0.9, 0.95), "actor.adam.weight_decay": 0.0,
     "critic.adam.weight_decay": 0.0, "actor.lr_scheduler": "constant_with_warmup",
     "critic.lr_scheduler": "constant_with_warmup", "orz.value_head_init": "released", "orz.prompt_template": "paper",
-    "ds.packing_samples": True, "ds.zero_stage": 3, "orz.max_prompt_len": 2048,
+    "ds.packing_samples": True, "ds.zero_stage": 3, "ds.grad_accum_dtype": "fp32", "orz.max_prompt_len": 2048,
 }  # fmt: skip
-TOGETHER = {"train.colocate_all": True, "vllm.enable_sleep": True, "ds.enable_sleep": True}
+TOGETHER = {"train.colocate_all": True, "vllm.enable_sleep": True, "ds.enable_sleep": True,
+            "vllm.gpu_memory_utilization": 0.75}  # fmt: skip
 
 
 def placed(model, nodes, gpus, **more):
@@ -27,9 +28,11 @@ def placed(model, nodes, gpus, **more):
 
 
 SEVEN = placed("Qwen/Qwen2.5-7B", 4, 8)
+SMALL = {"ds.zero_stage": 1, "ds.enable_sleep": False, "actor.gradient_checkpointing_enable": False,
+         "vllm.gpu_memory_utilization": 0.6}  # fmt: skip
 SPLIT = {
     "train.colocate_all": False, "actor.num_nodes": 4, "critic.num_nodes": 4, "vllm.num_engines": 16,
-    "vllm.tensor_parallel_size": 4, "vllm.enable_sleep": False,
+    "vllm.tensor_parallel_size": 4, "vllm.enable_sleep": False, "vllm.gpu_memory_utilization": 0.9,
 }  # fmt: skip
 SHARED = TOGETHER | {
     "actor.num_nodes": 16,
@@ -62,8 +65,8 @@ RECIPES = {
     ),
     "train_orz_reasoning_gym_cpu.sh": ({"rollout.batch_size": 16, "data.max_samples": 160}, {}, {}),
     "train_orz_smollm2_135m_cpu.sh": ({"rollout.batch_size": 8, "data.max_samples": 40}, {}, {}),
-    "train_orz_qwen2.5_0.5b_1gpu.sh": (placed("Qwen/Qwen2.5-0.5B", 1, 1), {}, {}),
-    "train_orz_qwen2.5_0.5b.sh": (placed("Qwen/Qwen2.5-0.5B", 1, 8), {}, {}),
+    "train_orz_qwen2.5_0.5b_1gpu.sh": (placed("Qwen/Qwen2.5-0.5B", 1, 1) | SMALL, {}, {}),
+    "train_orz_qwen2.5_0.5b.sh": (placed("Qwen/Qwen2.5-0.5B", 1, 8) | SMALL, {}, {}),
     "train_orz_qwen2.5_1.5b.sh": (placed("Qwen/Qwen2.5-1.5B", 2, 8), {}, {}),
     "train_orz_qwen2.5_7b.sh": (SEVEN | {"train.num_episodes": 20}, {}, {}),
     "train_orz_qwen2.5_32b.sh": (
