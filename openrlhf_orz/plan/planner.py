@@ -10,6 +10,7 @@ from openrlhf_orz.plan.layout import Batches, Lengths, cut_batches, default_leng
 from openrlhf_orz.plan.memory import Memory, plan_memory
 from openrlhf_orz.plan.seconds import CPU_RATES, Rates, Seconds, Work, step_seconds, step_work
 from openrlhf_orz.plan.shapes import KNOWN, Shape
+from openrlhf_orz.settings.derive import data_parallel_ranks
 
 
 class PlanError(ValueError):
@@ -79,7 +80,7 @@ def plan_run(
         lengths: the mean lengths; ``default_lengths`` if they are not given.
         rates: the rates reached; the defaults for this kind of hardware if they are not given.
 
-    Raises PlanError if the model is unknown or the devices are too few.
+    Raises PlanError if the model is unknown, the devices are too few, or a rank has no sample.
     """
     policy = policy or known_shape(args.actor.model_name_or_path)
     if not args.critic.model_name_or_path:
@@ -96,6 +97,12 @@ def plan_run(
             f"the flags ask for {needed} GPUs, --hardware has {hardware.per_node} x {hardware.nodes}: lower"
             " --actor.num_nodes, --actor.num_gpus_per_node and the like, let models share GPUs (--train.colocate_all),"
             " or give --hardware more"
+        )
+    samples, ranks = args.rollout.batch_size * args.rollout.n_samples_per_prompt, data_parallel_ranks(args)
+    if samples < ranks:
+        raise PlanError(
+            f"--rollout.batch_size x --rollout.n_samples_per_prompt are {samples} samples, fewer than the {ranks}"
+            " ranks that train (--actor.num_nodes x --actor.num_gpus_per_node): raise the first two"
         )
     lengths = lengths or default_lengths(args)
     rates = rates or (CPU_RATES if hardware.is_cpu else Rates())

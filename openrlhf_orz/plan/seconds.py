@@ -1,7 +1,8 @@
 """FLOPs of a step by the skip plan, and seconds by stated rates.
 
-Seconds are FLOPs over peak x utilisation, or bytes over bandwidth x efficiency; under ZeRO-3 the time to gather the
-weights where that is longer. Not modelled: ranks that wait for each other, grading, checkpoints, the start of a run.
+Seconds are FLOPs over peak x utilisation, or bytes over bandwidth x efficiency. A pass takes the time to gather its
+weights (ZeRO-3) or to launch its kernels where that is longer; optimizer steps are added. Not modelled: ranks that
+wait for each other, grading, checkpoints, the start of a run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Rates:
 
     training: of peak FLOPs in passes, recomputation counted. prefill: of peak FLOPs. decode: of memory bandwidth.
     concurrent: requests that one engine decodes at once. overhead_s: seconds that each decoding step adds.
+    launch_s: seconds to launch the kernels of one layer's forward.
     """
 
     training: float = 0.40
@@ -29,6 +31,7 @@ class Rates:
     decode: float = 0.60
     concurrent: int = 128
     overhead_s: float = 0.005
+    launch_s: float = 0.00015
 
 
 RATE_SOURCES = {
@@ -37,8 +40,9 @@ RATE_SOURCES = {
     "decode": "low end of the usual 60% to 85% (open-source-ai.tech/glossary/model-bandwidth-utilization)",
     "concurrent": "max_num_seqs that vLLM 0.29 takes for an AsyncLLM",
     "overhead_s": "scheduling and sampling; an assumption",
+    "launch_s": "30 kernels of 5 microseconds; an assumption",
 }
-CPU_RATES = Rates(training=0.35, prefill=0.35, decode=0.5, overhead_s=0.015)
+CPU_RATES = Rates(training=0.35, prefill=0.35, decode=0.5, overhead_s=0.015, launch_s=0)
 CPU_RATE_SOURCES = RATE_SOURCES | {
     "training": "useful FLOPs over the machine's matrix product, 0.28 to 0.35 for the tiny model"
     " (benchmarks/results/fp32/step_time_openrlhf_tiny_heavy.json)",
@@ -167,6 +171,23 @@ def _gather_seconds(args: SimpleNamespace, parameters: float, ranks: int, hardwa
     return parameters * ITEMSIZE[args.ds.param_dtype] * (ranks - 1) / ranks / speed
 
 
+def _optimizer_seconds(
+    args: SimpleNamespace, parameters: float, ranks: int, hardware: Hardware, rates: Rates
+) -> float:
+    """Seconds of one optimizer step: each rank's part of the states through memory, then the new weights to all.
+
+    A parameter is 36 bytes: its gradient twice (norm, step), float32 weight and moments in and out, the new weight.
+    Offloaded, gradient and weight cross to the host, whose memory is as slow as the link to it.
+    """
+    part = parameters / (ranks if args.ds.zero_stage else 1)
+    if args.ds.adam_offload:
+        return part * 36 / hardware.host_link
+    speed = hardware.link if hardware.nodes == 1 else hardware.network
+    weights = parameters * ITEMSIZE[args.ds.param_dtype] * (ranks - 1) / ranks
+    gathered = weights / speed if args.ds.zero_stage in (1, 2) and not hardware.is_cpu else 0.0
+    return part * 36 / (hardware.bandwidth * rates.decode) + gathered
+
+
 def _passes(
     args: SimpleNamespace,
     policy: Shape,
@@ -195,10 +216,18 @@ def _passes(
         ranks = count[place_of[role]]
         peak = hardware.flops * rates.training * (hardware.nodes if hardware.is_cpu else ranks)
         compute = done.computed[name] / peak
-        parameters = critic.critic_parameters() if role == "critic" and critic else policy.policy_parameters()
+        shape = critic if role == "critic" and critic else policy
+        parameters = shape.critic_parameters() if role == "critic" else shape.policy_parameters()
         times = packs * (gathers if "training" in name else 1)
-        gather = times * _gather_seconds(args, parameters, ranks, hardware)
-        found[name] = max(compute, gather), "computation" if compute >= gather else "gathering weights (ZeRO-3)"
+        bounds = {
+            "computation": compute,
+            "gathering weights (ZeRO-3)": times * _gather_seconds(args, parameters, ranks, hardware),
+            "launching kernels": times * shape.layers * rates.launch_s,
+        }
+        longest = max(bounds, key=lambda reason: bounds[reason])
+        steps = {"critic training": cut.critic_updates, "policy training": cut.policy_updates}.get(name, 0)
+        stepping = steps * _optimizer_seconds(args, parameters, ranks, hardware, rates)
+        found[name] = bounds[longest] + stepping, longest
     return found
 
 

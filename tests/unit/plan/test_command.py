@@ -58,7 +58,7 @@ def test_rates_and_lengths_are_taken(capsys):
     assert after["lengths"]["response"] == 300 and after["lengths"]["prompt"] == 90
     ratio = after["flops"]["computed"]["policy training"] / before["flops"]["computed"]["policy training"]
     times = after["seconds"]["phases"]["policy training"] / before["seconds"]["phases"]["policy training"]
-    assert times == pytest.approx(2 * ratio)
+    assert times == pytest.approx(2 * ratio, rel=0.01)  # the optimizer takes as long as before
 
 
 def test_a_configuration_file_stands_in_for_the_model(tmp_path, capsys):

@@ -111,8 +111,9 @@ def test_seconds_follow_the_rates():
     slow = make(*COLOCATED, *ranks(4, 8), "--ds.zero_stage", 2, lengths=GIVEN, rates=Rates(training=0.2))
     fast = make(*COLOCATED, *ranks(4, 8), "--ds.zero_stage", 2, lengths=GIVEN, rates=Rates(training=0.4))
     name = "policy training"
-    assert slow.seconds.phases[name] == pytest.approx(2 * fast.seconds.phases[name])
-    assert slow.seconds.phases[name] == pytest.approx(slow.work.computed[name] / (32 * 989e12 * 0.2))
+    # 1 % is the optimizer's step
+    assert slow.seconds.phases[name] == pytest.approx(2 * fast.seconds.phases[name], rel=0.02)
+    assert slow.seconds.phases[name] == pytest.approx(slow.work.computed[name] / (32 * 989e12 * 0.2), rel=0.02)
     assert slow.seconds.gpu_hours == pytest.approx(32 * slow.seconds.step / 3600)
 
 
@@ -132,9 +133,9 @@ def test_zero_3_gathers_for_each_pass():
     once, cut = make(*flags, lengths=lengths, rates=rates), make(*flags, lengths=lengths).batches
     gather = 2 * once.policy.policy_parameters() * 31 / 32 / 50e9
     seconds = once.seconds.phases
-    assert seconds["policy training"] == pytest.approx(3 * cut.policy_micro_batches * gather)
+    assert seconds["policy training"] == pytest.approx(3 * cut.policy_micro_batches * gather, rel=0.01)
     more = make(*flags, "--actor.gradient_checkpointing_enable", lengths=lengths, rates=rates).seconds.phases
-    assert more["policy training"] == pytest.approx(4 * cut.policy_micro_batches * gather)
+    assert more["policy training"] == pytest.approx(4 * cut.policy_micro_batches * gather, rel=0.01)
     critic = 2 * once.critic.critic_parameters() * 31 / 32 / 50e9
     assert seconds["values"] == pytest.approx(cut.forward_packs * critic)
 
@@ -193,7 +194,7 @@ def test_engines_and_ranks_share_a_cpu():
     assert found.seconds.phases["generation"] == pytest.approx(200 * step(8) + 100 * step(1) + prefill)
     # all ranks together have one machine
     training = found.work.computed["policy training"] / (found.hardware.flops * 0.35)
-    assert found.seconds.phases["policy training"] == pytest.approx(training) and found.seconds.gpus == 2
+    assert found.seconds.phases["policy training"] == pytest.approx(training, rel=0.1) and found.seconds.gpus == 2
 
 
 def test_training_on_separate_gpus_takes_the_longer_of_the_two():
@@ -201,7 +202,7 @@ def test_training_on_separate_gpus_takes_the_longer_of_the_two():
     found = make(*flags, lengths=GIVEN)
     assert found.seconds.bound_by["training"].startswith("policy training")
     assert found.seconds.phases["training"] == pytest.approx(
-        found.work.computed["policy training"] / (2 * 989e12 * 0.4)
+        found.work.computed["policy training"] / (2 * 989e12 * 0.4), rel=0.02
     )
 
 
@@ -211,7 +212,7 @@ def test_asynchronous_training_hides_the_shorter_half():
     together = make(*flags, "--train.async_enable", lengths=GIVEN)
     # old log-probs are computed in addition
     rest = sum(both.values()) - both["generation"] + together.work.computed["old log-probs"] / (4 * 989e12 * 0.4)
-    assert together.seconds.phases == {"step": pytest.approx(max(rest, both["generation"]))}
+    assert together.seconds.phases == {"step": pytest.approx(max(rest, both["generation"]), rel=0.01)}
     hidden = "generation" if both["generation"] < rest else "the rest"
     assert together.seconds.bound_by["step"] == f"asynchronous: {hidden} is hidden"
 
@@ -317,14 +318,57 @@ def test_it_is_quick():
     assert (time.perf_counter() - start) / 10 < 0.05
 
 
-def test_the_7b_recipe_fits_on_four_nodes_of_80_gb(monkeypatch):
+@pytest.mark.parametrize(
+    "name, machines",
+    [("0.5b_1gpu", ["h100x1", "a100-80x1"]), ("0.5b", ["h100x8"]), ("1.5b", ["h100x8x2"]),
+     ("7b", ["h100x8x4", "a100-80x8x4"]), ("32b", ["h100x8x16"])],
+)  # fmt: skip
+def test_recipes_fit_and_leave_vllm_what_the_trainers_leave(monkeypatch, name, machines):
+    """With 8 % of the memory to spare, for what no plan counts."""
     monkeypatch.chdir(ROOT)
-    recipe = ROOT / "examples" / "train_orz_qwen2.5_7b.sh"
-    printed = subprocess.run(["bash", recipe], env={"DRY_RUN": "1", "RUN_DIR": "r", "PATH": "/usr/bin:/bin"},
-                             capture_output=True, text=True, check=True).stdout  # fmt: skip
-    args, _ = parse(shlex.split(printed)[3:])
-    for name in ("h100x8x4", "a100-80x8x4"):
-        found = plan_run(args, parse_hardware(name))
-        assert found.fits and found.seconds.gpus == 32
-    assert KNOWN[args.actor.model_name_or_path] is found.policy
-    assert replan(found, []).memory.peak.total == found.memory.peak.total
+    recipe = ROOT / "examples" / f"train_orz_qwen2.5_{name}.sh"
+    arms = ("split", "colocated") if name == "32b" else ("",)
+    for arm in arms:
+        env = {"DRY_RUN": "1", "RUN_DIR": "r", "PATH": "/usr/bin:/bin"} | ({"ARM": arm} if arm else {})
+        printed = subprocess.run(["bash", recipe], env=env, capture_output=True, text=True, check=True).stdout
+        args, _ = parse(shlex.split(printed)[3:])
+        for machine in machines:
+            found = plan_run(args, parse_hardware(machine))
+            assert found.fits and found.memory.peak.total < 0.92 * found.memory.limit, (machine, found.memory.peak)
+            assert found.args.vllm.gpu_memory_utilization >= 0.6
+            assert KNOWN[args.actor.model_name_or_path] is found.policy
+            assert replan(found, []).memory.peak.total == found.memory.peak.total
+
+
+def test_a_plan_with_too_few_samples_is_refused():
+    """More nodes are one piece of advice, and 16 samples are too few for 32 ranks."""
+    flags = ("--train.colocate_all", "--algo.advantage.estimator", "group_norm", "--rollout.batch_size", 2)
+    flags += ("--rollout.n_samples_per_prompt", 8, *ranks(1, 8))
+    found = make(*flags, on="4090x8", model="Qwen/Qwen2.5-32B")
+    assert not found.fits
+    advise(found)
+    more = changed(found.args, {"actor.num_nodes": 4, "vllm.num_engines": 32})
+    with pytest.raises(PlanError, match="are 16 samples, fewer than the 32 ranks"):
+        plan_run(more, parse_hardware("4090"))
+
+
+def test_an_optimizer_step_by_hand():
+    """36 bytes a parameter of a rank's part, by memory or the link to the host; at ZeRO-1 then the weights to all."""
+    from openrlhf_orz.plan.seconds import _optimizer_seconds
+
+    hardware, rates = parse_hardware("h100x8"), Rates()
+    for flags, expected in (
+        (("--ds.zero_stage", 3), 1e9 / 8 * 36 / (3.35e12 * 0.6)),
+        (("--ds.zero_stage", 1), 1e9 / 8 * 36 / (3.35e12 * 0.6) + 2e9 * 7 / 8 / 450e9),
+        (("--ds.zero_stage", 3, "--ds.adam_offload"), 1e9 / 8 * 36 / 50e9),
+    ):
+        assert _optimizer_seconds(arguments(*flags), 1e9, 8, hardware, rates) == pytest.approx(expected)
+
+
+def test_a_small_model_waits_for_its_launches():
+    """Twelve critic steps of few short packs: 24 layers, four passes with recomputation, 0.15 ms each."""
+    flags = (*COLOCATED, *ranks(1, 8), "--rollout.batch_size", 8, "--rollout.n_samples_per_prompt", 16)
+    flags += ("--actor.gradient_checkpointing_enable", "--data.max_len", 128)
+    found = make(*flags, model="Qwen/Qwen2.5-0.5B", lengths=Lengths(10, 50, 100, "test"))
+    assert found.seconds.bound_by["critic training"] == "launching kernels"
+    assert found.seconds.phases["critic training"] > found.batches.critic_micro_batches * 4 * 24 * 0.15e-3
