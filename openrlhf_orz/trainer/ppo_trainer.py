@@ -159,7 +159,7 @@ class OrzTrainer(BasePPOTrainer):
         if self.args.orz.cross_fit_values and self.critic_model_group is not None:
             return self.cross_fit_train(global_steps)
         status = super().ppo_train(global_steps)
-        if global_steps <= self.args.critic.freezing_steps:
+        if global_steps < self.args.critic.freezing_steps:
             # the policy does not train yet: its rollout must not pile up
             ray.get(self.actor_model_group.async_run_method(method_name="drop_buffer"))
         return status

@@ -97,6 +97,36 @@ def test_samples_generator():
     ]
 
 
+def test_the_actor_is_frozen_for_as_many_steps_as_the_flag_says(monkeypatch):
+    """0012: the steps in which OpenRLHF trains the actor, counted from 0."""
+    from types import SimpleNamespace as Plain
+
+    from openrlhf.trainer import ppo_trainer
+
+    monkeypatch.setattr(ppo_trainer.ray, "get", lambda refs: refs)
+    trainer = object.__new__(ppo_trainer.BasePPOTrainer)
+    trainer.critic_model_group, trainer.kl_ctl = None, Plain(value=0.0)
+    trainer.actor_model_group = Plain(async_run_method=lambda method_name, **_: [{method_name: True}])
+    for frozen, trains in ((-1, [0, 1, 2]), (0, [0, 1, 2]), (1, [1, 2]), (2, [2])):
+        trainer.args = Plain(critic=Plain(freezing_steps=frozen), ds=Plain(enable_sleep=False))
+        assert [step for step in range(3) if trainer.ppo_train(step)] == trains, frozen
+
+
+def test_the_filters_pass_rate_is_one_of_prompts():
+    """0013: 3 of 4 prompts with 8 responses each."""
+    from types import SimpleNamespace as Plain
+
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    args = Plain(
+        rollout=Plain(batch_size=3, n_samples_per_prompt=8, vllm_generate_batch_size=3),
+        algo=Plain(dynamic_filtering_enable=True), vllm=Plain(enable_sleep=False),
+    )  # fmt: skip
+    generator = SamplesGenerator(Plain(args=args), [1, 2, 3, 4], None, None, [])
+    generator._generate_vllm = lambda **_: (["sample"] * 24, 4, False)
+    assert generator.generate_samples()[1] == 75
+
+
 def test_checkpoints():
     from openrlhf.trainer import ppo_trainer
     from openrlhf.trainer.ray.ppo_actor import PolicyModelActor

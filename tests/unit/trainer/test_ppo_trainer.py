@@ -173,7 +173,7 @@ def test_models_are_back_in_place_after_a_failure(monkeypatch, tmp_path):
     assert (trainer.actor_model_group, trainer.critic_model_group) == groups
 
 
-@pytest.mark.parametrize("step, dropped", [(1, True), (2, True), (3, False)])
+@pytest.mark.parametrize("step, dropped", [(0, True), (1, True), (2, False)])
 def test_the_policys_rollout_is_dropped_while_it_is_frozen(monkeypatch, tmp_path, step, dropped):
     no_ray(monkeypatch)
     trainer = trainer_of(tmp_path, "--critic.freezing_steps", "2")
