@@ -1,4 +1,4 @@
-"""Checks of batches, ranks and modes: what must divide, fit or go together. checks.py raises what they find."""
+"""Checks of batches, ranks, modes and losses: what must divide, fit or go together. checks.py raises it."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -108,8 +108,79 @@ def _parallelism(args) -> Iterator[str]:
             f"--ds.tensor_parallel_size {tensor} does not go with --ds.zero_stage 3: the weight sync gathers what one"
             " of the two cuts. Give --ds.zero_stage 1 or 2"
         )
+    if args.vllm.tensor_parallel_size > 1 and args.orz.device == "cpu":
+        yield f"--vllm.tensor_parallel_size {args.vllm.tensor_parallel_size} needs GPUs: leave it out on a CPU"
+    if args.ds.zero_stage == 0 and args.ds.grad_accum_dtype not in (None, args.ds.param_dtype):
+        yield (
+            f"--ds.grad_accum_dtype {args.ds.grad_accum_dtype} needs --ds.zero_stage 1 or more with --ds.param_dtype"
+            f" {args.ds.param_dtype}"
+        )
     if tensor > 1 and args.ds.param_dtype != "bf16":
         yield f"--ds.tensor_parallel_size {tensor} needs --ds.param_dtype bf16, not {args.ds.param_dtype}"
+
+
+def loss_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
+    """The same for what is trained on: corrections, KL, adapters, optimizers. OpenRLHF checks them late or never."""
+    yield from _correction(args.algo.advantage, args.actor.policy_loss_type, explicit)
+    kl, estimator = args.algo.kl, args.algo.kl.estimator
+    if kl.use_loss and estimator == "k1" and not kl.unbiased_gradient:
+        yield (
+            "--algo.kl.use_loss with --algo.kl.estimator k1 has a gradient of mean 0: give k3 or k2, or"
+            " --algo.kl.unbiased_gradient"
+        )
+    for role in ("actor", "critic"):
+        each = getattr(args, role)
+        if each.optim == "muon" and each.max_norm > 0:
+            yield (
+                f"--{role}.optim muon needs --{role}.max_norm 0: DeepSpeed clips Muon's update, whose norm is far"
+                f" above {each.max_norm:g}, instead of the gradient"
+            )
+    if args.actor.aux_loss_coef > 0 and args.algo.advantage.estimator == "gae":
+        yield (
+            f"--actor.aux_loss_coef {args.actor.aux_loss_coef:g} would be added to the critic's loss, too, whose model"
+            " gives no such loss: choose an --algo.advantage.estimator without a critic"
+        )
+    if args.ds.lora.rank > 0:
+        yield from _adapters(args)
+
+
+def _correction(advantage, loss, explicit) -> Iterator[str]:
+    level, gating = advantage.is_correction_level, advantage.is_correction_gating
+    threshold, prefix = advantage.is_correction_threshold, "--algo.advantage.is_correction"
+    if level == "off":
+        return
+    if advantage.is_correction_mode == "clip" and (level == "seq" or gating != "ratio"):
+        yield (
+            f"{prefix}_mode clip clamps the ratio of a token: give {prefix}_level token and {prefix}_gating ratio, or"
+            f" {prefix}_mode mask"
+        )
+    if gating != "ratio" and len(threshold) > 1 and threshold[0] > 0:
+        yield (
+            f"{prefix}_gating {gating} is bounded from above alone: give {prefix}_threshold HIGH, one number (the"
+            " default is for ratios)"
+        )
+    ignored = [n for n in ("mode", "gating", "threshold") if f"algo.advantage.is_correction_{n}" in explicit]
+    if loss == "gspo" and ignored:
+        yield (
+            f"{prefix}_{ignored[0]} does nothing with --actor.policy_loss_type gspo, whose ratio is to vLLM's"
+            f" log-probs as soon as {prefix}_level is on: leave it out"
+        )
+
+
+def _adapters(args) -> Iterator[str]:
+    if args.ds.tensor_parallel_size > 1:
+        yield f"--ds.lora.rank needs whole weights: leave --ds.tensor_parallel_size {args.ds.tensor_parallel_size} out"
+    if "muon" in (args.actor.optim, args.critic.optim):
+        yield "--ds.lora.rank does not go with --actor.optim muon or --critic.optim muon: leave it out"
+    apart = not args.train.colocate_all or args.train.async_enable or args.vllm.sync_backend != "nccl"
+    if args.orz.device == "cuda" and apart:
+        yield (
+            "--ds.lora.rank needs engines on the GPUs that train, which get the merged weights: give"
+            " --train.colocate_all, without --train.async_enable"
+        )
+    whole = {"lm_head", "embed_tokens", "embed_in", "embed_out", "wte"} & set(args.ds.lora.target_modules)
+    if whole:
+        yield f"--ds.lora.target_modules {min(whole)}: embeddings and head get no adapters. Leave it out"
 
 
 def _optimizer_steps(args) -> Iterator[str]:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
 
-from openrlhf_orz.settings.batch_checks import batch_problems, step_problems
+from openrlhf_orz.settings.batch_checks import batch_problems, loss_problems, step_problems
 from openrlhf_orz.settings.derive import data_parallel_ranks
+from openrlhf_orz.settings.effects import Effect
 from openrlhf_orz.settings.flags import Flag
 from openrlhf_orz.settings.openrlhf_flags import RECORDS
 from openrlhf_orz.settings.redact import redact
@@ -60,17 +61,22 @@ def _wrong_number(flag: Flag, given) -> str | None:
     return None
 
 
-def check_flags(args: SimpleNamespace, explicit: set[str]) -> None:
-    """What flags say by themselves and together. ``explicit`` are the names of the flags that the user gave."""
+def check_flags(args: SimpleNamespace, explicit: set[str], idle: dict[str, Effect]) -> None:
+    """What flags say by themselves and together.
+
+    ``explicit`` are the names of the flags that the user gave, ``idle`` those among them that do nothing.
+    """
     _refuse(
         [
+            *(f"--{name} ({effect.words}): leave it out" for name, effect in idle.items() if effect.refused),
             *_unknown_names(args),
             *_templates(args, explicit),
             *_lists(args),
             *_evaluation(args),
             *_responses(args),
             *batch_problems(args, explicit),
-            *_grading(args, explicit),
+            *_grading(args),
+            *loss_problems(args, explicit),
             *_packages(args),
         ]
     )
@@ -92,6 +98,9 @@ def _unknown_names(args) -> Iterator[str]:
             f"--ds.attn_implementation {name} is not one of {', '.join(ATTENTION)}, nor a kernel of the hub"
             " (OWNER/NAME)"
         )
+    name = args.ds.grad_accum_dtype
+    if name not in (None, "fp32", "bf16", "fp16"):
+        yield f"--ds.grad_accum_dtype {name} is not one of fp32, bf16, fp16"
     name = args.vllm.sync_backend
     if name not in ("nccl", "gloo"):
         yield f"--vllm.sync_backend {name} is not one of nccl, gloo"
@@ -161,7 +170,7 @@ def _responses(args) -> Iterator[str]:
         yield f"--data.max_images_per_prompt {images}: questions are text alone here. Leave it out"
 
 
-def _grading(args, explicit) -> Iterator[str]:
+def _grading(args) -> Iterator[str]:
     agent, url = args.train.agent_func_path, (args.reward.remote_url or "").split(",")[0]
     if agent is not None and not (agent.endswith(".py") and os.path.isfile(agent)):
         yield f"--train.agent_func_path: there is no Python file {agent}"
@@ -170,11 +179,6 @@ def _grading(args, explicit) -> Iterator[str]:
             yield f"--reward.remote_url: there is no file {url}"
     elif url not in ("", "agent", "orz", "none") and not url.startswith(("http://", "https://")):
         yield f"--reward.remote_url {redact(url)} is neither http://... nor a .py file with a reward_func"
-    if args.reward.model_name_or_path is not None and agent is None and "reward.remote_url" not in explicit:
-        yield (
-            "--reward.model_name_or_path would not be used: answers are graded against the references. Leave it out,"
-            " or serve the model and name it by --reward.remote_url"
-        )
 
 
 # optional, and in no requirement file: flash-attn is compiled for hours where there is no wheel for this torch
@@ -185,10 +189,10 @@ def _packages(args) -> Iterator[str]:
     attention, ring = args.ds.attn_implementation, args.ds.ring_attn_size
     for flag, wanted, package in (
         ("use_ms", args.use_ms, "modelscope"),
-        ("ds.load_in_4bit", args.ds.load_in_4bit, "bitsandbytes"),
         ("ds.use_liger_kernel", args.ds.use_liger_kernel, "liger_kernel"),
         (f"ds.attn_implementation {attention}", attention == "flash_attention_2" and ring == 1, "flash_attn"),
         *((f"ds.ring_attn_size {ring}", ring > 1, package) for package in ("flash_attn", "ring_flash_attn")),
+        ("logger.wandb.key", args.logger.wandb.key, "wandb"),
     ):
         if wanted and not find_spec(package):
             how = f"pip install --no-deps {PINS[package]}" if package in PINS else "install it"

@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 
 from openrlhf_orz.settings.checks import ConfigError, check_flags, check_numbers, check_run
-from openrlhf_orz.settings.derive import derive
+from openrlhf_orz.settings.derive import derive, idle_flags
 from openrlhf_orz.settings.finished import finished
 from openrlhf_orz.settings.flags import ORZ_FLAGS
 from openrlhf_orz.settings.openrlhf_flags import PAPER_DEFAULTS
@@ -83,7 +83,7 @@ def parse(argv: list[str], gpus: tuple[int, int] | None = None) -> tuple[SimpleN
         check_numbers(vars(flat))
         for remark in derive(vars(flat), explicit, gpus):
             print(f"[orz] {remark}", flush=True)
-        check_flags(nested(flat), explicit)
+        check_flags(nested(flat), explicit, idle_flags(vars(flat), explicit))
         args = check_args(flat)
         check_run(args)
     except (ConfigError, AssertionError) as error:

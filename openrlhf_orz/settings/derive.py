@@ -8,8 +8,14 @@ import re
 import secrets
 import shutil
 import time
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+
+from openrlhf_orz.settings.effects import Effect
+from openrlhf_orz.settings.openrlhf_flags import OPENRLHF_FLAGS
+from openrlhf_orz.settings.upstream import openrlhf_parser
 
 
 def detect_device() -> str:
@@ -46,16 +52,11 @@ def derive(values: dict, explicit: set[str], gpus: tuple[int, int] | None = None
         explicit: names of the flags that the user gave; where they are given, they stay as they are.
         gpus: (nodes, GPUs of each) that there are; None if nobody has looked.
     """
-    remarks = []
     if values["orz.device"] == "auto":
         values["orz.device"] = detect_device()
     if values["orz.device"] == "cpu":
         _placement_on_cpu(values, explicit)
         _precision_on_cpu(values, explicit)
-        for name in ("vllm.enable_sleep", "ds.enable_sleep"):
-            if values[name]:
-                remarks.append(f"--{name} has no effect on CPU and is off")
-                values[name] = False
     else:
         if gpus is not None and not separate(explicit):
             _placement_on_gpus(values, explicit, *gpus)
@@ -65,6 +66,35 @@ def derive(values: dict, explicit: set[str], gpus: tuple[int, int] | None = None
     _warmup(values, explicit)
     _folders(values, explicit)
     _grading(values)
+    if values["ds.lora.target_modules"] in ([], ["all-linear"]):  # peft takes the word, not a list of it
+        values["ds.lora.target_modules"] = "all-linear"
+    values["orz.average_weights"] = values["train.enable_ema"]
+    return _without_effect(values, explicit)
+
+
+@cache
+def openrlhfs_default(name: str) -> Any:
+    """OpenRLHF's default of its flag ``name``."""
+    return openrlhf_parser().get_default(name)
+
+
+def idle_flags(values: dict, explicit: set[str]) -> dict[str, Effect]:
+    """OpenRLHF's flags that were given and do nothing beside the other ``values``, which are derived."""
+    effects = {flag.name: flag.effect for flag in OPENRLHF_FLAGS if flag.name in explicit}
+    return {
+        name: effect
+        for name, effect in sorted(effects.items())
+        if effect and effect.acts and values[name] != openrlhfs_default(name) and not effect.acts(values)
+    }
+
+
+def _without_effect(values, explicit) -> list[str]:
+    remarks = []
+    for name, effect in idle_flags(values, explicit).items():
+        if effect.off:
+            values[name] = openrlhfs_default(name)
+        if not effect.refused:
+            remarks.append(f"--{name} has no effect: {effect.words.removeprefix('no effect: ')}")
     return remarks
 
 

@@ -106,6 +106,7 @@ def for_openrlhf(args: SimpleNamespace, run: RunFacts) -> Settings:
         # OpenRLHF reads from ckpt.path; where it writes to is checkpoint_path of the model actors
         "ckpt.load_enable": run.resume_from is not None,
         "ckpt.path": run.resume_from or args.ckpt.path,
+        "train.enable_ema": False,  # OpenRLHF would average in the model's dtype: trainer/saving.py does in float32
     }
     if args.eval.steps == -1:
         changes["eval.steps"] = float("inf")

@@ -18,14 +18,18 @@ may differ *if allowed* by `--orz.allow_changed_flags`, or it *must be the same*
 |---|---|---|---|---|
 """
 MIDDLE = """
-## OpenRLHF's, with another default
+## OpenRLHF's
 
-All flags of OpenRLHF's `train_ppo_ray` work; `--help` lists them. These have another default here. What follows from
-the device and from other flags (on a CPU: dtype, ZeRO stage, tokens of a pack) stands in
+Each flag of OpenRLHF's `train_ppo_ray`; `--help` has their meaning. What it does here: it *works*; works *only with*
+another one, and given without it the run says first that it has no effect, or is refused where the table says so; is
+*refused* by name before Ray starts; or has *no effect*, which the run says, too. What is for GPUs alone has not been
+run by us.
+
+What follows from the device and from other flags (on a CPU: dtype, ZeRO stage, tokens of a pack) stands in
 `openrlhf_orz/settings/derive.py`.
 
-| flag | OpenRLHF | here | why | on resumption |
-|---|---|---|---|---|
+| flag | here | default | on resumption |
+|---|---|---|---|
 """
 
 
@@ -56,18 +60,25 @@ def flags_page() -> str:
         (f"`--{flag.name}`", shown_default(flag.default), flag.help, _values(flag), flag.resume.value)
         for flag in ORZ_FLAGS
     )
-    changed = (
+    inherited = (
         (
             f"`--{flag.name}`",
-            shown_default(theirs[flag.name]),
-            shown_default(flag.default),
-            flag.help,
+            flag.effect.words if flag.effect else "",
+            _inherited_default(flag, theirs[flag.name]),
             flag.resume.value,
         )
         for flag in OPENRLHF_FLAGS
-        if flag.name in PAPER_DEFAULTS and flag.default != theirs[flag.name]
     )
-    return HEAD + _rows(ours) + MIDDLE + _rows(changed)
+    return HEAD + _rows(ours) + MIDDLE + _rows(inherited)
+
+
+def _inherited_default(flag: Flag, theirs) -> str:
+    """OpenRLHF's default, or ours, theirs and why."""
+    if flag.name == "logger.wandb.run_name":
+        return "`ppo_` and the time"
+    if flag.name not in PAPER_DEFAULTS or flag.default == theirs:
+        return shown_default(theirs)
+    return f"{shown_default(flag.default)} (OpenRLHF: {shown_default(theirs)}): {flag.help}"
 
 
 def _rows(cells) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from openrlhf_orz.settings.effects import Effect
+
 STOP_STRINGS = ("User:", "Human:", "Assistant:", "</answer>")
 
 
@@ -65,6 +67,7 @@ class Flag:
     range: NumberRange | None = None  # of each number, where there are several; None itself is always allowed
     choices: tuple[str, ...] | None = None
     nargs: str | None = None
+    effect: Effect | None = None  # of OpenRLHF's flags, each of which has one
 
 
 ORZ_FLAGS = (

@@ -39,6 +39,7 @@ def check_models(args: SimpleNamespace) -> Any:
     tokenizer = _load_tokenizer(flag, name, trust)
     _check_fit(flag, config, tokenizer, args)
     check_weights(flag, name, config)
+    _check_parts(flag, name, config, args)
     critic = args.critic.model_name_or_path
     if critic and critic != name:
         flag = "--critic.model_name_or_path"
@@ -163,6 +164,23 @@ def _check_fit(flag: str, config, tokenizer, args) -> None:
         raise ConfigError(
             f"--vllm.tensor_parallel_size {parallel} does not divide the model's {heads} attention heads"
         )
+
+
+def _check_parts(flag: str, name: str, config: Any, args) -> None:
+    """Flags that speak of a part of the model: adapted layers, a router."""
+    targets = args.ds.lora.target_modules
+    if args.ds.lora.rank > 0 and isinstance(targets, list) and Path(name).is_dir():
+        linear = {
+            tensor.split(".")[-2] for tensor, shape in tensor_shapes(flag, Path(name)).items() if len(shape) == 2
+        }
+        lacking = sorted(set(targets) - linear)
+        if lacking:
+            raise ConfigError(
+                f"--ds.lora.target_modules {lacking[0]}: {name} has no such linear layer, but"
+                f" {', '.join(sorted(linear - {'embed_tokens', 'lm_head'}))}"
+            )
+    if args.actor.aux_loss_coef > 0 and not hasattr(config, "output_router_logits"):
+        raise ConfigError(f"--actor.aux_loss_coef: {name} has no router, whose loss it weighs: leave it out")
 
 
 def check_weights(flag: str, name: str, config: Any) -> None:

@@ -62,7 +62,7 @@ FLAGS = [
         ["--ds.tensor_parallel_size 2", "--ds.param_dtype bf16"],
     ),
     (
-        "--vllm.tensor_parallel_size 3 --actor.num_gpus_per_node 3 --critic.num_gpus_per_node 3",
+        "--orz.device cuda --vllm.tensor_parallel_size 3 --actor.num_gpus_per_node 3 --critic.num_gpus_per_node 3",
         ["--vllm.tensor_parallel_size 3", "4 attention heads"],
     ),
     # what cannot be together

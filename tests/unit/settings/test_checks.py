@@ -7,6 +7,9 @@ import pytest
 from openrlhf_orz.settings.command_line import parse
 
 BASE = ["--actor.model_name_or_path", "m/m", "--data.prompt_dataset", "d", "--orz.device", "cuda"]
+CORRECTION = "--algo.advantage.is_correction_"
+KL = "--algo.kl.init_coef 0.1 --ref.num_gpus_per_node 8"
+LORA = "--ds.lora.rank 8 --train.colocate_all"
 SMALL = "--rollout.batch_size 4 --rollout.n_samples_per_prompt 4 --orz.critic_updates 2"
 
 
@@ -39,7 +42,38 @@ def message(capsys, flags: str) -> str:
         ),
         ("--rollout.max_new_tokens 2048", "leaves no room for a prompt in --data.max_len 2048"),
         ("--rollout.vllm_generate_batch_size 129", "is above --rollout.batch_size 128"),
-        ("--reward.model_name_or_path r/r", "--reward.model_name_or_path would not be used"),
+        ("--reward.model_name_or_path r/r", "--reward.model_name_or_path (refused: answers are graded"),
+        ("--reward.model_name_or_path r/r --reward.remote_url http://host", "serve the model and name it there"),
+        # corrections, KL, adapters, optimizers: what OpenRLHF finds out when Ray has started, or never
+        (f"{CORRECTION}level seq {CORRECTION}mode clip", "mode clip clamps the ratio of a token"),
+        (
+            f"{CORRECTION}level token {CORRECTION}mode clip {CORRECTION}gating tv",
+            "mode clip clamps the ratio of a token",
+        ),
+        (f"{CORRECTION}level token {CORRECTION}gating tv", "threshold HIGH, one number (the default is for ratios)"),
+        (f"{CORRECTION}level token {CORRECTION}mode mask --actor.policy_loss_type gspo", "mode does nothing with"),
+        ("--algo.kl.use_loss", "--algo.kl.use_loss (only with `--algo.kl.init_coef`, refused without)"),
+        ("--algo.kl.target 0.1", "--algo.kl.target (only with"),
+        (f"{KL} --algo.kl.use_loss --algo.kl.estimator k1", "has a gradient of mean 0"),
+        ("--algo.kl.unbiased_gradient", "--algo.kl.unbiased_gradient (only with"),
+        ("--critic.freezing_steps 2 --algo.advantage.estimator reinforce", "--critic.freezing_steps (only with"),
+        ("--train.partial_rollout_enable", "--train.partial_rollout_enable needs --train.async_enable"),
+        ("--actor.aux_loss_coef 0.1", "would be added to the critic's loss"),
+        ("--actor.optim muon", "--actor.optim muon needs --actor.max_norm 0"),
+        ("--critic.optim muon", "--critic.optim muon needs --critic.max_norm 0"),
+        ("--actor.muon.ns_steps 3", "--actor.muon.ns_steps (refused: DeepSpeed has it fixed): leave it out"),
+        ("--ds.lora.rank 8", "--ds.lora.rank needs engines on the GPUs that train"),
+        (f"{LORA} --train.async_enable", "--ds.lora.rank needs engines on the GPUs that train"),
+        (f"{LORA} --ds.tensor_parallel_size 2", "--ds.lora.rank needs whole weights"),
+        (f"{LORA} --ds.lora.target_modules q_proj lm_head", "--ds.lora.target_modules lm_head: embeddings and head"),
+        (f"{LORA} --critic.optim muon --critic.max_norm 0", "--ds.lora.rank does not go with"),
+        ("--ds.load_in_4bit", "--ds.load_in_4bit (refused: the policy's weights go to vLLM and to `hf/` whole"),
+        ("--ds.use_universal_ckpt", "--ds.use_universal_ckpt (refused"),
+        ("--ds.deepcompile", "--ds.deepcompile (refused"),
+        ("--actor.freeze_visual_encoder", "--actor.freeze_visual_encoder (refused"),
+        ("--ds.grad_accum_dtype float", "--ds.grad_accum_dtype float is not one of fp32, bf16, fp16"),
+        ("--ds.zero_stage 0 --ds.grad_accum_dtype fp32", "--ds.grad_accum_dtype fp32 needs --ds.zero_stage 1"),
+        ("--orz.device cpu --vllm.tensor_parallel_size 2", "--vllm.tensor_parallel_size 2 needs GPUs"),
         ("--reward.overlong_buffer_len 101 --rollout.max_new_tokens 100", "(100): give that, at least as large"),
     ],
 )
@@ -64,8 +98,18 @@ def test_refused(capsys, flags, named):
         "--rollout.max_new_tokens 2047",
         "--rollout.vllm_generate_batch_size 128",
         "--rollout.vllm_generate_batch_size 129 --train.async_enable",
-        "--reward.model_name_or_path r/r --reward.remote_url http://host",
-        f"--reward.model_name_or_path r/r --train.agent_func_path {__file__}",
+        f"{CORRECTION}level seq",
+        f"{CORRECTION}level token {CORRECTION}mode clip",
+        f"{CORRECTION}level seq {CORRECTION}gating tv {CORRECTION}threshold 0.1",
+        f"{CORRECTION}level token --actor.policy_loss_type gspo",
+        f"{KL} --algo.kl.use_loss --algo.kl.estimator k3 --algo.kl.target 0.1",
+        f"{KL} --algo.kl.use_loss --algo.kl.estimator k1 --algo.kl.unbiased_gradient",
+        "--actor.optim muon --actor.max_norm 0 --actor.muon.lr 0.01",
+        "--actor.muon.ns_steps 5",  # what it is in any case
+        f"{LORA} --ds.lora.target_modules q_proj v_proj",
+        "--orz.device cpu --ds.lora.rank 8",
+        "--actor.aux_loss_coef 0.1 --algo.advantage.estimator reinforce",
+        "--critic.freezing_steps 2",
         "--reward.overlong_buffer_len 100 --rollout.max_new_tokens 100",
     ],
 )
@@ -99,7 +143,7 @@ def test_probabilities_of_data_sets(capsys, datasets, given, taken):
     ("flags", "package"),
     [
         ("--use_ms", "modelscope"),
-        ("--ds.load_in_4bit", "bitsandbytes"),
+        ("--logger.wandb.key=k", "wandb"),
         ("--ds.use_liger_kernel", "liger_kernel"),
         ("--ds.attn_implementation flash_attention_2", "flash_attn"),
         ("--ds.ring_attn_size 2", "flash_attn"),
@@ -112,12 +156,47 @@ def test_packages_that_are_missing(capsys, monkeypatch, flags, package):
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     ring = " --orz.device cuda --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2" * ("ring" in flags)
     said = message(capsys, flags + ring)
-    assert f"{flags} needs the package {package}, which is not installed" in said
+    assert f"{flags.partition('=')[0]} needs the package {package}, which is not installed" in said
     if package == "ring_flash_attn":
         assert "pip install --no-deps ring-flash-attn==" in said
     if flags == "--ds.attn_implementation flash_attention_2":
         monkeypatch.setattr(checks, "find_spec", lambda name: sys)
         parse([*BASE, *flags.split()])
+
+
+IDLE = """
+actor.eps_clip_low_high 0.1 0.3; actor.dual_clip 3; actor.gradient_checkpointing_reentrant; actor.muon.lr 0.1
+actor.min_lr_ratio 0.2; critic.min_lr_ratio 0.2; critic.muon.momentum 0.9; algo.advantage.is_correction_mode clip
+algo.dynamic_filtering_range 0.1 0.9; algo.kl.estimator k3; algo.kl.horizon 5; data.dataloader_num_workers 2
+data.image_key pictures; ds.lora.alpha 4; ds.lora.target_modules q_proj; ds.zpg 8; eval.temperature 0.5; local_rank 3
+logger.wandb.org us; ref.num_nodes 2; ref.offload; reward.num_nodes 2; reward.offload; reward.overlong_penalty_factor 2
+train.async_queue_size 2; train.colocate_critic_reward; train.ema_beta 0.5; ds.ring_attn_head_stride 2
+"""
+
+
+def test_a_flag_that_does_nothing_is_named(capsys):
+    """All of them are taken; what OpenRLHF would act on all the same is set back."""
+    given = [case.strip() for case in IDLE.replace("\n", ";").split(";") if case.strip()]
+    args, explicit = parse([*BASE, *(word for case in given for word in f"--{case}".split())])
+    said = capsys.readouterr().out
+    for case in given:
+        assert f"[orz] --{case.split()[0]} has no effect: " in said
+    assert (args.local_rank, args.data.dataloader_num_workers, args.train.colocate_critic_reward) == (-1, 0, False)
+    parse([*BASE, "--algo.kl.init_coef", "0.1", "--ref.offload", "--train.enable_ema", "--train.ema_beta", "0.5"])
+    assert "has no effect" not in capsys.readouterr().out
+
+
+def test_without_a_critic_its_flags_do_nothing(capsys):
+    flags = "--algo.advantage.estimator group_norm --critic.adam.lr 1e-4 --algo.advantage.lambd 0.9"
+    parse([*BASE, *flags.split(), "--algo.advantage.no_std_norm"])
+    said = capsys.readouterr().out
+    for name in ("critic.adam.lr", "algo.advantage.lambd", "algo.advantage.no_std_norm"):
+        assert f"[orz] --{name} has no effect: only with `--algo.advantage.estimator gae" in said
+
+
+def test_adapters_on_all_layers_may_be_asked_for_by_name():
+    for given in ([], ["--ds.lora.target_modules", "all-linear"], ["--ds.lora.target_modules"]):
+        assert parse([*BASE, *LORA.split(), *given])[0].ds.lora.target_modules == "all-linear"
 
 
 def test_each_wrong_thing_is_said_once(capsys):

@@ -79,7 +79,7 @@ def test_gradients_are_summed_in_float32_where_deepspeed_can(stage, dtype, sums)
 def test_sleep_is_off_on_a_cpu_and_that_is_said():
     for name in ("vllm.enable_sleep", "ds.enable_sleep"):
         values = DEFAULTS | {"orz.device": "cpu", name: True}
-        assert derive(values, {"orz.device", name}) == [f"--{name} has no effect on CPU and is off"]
+        assert derive(values, {"orz.device", name}) == [f"--{name} has no effect: only with `--orz.device cuda`"]
         assert values[name] is False
         values = DEFAULTS | {"orz.device": "cuda", name: True}
         assert derive(values, {"orz.device", name}) == [] and values[name] is True

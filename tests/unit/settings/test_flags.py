@@ -87,8 +87,21 @@ def test_the_page_of_flags_is_made_from_the_records():
         ("orz.check_sync", "off"),
     ):
         assert f"| `--{name}` | {default} |" in page
-    assert "| `--critic.value_clip` | `0.5` | none | Eq. 2 is not clipped |" in page
-    assert "algo.advantage.gamma" not in page, "OpenRLHF's default is the paper's"
+    assert "| none (OpenRLHF: `0.5`): Eq. 2 is not clipped |" in page
+    assert "| `--algo.advantage.gamma` | only with `--algo.advantage.estimator gae, or reinforce` | `1` |" in page
+
+
+def test_every_flag_of_openrlhf_has_a_verdict():
+    """Works, beside another one or by itself, is refused, or has no effect; the page says it for each."""
+    page = (ROOT / "docs" / "flags.md").read_text()
+    for flag in OPENRLHF_FLAGS:
+        assert flag.effect is not None, flag.name
+        words = flag.effect.words
+        assert re.match(r"works$|only (with `--|off-policy)|refused: |no effect: ", words), (flag.name, words)
+        assert (flag.effect.acts is None) == (words == "works"), flag.name
+        assert f"| `--{flag.name}` | {words} |" in page
+        if named := re.match(r"only with `--([\w.]+)", words):
+            assert named[1] in RECORDS, f"{flag.name}: there is no flag {named[1]}"
 
 
 def test_readme_names_the_defaults():
