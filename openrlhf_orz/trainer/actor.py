@@ -7,6 +7,7 @@ In the order of a step: ``forward`` (old log-probs, where the step needs them), 
 import math
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 from openrlhf.models import Actor, PolicyLoss
@@ -17,6 +18,7 @@ import openrlhf_orz.models.packed_attention  # noqa: F401  registers --ds.attn_i
 from openrlhf_orz.algo.advantages import cross_fit_advantages
 from openrlhf_orz.algo.token_stats import LogProbGap
 from openrlhf_orz.data.prompts import chat_template
+from openrlhf_orz.models.adapters import without_adapters
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.log_prob_head import install_log_prob_head
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
@@ -26,6 +28,7 @@ from openrlhf_orz.settings.skip_plan import needs_old_log_probs
 from openrlhf_orz.trainer.live_objects import skip_reduction
 from openrlhf_orz.trainer.mini_batches import PolicyReplayBuffer
 from openrlhf_orz.trainer.rank import Rank, meet_by_file
+from openrlhf_orz.trainer.saving import WeightAverage, save_hf, save_policy
 from openrlhf_orz.trainer.step_guard import StepGuard
 
 
@@ -39,12 +42,13 @@ class OrzActor(Actor):
 
     def __init__(self, *args, share: bool = True, on_cpu: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
+        model = without_adapters(self.model)
         # in a list: a second name for the head's parameters would be saved and synced twice
-        self._head = [install_log_prob_head(self.model)]
+        self._head = [install_log_prob_head(model)]
         if share:
-            install_prefix_sharing(self.model)
+            install_prefix_sharing(model)
         if on_cpu:
-            install_rms_norm(self.model)
+            install_rms_norm(model)
 
     def forward_tokens(
         self, sequences, attention_mask, position_ids, labels=None, needed=None, return_entropy=False, **mm_inputs
@@ -113,6 +117,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
 
     replay_buffer_cls = PolicyReplayBuffer
     policy_loss_cls = OrzPolicyLoss
+    average: WeightAverage | None = None  # with --train.enable_ema
 
     def __init__(self, strategy, *args, **kwargs):
         on_cpu = strategy.args.orz.device == "cpu"
@@ -124,6 +129,9 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         self.guard = StepGuard.of(self.args, self.actor.model, "policy")
         self.sync_metrics: dict[str, float] = {}  # of the last weight sync
         self.rearranged: dict[str, set[str]] = {}  # see verify_sync
+        if self.args.orz.average_weights:
+            in_parts = self.args.ds.zero_stage == 3 or self.args.ds.tensor_parallel_size > 1
+            self.average = WeightAverage(self.actor.model.module, self.args.train.ema_beta, in_parts)
 
     def _init_vllm_sync_group(self, backend):
         if self.args.orz.device != "cpu":  # there is no NCCL on a CPU, and none is needed
@@ -146,8 +154,10 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         share_cores(self.args)
         result = super().training_step(experience, kl_ctl, step, loss_batch_info)
         self.loss_sum += result["metrics"]["policy_loss"].item()
-        if self.replay_buffer.dynamic_optimizer_step[step]:
-            self.steps += self.guard.after_step(self.replay_buffer, step)
+        if self.replay_buffer.dynamic_optimizer_step[step] and self.guard.after_step(self.replay_buffer, step):
+            self.steps += 1
+            if self.average is not None:
+                self.average.update()
         return result
 
     def broadcast_to_vllm(self):
@@ -172,7 +182,10 @@ class OrzPolicyModelActor(PolicyModelActor):
         self.rank = Rank("_actor", args)
         self.model_cls = partial(OrzActor, share=args.orz.share_prefixes == "auto", on_cpu=args.orz.device == "cpu")
         super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)
+        self.save_hf_ckpt = False  # OpenRLHF's own copy in a checkpoint: save_checkpoint writes ours
         self.rank.resume(self.actor.model, self.trainer.replay_buffer)
+        if self.trainer.average is not None and args.run.resume_from is not None:
+            self.trainer.average.load(Path(args.run.resume_from) / "_actor")
         if not args.data.apply_chat_template:
             # the saved model asks its questions as it was trained
             self.tokenizer.chat_template = chat_template(args.orz.prompt_template)
@@ -230,12 +243,8 @@ class OrzPolicyModelActor(PolicyModelActor):
         return {**self.trainer.sync_metrics, **self.rank.memory.take()}
 
     def try_save_model(self) -> str | None:
-        """Write ``--ckpt.output_dir``/hf; returns what failed, on the first rank."""
-        args = self.strategy.args
-        model = self.ema_model if args.train.enable_ema else self.actor
-        error = self.rank.save_model(
-            lambda folder: self.strategy.save_model(model, self.tokenizer, folder), args.ckpt.output_dir
-        )
+        """Write what the run leaves of the policy; returns what failed, on the first rank."""
+        error = save_policy(self.rank, self._save_hf, self.actor.model, self.trainer.average, self.strategy.args)
         self.saved = error is None
         return error
 
@@ -248,7 +257,15 @@ class OrzPolicyModelActor(PolicyModelActor):
 
     def save_checkpoint(self, tag, *args, **kwargs):
         super().save_checkpoint(tag, *args, **kwargs)
+        folder = self.rank.checkpoint_path(tag)
+        if self.strategy.args.ckpt.save_hf:
+            self._save_hf(str(folder / f"{tag}_hf"))
+        if self.trainer.average is not None:
+            self.trainer.average.save(folder / "_actor")
         self.rank.save(tag, self.actor.model, self.trainer.replay_buffer)
+
+    def _save_hf(self, folder: str) -> None:
+        save_hf(self.actor.model, self.tokenizer, folder, self.strategy.args)
 
 
 class _NeverTrained:

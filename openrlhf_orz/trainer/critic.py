@@ -13,6 +13,7 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.algo.token_stats import explained_variances, fit_sums
+from openrlhf_orz.models.adapters import train_whole, without_adapters
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.models.value_head import init_value_head, unset_buffers
@@ -22,6 +23,7 @@ from openrlhf_orz.settings.models import has_weight
 from openrlhf_orz.trainer.live_objects import skip_reduction
 from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
 from openrlhf_orz.trainer.rank import Rank, meet_by_file
+from openrlhf_orz.trainer.saving import save_hf
 from openrlhf_orz.trainer.step_guard import StepGuard
 
 logger = init_logger(__name__)
@@ -93,20 +95,21 @@ class OrzCriticModelActor(CriticModelActor):
 
     def build_model(self, strategy, pretrain):
         critic = super().build_model(strategy, pretrain)
-        if unset := unset_buffers(critic):
+        if unset := unset_buffers(without_adapters(critic)):
             raise NotImplementedError(
                 f"{pretrain} cannot be a critic: {unset[0]} is set by transformers in its own models alone. Choose an"
                 " --algo.advantage.estimator without one (reinforce_baseline, group_norm)"
             )
+        model = without_adapters(critic)
         if strategy.args.orz.share_prefixes == "auto":
-            install_prefix_sharing(critic)
+            install_prefix_sharing(model)
         if strategy.args.orz.device == "cpu":
-            install_rms_norm(critic)
-        prefix = critic.value_head_prefix
+            install_rms_norm(model)
+        prefix = model.value_head_prefix
+        weight = train_whole(critic, prefix).weight
         if has_weight(pretrain, f"{prefix}.weight"):
             logger.info(f"value head: from {pretrain}")
             return critic
-        weight = getattr(critic, prefix).weight
         generator = torch.Generator(weight.device).manual_seed(strategy.args.train.seed)
         with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")):
             if not hasattr(weight, "ds_id") or torch.distributed.get_rank() == 0:
@@ -160,7 +163,7 @@ class OrzCriticModelActor(CriticModelActor):
         if self.tokenizer is None:  # OpenRLHF has none where --critic.save_value_network is off
             return None
         error = self.rank.save_model(
-            lambda folder: self.strategy.save_model(self.critic, self.tokenizer, folder),
+            lambda folder: save_hf(self.critic, self.tokenizer, folder, self.strategy.args),
             self.strategy.args.ckpt.output_dir + "_critic",
         )
         self.saved = error is None

@@ -62,16 +62,23 @@ class StepGuard:
         folder = Path(args.orz.run_dir) / "nonfinite"
         return cls(engine, folder, name, torch.distributed.get_rank(), args.orz.max_skipped_steps)
 
+    def seeks_a_scale(self) -> bool:
+        """Whether DeepSpeed answers a skipped step in float16 by a smaller loss scale. At 1 it ends the run itself."""
+        return self.engine.fp16_enabled() and self.engine.optimizer.loss_scale > 1
+
     def after_step(self, buffer, last: int) -> bool:
         """Call after each optimizer step, whose last micro-batch of ``buffer`` is ``last``; whether it was taken.
 
-        Raises FloatingPointError, on every rank alike, after ``limit`` skipped steps in a row.
+        Raises FloatingPointError, on every rank alike, after ``limit`` skipped steps in a row; in float16 steps that
+        are skipped to find a loss scale do not count.
         """
         skipped, self.seen = self.engine.skipped_steps - self.seen, self.engine.skipped_steps
         if not skipped:
             self.in_a_row = 0
             return True
         self.total += 1
+        if self.seeks_a_scale():
+            return False
         self.in_a_row += 1
         where = self.folder / f"{self.name}_step{self.engine.global_steps}_{self.total}_rank{self.rank}.safetensors"
         if self.total <= self.DUMPS:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "plan": {"plan", "settings"},
     "runtime": {"runtime", "settings", "report"},
     "evaluate": {"evaluate", "algo", "data", "reward", "settings"},
-    "rollout": {"rollout", "runtime", "settings", "reward"},
+    "rollout": {"rollout", "runtime", "settings", "reward", "models"},
     "trainer": {"trainer", "rollout", "evaluate", "runtime", "settings", "algo", "models", "reward", "data"},
 }
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 import torch.distributed as dist
 
+from openrlhf_orz.models.adapters import adapters, plain_names, without_adapters
 from openrlhf_orz.rollout.sync.checksums import Checksum, EngineReport, SyncError, checksum, compare
 from openrlhf_orz.rollout.sync.transport import FileTransport, IpcTransport, cut_into_buckets
 
@@ -79,7 +80,7 @@ def sync_to_engines(trainer, engines: list, broadcast: Callable | None) -> dict[
 
 
 class Weights:
-    """The policy's parameters as a checkpoint has them, bucket by bucket.
+    """The policy's parameters as a checkpoint has them, adapters merged into them, bucket by bucket.
 
     transformers holds some in another form (the experts of a layer in one tensor) and turns them back when it saves a
     model; vLLM reads checkpoints. What becomes one tensor there is in one bucket: it never is of two layers.
@@ -101,14 +102,16 @@ class Weights:
         tensor_parallel_size: int = 1,
         trainable_only: bool = False,
     ):
-        self.model, self.dtype, self.limit = model, dtype, limit
+        self.model, self.dtype, self.limit = without_adapters(model), dtype, limit
         self.zero_stage, self.tensor_parallel_size = zero_stage, tensor_parallel_size
-        self.params = [(n, p) for n, p in model.named_parameters() if p.requires_grad or not trainable_only]
+        self.adapters = adapters(model)
+        every = plain_names(list(self.model.named_parameters()))
+        self.params = [(n, p) for n, p in every if p.requires_grad or not trainable_only]
         if not trainable_only:  # buffers of a checkpoint, too: a router's correction
-            saved = set(model.state_dict())
-            self.params += [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
+            saved = set(self.model.state_dict())
+            self.params += [(name, buffer) for name, buffer in self.model.named_buffers() if name in saved]
         shapes = [(n, torch.empty(getattr(p, "ds_shape", p.shape), device="meta")) for n, p in self.params]
-        self.converted = {n for n, _ in as_in_checkpoint(model, shapes)} != {n for n, _ in shapes}
+        self.converted = {n for n, _ in as_in_checkpoint(self.model, shapes)} != {n for n, _ in shapes}
 
     def buckets(self) -> list[list[tuple[str, torch.Tensor]]]:
         """Return (name, parameter) in the model's order, cut by the sizes of whole parameters or an upper bound."""
@@ -132,6 +135,7 @@ class Weights:
         import deepspeed
 
         params = [tensor for _, tensor in bucket if isinstance(tensor, torch.nn.Parameter)]
+        params += [part for name, _ in bucket if name in self.adapters for part in self.adapters[name][:2]]
         with ExitStack() as stack:
             if self.tensor_parallel_size > 1:
                 # one by one: DeepSpeed takes a list for the weight and bias of one layer
@@ -142,13 +146,18 @@ class Weights:
                 stack.enter_context(deepspeed.zero.GatheredParameters(params))
             yield
 
+    def value(self, name: str, param: torch.Tensor) -> torch.Tensor:
+        """The weight that the engines get for a whole parameter."""
+        adapter = self.adapters.get(name)
+        return adapter.merged(param.detach()) if adapter else param.detach()
+
     def send(self, transport: FileTransport | IpcTransport) -> int:
         """Bring all parameters to the engines. All ranks must call it. Returns the weights' bytes, without padding."""
         buckets, nbytes = self.buckets(), 0
         try:
             for i, bucket in enumerate(buckets):
                 with self.whole(bucket):
-                    tensors = as_in_checkpoint(self.model, [(name, param.detach()) for name, param in bucket])
+                    tensors = as_in_checkpoint(self.model, [(name, self.value(name, param)) for name, param in bucket])
                     transport.put(tensors)
                     nbytes += sum(tensor.numel() for _, tensor in tensors) * self.dtype.itemsize
                 transport.send(last=i == len(buckets) - 1)
@@ -162,7 +171,7 @@ class Weights:
         for bucket in self.buckets():
             with self.whole(bucket):
                 if dist.get_rank() == 0:
-                    tensors = as_in_checkpoint(self.model, [(name, param.detach()) for name, param in bucket])
+                    tensors = as_in_checkpoint(self.model, [(name, self.value(name, param)) for name, param in bucket])
                     sums.update((name, checksum(tensor.to(self.dtype))) for name, tensor in tensors)
         return sums
 

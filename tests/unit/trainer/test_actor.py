@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -163,7 +164,7 @@ class Rank:
         self.calls.append(("save", tag, engine, buffer))
 
     def checkpoint_path(self, tag):
-        return f"/aside/{tag}"
+        return Path(f"/aside/{tag}")
 
 
 def initialised(monkeypatch, args):
@@ -172,7 +173,7 @@ def initialised(monkeypatch, args):
     def init(self, strategy, pretrain, max_steps=None, vllm_engines=None):
         self.strategy, self.tokenizer = strategy, SimpleNamespace(chat_template="the model's own")
         self.actor = SimpleNamespace(model="engine")
-        self.trainer = SimpleNamespace(replay_buffer="buffer")
+        self.trainer = SimpleNamespace(replay_buffer="buffer", average=None)
         self.max_steps = max_steps
 
     monkeypatch.setattr(PolicyModelActor, "init_model_from_pretrained", init)
