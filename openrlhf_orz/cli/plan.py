@@ -109,6 +109,8 @@ def model_shape(flag: str, name: str, file: Path | None) -> Shape:
         raise PlanError(f"{where}: {name}: {error}") from None
     except Exception as error:  # transformers, the hub and a broken file raise many classes
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if not Path(name).is_absolute():
+            first = f"there is no directory {name} here, and from the hub: {first}"
         raise PlanError(
             f"{where}: the configuration of {name} did not load: {first[:200]}. Fetch it where the hub can be reached"
             f" (hf download {name} config.json), or name its file: --{flag}_config FILE"
@@ -171,12 +173,40 @@ def plan_from_flags(own: argparse.Namespace, rest: list[str]) -> tuple[Plan, str
     return choose_layout(plan_run(args, hardware, policy, critic, lengths, rates), explicit), remark
 
 
-def main(argv: list[str] | None = None) -> int:
+def look_at_data(args) -> list[str]:
+    """A line for each of the run's data sets that is here, with its good and bad rows; one on the hub is not fetched.
+
+    Raises DataError, as training does, where there is no such file or no good row in it.
+    """
+    from openrlhf_orz.data.rows import read_dataset
+    from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError, is_here
+
+    lines = []
+    for flags, names, split in (
+        (TRAIN_FLAGS, args.data.prompt_dataset, args.data.prompt_split),
+        (EVAL_FLAGS, args.eval.dataset, args.eval.split),
+    ):
+        for name in filter(None, (names or "").split(",")):
+            if not is_here(name, flags):
+                lines.append(f"data: {name} is on the hub, and not looked at")
+                continue
+            keys = args.data.input_key, args.data.label_key
+            good, bad = read_dataset(name, *keys, split, args.data.max_samples, flags=flags)
+            if not good:
+                raise DataError(f"{flags.dataset}: no row of {name} can be used: give a data set with rows")
+            lines.append(f"data: {name}: {len(good)} rows, {len(bad)} without a question or an answer")
+    return lines
+
+
+def main(argv: list[str] | None = None, with_data: bool = False) -> int:
+    from openrlhf_orz.data.sources import DataError
+
     argv = sys.argv[1:] if argv is None else argv
     own, rest = plan_parser().parse_known_args(argv)
     try:
         found, remark = plan_from_flags(own, rest)
-    except (PlanError, UnknownShape, machines.UnknownHardware) as error:
+        found.notes.extend(look_at_data(found.args) if with_data else [])
+    except (PlanError, UnknownShape, machines.UnknownHardware, DataError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     if remark:

@@ -65,6 +65,15 @@ def prepare_data(args) -> tuple[dict, int]:
     return prepared, prompts
 
 
+def short_rollout(args, prompts: int) -> str | None:
+    """A remark on a last rollout with fewer prompts than the others."""
+    batch, last = args.rollout.batch_size, prompts % args.rollout.batch_size
+    if not last or args.algo.dynamic_filtering_enable:
+        return None
+    whole = f"; --data.max_samples {prompts - last} leaves it out" if prompts > batch else ""
+    return f"the last rollout of an episode has {last} of {batch} prompts and takes as many optimizer steps{whole}"
+
+
 def begin(args) -> RunFacts:
     """Prepare the prompts, look where the run starts, and put its directory into that state.
 
@@ -131,6 +140,7 @@ def run_held(args, explicit: set[str], stopping: StopHandler) -> None:
     print(f"[orz] {run.prompts} prompts, {steps} steps, into {run_dir}", flush=True)
     report = LiveReport(run_dir, args.orz.report_every)
     progress = Progress(run_dir, steps, report.step)
+    console.tell_stage(run_dir, "starting Ray" if run.own_ray else "joining Ray")
     with progress, driver_output(args), ray_session.ray_session(args, run, stopping) as ray:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -144,7 +154,8 @@ def run_held(args, explicit: set[str], stopping: StopHandler) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         steering = ray.remote(num_cpus=0, scheduling_strategy=here)
         trainer = ray.remote(num_gpus=1, runtime_env={"env_vars": ray_session.trainer_env(args.orz.device)})
-        engines = Engines(OrzRolloutActor, run.scratch, run.start_step)
+        engines = Engines(OrzRolloutActor, run.scratch, run.start_step, str(run_dir))
+        console.tell_stage(run_dir, "starting engines, loading models")
         try:
             with require_heartbeats(args):
                 launch(
@@ -193,6 +204,8 @@ def summary(args) -> str:
     run_dir = Path(args.orz.run_dir)
     names = {
         "hf": "the policy, tokenizer and chat template, for transformers and vllm",
+        "hf_ema": "the average of its weights (--train.enable_ema)",
+        "hf_adapter": "the adapters by themselves (--ds.lora.rank)",
         "report.html": "all of it to look at: open it in a browser",
         "metrics.jsonl": "one line a step",
         "rollouts": "prompts, responses and verdicts",
@@ -234,7 +247,7 @@ def failed(error: Exception, args) -> int:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if "--dry_run" in argv:
-        return plan.main([part for part in argv if part != "--dry_run"])
+        return plan.main([part for part in argv if part != "--dry_run"], with_data=True)
     args, explicit = plan.settings_of_run(argv)
     console.keep_terminal()
     if args.orz.max_restarts > 0 and not is_supervised():

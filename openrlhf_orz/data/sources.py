@@ -52,6 +52,24 @@ def records(spec: str, split: str, columns: set[str], flags: DataFlags = TRAIN_F
     Of tables (Parquet, saved and hub datasets) only `columns` are decoded; the other columns are None.
     Raises DataError when there is no such file, folder or dataset, or it can't be read at all.
     """
+    name, data_dir, path = _place(spec, flags)
+    if path is not None:
+        path = path / data_dir
+        if path.is_dir():
+            return _folder(path, split, columns, flags)
+        if path.is_file():
+            return _file(path, columns, flags)
+        raise DataError(f"{flags.dataset}: {path} is neither a file nor a folder. Check the path.")
+    return _hub(name, data_dir or None, split, columns, flags)
+
+
+def is_here(spec: str, flags: DataFlags) -> bool:
+    """Whether `spec` is a file or folder, and not a dataset on the hub. Raises DataError as `records` does."""
+    return _place(spec, flags)[2] is not None
+
+
+def _place(spec: str, flags: DataFlags) -> tuple[str, str, Path | None]:
+    """(name, folder in it, path), without a path for a dataset on the hub."""
     name, data_dir = spec.strip(), ""
     if "@" in name and not os.path.exists(Path(name).expanduser()):
         name, data_dir = (part.strip() for part in name.split("@", 1))
@@ -64,14 +82,7 @@ def records(spec: str, split: str, columns: set[str], flags: DataFlags = TRAIN_F
         ) from None
     if not name or (not exists and _looks_like_path(name)):
         raise DataError(f"{flags.dataset}: there is no file or folder {name!r}. Check the path.")
-    if exists:
-        path = path / data_dir
-        if path.is_dir():
-            return _folder(path, split, columns, flags)
-        if path.is_file():
-            return _file(path, columns, flags)
-        raise DataError(f"{flags.dataset}: {path} is neither a file nor a folder. Check the path.")
-    return _hub(name, data_dir or None, split, columns, flags)
+    return name, data_dir, path if exists else None
 
 
 def _looks_like_path(name: str) -> bool:

@@ -17,6 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from openrlhf_orz.rollout.agent import AgentExecutor
 from openrlhf_orz.rollout.sync.checksums import SyncError
+from openrlhf_orz.runtime.console import tell_stage
 from openrlhf_orz.runtime.private import compile_cache, require_private
 from openrlhf_orz.runtime.processes import ProcessRecord
 
@@ -54,12 +55,14 @@ class Engines:
     Args:
         scratch: folder of the run's temporary files, with a slash at its end.
         step: changes the engines' seeds, as a resumed run must not draw the random numbers of its start again.
+        run_dir: where an engine tells that it is ready.
     """
 
     SHUTDOWN_S = 15
 
-    def __init__(self, engine_cls: type, scratch: str, step: int = 0):
+    def __init__(self, engine_cls: type, scratch: str, step: int = 0, run_dir: str | None = None):
         self.remote_cls, self.scratch, self.step = ray.remote(engine_cls), scratch, step
+        self.run_dir = run_dir
         self.handles: list = []
 
     def options(self, **options) -> "Engines":
@@ -70,7 +73,8 @@ class Engines:
     def remote(self, *args, seed: int, **kwargs):
         """Start an engine and return its handle."""
         seed += 1_000_003 * self.step
-        self.handles.append(self.with_options.remote(*args, seed=seed, scratch=self.scratch, **kwargs))
+        told = {"run_dir": self.run_dir, "number": len(self.handles) + 1}
+        self.handles.append(self.with_options.remote(*args, seed=seed, scratch=self.scratch, **told, **kwargs))
         return self.handles[-1]
 
     def shutdown(self) -> None:
@@ -86,9 +90,12 @@ class OrzRolloutActor(RolloutRayActor):
     Args:
         orz: arguments of AgentExecutor; None if the user has another agent.
         scratch: folder of the run's temporary files, with a slash at its end.
+        run_dir, number: where it tells that it is ready, and as which engine; None: nowhere.
     """
 
-    async def __init__(self, *args, orz: dict | None = None, scratch: str = "", **kwargs):
+    async def __init__(
+        self, *args, orz: dict | None = None, scratch: str = "", run_dir: str | None = None, number: int = 1, **kwargs
+    ):
         scratch = require_private(scratch) if scratch else f"{tempfile.gettempdir()}/"
         self.record = ProcessRecord(f"{scratch}engine-{ray.get_runtime_context().get_actor_id()}")
         self.record.kill_leftovers()
@@ -97,6 +104,8 @@ class OrzRolloutActor(RolloutRayActor):
         self.born = uuid.uuid4().hex
         if orz is not None:
             self.executor = AgentExecutor(**orz)
+        if run_dir is not None:
+            tell_stage(run_dir, f"engine {number} is ready")
 
     def _configure_vllm_env(self, *args, **kwargs):
         super()._configure_vllm_env(*args, **kwargs)

@@ -15,6 +15,7 @@ from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from vllm import SamplingParams
 
+from openrlhf_orz.runtime.console import Countdown
 from openrlhf_orz.runtime.stopping import stop_if_asked
 
 logger = init_logger(__name__)
@@ -79,6 +80,7 @@ class OrzSamplesGenerator(SamplesGenerator):
         self.sending: Iterator[Sent] = iter(())  # the prompts that OpenRLHF is about to send, in their order
         self.incarnations: dict[int, str] = {}  # by engine: which start of it has the current weights
         self.faults = {"engines_restarted": 0, "prompts_redone": 0}
+        self.countdown = Countdown(self.args.orz.run_dir)
         self._begin()
 
     def set_sync(self, sync_engine: Callable[[int], None]) -> None:
@@ -179,6 +181,7 @@ class OrzSamplesGenerator(SamplesGenerator):
                 break
             self.last_answer_at[engine], self.deaths_in_a_row[engine] = time.monotonic(), 0
         pending_refs = self._redo_overdue(pending_refs)
+        self.countdown.add(len(ready_refs), len(pending_refs))
         if self.args.algo.dynamic_filtering_enable:  # a prompt that is filtered out is replaced at once
             ready = [self.ready.pop(ref) for ref in list(self.ready)]
             return ready, pending_refs

@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: lines on the terminal, and the live report.
+"""What the user sees while a run starts and goes on: lines on the terminal, and the live report.
 
 Both work while the driver's own output goes to a file.
 """
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,35 @@ def progress_line(record: dict, steps: int) -> str:
     return line
 
 
+STAGES = Path("logs") / "stages.log"  # of a run's directory
+
+
+def tell_stage(run_dir: str | Path, text: str) -> None:
+    """Say on the console what a run has come to, from any of its processes; ``Progress`` adds the seconds."""
+    path = Path(run_dir) / STAGES
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "a") as file:
+            file.write(text + "\n")
+    except OSError:
+        pass  # a full disk is reported by what has to be written
+
+
+class Countdown:
+    """Tells the stage of the first rollout: how many of its prompts are answered, every ``every_s`` seconds."""
+
+    def __init__(self, run_dir: str | Path, every_s: float = 10.0):
+        self.run_dir, self.every_s = run_dir, every_s
+        self.answered, self.told_at, self.over = 0, time.monotonic(), False
+
+    def add(self, answered: int, pending: int) -> None:
+        """So many more are answered, and so many are not yet."""
+        self.answered += answered
+        if not self.over and (not pending or time.monotonic() - self.told_at >= self.every_s):
+            tell_stage(self.run_dir, f"first rollout: {self.answered} of {self.answered + pending} prompts")
+            self.told_at, self.over = time.monotonic(), not pending
+
+
 class GrowingFile:
     """Reads the lines that are added to a file from now on."""
 
@@ -62,7 +92,8 @@ class GrowingFile:
 
 
 class Progress:
-    """Prints a line for each step of a run, and its warnings, while the context is open.
+    """Prints a line for each stage of a run's start, with the seconds so far, each step, and its warnings, while the
+    context is open.
 
     It reads them from the run's files and prints to the stdout of now, even if stdout is redirected later. It calls
     ``on_step`` with the number of each step.
@@ -73,6 +104,8 @@ class Progress:
     ):
         self.steps, self.on_step, self.every_s = steps, on_step, every_s
         self.console = os.fdopen(os.dup(1), "w")
+        self.start = time.monotonic()
+        self.stages = GrowingFile(run_dir / STAGES)
         self.metrics, self.warnings = GrowingFile(run_dir / "metrics.jsonl"), GrowingFile(run_dir / "warnings.log")
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
@@ -82,6 +115,8 @@ class Progress:
             self._print_new()
 
     def _print_new(self):
+        for line in self.stages.new_lines():
+            print(f"[orz] {line.rstrip()} ({time.monotonic() - self.start:.0f} s)", file=self.console, flush=True)
         for line in self.metrics.new_lines():
             try:
                 record = json.loads(line)

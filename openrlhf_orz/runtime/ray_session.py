@@ -53,6 +53,7 @@ def worker_env(args: SimpleNamespace, run: RunFacts) -> dict[str, str]:
         "OPENRLHF_TRUST_REMOTE_CODE": "1" if args.orz.trust_remote_code else "0",
         # what DeepSpeed and vLLM compile needs ninja, which is in the environment; Ray fills in each node's PATH
         "PATH": f"{os.path.dirname(sys.executable)}:${{PATH}}",
+        "WANDB_DIR": os.environ.get("WANDB_DIR", args.orz.run_dir),  # else below the directory of the moment
         # vLLM does not remove its sockets: put them where the end of the run does
         "VLLM_RPC_BASE_PATH": f"{run.scratch}ipc",
     }

@@ -248,7 +248,13 @@ def _cannot_be_made(path: str) -> str | None:
 
 
 def check_rollouts(args: SimpleNamespace, prompts: int) -> None:
-    """Raise ConfigError if a rollout of these ``prompts`` leaves a rank without a sample; the last is the smallest."""
+    """Raise ConfigError if a rollout of ``prompts`` leaves a rank without a sample, or none would train the policy."""
+    rollouts = math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
+    if args.critic.freezing_steps >= rollouts:
+        raise ConfigError(
+            f"--critic.freezing_steps {args.critic.freezing_steps}: the run has {rollouts} steps, so the policy would"
+            " never train: lower it, or raise --train.num_episodes"
+        )
     ranks, batch, each = data_parallel_ranks(args), args.rollout.batch_size, args.rollout.n_samples_per_prompt
     # nobody knows beforehand what the filter leaves: one prompt's responses must be enough
     last = 1 if args.algo.dynamic_filtering_enable else prompts % batch or batch

@@ -63,7 +63,8 @@ def load_config(flag: str, name: str, trust: bool) -> Any:
     except Exception as error:  # whatever transformers, the hub and a broken file raise
         if "trust_remote_code" in str(error):
             raise ConfigError(f"{flag}: {name} wants to run code of its own: {REMOTE_CODE}") from None
-        raise ConfigError(f"{flag}: the configuration of {name} did not load: {_short(error)}") from None
+        where = "" if Path(name).is_dir() else f" (there is no directory {name} here)"
+        raise ConfigError(f"{flag}: the configuration of {name}{where} did not load: {_short(error)}") from None
 
 
 def _check_size(flag: str, path: Path, config: dict) -> None:

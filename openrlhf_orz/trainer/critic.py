@@ -121,6 +121,7 @@ class OrzCriticModelActor(CriticModelActor):
         self.rank = Rank("_critic", strategy.args)
         super().init_model_from_pretrained(strategy, pretrain, critic_steps(strategy.args, max_steps))
         self.rank.resume(self.critic, self.trainer.replay_buffer)
+        self.rank.tell("critic is loaded")
 
     def execute_batch(self, method_name, all_data, start_idx, end_idx):
         """Values on a CPU: cores take a pack each, not all of them each operation."""

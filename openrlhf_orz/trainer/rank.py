@@ -15,6 +15,7 @@ from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
 from safetensors import SafetensorError
 
 from openrlhf_orz.runtime.checkpoints import partial_path, put_in_place, sync_files
+from openrlhf_orz.runtime.console import tell_stage
 from openrlhf_orz.runtime.memory import MemoryByPhase
 from openrlhf_orz.runtime.nodes import require_shared
 from openrlhf_orz.runtime.private import require_private
@@ -76,6 +77,11 @@ class Rank:
         ProcessRecord(f"{args.run.scratch}rank-{os.getpid()}").write()
         # full determinism would fill every new tensor, too, for code that reads what it has not written
         torch.utils.deterministic.fill_uninitialized_memory = False
+
+    def tell(self, stage: str) -> None:
+        """Say a stage of the run's start on the console, once for all ranks."""
+        if dist.get_rank() == 0:
+            tell_stage(self.args.orz.run_dir, stage)
 
     def checkpoint_path(self, tag: str) -> Path:
         """Where the checkpoint ``tag`` is written before it is complete."""

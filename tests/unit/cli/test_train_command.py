@@ -104,3 +104,20 @@ def test_the_summary_names_what_is_there(tmp_path):
     (tmp_path / "hf").mkdir()
     told = command.summary(arguments(tmp_path))
     assert str(tmp_path / "hf") in told and "metrics.jsonl" not in told
+
+
+def test_a_short_last_rollout_is_said(tmp_path):
+    args = arguments(tmp_path)
+    assert command.short_rollout(args, 8) is None
+    said = command.short_rollout(args, 9)
+    assert "has 1 of 4 prompts and takes as many optimizer steps; --data.max_samples 8 leaves it out" in said
+    assert "max_samples" not in command.short_rollout(args, 3)
+    filtered = arguments(tmp_path, "--algo.dynamic_filtering_enable")
+    assert command.short_rollout(filtered, 9) is None, "how many prompts pass is not known"
+
+
+def test_a_policy_that_would_never_train_is_refused(tmp_path):
+    args = arguments(tmp_path, "--critic.freezing_steps", "3")
+    command.check_rollouts(args, 13)
+    with pytest.raises(ConfigError, match="--critic.freezing_steps 3: the run has 3 steps"):
+        command.check_rollouts(args, 12)

@@ -37,8 +37,34 @@ def test_text_and_dry_run_are_the_same(capsys, monkeypatch):
     assert plan.main(TINY) == 0
     text = capsys.readouterr().out
     assert train_ppo_ray.main(["--dry_run", *TINY]) == 0
-    assert capsys.readouterr().out == text
+    dry = capsys.readouterr().out
+    assert "data: d is on the hub, and not looked at" in dry
+    assert [line for line in text.splitlines() if line not in dry.splitlines()] == []
     assert "fits" in text and "128 samples a step" in text and "854,144 parameters" in text
+
+
+def test_a_dry_run_looks_at_the_data(capsys, tmp_path):
+    """Files that are not there or hold nothing end it as they end a run; a plan by itself needs no data."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "1+1?", "answer": "2"}\n{"question": "2+2?"}\n')
+    (tmp_path / "empty.jsonl").write_text("")
+    given = ["--dry_run", *TINY, "--data.prompt_dataset"]
+    assert train_ppo_ray.main([*given, str(rows)]) == 0
+    assert f"data: {rows}: 1 rows, 1 without a question or an answer" in capsys.readouterr().out
+    for name in ("none.jsonl", "empty.jsonl"):
+        assert train_ppo_ray.main([*given, str(tmp_path / name)]) == 2
+        assert "--data.prompt_dataset" in capsys.readouterr().err
+    evaluation = ["--eval.dataset", str(tmp_path / "none.jsonl"), "--eval.steps", "1"]
+    assert train_ppo_ray.main([*given, str(rows), *evaluation]) == 2
+    assert "--eval.dataset" in capsys.readouterr().err
+    assert plan.main([*TINY, "--data.prompt_dataset", str(tmp_path / "none.jsonl")]) == 0
+
+
+def test_a_model_that_is_not_here_is_said_to_be_looked_for(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert plan.main([*TINY, "--actor.model_name_or_path", "models/mine"]) == 2
+    assert "there is no directory models/mine here, and from the hub:" in capsys.readouterr().err
 
 
 def test_hours_of_the_run(capsys):

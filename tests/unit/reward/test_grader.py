@@ -112,3 +112,9 @@ def test_reasoning_gym_sends_entries_and_short_answers_only():
     for gold in unreadable:
         assert grader.compare("4", gold) == (Verdict.UNPARSABLE, "4", "reference")
     assert grader.pool.asked == [(wire.REASONING_GYM, entry, "4")]
+
+
+def test_a_reference_may_be_a_number():
+    grader, text = grader_with(), r"<think> </think> <answer> \boxed{4} </answer>"
+    assert grader.grade(text, 4).verdict is Verdict.RIGHT
+    assert grader.grade(text, 4.5).verdict is Verdict.WRONG and grader._own.asked[-1][1:] == ("4.5", "4")

@@ -172,14 +172,15 @@ def test_engines_are_started_with_the_steps_seed_and_asked_to_end(monkeypatch):
         wait=lambda refs, num_returns, timeout: waited.append((refs, num_returns, timeout)),
     )
     monkeypatch.setattr(engine, "ray", fake)
-    engines = Engines(OrzRolloutActor, "scratch-", step=3)
+    engines = Engines(OrzRolloutActor, "scratch-", step=3, run_dir="runs/x")
     engines.shutdown()
     assert waited == [], "nothing is to end"
     handles = [engines.options(num_gpus=1).remote("model", seed=seed, x=1) for seed in (42, 43)]
     assert engines.handles == handles
     assert calls[0] == {"num_gpus": 1, "max_restarts": -1, "max_task_retries": 0}
-    assert calls[1] == (("model",), {"seed": 42 + 3 * 1_000_003, "scratch": "scratch-", "x": 1})
-    assert calls[3][1]["seed"] == 43 + 3 * 1_000_003
+    told = {"run_dir": "runs/x", "number": 1}
+    assert calls[1] == (("model",), {"seed": 42 + 3 * 1_000_003, "scratch": "scratch-", "x": 1, **told})
+    assert calls[3][1]["seed"] == 43 + 3 * 1_000_003 and calls[3][1]["number"] == 2
     engines.shutdown()
     assert waited == [(["ref", "ref"], 2, Engines.SHUTDOWN_S)]
 

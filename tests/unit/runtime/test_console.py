@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 from openrlhf_orz.runtime import console
-from openrlhf_orz.runtime.console import GrowingFile, LiveReport, Progress, progress_line
+from openrlhf_orz.runtime.console import Countdown, GrowingFile, LiveReport, Progress, progress_line, tell_stage
 
 RECORD = {"step": 3, "reward": 0.51, "response_length": 20.25, "truncated": 0.125}
 
@@ -59,6 +60,27 @@ def test_a_line_that_is_no_step_stops_nothing(tmp_path, capfd):
         lines = ['{"ste{"step": 2}', "[3]", "{}", '{"step": 1, "reward": "x"}', "[" * 100_000, json.dumps(RECORD)]
         (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert steps == [3] and capfd.readouterr().out == progress_line(RECORD, 9) + "\n"
+
+
+def test_stages_of_the_start_are_told_with_their_seconds(tmp_path, capfd, monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    with Progress(tmp_path, 9, every_s=600):
+        tell_stage(tmp_path, "starting Ray")
+        clock.now += 35.4
+    assert capfd.readouterr().out == "[orz] starting Ray (35 s)\n"
+    tell_stage(tmp_path / "none" / "such", "lost, without an error")
+
+
+def test_the_first_rollout_is_counted_in_prompts(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    countdown = Countdown(tmp_path, every_s=10)
+    for now, answered, pending in ((1, 1, 511), (11, 39, 472), (12, 1, 471), (99, 471, 0), (200, 1, 511)):
+        clock.now = now
+        countdown.add(answered, pending)
+    lines = (tmp_path / console.STAGES).read_text().splitlines()
+    assert lines == ["first rollout: 40 of 512 prompts", "first rollout: 512 of 512 prompts"], "of the first alone"
 
 
 def test_a_report_every_n_steps_unless_one_is_being_written(tmp_path, monkeypatch):

@@ -121,8 +121,10 @@ def test_variables_that_are_set_win(monkeypatch):
     args = arguments()
     run = RunFacts(checkpoints="", scratch="/dev/shm/orz-1-")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.delenv("WANDB_DIR", raising=False)
     env = ray_session.worker_env(args, run)
     assert env["NCCL_DEBUG"] == "INFO" and env["VLLM_HOST_IP"] == "127.0.0.1" and env["GLOO_SOCKET_IFNAME"] == "lo"
+    assert env["WANDB_DIR"] == args.orz.run_dir
     assert env["OPENRLHF_TRUST_REMOTE_CODE"] == "0" and env["VLLM_RPC_BASE_PATH"] == "/dev/shm/orz-1-ipc"
     # Ray fills in the PATH of each node; ninja is beside this Python
     assert env["PATH"] == f"{os.path.dirname(sys.executable)}:${{PATH}}"

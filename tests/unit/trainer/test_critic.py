@@ -97,7 +97,7 @@ def initialised(monkeypatch, args, max_steps):
         ranks.append(role)
         return SimpleNamespace(
             resume=lambda *given: ranks.append(given), save=lambda *given: ranks.append(given),
-            checkpoint_path=lambda tag: f"/aside/{tag}",
+            checkpoint_path=lambda tag: f"/aside/{tag}", tell=lambda stage: None,
         )  # fmt: skip
 
     def init(self, strategy, pretrain, max_steps):
