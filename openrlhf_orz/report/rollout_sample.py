@@ -41,13 +41,14 @@ def page_row(row: dict, step: int, place: int) -> dict:
         texts["response"] = (
             f"{response[:half]}\n[... {cut} characters are left out of this page ...]\n{response[-half:]}"
         )
-    reward, tokens = row.get("reward"), row.get("tokens")
+    reward, trained, tokens = row.get("reward"), row.get("reward_trained"), row.get("tokens")
     reflection = row.get("reflection")
     return {
         **texts,
         "step": step,
         "place": place,
         "reward": number_or_none(reward),
+        "trained": number_or_none(trained),
         "tokens": number_or_none(tokens),
         "reflection": reflection if isinstance(reflection, bool) else reflects(response),
     }

@@ -138,12 +138,13 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
             super()._init_vllm_sync_group(backend)
 
     def ppo_train(self, kl_ctl):
-        self.loss_sum, self.steps, skipped = 0.0, 0, self.guard.total
+        self.sums: dict[str, float] = {}  # of losses over micro-batches
+        self.steps, skipped = 0, self.guard.total
         self.actor_loss_fn.start_step()
         status = super().ppo_train(kl_ctl)
         # a micro-batch's loss is its share of the step's mean: the losses add up, but upstream averages them
         sums = self.strategy.all_reduce(self.actor_loss_fn.tally.float(), op="sum")
-        status["policy_loss"] = self.strategy.all_reduce(self.loss_sum / max(1, self.steps))
+        status.update(self.strategy.all_reduce({key: total / max(1, self.steps) for key, total in self.sums.items()}))
         status["entropy"] = (sums[0] / sums[1].clamp(min=1)).item()
         status["policy_updates"] = self.steps
         status["policy_steps_skipped"] = self.guard.total - skipped
@@ -153,7 +154,12 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
     def training_step(self, experience, kl_ctl, step, loss_batch_info=None):
         share_cores(self.args)
         result = super().training_step(experience, kl_ctl, step, loss_batch_info)
-        self.loss_sum += result["metrics"]["policy_loss"].item()
+        losses = (
+            ("policy_loss", "entropy_loss", "kl") if self.args.algo.kl.use_loss else ("policy_loss", "entropy_loss")
+        )
+        for key in losses:
+            if key in result["metrics"]:
+                self.sums[key] = self.sums.get(key, 0.0) + result["metrics"][key].item()
         if self.replay_buffer.dynamic_optimizer_step[step] and self.guard.after_step(self.replay_buffer, step):
             self.steps += 1
             if self.average is not None:
@@ -189,6 +195,7 @@ class OrzPolicyModelActor(PolicyModelActor):
         if not args.data.apply_chat_template:
             # the saved model asks its questions as it was trained
             self.tokenizer.chat_template = chat_template(args.orz.prompt_template)
+        self.rank.tell("policy is loaded")
 
     def forward(self, *args, **kwargs):
         with at_work(self.strategy.args), self.rank.memory.phase("experience"):

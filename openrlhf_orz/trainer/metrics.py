@@ -32,8 +32,9 @@ def rollout_metrics(
     Args:
         rewards: (B,) 0 or 1.
         lengths: (B,) response tokens.
-        truncated, formats: (B,) 0 or 1.
-        verdicts: (B,) numbers of ``Verdict``; negative where another grader was used.
+        truncated: (B,) 0 or 1.
+        formats: (B,) 0 or 1; nan where another grader was used.
+        verdicts: (B,) numbers of ``Verdict``; nan where another grader was used.
     """
     right = rewards > 0
     groups = rewards.double().reshape(-1, samples_per_prompt)
@@ -52,9 +53,27 @@ def rollout_metrics(
         "samples": float(len(rewards)),
         "prompts": float(len(groups)),
     }
+    graded = not verdicts.isnan().all()
     for verdict in Verdict:
-        result[f"verdict_{verdict.label}"] = float((verdicts == verdict).sum())
+        result[f"verdict_{verdict.label}"] = float((verdicts == verdict).sum()) if graded else float("nan")
     return result
+
+
+def trained_rewards(experiences: list, args) -> torch.Tensor | None:
+    """The rewards (B,) that advantages were made of, in the rollout's order; None where they are the responses' own.
+
+    OpenRLHF changes an experience's rewards by length (``--reward.overlong_*``, ``--reward.stop_properly_*``), and
+    clips each reward (``--reward.clip_range``) or, where responses to a prompt are compared, its distance to theirs.
+    """
+    reward, compared = args.reward, args.algo.advantage.estimator not in ("gae", "reinforce")
+    low, high = (-math.inf, math.inf) if compared else reward.clip_range
+    rewards_B = torch.cat([experience.rewards.float() for experience in experiences])
+    clipped_B = rewards_B.clamp(low, high)
+    by_length = reward.overlong_buffer_len is not None or reward.stop_properly_penalty_coef is not None
+    if not by_length and torch.equal(clipped_B, rewards_B):
+        return None
+    order_B = torch.tensor([i for experience in experiences for i in experience.index])
+    return torch.empty_like(clipped_B).index_copy(0, order_B, clipped_B)
 
 
 def rank_metrics(shares: list[list[int]]) -> dict[str, float]:
@@ -117,7 +136,7 @@ RENAMED = {
     "timing/step_total": "seconds_step",
     "values": "value_mean",
 }
-# per-sample numbers that OpenRLHF averages on the way; ours above say the same, exactly
+# per-sample numbers that OpenRLHF averages on the way; ours above say them exactly (reward_trained: after penalties)
 DROPPED = {
     "generated_samples", "verdict", "rule", "ended", "format", "reward", "score", "return", "response_length",
     "total_length", "truncated", "response_clip_ratio", "rollout/reward_mean", "rollout/reward_std",
@@ -148,9 +167,9 @@ def as_numbers(metrics: dict) -> dict:
     return {key: x.item() if isinstance(x, torch.Tensor) and x.dim() == 0 else x for key, x in metrics.items()}
 
 
-def info(samples: list, key: str, missing: float = -1.0) -> torch.Tensor:
-    """A number of each of B single-sample experiences, (B,) float."""
-    return torch.tensor([float(sample.info[key]) if key in sample.info else missing for sample in samples])
+def info(samples: list, key: str) -> torch.Tensor:
+    """A number of each of B single-sample experiences, (B,) float; nan where there is none."""
+    return torch.tensor([float(sample.info[key]) if key in sample.info else math.nan for sample in samples])
 
 
 def response_tokens(sample) -> list[int]:
@@ -171,10 +190,14 @@ class StepMetrics:
         self.values: dict[str, float] = {}
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="rollout-stats")
         self.pending: Future | None = None
+        self.trained: list[float] | None = (
+            None  # rewards that are trained on, where they are others than the responses'
+        )
 
     def start(self, samples: list) -> None:
         """Begin a step with OpenRLHF's single-sample experiences, which are read only."""
         self.pending = self.executor.submit(self._measure_texts, list(samples))
+        self.trained = None
         lengths = torch.tensor([int(sample.action_mask.sum()) for sample in samples])
         rewards = torch.tensor([float(sample.rewards) for sample in samples])
         self.values = {
@@ -196,6 +219,13 @@ class StepMetrics:
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=False)
         return text_metrics(texts, token_ids, torch.tensor([float(sample.rewards) > 0 for sample in samples]))
 
+    def note_trained(self, experiences: list, args) -> None:
+        """Keep the rewards that the step's advantages were made of, and their mean."""
+        rewards_B = trained_rewards(experiences, args)
+        if rewards_B is not None:
+            self.trained = rewards_B.tolist()
+            self.add(reward_trained=mean(rewards_B))
+
     def add(self, metrics: dict | None = None, **more: float) -> None:
         """Metrics of a phase."""
         self.values.update(metrics or {}, **more)
@@ -211,8 +241,11 @@ class StepMetrics:
         return step_record(step, status, self.values)
 
 
-def rollout_row(sample, tokenizer, stop: list[str]) -> dict:
-    """One response as a line of rollouts/step_N.jsonl; ``stop`` are the run's stop strings."""
+def rollout_row(sample, tokenizer, stop: list[str], trained: float | None = None) -> dict:
+    """One response as a line of rollouts/step_N.jsonl.
+
+    ``stop`` are the run's stop strings, ``trained`` is the reward that was trained on, where it is another one.
+    """
     response = tokenizer.decode(response_tokens(sample), skip_special_tokens=False)
     row = {
         "prompt": sample.prompts[0],
@@ -223,6 +256,8 @@ def rollout_row(sample, tokenizer, stop: list[str]) -> dict:
         "tokens": int(sample.action_mask.sum()),
         "reflection": reflects(response),
     }
+    if trained is not None:
+        row["reward_trained"] = trained
     if "verdict" in sample.info:
         row["verdict"] = Verdict(int(sample.info["verdict"])).label
         row["rule"] = RULES[int(sample.info["rule"])] if "rule" in sample.info else ""

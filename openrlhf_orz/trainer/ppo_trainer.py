@@ -131,13 +131,15 @@ class OrzTrainer(BasePPOTrainer):
         every = self.args.orz.rollout_dump_every
         if every and step % every == 0:
             chosen = rollout_samples[: self.args.orz.rollout_dump_max]
-            stop = list(self.args.orz.stop)
-            self.run_dir.dump_rollouts(step, lambda: (rollout_row(each, self.tokenizer, stop) for each in chosen))
+            stop, trained = list(self.args.orz.stop), self.metrics.trained or [None] * len(chosen)
+            rows = zip(chosen, trained)  # of a rollout that is not dumped whole, the first
+            self.run_dir.dump_rollouts(step, lambda: (rollout_row(a, self.tokenizer, stop, b) for a, b in rows))
         return status, step
 
     def _compute_rollout_stats(self, experiences):
         """Adds what is known before the updates: returns, and how well the critic's values fit them."""
         stats = super()._compute_rollout_stats(experiences)
+        self.metrics.note_trained(experiences, self.args)
         mask = torch.cat([e.action_mask.flatten() for e in experiences])
         returns = torch.cat([e.returns.flatten() for e in experiences])
         stats["return_mean"] = masked_mean(returns, mask).item()

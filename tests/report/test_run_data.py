@@ -135,6 +135,8 @@ def test_large_rollouts_and_many_runs_stay_under_the_limit(tmp_path):
 
 
 def test_a_very_long_response_is_cut_in_the_middle_and_says_so():
+    assert page_row({"reward": 1.0, "reward_trained": 0.25}, 1, 0)["trained"] == 0.25
+    assert page_row({"reward": 1.0}, 1, 0)["trained"] is None
     row = page_row({"response": "x" * 150_000 + "end"}, 1, 0)
     assert len(row["response"]) < 120_100 and "30003 characters are left out" in row["response"]
     assert row["response"].endswith("end") and len(HOSTILE["long"]) > 100_000

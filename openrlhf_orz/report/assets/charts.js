@@ -17,7 +17,7 @@
 
   const SECTIONS = {
     training: [
-      { id: "reward", title: "Reward", hint: "mean of the 0/1 reward (Fig. 2)", low: 0, high: 1, lines: lines(["reward", "reward"]) },
+      { id: "reward", title: "Reward", hint: "mean of the 0/1 reward (Fig. 2)", low: 0, high: 1, lines: lines(["reward", "reward"], ["reward_trained", "after penalties"]) },
       { id: "length", title: "Response length", hint: "tokens (Fig. 2, 6)", lines: (run) => lines(["response_length", "mean"], ...(Report.runs.length > 1 ? [] : [["response_length_p10", "10 %", { colour: 7 }], ["response_length_p90", "90 %", { colour: 5 }]]))(run) },
       { id: "format", title: "Format and truncation", hint: "share of responses (Fig. 4)", low: 0, high: 1, lines: lines(["format", "in the format"], ["truncated", "cut by length"]) },
       { id: "prompts", title: "Prompts", hint: "share of prompts, n responses each", low: 0, high: 1, lines: lines(["pass_at_n", "any right (pass@n)"], ["all_right", "all right"], ["all_wrong", "all wrong"]) },

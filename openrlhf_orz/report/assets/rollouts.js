@@ -23,7 +23,9 @@
       timeout: "Comparing the answer took longer than it may.",
       crashed: "The grading process died on this answer, twice.",
     };
-    return (reasons[row.verdict] || "No verdict was recorded.") + cut;
+    const changed = row.trained !== null && row.trained !== row.reward;
+    const trained = changed ? ` Its reward is ${row.reward}; it was trained on as ${row.trained}, after penalties.` : "";
+    return (reasons[row.verdict] || "No verdict was recorded.") + cut + trained;
   }
 
   function chip(row) {

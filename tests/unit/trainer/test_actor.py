@@ -112,6 +112,24 @@ def test_policy_loss_is_the_mean_over_steps_of_sums_over_micro_batches(monkeypat
     assert strict.ppo_train(0)["policy_loss"] == 3.0
 
 
+@pytest.mark.parametrize("flags, kl", [((), 3.0), (("--algo.kl.init_coef", "0.1", "--algo.kl.use_loss"), 8.0)])
+def test_other_losses_are_means_over_steps_of_sums_too(monkeypatch, tmp_path, flags, kl):
+    """A KL loss and an entropy loss are shares of a step's mean, as the policy's; a KL penalty's mean is none."""
+    flags = (*flags, "--algo.kl.estimator", "k3") if flags else ()
+    trainer = trainer_of(monkeypatch, make_args(tmp_path, *flags), [1.0, 2.0], [0, 1])
+    step, train = ActorPPOTrainer.training_step, ActorPPOTrainer.ppo_train
+
+    def training_step(self, *given):
+        result = step(self, *given)
+        result["metrics"].update(kl=torch.tensor(4.0), entropy_loss=torch.tensor(5.0))
+        return result
+
+    monkeypatch.setattr(ActorPPOTrainer, "training_step", training_step)
+    monkeypatch.setattr(ActorPPOTrainer, "ppo_train", lambda self, kl_ctl: {**train(self, kl_ctl), "kl": 3.0})
+    status = trainer.ppo_train(0)
+    assert (status["policy_loss"], status["entropy_loss"], status["kl"]) == (3.0, 10.0, kl)
+
+
 def test_metrics_of_a_rollout_begin_anew(monkeypatch, tmp_path):
     trainer = trainer_of(monkeypatch, make_args(tmp_path), [1.0], [1])
     trainer.actor_loss_fn.tally += torch.tensor([8.0, 2.0])  # of the rollout before
@@ -122,7 +140,7 @@ def test_metrics_of_a_rollout_begin_anew(monkeypatch, tmp_path):
 def test_cores_are_shared_anew_for_each_micro_batch(monkeypatch, tmp_path):
     trainer, shared = trainer_of(monkeypatch, make_args(tmp_path), [1.0, 2.0], [0, 1]), []
     monkeypatch.setattr(module, "share_cores", shared.append)
-    trainer.loss_sum, trainer.steps = 0.0, 0
+    trainer.sums, trainer.steps = {}, 0
     results = [trainer.training_step(None, 0, step)["metrics"]["policy_loss"].item() for step in range(2)]
     assert results == [1.0, 2.0], "OpenRLHF gets what its own step returns"
     assert shared == [trainer.args] * 2
@@ -166,6 +184,9 @@ class Rank:
     def checkpoint_path(self, tag):
         return Path(f"/aside/{tag}")
 
+    def tell(self, stage):
+        self.told = stage
+
 
 def initialised(monkeypatch, args):
     monkeypatch.setattr(module, "Rank", Rank)
@@ -186,6 +207,7 @@ def initialised(monkeypatch, args):
 def test_the_model_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, share):
     actor = initialised(monkeypatch, make_args(tmp_path, *flags))
     assert actor.model_cls.func is OrzActor and actor.model_cls.keywords == {"share": share, "on_cpu": True}
+    assert actor.rank.told == "policy is loaded"
     assert actor.max_steps == 70 and actor.rank.calls == [("resume", "engine", "buffer")]
     cuda = initialised(monkeypatch, make_args(tmp_path, changes={"orz.device": "cuda"}))
     assert cuda.model_cls.keywords["on_cpu"] is False

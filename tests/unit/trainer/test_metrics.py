@@ -1,7 +1,9 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from glue import make_args
 
 pytest.importorskip("openrlhf")
 from glue import Tokenizer, make_sample
@@ -9,7 +11,15 @@ from glue import Tokenizer, make_sample
 from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
 from openrlhf_orz.runtime.run_dir import RunDir
-from openrlhf_orz.trainer.metrics import as_numbers, info, rank_metrics, rollout_metrics, rollout_row, step_record
+from openrlhf_orz.trainer.metrics import (
+    as_numbers,
+    info,
+    rank_metrics,
+    rollout_metrics,
+    rollout_row,
+    step_record,
+    trained_rewards,
+)
 
 
 def test_rollout_metrics_by_hand():
@@ -29,6 +39,31 @@ def test_rollout_metrics_by_hand():
     assert metrics["pass_at_n"] == 2 / 3 and metrics["all_right"] == 1 / 3 and metrics["all_wrong"] == 1 / 3
     assert (metrics["samples"], metrics["prompts"]) == (6, 3)
     assert (metrics["verdict_right"], metrics["verdict_wrong"], metrics["verdict_no_answer"]) == (4, 1, 1)
+
+
+def test_what_another_grader_does_not_say_is_null():
+    none = torch.full((2,), float("nan"))
+    metrics = rollout_metrics(torch.tensor([0.25, 0.75]), torch.tensor([3, 4]), torch.zeros(2), none, none, 2)
+    record = step_record(1, {}, metrics)
+    assert record["format"] is None and record["verdict_right"] is None and record["verdict_crashed"] is None
+    assert record["reward"] == 0.5 and record["truncated"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "rewards", "trained"),
+    [
+        ((), [1.0, 0.0], None),
+        (("--reward.clip_range", "-1", "0.5"), [1.0, 0.0], [0.5, 0.0]),
+        # the distance to the others is clipped, which no reward by itself shows
+        (("--reward.clip_range", "-1", "0.5", "--algo.advantage.estimator", "group_norm"), [1.0, 0.0], None),
+        (("--reward.overlong_buffer_len", "4", "--rollout.max_new_tokens", "8"), [0.75, 0.0], [0.75, 0.0]),
+    ],
+)
+def test_rewards_that_are_trained_on(tmp_path, flags, rewards, trained):
+    args = make_args(tmp_path, *flags)
+    experiences = [SimpleNamespace(rewards=torch.tensor([reward]), index=[i]) for i, reward in enumerate(rewards)]
+    found = trained_rewards(list(reversed(experiences)), args)
+    assert (None if found is None else found.tolist()) == trained
 
 
 def test_step_record_names_and_nan():
@@ -58,9 +93,9 @@ def test_run_dir(tmp_path):
     assert not list((tmp_path / "run" / "rollouts").glob("*.partial"))
 
 
-def test_a_number_of_each_sample_or_what_stands_for_none():
+def test_a_number_of_each_sample_or_nan_for_none():
     samples = [make_sample(verdict=2), make_sample()]
-    assert info(samples, "verdict").tolist() == [2.0, -1.0] and info(samples, "format", 0.5).tolist() == [0.5, 0.5]
+    assert info(samples, "verdict").nan_to_num(-9).tolist() == [2.0, -9.0] and info(samples, "format").isnan().all()
 
 
 def test_only_tensors_without_dimensions_become_numbers():

@@ -64,6 +64,34 @@ def test_a_step_measures_responses_and_writes_rollouts(monkeypatch, tmp_path):
     assert rows[0]["response"] == "6 7 8" and rows[0]["stop_reason"] == "eos"  # the tokens behind the prompt's five
 
 
+def test_penalised_rewards_stand_beside_those_of_the_responses(monkeypatch, tmp_path):
+    """What the advantages were made of goes into metrics and rollouts; a cut response is 1.0 by its answer here."""
+    from openrlhf.trainer.ppo_utils.experience import Experience
+    from openrlhf.trainer.ppo_utils.length_penalty import apply_length_penalties
+
+    trainer = trainer_of(tmp_path, "--reward.stop_properly_penalty_coef", "-0.5")
+    monkeypatch.setattr(BasePPOTrainer, "_compute_rollout_stats", lambda self, experiences: {})
+
+    def train_step(self, samples, step):
+        batches = []
+        for part in ([2, 0], [3, 1]):  # packs are in another order than the responses
+            batch = Experience.concat_experiences([samples[i] for i in part], 0)
+            batch.index, batch.returns, batch.rewards = part, batch.action_mask, batch.rewards.clone()
+            batches.append(batch)
+        apply_length_penalties(batches, self.args)
+        return self._compute_rollout_stats(batches), step + 1
+
+    monkeypatch.setattr(BasePPOTrainer, "train_step", train_step)
+    samples = rollouts()
+    samples[1].truncated = torch.tensor([1.0])
+    status, step = trainer.train_step(samples, 0)
+    trainer.run_dir.wait()
+    record = trainer.metrics.record(step, status)
+    assert record["reward"] == 0.5 and record["reward_trained"] == pytest.approx((0 - 0.5 + 0 + 1) / 4)
+    rows = [json.loads(line) for line in (tmp_path / "rollouts" / "step_1.jsonl").read_text().splitlines()]
+    assert [(row["reward"], row["reward_trained"]) for row in rows] == [(0, 0), (1, -0.5), (0, 0), (1, 1)]
+
+
 def test_rollouts_are_written_as_often_and_as_many_as_asked(monkeypatch, tmp_path):
     trainer = trainer_of(tmp_path, "--orz.rollout_dump_every", "2", "--orz.rollout_dump_max", "3")
     monkeypatch.setattr(BasePPOTrainer, "train_step", lambda self, samples, step: ({}, step + 1))
@@ -201,7 +229,7 @@ def test_rollout_stats_hold_the_critics_fit(monkeypatch, tmp_path):
     trainer = trainer_of(tmp_path)
     experience = SimpleNamespace(
         action_mask=torch.tensor([[1.0, 1.0, 0.0]]), returns=torch.tensor([[0.0, 2.0, 50.0]]),
-        values=torch.tensor([[0.0, 1.0, 9.0]]),
+        values=torch.tensor([[0.0, 1.0, 9.0]]), rewards=torch.ones(1), index=[0],
     )  # fmt: skip
     stats = trainer._compute_rollout_stats([experience])
     assert stats == {"old": 1.0, "return_mean": 1.0, "explained_variance": pytest.approx(0.75)}
