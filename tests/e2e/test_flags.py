@@ -1,0 +1,102 @@
+"""Inherited flags in real runs, several in each; what each must leave in metrics and on disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import succeed
+from safetensors.torch import load_file
+
+from openrlhf_orz.data.arithmetic import generate_additions
+
+pytestmark = pytest.mark.e2e
+BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
+LEARN = (
+    "--orz.prompt_template", "paper", "--data.max_len", "160", "--rollout.max_new_tokens", "48",
+    "--orz.logprob_gap_every", "1", "--ds.param_dtype", "fp32", "--rollout.n_samples_per_prompt", "8",
+    "--actor.adam.lr", "1e-3",
+)  # fmt: skip
+GRPO = ("--algo.advantage.estimator", "dr_grpo", "--orz.policy_updates", "2")
+
+
+def additions(folder: Path, rows: int) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in generate_additions(rows, (3, 3), seed=2)))
+    return path
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(path / "model.safetensors").items()}
+
+
+def distance(ours: dict, theirs: dict) -> float:
+    return sum((ours[name] - theirs[name]).abs().sum().item() for name in ours)
+
+
+def test_lora_average_freezing_and_penalties(tmp_path):
+    """LoRA below our head and shared prefixes; a step in which the critic alone trains; an average in float32."""
+    metrics = succeed(
+        tmp_path / "run", BASE, additions(tmp_path, 12), *LEARN, "--ds.lora.rank", "8", "--train.enable_ema",
+        "--train.ema_beta", "0.9", "--critic.freezing_steps", "1", "--reward.stop_properly_penalty_coef", "-0.5",
+        "--reward.overlong_buffer_len", "24", "--orz.check_sync", "--critic.save_value_network",
+        "--rollout.max_new_tokens", "24",
+    )  # fmt: skip
+    assert [m.get("policy_updates") for m in metrics] == [None, 1, 1], "frozen for one step"
+    assert all(m["sync_logprob_gap_max"] < 1e-4 for m in metrics), "engines have the merged weights"
+    assert metrics[2]["sync_logprob_moved_mean"] > 1e-4
+    assert all(m["reward_trained"] < m["reward"] for m in metrics), "the longest responses are penalised"
+    assert all(m["actor_grad_norm"] > 0 and m["critic_updates"] == 3 for m in metrics[1:])
+    base, policy, average = weights(BASE), weights(tmp_path / "run" / "hf"), weights(tmp_path / "run" / "hf_ema")
+    assert set(policy) == set(average) == set(base)
+    moved = {name for name in base if not torch.equal(base[name], policy[name])}
+    assert moved == {name for name in base if name.endswith("_proj.weight")}
+    assert 0 < distance(average, base) < distance(policy, base)
+    assert len(load_file(tmp_path / "run" / "hf_adapter" / "adapter_model.safetensors")) == 2 * len(moved)
+    assert "score.weight" in load_file(tmp_path / "run" / "hf_critic" / "model.safetensors")
+
+
+def test_off_policy_losses_with_a_reference_model(tmp_path):
+    """Clip-higher, dual clip, KL as a loss, an entropy bonus, a correction to vLLM's log-probs; no critic."""
+    metrics = succeed(
+        tmp_path / "run", BASE, additions(tmp_path, 8), *LEARN, *GRPO, "--actor.eps_clip_low_high", "0.2", "0.28",
+        "--actor.dual_clip", "3", "--algo.kl.init_coef", "0.05", "--algo.kl.use_loss", "--algo.kl.estimator", "k3",
+        "--actor.entropy_coef", "0.01", "--algo.advantage.is_correction_level", "token", "--ref.offload",
+    )  # fmt: skip
+    assert [m["policy_updates"] for m in metrics] == [2, 2]
+    for m in metrics:
+        assert m["entropy_loss"] > 0 and m["is_filter_ratio"] < 0.01 and abs(m["vllm_kl"]) < 1e-3
+        assert 0.5 < m["entropy_loss"] / m["entropy"] < 2, "the exact entropy, of a step, beside the estimate"
+    assert metrics[1]["kl"] > 0 and metrics[1]["ppo_kl"] != 0
+
+
+SLOW = {
+    "asynchronous and partial rollouts, filtered, rloo": (
+        *GRPO, "--algo.advantage.estimator", "rloo", "--train.async_enable", "--train.partial_rollout_enable",
+        "--algo.dynamic_filtering_enable", "--rollout.batch_size", "2",
+    ),
+    "fp16, gspo, adam on the host": (
+        *GRPO, "--actor.policy_loss_type", "gspo", "--ds.param_dtype", "fp16", "--ds.adam_offload",
+    ),
+    "fp16, a critic, a KL penalty, gradient checkpointing": (
+        "--ds.param_dtype", "fp16", "--algo.kl.init_coef", "0.01", "--algo.kl.target", "0.1",
+        "--actor.gradient_checkpointing_enable",
+    ),
+    "rejection of sequences, reinforce with a discount": (
+        "--algo.advantage.estimator", "reinforce", "--algo.advantage.gamma", "0.99", "--orz.policy_updates", "2",
+        "--algo.advantage.is_correction_level", "seq", "--algo.advantage.is_correction_gating", "tv",
+        "--algo.advantage.is_correction_threshold", "0.1",
+    ),
+    "muon": ("--actor.optim", "muon", "--actor.max_norm", "0", "--actor.muon.lr", "1e-3"),
+    "lora in bfloat16 at ZeRO-2": ("--ds.param_dtype", "bf16", "--ds.zero_stage", "2", "--ds.lora.rank", "8"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", SLOW.values(), ids=SLOW)
+def test_other_groups_of_flags(tmp_path, flags):
+    metrics = succeed(tmp_path / "run", BASE, additions(tmp_path, 16), *LEARN, *flags)
+    assert len(metrics) > 1 and (tmp_path / "run" / "hf" / "model.safetensors").exists()
+    assert all(0 <= m.get("dynamic_filtering_pass_rate", 0) <= 100 for m in metrics)
+    moved = distance(weights(tmp_path / "run" / "hf"), weights(BASE))
+    assert 0 < moved < float("inf")
