@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -19,8 +20,8 @@ class Broken:
 
 
 def decoded_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, record or Broken) for every line that is not empty."""
-    with path.open("rb") as lines:
+    """(line number from 1, record or Broken) for every line that is not empty; ``.gz`` files are unpacked."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():  # an empty line is the end of the file, not a row

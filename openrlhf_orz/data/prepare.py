@@ -5,6 +5,7 @@ Runs on the driver before Ray starts, so that a run never starts on data it can'
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -14,8 +15,9 @@ from typing import Any
 
 from openrlhf_orz.data.json_lines import write_records
 from openrlhf_orz.data.prompts import render
-from openrlhf_orz.data.rows import BadRow, Row, read_dataset
-from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError
+from openrlhf_orz.data.rows import AnswerRules, BadRow, Row, read_dataset
+from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError, DataFlags, is_on_hub
+from openrlhf_orz.reward.verifiers import pack_label, reference_problem
 
 TOKENIZER_BATCH = 1024  # prompts
 HUGE_PROMPT = 200_000  # characters: tokens of a longer prompt are not counted if they must be too many
@@ -26,9 +28,9 @@ BAD_ROWS_SHOWN = 5  # of a dataset; the file has all
 class PromptRules:
     """How rows become prompts, and which rows can.
 
-    `template` is as in `prompts.render`. With `apply_chat_template` the prompt is the bare question, which OpenRLHF
-    renders with the tokenizer's chat template; the length is that of the rendered text. A row is bad if its prompt
-    has more than `max_prompt_len` tokens, or if `check_reference` refuses its reference.
+    `template` is as in `prompts.render`; with `apply_chat_template` the tokenizer's chat template renders the
+    question, which may then be a dialogue of several turns. A row is bad if its prompt has more than `max_prompt_len`
+    tokens, or if its verifier, one of `answers.verifiers`, cannot use its reference.
     """
 
     tokenizer: Any
@@ -36,7 +38,7 @@ class PromptRules:
     input_key: str
     label_key: str | None
     max_prompt_len: int
-    check_reference: Callable[[str], bool] | None = None
+    answers: AnswerRules = AnswerRules()
     apply_chat_template: bool = False
 
 
@@ -63,8 +65,9 @@ def prepare_prompts(
     """Read, render and check every dataset of `specs` (comma-separated) and write the good rows.
 
     Writes `out_dir/prompts_<name>.jsonl`, or `prompts_<name>_<i>.jsonl` when there are several datasets, with keys
-    prompt, label, datasource, question, file, row; and `out_dir/bad_rows_<name>.jsonl` when there are bad rows.
-    OpenRLHF loads the former with input key "prompt", label key "label" and split "train", whatever `split` was.
+    prompt (rendered), label (as `pack_label` makes it), datasource, question, file, row; and
+    `out_dir/bad_rows_<name>.jsonl` when there are bad rows. OpenRLHF loads the former with input key "prompt", label
+    key "label" and split "train", whatever `split` was, and without a template.
 
     `name` is "train" or "eval". `max_rows` bounds the rows read per dataset. Raises DataError when a dataset can't be
     read or has no good row left.
@@ -81,7 +84,9 @@ def prepare_prompts(
     paths, all_bad, empty, n_rows = [], [], [], 0
     out_dir.mkdir(parents=True, exist_ok=True)
     for i, spec in enumerate(spec_list):
-        rows, bad = read_dataset(spec, rules.input_key, rules.label_key, split, max_rows, flags=flags)
+        rows, bad = read_dataset(
+            spec, rules.input_key, rules.label_key, split, max_rows, flags=flags, answers=rules.answers
+        )
         good, refused = checker.split(rows)
         bad = sorted(bad + refused, key=lambda row: (row.file, row.row))
         path = out_dir / (f"prompts_{name}_{i}.jsonl" if len(spec_list) > 1 else f"prompts_{name}.jsonl")
@@ -106,16 +111,41 @@ def prepare_prompts(
     return Prepared(paths, n_rows, len(all_bad), reasons)
 
 
+def describe_data(
+    specs: str,
+    name: str,
+    input_key: str,
+    label_key: str | None,
+    split: str,
+    max_rows: int | None,
+    flags: DataFlags,
+    answers: AnswerRules,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Say how many rows of each dataset can be read, without prompts and references being looked at.
+
+    Raises DataError when a file cannot be read or has no good row. Datasets on the hub are named, not asked for.
+    """
+    for spec in map(str.strip, specs.split(",")):
+        if is_on_hub(spec):
+            log(f"{name} data: {spec} is on the hub: not looked at")
+            continue
+        rows, bad = read_dataset(spec, input_key, label_key, split, max_rows, flags=flags, answers=answers)
+        _report(spec, name, len(rows), bad, log)
+        if not rows:
+            raise DataError(f"{flags.dataset}: no row of {spec} can be used. Give a dataset with rows.")
+
+
 class _RowChecker:
     """Renders rows and tells good from bad ones. Each distinct reference is checked once, over all datasets."""
 
     def __init__(self, rules: PromptRules):
         self.rules = rules
         self.render = _chat_renderer(rules.tokenizer) if rules.apply_chat_template else self._from_template
-        self.checked: dict[str, bool] = {}
+        self.problems: dict[tuple[str | None, str], str | None] = {}
 
-    def _from_template(self, question: str) -> str:
-        return render(self.rules.template, question)
+    def _from_template(self, question: str | list[dict[str, str]]) -> str:
+        return render(self.rules.template, question) if isinstance(question, str) else ""
 
     def split(self, rows: list[Row]) -> tuple[list[dict[str, Any]], list[BadRow]]:
         """(rows as OpenRLHF reads them, bad rows)."""
@@ -124,30 +154,38 @@ class _RowChecker:
         too_long = _too_long(self.rules.tokenizer, prompts, limit)
         good, bad = [], []
         for i, (row, prompt) in enumerate(zip(rows, prompts)):
-            if i in too_long:
+            if not prompt:
+                roles = ", ".join(turn["role"] for turn in row.question if isinstance(turn, dict))
+                detail = (
+                    f"messages of {roles}: only the tokenizer's template renders them (--data.apply_chat_template)"
+                )
+                bad.append(BadRow(row.file, row.row, "several_turns", detail))
+            elif i in too_long:
                 detail = f"{too_long[i]} tokens > {limit} (--orz.max_prompt_len, --data.max_len)"
                 bad.append(BadRow(row.file, row.row, "prompt_too_long", detail))
-            elif not self._has_good_reference(row):
-                bad.append(BadRow(row.file, row.row, "reference_unparsable", f"reference {row.answer[:80]!r}"))
+            elif problem := self._reference_problem(row):
+                bad.append(BadRow(row.file, row.row, "reference_unparsable", problem))
             else:
-                good.append(_as_openrlhf(row, row.question if self.rules.apply_chat_template else prompt))
+                good.append(_as_openrlhf(row, prompt))
         return good, bad
 
-    def _has_good_reference(self, row: Row) -> bool:
-        if self.rules.check_reference is None:
-            return True
-        if row.answer not in self.checked:
-            self.checked[row.answer] = self.rules.check_reference(row.answer)
-        return self.checked[row.answer]
+    def _reference_problem(self, row: Row) -> str | None:
+        verifiers = self.rules.answers.verifiers
+        if verifiers is None:
+            return None
+        key = row.verifier, row.answer
+        if key not in self.problems:
+            self.problems[key] = reference_problem(verifiers.named(row.verifier), row.answer)
+        return self.problems[key]
 
 
-def _chat_renderer(tokenizer: Any) -> Callable[[str], str]:
+def _chat_renderer(tokenizer: Any) -> Callable[[str | list[dict[str, str]]], str]:
     if not getattr(tokenizer, "chat_template", None):
         raise DataError("--data.apply_chat_template: the tokenizer has no chat template. Leave the flag out.")
     from jinja2 import TemplateError
 
-    def rendered(question: str) -> str:
-        turns = [{"role": "user", "content": question}]
+    def rendered(question: str | list[dict[str, str]]) -> str:
+        turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
         try:
             return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
@@ -178,11 +216,12 @@ def _too_long(tokenizer: Any, prompts: list[str], limit: int) -> dict[int, int |
 
 
 def _as_openrlhf(row: Row, prompt: str) -> dict[str, Any]:
+    question = row.question if isinstance(row.question, str) else json.dumps(row.question, ensure_ascii=False)
     return {
         "prompt": prompt,
-        "label": _stay_text(row.answer),
+        "label": _stay_text(pack_label(row.answer, row.verifier)),
         "datasource": _stay_text(row.source),
-        "question": row.question,
+        "question": question,
         "file": row.file,
         "row": row.row,
     }

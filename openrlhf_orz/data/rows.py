@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import itertools
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openrlhf_orz.data.json_lines import Broken
-from openrlhf_orz.data.sources import READERS, TRAIN_FLAGS, DataError, DataFlags, records
+from openrlhf_orz.data.sources import READERS, TRAIN_FLAGS, DataError, DataFlags, records, suffix_of
+from openrlhf_orz.reward.extract import reference_text
+from openrlhf_orz.reward.verifiers import VerifierSet
 
 QUESTION_KEYS = ("question", "prompt", "problem", "Question", "Problem")  # where a question stands if no key is given
 _MISSING = object()
@@ -20,24 +24,27 @@ _MISSING = object()
 class Row:
     """One question. `question` is as it was found, `answer` (the reference) stripped.
 
-    `row` is the line number in a JSONL file, else the number of the row, both from 1; `source` is the row's
-    `datasource` if it has one, else the name of the file (without suffix) or dataset.
+    `question` is text, or messages of a dialogue of several turns: role and content of each, the user's last.
+    `answer` is text; for a reward of one's own any JSON value. `row` is the line number in a JSONL file, else the
+    number of the row, both from 1; `source` is the row's `datasource` if it has one, else the name of the file
+    (without suffix) or dataset. `verifier` is the name of the row's own verifier.
     """
 
-    question: str
-    answer: str
+    question: str | list[dict[str, str]]
+    answer: Any
     source: str
     file: str
     row: int
+    verifier: str | None = None
 
 
 @dataclass(frozen=True)
 class BadRow:
     """One row that can't be trained on.
 
-    `reason` is one of broken_json, duplicate_key, not_utf8, not_an_object, bad_dialogue, no_question, no_answer
-    (missing, null or empty), question_not_text, answer_not_text. `prepare` adds prompt_too_long and
-    reference_unparsable.
+    `reason` is one of broken_json, broken_csv, duplicate_key, not_utf8, not_an_object, bad_dialogue, bad_messages,
+    no_question, no_answer (missing, null or empty), question_not_text, answer_not_text, unknown_verifier. `prepare`
+    adds prompt_too_long, several_turns and reference_unparsable.
     """
 
     file: str
@@ -50,6 +57,20 @@ class BadValue(Exception):
     """A bad row was found; `args` are (reason, detail) as in `BadRow`."""
 
 
+@dataclass(frozen=True)
+class AnswerRules:
+    """Which answers a row may have.
+
+    With `verifiers` those that the row's verifier, or the default one, reads; without, text and numbers. With
+    `own_reward` any JSON value, and none (None): numbers become text, so that a column of them is of one type.
+    `label_key_given` says that no answer at all under the key is a mistake even then.
+    """
+
+    verifiers: VerifierSet | None = None
+    own_reward: bool = False
+    label_key_given: bool = True
+
+
 def read_dataset(
     spec: str,
     input_key: str,
@@ -58,50 +79,146 @@ def read_dataset(
     max_rows: int | None = None,
     *,
     flags: DataFlags = TRAIN_FLAGS,
+    answers: AnswerRules = AnswerRules(),
 ) -> tuple[list[Row], list[BadRow]]:
     """Read the questions and reference answers of one dataset, in order.
 
-    `spec` is a .jsonl file, a .json file (a list of objects, or one object a line), a .parquet file, a folder of
-    these or one written by `Dataset.save_to_disk`, or a hub dataset "name" or "name@folder". The question stands
-    under `input_key` and the answer, text or a number, under `label_key`. A row that is a two-turn dialogue as in
-    the ORZ release (`[{"from": "human", "value": ...}, {"from": "assistant", "ground_truth": {"value": ...}}]`)
-    needs no keys. In a folder, files whose names carry another split are left out. `max_rows` bounds the rows
-    read, good and bad. `flags` are named in errors. A bad row never raises. Raises DataError when there is nothing
-    to read at `spec`, or when no row has `input_key` or `label_key`.
+    `spec` is a .jsonl or .jsonl.gz file, a .json file (a list of objects, or one object a line), a .csv or .parquet
+    file, a folder of these or one written by `Dataset.save_to_disk`, or a hub dataset "name" or "name@folder". The
+    question stands under `input_key` and the answer under `label_key`; "a.b" goes into objects. A question is text or
+    a list of messages with role and content. A row's own verifier stands under "verifier" or "meta.verifier", as
+    curation writes it. A row that is a two-turn dialogue as in the ORZ release (`[{"from": "human", "value": ...},
+    {"from": "assistant", "ground_truth": {"value": ...}}]`) needs no keys. In a folder, files whose names carry
+    another split are left out. `max_rows` bounds the rows read, good and bad. `flags` are named in errors. A bad row
+    never raises. Raises DataError when there is nothing to read at `spec`, or when no row has `input_key` or
+    `label_key`.
     """
-    columns = {input_key, "datasource", "0", "1"} | ({label_key} if label_key else set())
+    columns = {"datasource", "0", "1", "verifier", "meta"}
+    columns |= {part for key in (input_key, label_key) if key for part in (key, key.split(".")[0])}
     rows: list[Row] = []
     bad: list[BadRow] = []
     keys: dict[str, None] = {}  # seen in rows that are objects; a dict for its order
+    found_keys: set[str | None] = set()  # of input_key and label_key, those that a row has
     for file, number, record in itertools.islice(records(spec, split, columns, flags), max_rows):
         try:
             dialogue = as_dialogue(record)
-            if dialogue is not None:
-                question, answer = from_dialogue(dialogue)
-            elif isinstance(record, dict):
+            if dialogue is None and isinstance(record, dict):
                 keys |= dict.fromkeys(record)
-                question = question_of(record.get(input_key, _MISSING), f"key {input_key!r}")
-                answer = answer_of(record.get(label_key, _MISSING), f"key {label_key!r}")
-            elif isinstance(record, Broken):
-                raise BadValue(record.reason, record.detail)
-            else:
-                raise BadValue("not_an_object", f"{_kind(record)}, not an object with question and answer")
-            rows.append(Row(question, answer, _source(record, file), file, number))
+                found_keys |= {key for key in (input_key, label_key) if key and value_at(record, key) is not _MISSING}
+            question, answer, verifier = _read_row(record, dialogue, input_key, label_key, answers)
+            rows.append(Row(question, answer, _source(record, file), file, number, verifier))
         except BadValue as found:
             bad.append(BadRow(file, number, *found.args))
-    if keys and not rows:
-        _check_keys(keys, spec, input_key, label_key)
+    needs_label = answers.label_key_given or not answers.own_reward
+    if keys and (not rows or (answers.own_reward and needs_label)):
+        _check_keys(keys, found_keys, spec, input_key, label_key, needs_label)
     return rows, bad
 
 
-def _check_keys(keys: dict[str, None], spec: str, input_key: str, label_key: str | None) -> None:
+def _read_row(
+    record: Any, dialogue: list | None, input_key: str, label_key: str | None, answers: AnswerRules
+) -> tuple[str | list[dict[str, str]], Any, str | None]:
+    """Question, answer and verifier of a record. Raises BadValue."""
+    if dialogue is not None:
+        return *from_dialogue(dialogue), None
+    if isinstance(record, Broken):
+        raise BadValue(record.reason, record.detail)
+    if not isinstance(record, dict):
+        raise BadValue("not_an_object", f"{_kind(record)}, not an object with question and answer")
+    question = value_at(record, input_key)
+    question = (
+        _messages(question, input_key) if isinstance(question, list) else question_of(question, f"key {input_key!r}")
+    )
+    answer = _MISSING if label_key is None else value_at(record, label_key)
+    where = f"key {label_key!r}"
+    if answers.own_reward:
+        return question, _any_answer(answer, where), None
+    name = row_verifier(record)
+    if answers.verifiers is None:
+        return question, answer_of(answer, where), name
+    try:
+        verifier = answers.verifiers.named(name)
+    except ValueError as error:
+        raise BadValue("unknown_verifier", str(error)) from None
+    if isinstance(answer, dict):
+        try:
+            return question, verifier.read_reference(answer), name
+        except TypeError:
+            raise BadValue("answer_not_text", f"{where} is an object: only reasoning_gym's entries may be") from None
+    return question, answer_of(answer, where), name
+
+
+def row_verifier(record: dict) -> str | None:
+    """The name of the verifier that a row asks for, under "verifier" or "meta.verifier"; None for the default.
+
+    Raises BadValue for a name that is no text.
+    """
+    name = record.get("verifier")
+    meta = record.get("meta")
+    if name is None and isinstance(meta, str) and '"verifier"' in meta:  # curation's Parquet has meta as JSON
+        with contextlib.suppress(ValueError):
+            meta = json.loads(meta)
+    if name is None and isinstance(meta, dict):
+        name = meta.get("verifier")
+    if name is not None and not isinstance(name, str):
+        raise BadValue("unknown_verifier", f"verifier is {_kind(name)}, not a name")
+    return name or None
+
+
+def value_at(record: dict, key: str) -> Any:
+    """The value under `key`, else `_MISSING`; "a.b" goes into objects, unless the record has that very key."""
+    if key in record:
+        return record[key]
+    value: Any = record
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return _MISSING
+        value = value[part]
+    return value
+
+
+def _messages(turns: list, key: str) -> str | list[dict[str, str]]:
+    """The messages of a dialogue; of one that is a user's message alone, its text."""
+    found = []
+    for i, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            raise BadValue("bad_messages", f"key {key!r}: message {i} has no role")
+        found.append({"role": turn["role"], "content": question_of(turn.get("content"), f"key {key!r}, message {i}")})
+    if not found or found[-1]["role"] != "user":
+        last = f"the last message is of {found[-1]['role']!r}" if found else "there is no message"
+        raise BadValue("bad_messages", f"key {key!r}: {last}, and a question is the user's")
+    return found[0]["content"] if len(found) == 1 else found
+
+
+def _any_answer(value: Any, where: str) -> Any:
+    """The answer for a reward of one's own: text stripped, a number as text, else any JSON value; None without one."""
+    if value is _MISSING or value is None:
+        return None
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, (int, float, decimal.Decimal)) and not isinstance(value, bool):
+        return answer_of(value, where)
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadValue("answer_not_text", f"{where} is no JSON value: {error}") from None
+
+
+def _check_keys(
+    keys: dict[str, None],
+    found: set[str | None],
+    spec: str,
+    input_key: str,
+    label_key: str | None,
+    needs_label: bool,
+) -> None:
     seen = ", ".join(sorted(map(str, keys)))
-    if input_key not in keys:
+    if input_key not in found:
         raise DataError(f"--data.input_key {input_key}: no row of {spec} has it. Keys seen: {seen}. Name one of them.")
-    if label_key not in keys:
+    if needs_label and label_key not in found:
         asked = f"--data.label_key {label_key}"
-        found = f"{asked}: no row of {spec} has it." if label_key else "--data.label_key is not given."
-        raise DataError(f"{found} Keys seen in {spec}: {seen}. Name the one with the reference answers.")
+        missing = f"{asked}: no row of {spec} has it." if label_key else "--data.label_key is not given."
+        raise DataError(f"{missing} Keys seen in {spec}: {seen}. Name the one with the reference answers.")
 
 
 def as_dialogue(record: Any) -> list | None:
@@ -132,10 +249,8 @@ def answer_of(value: Any, where: str) -> str:
     """The answer, text or a number, as text. Raises BadValue, which says `where` it stood, for anything else."""
     number = isinstance(value, (int, float, decimal.Decimal)) and not isinstance(value, bool)
     if number and (isinstance(value, int) or math.isfinite(value)):  # an integer may be beyond any float
-        # Tables with gaps turn whole numbers into floats.
-        whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
         try:
-            value = str(int(value) if whole else value)
+            value = reference_text(value)
         except ValueError as error:  # an integer of thousands of digits
             raise BadValue("answer_not_text", f"{where}: {error}") from None
     return _text(value, where, "answer").strip()
@@ -168,4 +283,5 @@ def _source(record: Any, file: str) -> str:
     given = record.get("datasource") if isinstance(record, dict) else None
     if isinstance(given, str) and given.strip():
         return given.strip().encode("utf-8", "replace").decode()
-    return Path(file).stem if Path(file).suffix.lower() in READERS else file.rstrip("/")
+    suffix = suffix_of(Path(file))
+    return Path(file).name[: -len(suffix)] if suffix in READERS else file.rstrip("/")

@@ -1,13 +1,15 @@
 """Where rows come from: finds and decodes files, folders and hub datasets into raw records, one at a time.
 
-Data is data: files are decoded as JSON, Parquet or Arrow, and nothing in them is run or unpickled.
+Data is data: files are decoded as JSON, CSV, Parquet or Arrow, and nothing in them is run or unpickled.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,8 @@ from typing import Any
 
 from openrlhf_orz.data.json_lines import Broken, decoded_lines, unique_keys
 
-READERS = (".json", ".jsonl", ".parquet")
+READERS = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
+LONGEST_FIELD = 1 << 26  # characters of a field of a CSV file
 TABLE_BATCH = 128  # rows decoded at a time
 LARGE_BATCH = 2**19  # bytes
 # Files of a folder that describe it and hold no rows.
@@ -85,12 +88,24 @@ def _place(spec: str, flags: DataFlags) -> tuple[str, str, Path | None]:
     return name, data_dir, path if exists else None
 
 
+def suffix_of(path: Path) -> str:
+    """What says how a file is read: one of ``READERS``, else its last suffix. Lower case."""
+    name = path.name.lower()
+    return ".jsonl.gz" if name.endswith(".jsonl.gz") else path.suffix.lower()
+
+
+def is_on_hub(spec: str) -> bool:
+    """Whether `spec` is neither here nor named like a file or folder, so that `records` would ask the hub."""
+    here = [os.path.exists(Path(name).expanduser()) for name in (spec, spec.split("@", 1)[0].strip())]
+    return bool(spec) and not any(here) and not _looks_like_path(spec.split("@", 1)[0].strip())
+
+
 def _looks_like_path(name: str) -> bool:
-    return Path(name).suffix.lower() in READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
+    return suffix_of(Path(name)) in READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
 
 
 def _file(path: Path, columns: set[str], flags: DataFlags) -> Iterator[Record]:
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     if suffix not in READERS:
         raise DataError(
             f"{flags.dataset}: {path} is not a kind of file that is read ({', '.join(READERS)}). Convert it to JSONL: "
@@ -103,9 +118,11 @@ def _file(path: Path, columns: set[str], flags: DataFlags) -> Iterator[Record]:
             raise DataError(
                 f"{flags.dataset}: {path} is in UTF-16. Save it in UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > NEW."
             )
+        elif suffix == ".csv":
+            yield from _csv(path, flags)
         else:
             yield from _json(path, flags) if suffix == ".json" else _json_lines(path)
-    except OSError as error:  # pyarrow's own errors among them
+    except (OSError, EOFError, zlib.error) as error:  # pyarrow's and gzip's own errors among them
         raise DataError(f"{flags.dataset}: {path} can't be read: {error}. Replace the file.") from error
 
 
@@ -116,6 +133,26 @@ def _begins(path: Path) -> bytes:
 
 def _json_lines(path: Path) -> Iterator[Record]:
     yield from ((str(path), number, record) for number, record in decoded_lines(path))
+
+
+def _csv(path: Path, flags: DataFlags) -> Iterator[Record]:
+    """Rows by the names in the first line; all values are text. The number of a row is that of its last line."""
+    csv.field_size_limit(LONGEST_FIELD)
+    # bad bytes become lone surrogates, so that only the rows that hold them are refused
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        lines = csv.reader(text, strict=True)
+        try:
+            names = next(lines, [])
+            if len(set(names)) != len(names):
+                raise DataError(f"{flags.dataset}: {path}: a name stands twice in the first line. Rename one column.")
+            for values in lines:
+                if len(values) == len(names):
+                    yield str(path), lines.line_num, dict(zip(names, values))
+                elif values:
+                    detail = f"{len(values)} fields, the first line has {len(names)}"
+                    yield str(path), lines.line_num, Broken("broken_csv", detail)
+        except csv.Error as error:
+            raise DataError(f"{flags.dataset}: {path}:{lines.line_num}: {error}. Mend the file.") from None
 
 
 def _json(path: Path, flags: DataFlags) -> Iterator[Record]:
@@ -186,7 +223,7 @@ def _folder(path: Path, split: str, columns: set[str], flags: DataFlags) -> Iter
     files = [
         file
         for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in READERS
+        if suffix_of(file) in READERS
         and file.is_file()
         and file.name not in _DESCRIPTIONS
         and not any(part.startswith(".") for part in file.relative_to(path).parts)

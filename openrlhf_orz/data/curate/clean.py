@@ -2,7 +2,7 @@
 
 It can use an answer if it can parse it and finds it right against itself. Reasons of rejection: question_too_long,
 question_empty, unshowable_characters, image (a picture was part of the question), figure_missing, answer_empty,
-answer_too_long, answer_unparsable, answer_fails_itself.
+answer_too_long, answer_unparsable, answer_fails_itself, unknown_verifier.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from openrlhf_orz.data.curate.shards import split_rows
 from openrlhf_orz.reward.extract import reference_of
 from openrlhf_orz.reward.grader import Grader
 from openrlhf_orz.reward.verdict import Verdict
-from openrlhf_orz.reward.verifiers import ReasoningGym
+from openrlhf_orz.reward.verifiers import VERIFIERS, ReasoningGym, make_verifier
 
 # Numbers that the grader reads for certain: integers, decimals, fractions of integers. A test compares them with it.
 _PLAIN = re.compile(r"-?(?:\d{1,15}(?:\.\d{1,15})?|\\[dt]?frac\{\d{1,9}\}\{0*[1-9]\d{0,8}\}|\d{1,9}/0*[1-9]\d{0,8})")
@@ -45,9 +45,14 @@ class References:
         self._known: dict[str, str | None] = {}
 
     def check(self, answers: Iterable[str], verifier: str = "math") -> dict[str, str | None]:
-        """Why each answer cannot be used (answer_unparsable or answer_fails_itself), or None if it can."""
+        """Why each answer cannot be used (answer_unparsable, answer_fails_itself or unknown_verifier), or None."""
         if verifier == "reasoning_gym":
             return {answer: self._check_entry(answer) for answer in answers}
+        if verifier not in VERIFIERS:
+            return dict.fromkeys(answers, "unknown_verifier")
+        if verifier != "math":
+            named = make_verifier(verifier)
+            return {answer: None if named.check_reference(answer) else "answer_unparsable" for answer in answers}
         wanted = dict.fromkeys(answers)
         unknown = [a for a in wanted if a not in self._known and not plainly_fine(a)]
         if len(self._known) > 500_000:
@@ -117,9 +122,9 @@ def clean(
     if check is None:
         return passed, rejected
     reasons: dict[str, dict[str, str | None]] = {}
-    for verifier in ("math", "reasoning_gym"):
+    for verifier in {row["meta"].get("verifier", "math") for row in passed}:
         answers = [row["answer"] for row in passed if row["meta"].get("verifier", "math") == verifier]
-        reasons[verifier] = check(answers, verifier) if answers else {}
+        reasons[verifier] = check(answers, verifier)
 
     def judge(row: dict) -> tuple[str, str] | None:
         reason = reasons[row["meta"].get("verifier", "math")][row["answer"]]

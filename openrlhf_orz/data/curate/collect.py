@@ -18,7 +18,7 @@ from openrlhf_orz.data.curate.inputs import Entry, Input, curated_row, generated
 from openrlhf_orz.data.curate.shards import Stage, rejection
 from openrlhf_orz.data.curate.signature import hash64
 from openrlhf_orz.data.json_lines import Broken
-from openrlhf_orz.data.rows import BadValue, answer_of, as_dialogue, from_dialogue, question_of
+from openrlhf_orz.data.rows import BadValue, answer_of, as_dialogue, from_dialogue, question_of, row_verifier
 from openrlhf_orz.data.sources import DataFlags, records
 from openrlhf_orz.reward.extract import boxes
 
@@ -97,7 +97,7 @@ def read_input(item: Input, taken: Taken | None = None) -> Iterator[tuple[dict, 
         return
     fields = item.fields
     keys = [*fields.question, *fields.answer, *fields.source, *fields.difficulty, *fields.meta, *item.where, "0", "1"]
-    columns = {key.split(".")[0] for key in keys} | {"id", "pass_rate", *_MARKS, *keys}
+    columns = {key.split(".")[0] for key in keys} | {"id", "pass_rate", "verifier", "meta", *_MARKS, *keys}
     flags = DataFlags(f"inputs ({item.name}): path", f"inputs ({item.name}): split")
     stems: dict[str, str] = {}
     for count, (file, number, record) in enumerate(records(item.path, fields.split, columns, flags)):
@@ -143,6 +143,8 @@ def _fill(row: dict, record: Any, item: Input) -> dict:
         _, value = first_value(record, (key,))
         if isinstance(value, (str, int, float)) and not (isinstance(value, float) and not math.isfinite(value)):
             row["meta"][key] = _small(value)
+    if verifier := row_verifier(record):  # else the row would be graded by another
+        row["meta"]["verifier"] = verifier
     for key, allowed in item.where.items():
         value = row[key] if key in ("source", "difficulty") else first_value(record, (key,))[1]
         if not _allowed(value, allowed):

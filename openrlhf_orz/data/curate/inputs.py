@@ -12,7 +12,7 @@ from typing import Any
 from openrlhf_orz.data.arithmetic import generate_additions
 from openrlhf_orz.data.curate.config import import_for_stage
 from openrlhf_orz.data.rows import QUESTION_KEYS
-from openrlhf_orz.data.sources import READERS, DataError
+from openrlhf_orz.data.sources import READERS, DataError, suffix_of
 from openrlhf_orz.reward.verifiers import unsafe_scorer
 from openrlhf_orz.reward.workers.worker import SCORERS
 
@@ -145,7 +145,11 @@ def _parse(item: dict, where: str) -> Input:
 
 
 def _stem(path: str) -> str:
-    return Path(path).stem if Path(path).suffix.lower() in READERS else path.rstrip("/").rsplit("/", 1)[-1]
+    return (
+        Path(path).name[: -len(suffix_of(Path(path)))]
+        if suffix_of(Path(path)) in READERS
+        else path.rstrip("/").rsplit("/", 1)[-1]
+    )
 
 
 # ---- questions made by program

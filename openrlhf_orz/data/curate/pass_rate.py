@@ -96,7 +96,7 @@ def mine_rollouts(folders: list[str], template: str) -> dict[int, tuple[int, int
                 if prompt not in keys:
                     keys[prompt] = question_key(questions.get(prompt) or _strip(prompt, template))
                 right, n = totals.get(keys[prompt], (0, 0))
-                totals[keys[prompt]] = (right + (row["reward"] > 0), n + 1)
+                totals[keys[prompt]] = (right + bool(row.get("right", row["reward"] > 0)), n + 1)
     return totals
 
 

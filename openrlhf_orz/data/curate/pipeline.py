@@ -22,7 +22,7 @@ from openrlhf_orz.data.curate.shards import Stage, code_version, file_hash, key_
 from openrlhf_orz.data.curate.similarity import embedder
 from openrlhf_orz.data.curate.write import write_dataset
 from openrlhf_orz.data.json_lines import read_records
-from openrlhf_orz.data.sources import READERS, DataError
+from openrlhf_orz.data.sources import READERS, DataError, suffix_of
 
 Log = Callable[[str], None]
 MakeSampler = Callable[[PassRate], pass_rate.Sampler] | None
@@ -102,7 +102,9 @@ def _content(path: str) -> Any:
     if root.is_file():
         return [root.name, file_hash(root)]
     if root.is_dir():
-        files = (file for file in sorted(root.rglob("*")) if file.is_file() and file.suffix in (*READERS, ".arrow"))
+        files = (
+            file for file in sorted(root.rglob("*")) if file.is_file() and suffix_of(file) in (*READERS, ".arrow")
+        )
         return [[file.relative_to(root).as_posix(), file_hash(file)] for file in files]
     return path
 

@@ -207,3 +207,20 @@ def test_synthetic_reasoning_tasks(tmp_path):
     assert json.loads(rows[-1]["answer"])["metadata"]["source_dataset"] == "jugs"
     assert rows[-1]["meta"]["verifier"] == "reasoning_gym" and rows[0]["difficulty"]
     assert (tmp_path / "one/kept/train.jsonl").read_bytes() == (tmp_path / "two/kept/train.jsonl").read_bytes()
+
+
+def test_the_verifier_of_a_row_stays_with_it(tmp_path):
+    pool = tmp_path / "pool.jsonl"
+    rows = [
+        {"question": "Which colour has the sky on a clear day?", "answer": "(B)", "verifier": "letter"},
+        {"question": "How many legs have seven horses together?", "answer": "28"},
+        {"question": "What is written on the oldest stone?", "answer": "12", "meta": {"verifier": "letter"}},
+        {"question": "Who has built the tallest of the towers?", "answer": "x", "verifier": "lettre"},
+    ]
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [f"inputs=[{{path: {pool}}}]", f"output={tmp_path / 'out'}", "processes=1", "decontaminate=false"]
+    run_pipeline(load_config(None, settings), lambda line: None)
+    kept = [json.loads(line) for line in (tmp_path / "out/kept/train.jsonl").read_text().splitlines()]
+    assert [(row["answer"], row["meta"].get("verifier")) for row in kept] == [("(B)", "letter"), ("28", None)]
+    rejected = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["reason"]) for row in rejected] == [(3, "answer_unparsable"), (4, "unknown_verifier")]

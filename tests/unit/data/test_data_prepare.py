@@ -5,8 +5,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from openrlhf_orz.data.prepare import PromptRules, prepare_prompts
-from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.data.prepare import PromptRules, describe_data, prepare_prompts
+from openrlhf_orz.data.rows import AnswerRules
+from openrlhf_orz.data.sources import TRAIN_FLAGS, DataError
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +16,20 @@ def tokenizer():
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "x": 1}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+class Checker:
+    """A set of one verifier, which cannot use "junk", and notes what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def named(self, name=None):
+        return self
+
+    def check_reference(self, gold):
+        self.asked.append(gold)
+        return gold != "junk"
 
 
 def jsonl(path, *rows):
@@ -44,17 +59,12 @@ def test_good_rows_are_written_and_bad_ones_reported(tmp_path, tokenizer):
         "{\n",
         {"q": "z", "a": "2", "datasource": "own"},
     )
-    asked, log = [], []
-
-    def check(answer):
-        asked.append(answer)
-        return answer != "junk"
-
-    done = prepare(file, tmp_path / "out", tokenizer, check_reference=check, log=log.append)
+    checker, log = Checker(), []
+    done = prepare(file, tmp_path / "out", tokenizer, answers=AnswerRules(checker), log=log.append)
     assert done.paths == [tmp_path / "out" / "prompts_train.jsonl"]
     assert (done.n_rows, done.n_bad) == (2, 4)
     assert done.bad_by_reason == {"reference_unparsable": 2, "prompt_too_long": 1, "broken_json": 1}
-    assert asked == ["1", "junk", "2"]
+    assert checker.asked == ["1", "junk", "2"]
     first = {"prompt": "Q: one two three four", "label": "1", "datasource": "some", "question": "one two three four"}
     assert lines(done.paths[0]) == [
         first | {"file": file, "row": 1},
@@ -101,14 +111,15 @@ def test_nothing_left_is_an_error(tmp_path, tokenizer):
         prepare(jsonl(tmp_path / "empty.jsonl"), tmp_path, tokenizer, name="eval")
 
 
-def test_chat_template_measures_the_rendered_prompt_and_writes_the_question(tmp_path, tokenizer):
+def test_chat_template_renders_the_prompt(tmp_path, tokenizer):
     file = jsonl(tmp_path / "f.jsonl", {"q": "one two", "a": "1"}, {"q": "one two three", "a": "1"})
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="--data.apply_chat_template"):
         prepare(file, tmp_path, tokenizer, apply_chat_template=True)
     tokenizer.chat_template = "three more words {{ messages[0]['content'] }}"
     done = prepare(file, tmp_path, tokenizer, apply_chat_template=True)
-    assert [row["prompt"] for row in lines(done.paths[0])] == ["one two"]
+    (row,) = lines(done.paths[0])
+    assert (row["prompt"], row["question"]) == ("three more words one two", "one two")
     assert done.bad_by_reason == {"prompt_too_long": 1}
 
 
@@ -156,7 +167,7 @@ def test_bad_rows_of_all_kinds_are_in_the_order_of_the_file(tmp_path, tokenizer)
     file = jsonl(
         tmp_path / "f.jsonl", {"q": "a b c d e f", "a": "1"}, "{\n", {"q": "x", "a": "junk"}, {"q": "x", "a": "1"}
     )
-    prepare(file, tmp_path, tokenizer, check_reference=lambda answer: answer != "junk")
+    prepare(file, tmp_path, tokenizer, answers=AnswerRules(Checker()))
     assert [row["row"] for row in lines(tmp_path / "bad_rows_train.jsonl")] == [1, 2, 3]
 
 
@@ -168,3 +179,19 @@ def test_a_huge_prompt_is_too_long_without_being_counted(tmp_path, tokenizer):
     assert lines(tmp_path / "bad_rows_train.jsonl")[0]["detail"].startswith("over 40000 tokens > 5")
     done = prepare(file, tmp_path, tokenizer, max_prompt_len=40_001)  # few tokens may have so many characters
     assert [row["row"] for row in lines(done.paths[0])] == [2]
+
+
+def test_a_look_at_the_data(tmp_path):
+    log = []
+
+    def look(spec, **given):
+        describe_data(spec, "train", "q", "a", "train", None, TRAIN_FLAGS, AnswerRules(**given), log.append)
+
+    look(jsonl(tmp_path / "f.jsonl", {"q": "x", "a": "1"}, {"q": "x"}) + ", org/name")
+    assert log[0].endswith("1 rows kept, 1 bad (no_answer 1)") and log[-1].endswith(
+        "org/name is on the hub: not looked at"
+    )
+    with pytest.raises(DataError, match="no row of .*empty.jsonl can be used"):
+        look(jsonl(tmp_path / "empty.jsonl"))
+    with pytest.raises(DataError, match="there is no file or folder"):
+        look(str(tmp_path / "gone.jsonl"))

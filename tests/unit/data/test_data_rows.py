@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pyarrow as pa
@@ -228,3 +229,56 @@ def test_splits_have_several_names_and_descriptions_are_no_rows(tmp_path):
         return [row.question for row in read_dataset(str(tmp_path), "q", "a", split)[0]]
 
     assert [questions(split) for split in ("validation", "dev", "test", "train")] == [["v"], ["v"], ["t"], ["n"]]
+
+
+def test_csv(tmp_path):
+    file = write(
+        tmp_path / "t.csv",
+        b"\xef\xbb\xbfq,a,other",
+        '"two, with ""marks""\nand a line",4,x',
+        "short",
+        "",
+        b"caf\xe9,1,x",
+        " 2+2? , 4 ,",
+    )
+    rows, bad = read_dataset(file, "q", "a")
+    assert rows == [Row('two, with "marks"\nand a line', "4", "t", file, 3), Row(" 2+2? ", "4", "t", file, 7)]
+    assert reasons(bad) == [(4, "broken_csv"), (6, "not_utf8")] and bad[0].detail == "1 fields, the first line has 3"
+    with pytest.raises(DataError, match="twice.csv: a name stands twice"):
+        read_dataset(write(tmp_path / "twice.csv", "q,q", "x,y"), "q", "a")
+    with pytest.raises(DataError, match="open.csv:2: .*Mend the file"):
+        read_dataset(write(tmp_path / "open.csv", "q,a", '"x'), "q", "a")
+
+
+def test_packed_json_lines(tmp_path):
+    packed = tmp_path / "some.JSONL.gz"
+    packed.write_bytes(gzip.compress(b'{"q": "x", "a": 1}\n{\n'))
+    rows, bad = read_dataset(str(packed), "q", "a")
+    assert rows == [Row("x", "1", "some", str(packed), 1)] and reasons(bad) == [(2, "broken_json")]
+    assert read_dataset(str(tmp_path), "q", "a")[0] == rows  # also in a folder
+    for content in (packed.read_bytes()[:-9], b"no gzip"):
+        packed.write_bytes(content)
+        with pytest.raises(DataError, match="some.JSONL.gz can't be read"):
+            read_dataset(str(packed), "q", "a")
+
+
+def test_nested_keys(tmp_path):
+    nested = {"data": {"q": "x", "gold": {"truth": 4}}, "a.b": "1"}
+    file = write(tmp_path / "f.jsonl", json.dumps(nested), '{"data": {"q": "y"}}', '{"data": 3}')
+    rows, bad = read_dataset(file, "data.q", "data.gold.truth")
+    assert [(row.question, row.answer) for row in rows] == [("x", "4")]
+    assert reasons(bad) == [(2, "no_answer"), (3, "no_question")]
+    assert read_dataset(file, "data.q", "a.b")[0][0].answer == "1"  # a key with a point in its name
+    pq.write_table(pa.table({"data": [nested["data"]]}), str(tmp_path / "t.parquet"))
+    assert read_dataset(str(tmp_path / "t.parquet"), "data.q", "data.gold.truth")[0][0].answer == "4"
+    with pytest.raises(DataError, match="--data.label_key data.nothing: .*Keys seen"):
+        read_dataset(file, "data.q", "data.nothing")
+
+
+def test_the_verifier_of_a_row_in_curations_parquet(tmp_path):
+    file = str(tmp_path / "t.parquet")
+    metas = ['{"verifier": "letter"}', '{"family": "x"}', "no json, but verifier"]
+    pq.write_table(pa.table({"q": ["x"] * 3, "a": ["B"] * 3, "meta": metas}), file)
+    assert [row.verifier for row in read_dataset(file, "q", "a")[0]] == ["letter", None, None]
+    odd = write(tmp_path / "f.jsonl", '{"q": "x", "a": "B", "verifier": 3}')
+    assert reasons(read_dataset(odd, "q", "a")[1]) == [(1, "unknown_verifier")]
