@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 from openrlhf_orz.evaluate.questions import BENCHMARKS, HARNESS, EvaluationError
-from openrlhf_orz.settings.flags import STOP_STRINGS
 from openrlhf_orz.settings.redact import printable
 
 
@@ -36,8 +35,9 @@ def evaluate_parser() -> argparse.ArgumentParser:
         "--max_new_tokens", type=int, default=8192, help="tokens of a response (default: 8192, or what max_len leaves)"
     )
     add("--max_len", type=int, help="tokens of prompt and response (default: what the model can take)")
-    add("--prompt_template", default="paper", help="paper, released, none, or a text with {{prompt}} (as in training)")
-    add("--stop", nargs="*", default=list(STOP_STRINGS), help="stop strings, kept in the response (as in training)")
+    add("--prompt_template", help="paper, released, none, chat (the tokenizer's template), or a text with {{prompt}};"
+        " default: as MODEL's run was trained (config.json beside it), else paper")  # fmt: skip
+    add("--stop", nargs="*", help="stop strings, kept in the response; default: as MODEL's run, else the paper's")
     add("--plain_math_verify", action="store_true", help="grade by Math-Verify alone, without our guards and rules")
     add("--grader_workers", type=int, help="grading processes (default: one a core)")
     add("--engines", type=int, default=1, help="vLLM engines, each in a process (and on GPUs) of its own")

@@ -101,7 +101,10 @@ def make_engine(settings: EngineSettings) -> LLMEngine:
 def generate_responses(
     engine: LLMEngine, settings: EngineSettings, requests: Sequence[Request], accept: Callable[[dict], None]
 ) -> None:
-    """Run all ``requests``, at most ``batch_size`` at a time; ``accept(row)`` gets each response when it ends."""
+    """Run all ``requests``, at most ``batch_size`` at a time; ``accept(row)`` gets each response when it ends.
+
+    A prompt that leaves no room for a response gives a row with ``prompt_tokens`` and ``limit``, and no response.
+    """
     from vllm import TokensPrompt
     from vllm.sampling_params import RequestOutputKind
 
@@ -111,6 +114,9 @@ def generate_responses(
     while waiting or running:
         while waiting and len(running) < settings.batch_size:
             request = waiting.pop()
+            if len(request.prompt) >= limit:
+                accept({"key": request.key, "prompt_tokens": len(request.prompt), "limit": limit})
+                continue
             params = sampling_params(
                 settings.temperature, settings.top_p,
                 max(1, min(settings.max_new_tokens, limit - len(request.prompt))), settings.stop,

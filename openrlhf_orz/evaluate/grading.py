@@ -60,14 +60,14 @@ def graded_response(row: dict, question: Question, prompt: str, seed: int, verif
     }
 
 
-def sample_row(number: int, sample: Any, text: str) -> dict:
+def sample_row(number: int, sample: Any, text: str, right_reward: float) -> dict:
     """The row for the statistics of one graded sample to question ``number``.
 
     ``sample`` is OpenRLHF's experience of one response, ``text`` the decoded response.
     """
     return {
         "id": number,
-        "reward": float(sample.rewards),
+        "reward": float(float(sample.rewards) >= right_reward),  # the statistics are about right answers
         "tokens": int(sample.action_mask.sum()),
         "stop_reason": "length" if bool(sample.truncated) else "stop",
         "format": has_format(text),
@@ -85,13 +85,15 @@ def evaluate_samples(
     sets = [str(set_of.get(sample.prompts[0], "unknown")) for sample in samples[::n]]
     masks = [torch.nn.functional.pad(sample.action_mask[0], (1, 0)).bool() for sample in samples]
     texts = tokenizer.batch_decode([sample.sequences[0][mask] for sample, mask in zip(samples, masks)])
-    rows = [sample_row(i // n, sample, text) for i, (sample, text) in enumerate(zip(samples, texts))]
+    rows = [
+        sample_row(i // n, sample, text, args.orz.right_reward) for i, (sample, text) in enumerate(zip(samples, texts))
+    ]
     if n == 1 or not args.orz.own_agent:
         return evaluation_logs(sets, rows, n)
     workers = args.orz.grader_workers or min(8, len(os.sched_getaffinity(0)))
     # shared: the workers of the engines on this machine are used, if there are any
     names = [unpack_label(sample.labels[0])[1] for sample in samples[::n]]
-    with VerifierSet(workers=workers, plain=args.orz.plain_math_verify, shared=True) as verifiers:
+    with VerifierSet(args.orz.verifier, workers=workers, plain=args.orz.plain_math_verify, shared=True) as verifiers:
         return evaluation_logs(sets, rows, n, lambda row: same_for(verifiers.named(names[row["id"]])))
 
 

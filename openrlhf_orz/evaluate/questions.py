@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf_orz.data.rows import BadValue, row_verifier
+from openrlhf_orz.reward.verifiers import VERIFIERS
+
 _QUESTION_KEYS = ("question", "prompt", "problem", "Question", "Problem")
 _ANSWER_KEYS = ("answer", "label", "Answer", "Correct Answer")
 CHOICE_REQUEST = "Answer with the letter of the right option."
@@ -148,6 +151,8 @@ def questions_of(
                 raise EvaluationError(f"{where}, row {number}: no {what} (looked for {', '.join(keys)})")
             if isinstance(value, float) and not math.isfinite(value):
                 raise EvaluationError(f"{where}, row {number}: the {what} is {value}, not a finite number")
+            if isinstance(value, dict):  # a reasoning-gym entry
+                return json.dumps(value)
             return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
 
         text = field((spec.question,) if spec else _QUESTION_KEYS, "question")
@@ -156,7 +161,7 @@ def questions_of(
         taken[identity] += 1
         if taken[identity] > 1:
             identity += f"#{taken[identity]}"
-        verifier = "math"
+        verifier = _verifier(row, f"{where}, row {number}")
         choices, labels = _options(row.get("choices"))
         if row.get("choices") and not choices:
             raise EvaluationError(f"{where}, row {number}: its choices are not 2 to 26 options, each with a label")
@@ -177,6 +182,17 @@ def questions_of(
             verifier = "letter"
         questions.append(Question(bench, identity, text, answer, verifier))
     return questions
+
+
+def _verifier(row: dict, where: str) -> str:
+    """The name of the row's verifier. EvaluationError names the row of an unknown one."""
+    try:
+        name = row_verifier(row) or "math"
+    except BadValue as error:
+        raise EvaluationError(f"{where}: {error.args[1]}") from None
+    if name not in VERIFIERS:
+        raise EvaluationError(f"{where}: no verifier is called {name!r}; there are {', '.join(sorted(VERIFIERS))}")
+    return name
 
 
 def _options(choices: Any) -> tuple[list, list[str]]:

@@ -14,13 +14,19 @@ Key = tuple[str, str, int]  # benchmark, question, sample
 class Responses:
     """responses.jsonl, opened to be continued. ``done`` holds the responses in the file, old and new.
 
-    Several threads may add. A last line that a kill cut short is removed, and its response is generated again; any
-    other damage raises EvaluationError.
+    ``left_out`` holds, by (benchmark, question), the rows of left_out.jsonl beside it: questions that do not fit into
+    the model's context. Several threads may add.
+
+    A last line that a kill cut short is removed, and its response is generated again; any other damage raises
+    EvaluationError.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.done: dict[Key, dict] = {}
+        self.left_out_path = path.with_name("left_out.jsonl")
+        lines = self.left_out_path.read_text().splitlines() if self.left_out_path.exists() else []
+        self.left_out = {(row["bench"], row["id"]): row for row in map(json.loads, lines)}
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), 1):
@@ -44,6 +50,15 @@ class Responses:
             self.done[row["bench"], row["id"], row["sample"]] = row
             self.file.write(line)
             self.file.flush()
+
+    def leave_out(self, bench: str, question: str, tokens: int, limit: int) -> None:
+        """Note that a question's prompt of ``tokens`` leaves no room for a response within ``limit``."""
+        with self.lock:
+            if (bench, question) not in self.left_out:
+                row = {"bench": bench, "id": question, "prompt_tokens": tokens, "limit": limit}
+                self.left_out[bench, question] = row
+                with open(self.left_out_path, "a") as file:
+                    file.write(json.dumps(row) + "\n")
 
     def close(self) -> None:
         self.file.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from argparse import Namespace
@@ -17,11 +18,12 @@ from openrlhf_orz.data.prompts import render
 from openrlhf_orz.evaluate.generate import EngineSettings, Request, run_engines
 from openrlhf_orz.evaluate.grading import graded_response, same_for
 from openrlhf_orz.evaluate.harness import check_harness, run_harness
-from openrlhf_orz.evaluate.questions import HARNESS, Question, load_questions, sample_seed
+from openrlhf_orz.evaluate.questions import HARNESS, EvaluationError, Question, load_questions, sample_seed
 from openrlhf_orz.evaluate.results import Responses, check_settings
 from openrlhf_orz.evaluate.statistics import summarise
 from openrlhf_orz.reward.verifiers import VerifierSet
 from openrlhf_orz.settings.derive import cpu_dtype, detect_device
+from openrlhf_orz.settings.flags import STOP_STRINGS
 
 _WEIGHTS_READ = 4 * 2**20  # bytes of each weights file that are hashed
 
@@ -59,6 +61,7 @@ def answer_questions(
 ) -> None:
     """Generate and grade the missing ones of ``n`` samples of each question, and add them to ``responses``."""
     by_key = {(question.bench, question.id): question for question in questions}
+    questions = [question for question in questions if (question.bench, question.id) not in responses.left_out]
     requests = missing_requests(questions, n, seed, lambda question: encode(prompt(question)), responses.done)
     log(
         f"{len(questions)} questions x {n} samples: {len(requests)} responses to generate"
@@ -71,6 +74,9 @@ def answer_questions(
 
         def grade(row: dict) -> None:
             question = by_key[row["key"][:2]]
+            if "prompt_tokens" in row:
+                responses.leave_out(question.bench, question.id, row["prompt_tokens"], row["limit"])
+                return
             responses.add(graded_response(row, question, prompt(question), sample_seed(seed, *row["key"]), verifiers))
 
         try:
@@ -81,15 +87,31 @@ def answer_questions(
 
 
 def benchmark_numbers(
-    questions: list[Question], responses: Responses, n: int, seed: int, verifiers: VerifierSet
+    questions: list[Question],
+    responses: Responses,
+    n: int,
+    seed: int,
+    verifiers: VerifierSet,
+    log: Callable[[str], Any] = print,
 ) -> dict[str, dict]:
-    """The summary of each benchmark over the first ``n`` samples of its questions."""
+    """The summary of each benchmark over the first ``n`` samples of those of its questions that fit the context.
+
+    Raises EvaluationError if none of a benchmark's does.
+    """
     results = {}
     named = {(question.bench, question.id): question.verifier for question in questions}
     for bench in dict.fromkeys(question.bench for question in questions):
-        own = [question for question in questions if question.bench == bench]
+        every = [question for question in questions if question.bench == bench]
+        own = [question for question in every if (bench, question.id) not in responses.left_out]
+        if not own:
+            limit = responses.left_out[bench, every[0].id]["limit"]
+            raise EvaluationError(f"no prompt of {bench} fits into the context of {limit} tokens: raise --max_len")
         rows = [responses.done[bench, question.id, sample] for question in own for sample in range(n)]
         results[bench] = summarise(rows, lambda row: same_for(verifiers.named(named[row["bench"], row["id"]])), seed)
+        results[bench]["left_out"] = len(every) - len(own)
+        if len(every) > len(own):
+            log(f"note: {len(every) - len(own)} of {len(every)} prompts of {bench} do not fit into the context: see"
+                " left_out.jsonl")  # fmt: skip
         seconds = [row["seconds"] for row in rows if row.get("seconds") is not None]
         results[bench]["seconds"] = (
             float(np.mean(seconds)) if seconds else None
@@ -136,6 +158,45 @@ def response_identity(options: Namespace, settings: EngineSettings, sources: dic
     }
 
 
+def take_run_settings(options: Namespace, log: Callable[[str], Any] = print) -> None:
+    """Set template and stop strings that were not given: as the model's run was trained, else the paper's.
+
+    The run's config.json lies beside the model's directory, ``RUN_DIR/hf``.
+    """
+    trained: dict[str, Any] = {"prompt_template": "paper", "stop": list(STOP_STRINGS)}
+    path = Path(options.model).resolve().parent / "config.json"
+    try:
+        flags = json.loads(path.read_text())["flags"]
+        template = flags["data"]["input_template"]
+        template = flags["orz"]["prompt_template"] if template is None else template
+        trained = {
+            "prompt_template": "chat" if flags["data"]["apply_chat_template"] else template,
+            "stop": list(flags["orz"]["stop"]),
+        }
+        taken = [f"--{name}" for name in trained if getattr(options, name) is None]
+        if taken:
+            log(f"{' and '.join(taken)}: as in {path}")
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # the model's directory is no run's
+    for name, value in trained.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def prompt_renderer(template: str, tokenizer: Any) -> Callable[[Question], str]:
+    """What makes a question's prompt; ``chat`` is the tokenizer's own template. Raises EvaluationError without one."""
+    if template != "chat":
+        return lambda question: render(template, question.text)
+    if not tokenizer.chat_template:
+        raise EvaluationError("--prompt_template chat: the tokenizer has no chat template. Name another one")
+
+    def chat(question: Question) -> str:
+        turns = [{"role": "user", "content": question.text}]
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    return chat
+
+
 def evaluate_model(options: Namespace) -> dict:
     """The whole evaluation; returns the content of results.json. Raises EvaluationError.
 
@@ -166,6 +227,7 @@ def evaluate_sets(options: Namespace, benches: list[str]) -> dict:
     """The part that lighteval does not do: questions, responses, numbers, and the critic's values."""
     from transformers import AutoTokenizer
 
+    take_run_settings(options)
     questions, sources = load_questions(options.data, benches, options.seed, options.limit)
     settings = engine_settings(options)
     identity = response_identity(options, settings, sources)
@@ -181,7 +243,7 @@ def evaluate_sets(options: Namespace, benches: list[str]) -> dict:
         began = time.monotonic()
         answer_questions(
             questions, responses, settings, n=options.n, seed=options.seed, engines=options.engines, encode=encode,
-            prompt=lambda question: render(options.prompt_template, question.text), verifiers=verifiers,
+            prompt=prompt_renderer(options.prompt_template, tokenizer), verifiers=verifiers,
         )  # fmt: skip
         content = {"n": options.n, "settings": identity, "generation_seconds": round(time.monotonic() - began, 1)}
         content["results"] = benchmark_numbers(questions, responses, options.n, options.seed, verifiers)

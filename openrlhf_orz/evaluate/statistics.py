@@ -120,12 +120,7 @@ def summarise(rows: Sequence[dict], same: Callable[[dict], Same] | None = None, 
         "format": mean([row["format"] for row in rows]),
     }
     if same is not None:
-        votes = [
-            majority(
-                [None if row["stop_reason"] == "length" else row["extracted"] for row in group], score, same(group[0])
-            )
-            for group, score in zip(questions.values(), scores)
-        ]
+        votes = [majority(_votes(group), score, same(group[0])) for group, score in zip(questions.values(), scores)]
         result["maj_at_n"] = float(np.mean(votes))
     return result
 

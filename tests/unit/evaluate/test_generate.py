@@ -69,17 +69,20 @@ def test_sampling_is_as_in_training(vllm):
 
 
 def test_responses_say_how_they_ended(vllm):
-    requests = [Request(("b", str(i), i), [7] * length, 100 + i) for i, length in enumerate((5, 30, 70))]
+    requests = [Request(("b", str(i), i), [7] * length, 100 + i) for i, length in enumerate((5, 30, 59, 60))]
     engine = Engine([completion("a", stop="</answer>"), completion("b"), completion("c", "length")])
     rows = []
     generate_responses(engine, SETTINGS, requests, rows.append)
+    # the last one leaves no room for a response
+    too_long = {"key": ("b", "3", 3), "prompt_tokens": 60, "limit": 60}
+    rows.remove(too_long)
     assert [(row["key"], row["response"], row["stop_reason"]) for row in rows] == [
         (("b", "0", 0), "a", "</answer>"), (("b", "1", 1), "b", "eos"), (("b", "2", 2), "c", "length"),
     ]  # fmt: skip
     assert rows[0]["token_ids"] == [1, 2] and rows[0]["seconds"] >= 0
     assert engine.most == SETTINGS.batch_size
     prompts, params = zip(*engine.asked.values())
-    assert [len(prompt["prompt_token_ids"]) for prompt in prompts] == [5, 30, 70]
+    assert [len(prompt["prompt_token_ids"]) for prompt in prompts] == [5, 30, 59]
     assert [each.seed for each in params] == [100, 101, 102]
     # 50 tokens, or what the model's 60 leave beside the prompt
     assert [each.max_tokens for each in params] == [50, 30, 1]

@@ -19,10 +19,13 @@ from openrlhf_orz.evaluate.run import (
     answer_questions,
     benchmark_numbers,
     engine_settings,
+    prompt_renderer,
     response_identity,
+    take_run_settings,
     weights_fingerprint,
 )
 from openrlhf_orz.reward.verifiers import VerifierSet, pack_label
+from openrlhf_orz.settings.flags import STOP_STRINGS
 
 RIGHT = "wait, </think> <answer>\\boxed{4}</answer>"
 QUESTION = Question("b", "1", "2+2?", "4")
@@ -83,7 +86,9 @@ def test_samples_of_training_by_set():
         sample("p", [7, 9], 1.0), sample("p", [8], 0.0), sample("q", [8], 0.0), sample("q", [7, 7, 8], 0.0, cut=True),
         sample("r", [9], 1.0), sample("r", [9], 1.0),
     ]  # fmt: skip
-    logs = evaluate_samples(loader, samples, 2, Tokenizer(), Namespace(orz=Namespace(own_agent=False)))
+    logs = evaluate_samples(
+        loader, samples, 2, Tokenizer(), Namespace(orz=Namespace(own_agent=False, right_reward=1.0))
+    )
     assert logs["eval_x_pass1"] == 0.75 and logs["eval_x_pass2"] == 1.0 and logs["eval_y_pass2"] == 0.0
     assert logs["eval_x_response_length_mean"] == 5 / 4 and logs["eval_y_response_length_mean"] == 2
     assert logs["eval_y_truncated_rate"] == 0.5 and logs["eval_truncated_rate"] == 1 / 6
@@ -103,14 +108,14 @@ def test_the_majority_in_training_asks_the_grader(monkeypatch):
     """Two samples say 5 and are cut, so the one that says 4 is the majority."""
     asked = {}
 
-    def grader(**given):
+    def grader(default, **given):
         asked.update(given)
         return contextlib.nullcontext(Named(lambda first, second: False))
 
     monkeypatch.setattr(grading, "VerifierSet", grader)
     monkeypatch.setattr(grading, "same_for", lambda verifier: verifier)
     samples = [sample("p", [9], 1.0), sample("p", [8], 0.0, cut=True), sample("p", [8], 0.0, cut=True)]
-    orz = Namespace(own_agent=True, grader_workers=3, plain_math_verify=True)
+    orz = Namespace(own_agent=True, grader_workers=3, plain_math_verify=True, verifier="math", right_reward=1.0)
     logs = evaluate_samples([(["x"], ["p"], None)], samples, 3, Tokenizer(), Namespace(orz=orz))
     assert logs["eval_x_maj3"] == 1.0
     assert asked == {"workers": 3, "plain": True, "shared": True}
@@ -125,7 +130,7 @@ def test_the_first_of_equal_answers_is_the_reference(monkeypatch):
 
     monkeypatch.setattr(grading.Grader, "compare", compare)
     samples = [sample("p", [9], 1.0), sample("p", [8], 0.0)]
-    orz = Namespace(own_agent=True, grader_workers=None, plain_math_verify=False)
+    orz = Namespace(own_agent=True, grader_workers=None, plain_math_verify=False, verifier="math", right_reward=1)
     logs = evaluate_samples([(["x"], ["p"], None)], samples, 2, Tokenizer(), Namespace(orz=orz))
     assert compared == [("5", "4")] and logs["eval_x_maj2"] == 1.0
 
@@ -199,7 +204,69 @@ def test_an_evaluation_goes_on_and_takes_the_first_samples(tmp_path, monkeypatch
 
 
 def options(*more):
-    return evaluate_parser().parse_args(["--model", "m", "--out", "o", "--data", "d", *map(str, more)])
+    given = evaluate_parser().parse_args(["--model", "m", "--out", "o", "--data", "d", *map(str, more)])
+    take_run_settings(given, lambda line: None)
+    return given
+
+
+def test_template_and_stops_are_those_of_the_models_run(tmp_path):
+    """``options`` takes them from RUN_DIR/config.json; what is given wins; without a run they are the paper's."""
+    (tmp_path / "hf").mkdir()
+    model = ("--model", tmp_path / "hf")
+    assert (options(*model).prompt_template, options(*model).stop) == ("paper", list(STOP_STRINGS))
+
+    def config(**flags):
+        known = {"data": {"input_template": None, "apply_chat_template": False},
+                 "orz": {"prompt_template": "released", "stop": ["#"]}}  # fmt: skip
+        content = {name: {**known[name], **flags.get(name, {})} for name in known}
+        (tmp_path / "config.json").write_text(json.dumps({"flags": content}))
+
+    config()
+    assert (options(*model).prompt_template, options(*model).stop) == ("released", ["#"])
+    given = options(*model, "--prompt_template", "none", "--stop")
+    assert (given.prompt_template, given.stop) == ("none", [])
+    config(data={"input_template": "Q: {}"})
+    assert options(*model).prompt_template == "Q: {}"
+    config(data={"apply_chat_template": True})
+    assert options(*model).prompt_template == "chat"
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')  # a model's, beside a folder of it
+    assert options(*model).prompt_template == "paper"
+
+
+def test_the_tokenizers_own_template():
+    tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=lambda turns, **_: f"[{turns[0]['content']}]")
+    assert prompt_renderer("chat", tokenizer)(QUESTION) == "[2+2?]"
+    assert prompt_renderer("Q {}", None)(QUESTION) == "Q 2+2?"
+    with pytest.raises(EvaluationError, match="--prompt_template chat: .* no chat template"):
+        prompt_renderer("chat", SimpleNamespace(chat_template=None))
+
+
+def test_prompts_beyond_the_context_are_left_out_and_listed(tmp_path, monkeypatch, verifiers):
+    from openrlhf_orz.evaluate import run
+
+    asked, said = [], []
+
+    def engines(settings, requests, engines, accept, log):
+        for request in requests:
+            asked.append(request.key)
+            long = {"key": request.key, "prompt_tokens": 70, "limit": 60}
+            accept(long if request.key[1] == "2" else {**engine_row(), "key": request.key})
+
+    monkeypatch.setattr(run, "run_engines", engines)
+    long = Question("b", "2", "a long one", "4")
+    call = {"settings": None, "seed": 5, "engines": 1, "prompt": lambda question: question.text,
+            "encode": lambda text: [1], "verifiers": verifiers, "log": lambda line: None}  # fmt: skip
+    for _ in range(2):  # the second time nobody asks again
+        responses = Responses(tmp_path / "responses.jsonl")
+        answer_questions([QUESTION, long], responses, n=2, **call)
+        found = benchmark_numbers([QUESTION, long], responses, 2, 5, verifiers, said.append)["b"]
+        responses.close()
+        assert (found["questions"], found["left_out"], found["avg_at_n"]) == (1, 1, 1.0)
+    assert len(asked) == 4 and "1 of 2 prompts of b do not fit" in said[0]
+    (line,) = (tmp_path / "left_out.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"bench": "b", "id": "2", "prompt_tokens": 70, "limit": 60}
+    with pytest.raises(EvaluationError, match="no prompt of b fits into the context of 60 tokens: raise --max_len"):
+        benchmark_numbers([long], responses, 2, 5, verifiers)
 
 
 def test_engines_share_the_cores(monkeypatch):
@@ -290,6 +357,6 @@ def test_the_majority_is_by_the_verifier_of_each_question():
     samples = [sample(prompt, [token], float(token < 3)) for prompt in "pq" for token in (1, 2, 3, 3, 1)]
     for each, verifier in zip(samples, ["letter"] * 5 + ["exact"] * 5):
         each.labels = [pack_label("B", verifier)]
-    orz = Namespace(own_agent=True, grader_workers=1, plain_math_verify=False)
+    orz = Namespace(own_agent=True, grader_workers=1, plain_math_verify=False, verifier="math", right_reward=1)
     logs = evaluate_samples([(["x", "x"], ["p", "q"], None)], samples, 5, tokenizer, Namespace(orz=orz))
     assert logs["eval_x_maj5"] == 0.75  # p: three for B; q: two for (B), one for B, two for C, a tie
