@@ -178,9 +178,16 @@ def look_at_data(args) -> list[str]:
 
     Raises DataError, as training does, where there is no such file or no good row in it.
     """
-    from openrlhf_orz.data.rows import read_dataset
+    from openrlhf_orz.data.rows import AnswerRules, read_dataset
     from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError, is_here
+    from openrlhf_orz.reward.verifiers import VerifierSet
 
+    # a label is needed under a key that was chosen
+    answers = AnswerRules(
+        own_reward=not args.orz.own_agent,
+        verifiers=VerifierSet(args.orz.verifier) if args.orz.own_agent else None,
+        label_key_given=args.data.label_key != "answer",
+    )
     lines = []
     for flags, names, split in (
         (TRAIN_FLAGS, args.data.prompt_dataset, args.data.prompt_split),
@@ -191,7 +198,7 @@ def look_at_data(args) -> list[str]:
                 lines.append(f"data: {name} is on the hub, and not looked at")
                 continue
             keys = args.data.input_key, args.data.label_key
-            good, bad = read_dataset(name, *keys, split, args.data.max_samples, flags=flags)
+            good, bad = read_dataset(name, *keys, split, args.data.max_samples, flags=flags, answers=answers)
             if not good:
                 raise DataError(f"{flags.dataset}: no row of {name} can be used: give a data set with rows")
             lines.append(f"data: {name}: {len(good)} rows, {len(bad)} without a question or an answer")

@@ -5,7 +5,9 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping, Set
 from pathlib import Path
+from types import MappingProxyType
 
 from openrlhf_orz.cli import plan
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
@@ -15,31 +17,33 @@ from openrlhf_orz.runtime.run_dir import held, save_config, start_clean
 from openrlhf_orz.runtime.stopping import RESTARTS_VARIABLE, StopHandler, Stopped, is_supervised, supervise
 from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.derive import prompt_budget
-from openrlhf_orz.settings.finished import RunFacts, for_openrlhf, policy_steps
+from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf, policy_steps
 from openrlhf_orz.settings.redact import printable, redact
 from openrlhf_orz.settings.skip_plan import describe_attention, describe_forwards
 
+CLASSES = ("trainer", "actor", "critic", "agent", "reward")  # of one's own: --orz.trainer_cls and its like
 
-def prepare_data(args) -> tuple[dict, int]:
+
+def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:
     """Write the run's prompts; returns the settings that point OpenRLHF at them, and how many there are to train on.
 
     Raises DataError, naming flag, file and line, if there is nothing to train on.
     """
     from openrlhf_orz.data.prepare import PromptRules, prepare_prompts
-    from openrlhf_orz.reward.grader import Grader
+    from openrlhf_orz.reward.verifiers import VerifierSet
     from openrlhf_orz.settings.models import check_models
 
     tokenizer = check_models(args)
     template = args.orz.prompt_template if args.data.input_template is None else args.data.input_template
     data_dir = Path(args.orz.run_dir) / "data"
-    with Grader(plain=args.orz.plain_math_verify) as grader:
+    with VerifierSet(args.orz.verifier, plain=args.orz.plain_math_verify) as verifiers:
         rules = PromptRules(
             tokenizer=tokenizer,
             template=template,
             input_key=args.data.input_key,
             label_key=args.data.label_key,
             max_prompt_len=prompt_budget(args),
-            check_reference=grader.check_reference if args.orz.own_agent else None,
+            answers=answer_rules(args, explicit, verifiers),
             apply_chat_template=args.data.apply_chat_template,
         )
         train = prepare_prompts(
@@ -56,6 +60,7 @@ def prepare_data(args) -> tuple[dict, int]:
             "data.input_key": "prompt",
             "data.label_key": "label",
             "data.input_template": None,
+            "data.apply_chat_template": False,  # the prompts are rendered
         }
         if args.eval.dataset:
             held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", rules, split=args.eval.split)
@@ -74,12 +79,12 @@ def short_rollout(args, prompts: int) -> str | None:
     return f"the last rollout of an episode has {last} of {batch} prompts and takes as many optimizer steps{whole}"
 
 
-def begin(args) -> RunFacts:
+def begin(args, explicit: Set[str] = frozenset()) -> RunFacts:
     """Prepare the prompts, look where the run starts, and put its directory into that state.
 
     Raises DataError if there is nothing to train on, ConfigError if the directory is another run's.
     """
-    prepared, prompts = prepare_data(args)
+    prepared, prompts = prepare_data(args, explicit)
     prompts_sha256 = resume.prompts_sha256(prepared["data.prompt_dataset"].split(","))
     found = resume.find_checkpoint(args, prompts_sha256)
     for folder in (args.ckpt.path, args.orz.run_dir):
@@ -89,6 +94,7 @@ def begin(args) -> RunFacts:
         prompts=prompts,
         policy_steps=policy_steps(args, prompts),
         data=prepared,
+        chat_prompts=args.data.apply_chat_template,
         prompts_sha256=prompts_sha256,
         recorded_flags=resume.flag_values(args),
         checkpoints=args.ckpt.path,
@@ -110,19 +116,41 @@ def begin(args) -> RunFacts:
     return run
 
 
-def train(args, explicit: set[str], stopping: StopHandler) -> None:
-    """One run, from checked arguments to the saved model. Raises what failed."""
+def own_code(args, explicit: Set[str], given: Mapping[str, type]):
+    """The settings with what follows from code of the user's, which is imported here, before Ray starts.
+
+    Raises ConfigError if a file or class that flags or ``given`` name is not what it must be.
+    """
+    from openrlhf_orz.settings.own_code import check_own_files
+
+    check_own_files(args)
+    if not given and not any(getattr(args.orz, f"{name}_cls") for name in CLASSES):
+        return args
+    if ray_session.running_ray() is None:
+        ray_session.lock_ray()  # the import of these classes is that of Ray
+    from openrlhf_orz.trainer.classes import run_classes
+
+    classes = run_classes(args, given)
+    unused = {"orz.verifier", "orz.plain_math_verify", "orz.grader_workers"} & explicit
+    if classes.own_rewards and unused:
+        raise ConfigError(f"--{min(unused)} would not be used: a class of yours gives the rewards. Leave it out")
+    return changed(args, {"orz.own_agent": args.orz.own_agent or bool(classes.agent) and not classes.own_rewards})
+
+
+def train(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, type] = MappingProxyType({})) -> None:
+    """One run, from checked arguments to the saved model. Raises what failed. ``given``: as for ``run_classes``."""
     from openrlhf_orz.settings.upstream import allow_remote_code, check_openrlhf
 
     check_openrlhf()
     allow_remote_code(args.orz.trust_remote_code)
+    args = own_code(args, explicit, given)
     with held(args):
         start_clean(args)
         stopping.clear()
-        run_held(args, explicit, stopping)
+        run_held(args, explicit, stopping, given)
 
 
-def run_held(args, explicit: set[str], stopping: StopHandler) -> None:
+def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, type]) -> None:
     """``train``, in a directory that is this run's alone."""
     from openrlhf_orz.runtime.console import LiveReport, Progress
     from openrlhf_orz.runtime.watchdog import require_heartbeats
@@ -133,7 +161,7 @@ def run_held(args, explicit: set[str], stopping: StopHandler) -> None:
     args, remarks = fit_to_models(args, explicit)
     for remark in remarks:
         print(f"[orz] {remark}", flush=True)
-    run = begin(args)
+    run = begin(args, explicit)
     save_config(args, explicit, run_dir / "config.json")
     steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes
     print(describe_forwards(args), describe_attention(args), sep="\n")
@@ -145,11 +173,11 @@ def run_held(args, explicit: set[str], stopping: StopHandler) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from openrlhf_orz.rollout.engine import Engines, OrzRolloutActor, engine_args
-        from openrlhf_orz.trainer.actor import OrzPolicyModelActor, OrzReferenceModelActor, OrzRewardModelActor
-        from openrlhf_orz.trainer.critic import OrzCriticModelActor
-        from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
+        from openrlhf_orz.trainer.actor import OrzReferenceModelActor, OrzRewardModelActor
+        from openrlhf_orz.trainer.classes import run_classes
 
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+        classes = run_classes(args, given)
         # in reach of the files by which driver and trainer speak, without the delays of a network file system
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         steering = ray.remote(num_cpus=0, scheduling_strategy=here)
@@ -160,13 +188,13 @@ def run_held(args, explicit: set[str], stopping: StopHandler) -> None:
             with require_heartbeats(args):
                 launch(
                     for_openrlhf(args, run),
-                    policy_cls=trainer(OrzPolicyModelActor),
-                    critic_cls=trainer(OrzCriticModelActor),
+                    policy_cls=trainer(classes.actor),
+                    critic_cls=trainer(classes.critic),
                     reference_cls=trainer(OrzReferenceModelActor),
                     reward_cls=trainer(OrzRewardModelActor),
-                    trainer_cls=steering(OrzPPOTrainerAsync if args.train.async_enable else OrzPPOTrainer),
+                    trainer_cls=steering(classes.trainer),
                     engine_cls=engines,
-                    extra_engine_args=engine_args(args),
+                    extra_engine_args=engine_args(args, classes.agent, classes.reward),
                 )
         finally:
             engines.shutdown()
@@ -197,6 +225,35 @@ def driver_output(args):
             os.dup2(saved, fd)
             os.close(saved)
         os.close(log)
+
+
+def look_at_data(args, explicit: Set[str]) -> int:
+    """Read the data that flags name, without a model, and say what is there; the exit status. The hub is not asked."""
+    from openrlhf_orz.data.prepare import describe_data
+    from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError
+    from openrlhf_orz.reward.verifiers import VerifierSet
+
+    with contextlib.redirect_stdout(sys.stderr):  # what the plan has printed may be JSON
+        try:
+            with VerifierSet(args.orz.verifier, plain=args.orz.plain_math_verify) as verifiers:
+                answers = answer_rules(args, explicit, verifiers)
+                keys = args.data.input_key, args.data.label_key
+                train, split = args.data.prompt_dataset, args.data.prompt_split
+                describe_data(train, "train", *keys, split, args.data.max_samples, TRAIN_FLAGS, answers)
+                if args.eval.dataset:
+                    describe_data(args.eval.dataset, "eval", *keys, args.eval.split, None, EVAL_FLAGS, answers)
+        except DataError as error:
+            print(f"error: {error}")
+            return 2
+    return 0
+
+
+def answer_rules(args, explicit: Set[str], verifiers):
+    """Which answers rows may have."""
+    from openrlhf_orz.data.rows import AnswerRules
+
+    own = not args.orz.own_agent
+    return AnswerRules(None if own else verifiers, own, "data.label_key" in explicit)
 
 
 def summary(args) -> str:
@@ -244,12 +301,21 @@ def failed(error: Exception, args) -> int:
     raise error
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: list[str] | None = None, **classes: type) -> int:
+    """The command; its exit status. ``classes`` are classes of one's own by name: ``trainer_cls``, ``actor_cls``,
+    ``critic_cls``, ``agent_cls``, ``reward_cls``; each is as if the flag named it (docs/extending.md).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if unknown := classes.keys() - {f"{name}_cls" for name in CLASSES}:
+        raise TypeError(f"main() has no {min(unknown)}; there are {', '.join(f'{name}_cls' for name in CLASSES)}")
+    argv += [f"--orz.{name}={cls.__module__}:{cls.__qualname__}" for name, cls in classes.items()]
     if "--dry_run" in argv:
         return plan.main([part for part in argv if part != "--dry_run"], with_data=True)
     args, explicit = plan.settings_of_run(argv)
     console.keep_terminal()
+    if args.orz.max_restarts > 0 and classes:
+        print("error: --orz.max_restarts starts the command again: name your classes by flags", file=sys.stderr)
+        return 2
     if args.orz.max_restarts > 0 and not is_supervised():
         # a restart while a node is lost is the same run: it waits for the node
         ranks = [f"--actor.{name}={getattr(args.actor, name)}" for name in ("num_nodes", "num_gpus_per_node")
@@ -259,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     stopping.install()
     start = time.time()
     try:
-        train(args, explicit, stopping)
+        train(args, explicit, stopping, classes)
     except KeyboardInterrupt:
         print("stopped; what was written so far is in", args.orz.run_dir, file=sys.stderr)
         return 128 + stopping.signum

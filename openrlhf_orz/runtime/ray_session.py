@@ -141,12 +141,14 @@ _TOKEN = secrets.token_hex(32)  # of each Ray that this process starts
 
 
 def lock_ray() -> None:
-    """Before Ray is imported: one that is started now listens on loopback only, and asks for a token.
+    """Before Ray is started: it listens on loopback only, and asks for a token.
 
     Loopback is open to all users of a machine, and whoever speaks to a Ray can have it run code.
     """
-    # Ray then takes 127.0.0.1 as the node's address, and all its servers listen there
+    # Ray reads this when it is imported, then takes 127.0.0.1 as the node's address, and all its servers listen there
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if constants := sys.modules.get("ray._private.ray_constants"):  # by code of the user's, who may know nothing of it
+        constants.ENABLE_RAY_CLUSTER = False
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = _TOKEN
     # Ray would give its workers, which do all the computing, low priority (nice 15)

@@ -26,7 +26,7 @@ def prepared(tmp_path, monkeypatch):
     prompts = tmp_path / "train.jsonl"
     prompts.write_text("{}\n")
     data = {"data.prompt_dataset": str(prompts), "data.input_key": "prompt"}
-    monkeypatch.setattr(command, "prepare_data", lambda args: (data, 6))
+    monkeypatch.setattr(command, "prepare_data", lambda args, explicit: (data, 6))
     monkeypatch.setattr(ray_session, "running_ray", lambda: None)
     monkeypatch.delenv(command.RESTARTS_VARIABLE, raising=False)
     return data
