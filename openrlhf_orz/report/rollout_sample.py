@@ -41,13 +41,15 @@ def page_row(row: dict, step: int, place: int) -> dict:
         texts["response"] = (
             f"{response[:half]}\n[... {cut} characters are left out of this page ...]\n{response[-half:]}"
         )
-    reward, trained, tokens = row.get("reward"), row.get("reward_trained"), row.get("tokens")
+    reward, trained, tokens = number_or_none(row.get("reward")), row.get("reward_trained"), row.get("tokens")
+    right = row.get("right")  # older runs, whose rewards are 0 and 1, do not say it
     reflection = row.get("reflection")
     return {
         **texts,
         "step": step,
         "place": place,
-        "reward": number_or_none(reward),
+        "reward": reward,
+        "right": right if isinstance(right, bool) else reward is not None and reward > 0,
         "trained": number_or_none(trained),
         "tokens": number_or_none(tokens),
         "reflection": reflection if isinstance(reflection, bool) else reflects(response),

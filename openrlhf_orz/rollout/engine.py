@@ -15,28 +15,32 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from openrlhf_orz.rollout.agent import AgentExecutor
+from openrlhf_orz.rollout.agent import AgentExecutor, make_executor
 from openrlhf_orz.rollout.sync.checksums import SyncError
 from openrlhf_orz.runtime.console import tell_stage
 from openrlhf_orz.runtime.private import compile_cache, require_private
 from openrlhf_orz.runtime.processes import ProcessRecord
 
 
-def engine_args(args) -> dict:
-    """Return our changes to OpenRLHF's vLLM engine arguments."""
+def engine_args(args, agent: type | None = None, reward: type | None = None) -> dict:
+    """Return our changes to OpenRLHF's vLLM engine arguments; ``agent`` and ``reward`` are classes of the user's."""
     extra = {
         "worker_extension_cls": "openrlhf_orz.rollout.worker.OrzWorkerExtension",
         "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[args.ds.param_dtype],
         "trust_remote_code": args.orz.trust_remote_code,
     }
+    extra["orz"] = {
+        "stop": tuple(args.orz.stop),
+        "workers": args.orz.grader_workers,
+        "plain": args.orz.plain_math_verify,
+        "gap_every": args.orz.logprob_gap_every,
+        "verifier": args.orz.verifier,
+        "keep_cut": args.orz.keep_cut_rewards,
+        "own": not args.orz.own_agent,
+        "agent": agent,
+        "reward": reward,
+    }
     extra["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from, as the trainer's
-    if args.orz.own_agent:
-        extra["orz"] = {
-            "stop": tuple(args.orz.stop),
-            "workers": args.orz.grader_workers,
-            "plain": args.orz.plain_math_verify,
-            "gap_every": args.orz.logprob_gap_every,
-        }
     if args.orz.device == "cpu":
         extra["kv_cache_memory_bytes"] = args.orz.cpu_kvcache_mib * 2**20
         if args.train.full_determinism_enable:
@@ -88,7 +92,7 @@ class OrzRolloutActor(RolloutRayActor):
     """OpenRLHF's engine with our executor.
 
     Args:
-        orz: arguments of AgentExecutor; None if the user has another agent.
+        orz: arguments of make_executor.
         scratch: folder of the run's temporary files, with a slash at its end.
         run_dir, number: where it tells that it is ready, and as which engine; None: nowhere.
     """
@@ -103,7 +107,7 @@ class OrzRolloutActor(RolloutRayActor):
         self.record.write()
         self.born = uuid.uuid4().hex
         if orz is not None:
-            self.executor = AgentExecutor(**orz)
+            self.executor = make_executor(self.executor, **orz)
         if run_dir is not None:
             tell_stage(run_dir, f"engine {number} is ready")
 
@@ -189,4 +193,4 @@ class OrzRolloutActor(RolloutRayActor):
         self.llm.shutdown()
         self.record.delete()
         if isinstance(self.executor, AgentExecutor):
-            self.executor.grader.close()
+            self.executor.close()

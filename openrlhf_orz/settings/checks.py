@@ -75,7 +75,7 @@ def check_flags(args: SimpleNamespace, explicit: set[str], idle: dict[str, Effec
             *_evaluation(args),
             *_responses(args),
             *batch_problems(args, explicit),
-            *_grading(args),
+            *_grading(args, explicit),
             *loss_problems(args, explicit),
             *_packages(args),
         ]
@@ -170,7 +170,7 @@ def _responses(args) -> Iterator[str]:
         yield f"--data.max_images_per_prompt {images}: questions are text alone here. Leave it out"
 
 
-def _grading(args) -> Iterator[str]:
+def _grading(args, explicit) -> Iterator[str]:
     agent, url = args.train.agent_func_path, (args.reward.remote_url or "").split(",")[0]
     if agent is not None and not (agent.endswith(".py") and os.path.isfile(agent)):
         yield f"--train.agent_func_path: there is no Python file {agent}"
@@ -179,6 +179,24 @@ def _grading(args) -> Iterator[str]:
             yield f"--reward.remote_url: there is no file {url}"
     elif url not in ("", "agent", "orz", "none") and not url.startswith(("http://", "https://")):
         yield f"--reward.remote_url {redact(url)} is neither http://... nor a .py file with a reward_func"
+    yield from _one_reward(args, explicit)
+
+
+def _one_reward(args, explicit) -> Iterator[str]:
+    """One of verifier, file or URL, class and agent gives the rewards; what it makes useless is refused."""
+    agents = [name for name in ("train.agent_func_path", "orz.agent_cls") if name in explicit]
+    rewards = [name for name in ("reward.remote_url", "orz.reward_cls") if name in explicit]
+    for names, what in ((agents, "an agent"), (rewards, "a reward")):
+        if len(names) > 1:
+            yield f"--{names[0]} and --{names[1]} both name {what}: leave one out"
+    if agents and rewards:
+        yield f"--{agents[0]} gives the rewards itself: leave --{rewards[0]} out"
+    if args.orz.plain_math_verify and args.orz.verifier != "math":
+        yield f"--orz.plain_math_verify is about the verifier math, not {args.orz.verifier}: leave it out"
+    if not args.orz.own_agent:
+        for name in sorted({"orz.verifier", "orz.plain_math_verify", "orz.grader_workers"} & explicit):
+            by = "--" + [*agents, *rewards, "reward.remote_url"][0]
+            yield f"--{name} would not be used: {by} gives the rewards. Leave one of them out"
 
 
 # optional, and in no requirement file: flash-attn is compiled for hours where there is no wheel for this torch

@@ -192,7 +192,7 @@ class OrzPolicyModelActor(PolicyModelActor):
         self.rank.resume(self.actor.model, self.trainer.replay_buffer)
         if self.trainer.average is not None and args.run.resume_from is not None:
             self.trainer.average.load(Path(args.run.resume_from) / "_actor")
-        if not args.data.apply_chat_template:
+        if not args.run.chat_prompts:
             # the saved model asks its questions as it was trained
             self.tokenizer.chat_template = chat_template(args.orz.prompt_template)
         self.rank.tell("policy is loaded")

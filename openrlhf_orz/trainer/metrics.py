@@ -9,6 +9,7 @@ from openrlhf_orz.algo.text_stats import reflects, repetition
 from openrlhf_orz.reward.extract import extract_answer
 from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
+from openrlhf_orz.reward.verifiers import unpack_label
 from openrlhf_orz.rollout.agent import stop_reason
 
 QUANTILES = (10, 50, 90)  # per cent
@@ -21,6 +22,7 @@ def mean(values: torch.Tensor) -> float:
 
 def rollout_metrics(
     rewards: torch.Tensor,
+    right: torch.Tensor,
     lengths: torch.Tensor,
     truncated: torch.Tensor,
     verdicts: torch.Tensor,
@@ -30,14 +32,14 @@ def rollout_metrics(
     """Metrics of B responses, those to one prompt next to each other.
 
     Args:
-        rewards: (B,) 0 or 1.
+        rewards: (B,) as given, before penalties.
+        right: (B,) bool, at least ``--orz.right_reward``.
         lengths: (B,) response tokens.
         truncated: (B,) 0 or 1.
-        formats: (B,) 0 or 1; nan where another grader was used.
-        verdicts: (B,) numbers of ``Verdict``; nan where another grader was used.
+        formats: (B,) 0 or 1, nan where nobody looked.
+        verdicts: (B,) numbers of ``Verdict``, nan where no verifier was asked.
     """
-    right = rewards > 0
-    groups = rewards.double().reshape(-1, samples_per_prompt)
+    groups = right.reshape(-1, samples_per_prompt)
     result = {
         "reward": mean(rewards),
         "response_length": mean(lengths),
@@ -46,10 +48,10 @@ def rollout_metrics(
         "response_length_right": mean(lengths[right]),
         "response_length_wrong": mean(lengths[~right]),
         "truncated": mean(truncated),
-        "format": mean(formats),
-        "pass_at_n": mean((groups > 0).any(-1)),
-        "all_right": mean((groups > 0).all(-1)),
-        "all_wrong": mean((groups <= 0).all(-1)),
+        "format": mean(formats[~formats.isnan()]),
+        "pass_at_n": mean(groups.any(-1)),
+        "all_right": mean(groups.all(-1)),
+        "all_wrong": mean(~groups.any(-1)),
         "samples": float(len(rewards)),
         "prompts": float(len(groups)),
     }
@@ -97,7 +99,7 @@ def length_metrics(lengths: torch.Tensor, right: torch.Tensor) -> dict[str, floa
 
     Args:
         lengths: (B,) response tokens.
-        right: (B,) bool, reward above 0.
+        right: (B,) bool.
     """
     return {
         **spread("response_length", lengths),
@@ -168,7 +170,7 @@ def as_numbers(metrics: dict) -> dict:
 
 
 def info(samples: list, key: str) -> torch.Tensor:
-    """A number of each of B single-sample experiences, (B,) float; nan where there is none."""
+    """A number of each of B single-sample experiences, (B,) float; nan where one has none."""
     return torch.tensor([float(sample.info[key]) if key in sample.info else math.nan for sample in samples])
 
 
@@ -185,8 +187,8 @@ class StepMetrics:
     Texts are decoded and measured in a thread, while the models train on them.
     """
 
-    def __init__(self, tokenizer, samples_per_prompt: int):
-        self.tokenizer, self.samples_per_prompt = tokenizer, samples_per_prompt
+    def __init__(self, tokenizer, samples_per_prompt: int, right_reward: float = 1.0):
+        self.tokenizer, self.samples_per_prompt, self.right_reward = tokenizer, samples_per_prompt, right_reward
         self.values: dict[str, float] = {}
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="rollout-stats")
         self.pending: Future | None = None
@@ -200,24 +202,30 @@ class StepMetrics:
         self.trained = None
         lengths = torch.tensor([int(sample.action_mask.sum()) for sample in samples])
         rewards = torch.tensor([float(sample.rewards) for sample in samples])
+        right = self.right(samples)
         self.values = {
             **rollout_metrics(
                 rewards,
+                right,
                 lengths,
                 torch.tensor([float(sample.truncated) for sample in samples]),
                 info(samples, "verdict"),
                 info(samples, "format"),
                 self.samples_per_prompt,
             ),
-            **length_metrics(lengths, rewards > 0),
+            **length_metrics(lengths, right),
             "response_tokens": float(lengths.sum()),
             "tokens": float(sum(int(sample.total_length) for sample in samples)),
         }
 
+    def right(self, samples: list) -> torch.Tensor:
+        """Which of B responses metrics count as right, (B,) bool: by their rewards, before penalties."""
+        return torch.tensor([float(sample.rewards) >= self.right_reward for sample in samples])
+
     def _measure_texts(self, samples: list) -> dict[str, float]:
         token_ids = [response_tokens(sample) for sample in samples]
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=False)
-        return text_metrics(texts, token_ids, torch.tensor([float(sample.rewards) > 0 for sample in samples]))
+        return text_metrics(texts, token_ids, self.right(samples))
 
     def note_trained(self, experiences: list, args) -> None:
         """Keep the rewards that the step's advantages were made of, and their mean."""
@@ -241,25 +249,30 @@ class StepMetrics:
         return step_record(step, status, self.values)
 
 
-def rollout_row(sample, tokenizer, stop: list[str], trained: float | None = None) -> dict:
+def rollout_row(
+    sample, tokenizer, stop: list[str], trained: float | None = None, right_reward: float = 1.0
+) -> dict:
     """One response as a line of rollouts/step_N.jsonl.
 
-    ``stop`` are the run's stop strings, ``trained`` is the reward that was trained on, where it is another one.
+    ``stop`` are the run's stop strings, ``trained`` is the reward that was trained on, where it is another one. What
+    was not measured, as an agent or reward of the user's does not say it, is None.
     """
     response = tokenizer.decode(response_tokens(sample), skip_special_tokens=False)
-    row = {
+    numbers = {key: int(sample.info[key]) for key in ("verdict", "rule", "ended") if key in sample.info}
+    label, verifier = unpack_label(sample.labels[0])
+    cut = "length" if bool(sample.truncated) else None
+    return {
         "prompt": sample.prompts[0],
         "response": response,
         "extracted": extract_answer(response),
-        "reference": sample.labels[0],
+        "reference": label,
         "reward": float(sample.rewards),
+        "right": float(sample.rewards) >= right_reward,
         "tokens": int(sample.action_mask.sum()),
         "reflection": reflects(response),
+        "verdict": Verdict(numbers["verdict"]).label if "verdict" in numbers else None,
+        "rule": RULES[numbers["rule"]] if "rule" in numbers else None,
+        "stop_reason": stop_reason(numbers["ended"], stop) if "ended" in numbers else cut,
+        **({} if trained is None else {"reward_trained": trained}),
+        **({"verifier": verifier} if verifier else {}),
     }
-    if trained is not None:
-        row["reward_trained"] = trained
-    if "verdict" in sample.info:
-        row["verdict"] = Verdict(int(sample.info["verdict"])).label
-        row["rule"] = RULES[int(sample.info["rule"])] if "rule" in sample.info else ""
-        row["stop_reason"] = stop_reason(int(sample.info["ended"]), stop)
-    return row

@@ -70,7 +70,7 @@ class OrzTrainer(BasePPOTrainer):
         if self.tensorboard_logger:
             self.tensorboard_logger = TolerantLogger(self.tensorboard_logger, self.run_dir)
         self.sync_check = SyncCheck(self.args, self.run_dir.note)
-        self.metrics = StepMetrics(self.tokenizer, self.args.rollout.n_samples_per_prompt)
+        self.metrics = StepMetrics(self.tokenizer, self.args.rollout.n_samples_per_prompt, self.args.orz.right_reward)
         self.checkpoints = TrainerCheckpoints(
             self.args,
             [group for group in (self.actor_model_group, self.critic_model_group) if group is not None],
@@ -132,8 +132,8 @@ class OrzTrainer(BasePPOTrainer):
         if every and step % every == 0:
             chosen = rollout_samples[: self.args.orz.rollout_dump_max]
             stop, trained = list(self.args.orz.stop), self.metrics.trained or [None] * len(chosen)
-            rows = zip(chosen, trained)  # of a rollout that is not dumped whole, the first
-            self.run_dir.dump_rollouts(step, lambda: (rollout_row(a, self.tokenizer, stop, b) for a, b in rows))
+            rows, least = zip(chosen, trained), self.args.orz.right_reward  # of a rollout not dumped whole, the first
+            self.run_dir.dump_rollouts(step, lambda: (rollout_row(a, self.tokenizer, stop, b, least) for a, b in rows))
         return status, step
 
     def _compute_rollout_stats(self, experiences):

@@ -25,8 +25,11 @@ HOSTILE = [
 ]
 
 class Planting:
-    def __init__(self, grader):
-        self.grader, self.lock, self.count = grader, threading.Lock(), 0
+    def __init__(self, verifiers):
+        self.grader, self.lock, self.count = verifiers.named(), threading.Lock(), 0
+
+    def named(self, name):
+        return self
 
     def grade(self, response, gold, stopped=True):
         with self.lock:
@@ -46,7 +49,7 @@ class Planting:
 class AgentExecutor(Ours):
     def __init__(self):
         super().__init__()
-        self.grader = Planting(self.grader)
+        self.verifiers = Planting(self.verifiers)
 """
 
 

@@ -6,14 +6,14 @@
   const state = { run: 0, step: "all", verdict: "all", outcome: "all", truncated: false, reflection: false, text: "", sort: "order", limit: PAGE, chosen: null, compare: false };
   let parts = {};
 
-  const isRight = (row) => row.reward !== null && row.reward > 0;
+  const isRight = (row) => row.right;
   const isCut = (row) => row.stop_reason === "length";
   const promptOf = (row, run = state.run) => Report.rollouts[run].prompts[row.prompt] || "";
 
   /** Why a response has the reward it has, in words. */
   function why(row) {
     const rule = row.rule ? `by the rule “${row.rule}”` : "by Math-Verify";
-    const cut = isCut(row) ? " It was cut by length, so its reward is 0." : "";
+    const cut = isCut(row) ? ` It was cut by length${row.reward > 0 ? "" : ", so it earns nothing"}.` : "";
     const reasons = {
       right: row.rule === "identical" ? "The answer is the reference, character by character." : `The answer equals the reference, ${rule}.`,
       wrong: `The answer does not equal the reference, ${rule}.`,

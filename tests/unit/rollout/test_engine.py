@@ -134,17 +134,22 @@ def args(device="cuda", determinism=False, own_agent=True, dtype="bf16"):
         train=SimpleNamespace(full_determinism_enable=determinism),
         orz=SimpleNamespace(
             trust_remote_code=False, own_agent=own_agent, stop=["a", "b"], grader_workers=3, plain_math_verify=True,
-            logprob_gap_every=5, device=device, cpu_kvcache_mib=2,
+            verifier="letter", keep_cut_rewards=True, logprob_gap_every=5, device=device, cpu_kvcache_mib=2,
         ),
     )  # fmt: skip
 
 
 def test_engine_arguments():
     base = {"worker_extension_cls": "openrlhf_orz.rollout.worker.OrzWorkerExtension", "trust_remote_code": False}
-    base["logprobs_mode"] = "processed_logprobs"
-    agent = {"orz": {"stop": ("a", "b"), "workers": 3, "plain": True, "gap_every": 5}}
+    orz = {"stop": ("a", "b"), "workers": 3, "plain": True, "gap_every": 5, "verifier": "letter", "keep_cut": True,
+           "own": False, "agent": None, "reward": None}  # fmt: skip
+    agent = {"orz": orz, "logprobs_mode": "processed_logprobs"}
     assert engine_args(args()) == {**base, **agent, "dtype": "bfloat16"}
-    assert engine_args(args(own_agent=False, dtype="fp32")) == {**base, "dtype": "float32"}
+    # stop strings and log-probs hold with a reward or an agent of the user's, too
+    own = {**orz, "own": True, "agent": dict, "reward": list}
+    assert engine_args(args(own_agent=False, dtype="fp32"), dict, list) == {
+        **base, "orz": own, "logprobs_mode": "processed_logprobs", "dtype": "float32"
+    }  # fmt: skip
     assert engine_args(args(determinism=True, dtype="fp16")) == {**base, **agent, "dtype": "float16"}
     on_cpu = {**base, **agent, "dtype": "bfloat16", "kv_cache_memory_bytes": 2 * 2**20}
     assert engine_args(args("cpu")) == on_cpu

@@ -140,6 +140,7 @@ def test_who_grades():
     assert grades(reward__remote_url="http://host") == (False, "http://host")
     assert grades(train__agent_func_path="agent.py") == (False, None)
     assert grades(train__agent_func_path="agent.py", reward__remote_url="orz") == (False, "orz")
+    assert grades(orz__reward_cls="m:C") == grades(orz__agent_cls="m:C") == (False, "orz")
 
 
 def test_folders(tmp_path, monkeypatch):

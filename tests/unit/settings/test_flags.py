@@ -30,7 +30,7 @@ vllm.enable_prefix_caching vllm.enable_sleep vllm.enforce_eager vllm.gpu_memory_
 vllm.sync_backend vllm.sync_with_ray vllm.tensor_parallel_size orz.allow_changed_flags orz.check_sync
 orz.checkpoint_timeout_s orz.cpu_kvcache_mib orz.generation_timeout_s orz.grader_workers orz.logprob_gap_every
 orz.max_prompt_len orz.max_restarts orz.max_skipped_steps orz.prompt_template orz.put_aside orz.report_every
-orz.rollout_dump_every orz.rollout_dump_max orz.share_prefixes orz.start_timeout_s orz.stop_timeout_s
+orz.right_reward orz.rollout_dump_every orz.rollout_dump_max orz.share_prefixes orz.start_timeout_s orz.stop_timeout_s
 orz.sync_bucket_mib orz.sync_timeout_s orz.trainer_timeout_s orz.training_timeout_s orz.worker_logs
 """
 # these, too, follow from the two lists above; they are what nobody should be able to change by accident
@@ -42,7 +42,8 @@ actor.entropy_coef critic.value_clip critic.freezing_steps rollout.batch_size ro
 rollout.temperature rollout.top_p rollout.max_new_tokens train.batch_size train.max_epochs train.seed
 train.async_enable data.max_len reward.clip_range reward.remote_url actor.model_name_or_path critic.model_name_or_path
 orz.policy_updates orz.critic_updates orz.warmup_steps orz.value_head_init orz.old_log_probs orz.cross_fit_values
-orz.stop orz.plain_math_verify orz.device orz.trust_remote_code
+orz.stop orz.plain_math_verify orz.verifier orz.keep_cut_rewards orz.trainer_cls orz.reward_cls
+orz.device orz.trust_remote_code
 """
 
 

@@ -10,8 +10,10 @@ from glue import Tokenizer, make_sample
 
 from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
+from openrlhf_orz.reward.verifiers import pack_label
 from openrlhf_orz.runtime.run_dir import RunDir
 from openrlhf_orz.trainer.metrics import (
+    StepMetrics,
     as_numbers,
     info,
     rank_metrics,
@@ -27,6 +29,7 @@ def test_rollout_metrics_by_hand():
     right, wrong, none = float(Verdict.RIGHT), float(Verdict.WRONG), float(Verdict.NO_ANSWER)
     metrics = rollout_metrics(
         rewards=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]),
+        right=torch.tensor([True, True, True, False, False, False]),
         lengths=torch.tensor([10, 20, 30, 40, 50, 60]),
         truncated=torch.tensor([0.0, 0, 0, 0, 1, 0]),
         verdicts=torch.tensor([right, right, right, wrong, right, none]),  # one right but cut by length
@@ -39,14 +42,6 @@ def test_rollout_metrics_by_hand():
     assert metrics["pass_at_n"] == 2 / 3 and metrics["all_right"] == 1 / 3 and metrics["all_wrong"] == 1 / 3
     assert (metrics["samples"], metrics["prompts"]) == (6, 3)
     assert (metrics["verdict_right"], metrics["verdict_wrong"], metrics["verdict_no_answer"]) == (4, 1, 1)
-
-
-def test_what_another_grader_does_not_say_is_null():
-    none = torch.full((2,), float("nan"))
-    metrics = rollout_metrics(torch.tensor([0.25, 0.75]), torch.tensor([3, 4]), torch.zeros(2), none, none, 2)
-    record = step_record(1, {}, metrics)
-    assert record["format"] is None and record["verdict_right"] is None and record["verdict_crashed"] is None
-    assert record["reward"] == 0.5 and record["truncated"] == 0
 
 
 @pytest.mark.parametrize(
@@ -64,6 +59,49 @@ def test_rewards_that_are_trained_on(tmp_path, flags, rewards, trained):
     experiences = [SimpleNamespace(rewards=torch.tensor([reward]), index=[i]) for i, reward in enumerate(rewards)]
     found = trained_rewards(list(reversed(experiences)), args)
     assert (None if found is None else found.tolist()) == trained
+
+
+def test_metrics_of_rewards_that_are_neither_0_nor_1():
+    """Rewards 0.25 and 0.75, of which from 0.5 on count as right; nobody gave a verdict or looked at the format."""
+    unknown = torch.full((4,), float("nan"))
+    rewards = torch.tensor([0.25, 0.75, 0.25, -0.25])
+    metrics = rollout_metrics(
+        rewards=rewards, right=rewards >= 0.5, lengths=torch.tensor([10, 20, 30, 40]), truncated=torch.zeros(4),
+        verdicts=unknown, formats=unknown, samples_per_prompt=2,
+    )  # fmt: skip
+    record = step_record(1, {}, metrics)
+    assert (
+        record["reward"] == 0.25
+        and record["response_length_right"] == 20
+        and record["response_length_wrong"] == 80 / 3
+    )
+    assert (record["pass_at_n"], record["all_right"], record["all_wrong"]) == (0.5, 0.0, 0.5)
+    assert {record[key] for key in record if key.startswith("verdict_")} == {None} and record["format"] is None
+
+
+def test_the_least_right_reward_decides_in_metrics_and_rollouts():
+    samples = [make_sample(reward=reward) for reward in (0.75, 0.25)]
+    for least, right in ((0.5, [True, False]), (1.0, [False, False])):
+        metrics = StepMetrics(Tokenizer(), 2, least)
+        metrics.start(samples)
+        metrics.finish_texts()
+        record = metrics.record(1, {})
+        assert record["pass_at_n"] == float(any(right)) and record["reward"] == 0.5
+        assert record["verdict_right"] is None and record["format"] is None
+        rows = [rollout_row(sample, Tokenizer(), [], None, least) for sample in samples]
+        assert [row["right"] for row in rows] == right and [row["reward"] for row in rows] == [0.75, 0.25]
+        assert {(row["verdict"], row["rule"], row["stop_reason"]) for row in rows} == {(None, None, None)}
+
+
+def test_a_row_of_a_rollout_has_label_and_verifier_apart():
+    sample = make_sample(verdict=Verdict.RIGHT, rule=1, ended=0)
+    sample.labels = [pack_label("B", "letter")]
+    row = rollout_row(sample, Tokenizer(), ["</answer>"])
+    assert (row["reference"], row["verifier"], row["verdict"], row["rule"]) == ("B", "letter", "right", "identical")
+    assert row["stop_reason"] == "</answer>" and row["right"]
+    sample.labels, sample.info, sample.truncated = [pack_label({"tests": [1]})], {}, torch.tensor([1.0])
+    row = rollout_row(sample, Tokenizer(), [])
+    assert row["reference"] == {"tests": [1]} and row["stop_reason"] == "length" and "verifier" not in row
 
 
 def test_step_record_names_and_nan():
@@ -111,5 +149,4 @@ def test_a_response_is_written_with_the_rule_that_decided():
     assert (row["verdict"], row["rule"], row["stop_reason"]) == (Verdict.RIGHT.label, RULES[1], "</answer>")
     assert (row["prompt"], row["reference"], row["reward"], row["tokens"]) == ("What is 1+1?", "2", 1.0, 3)
     of_another_agent = rollout_row(make_sample(verdict=Verdict.WRONG, ended=-1), Tokenizer(), [])
-    assert RULES[1] and of_another_agent["rule"] == ""
-    assert "verdict" not in rollout_row(make_sample(), Tokenizer(), [])
+    assert RULES[1] and of_another_agent["rule"] is None and of_another_agent["stop_reason"] == "eos"
