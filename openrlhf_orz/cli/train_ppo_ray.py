@@ -10,64 +10,18 @@ from pathlib import Path
 from types import MappingProxyType
 
 from openrlhf_orz.cli import plan
+from openrlhf_orz.cli.run_prompts import prepare_data
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
 from openrlhf_orz.runtime.nodes import ask_agents, keep_logs, mark_shared
 from openrlhf_orz.runtime.private import new_scratch
 from openrlhf_orz.runtime.run_dir import held, save_config, start_clean
 from openrlhf_orz.runtime.stopping import RESTARTS_VARIABLE, StopHandler, Stopped, is_supervised, supervise
-from openrlhf_orz.settings.checks import ConfigError, check_rollouts
-from openrlhf_orz.settings.derive import prompt_budget
+from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf, policy_steps
 from openrlhf_orz.settings.redact import printable, redact
 from openrlhf_orz.settings.skip_plan import describe_attention, describe_forwards
 
 CLASSES = ("trainer", "actor", "critic", "agent", "reward")  # of one's own: --orz.trainer_cls and its like
-
-
-def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:
-    """Write the run's prompts; returns the settings that point OpenRLHF at them, and how many there are to train on.
-
-    Raises DataError, naming flag, file and line, if there is nothing to train on.
-    """
-    from openrlhf_orz.data.prepare import PromptRules, prepare_prompts
-    from openrlhf_orz.reward.verifiers import VerifierSet
-    from openrlhf_orz.settings.models import check_models
-
-    tokenizer = check_models(args)
-    template = args.orz.prompt_template if args.data.input_template is None else args.data.input_template
-    data_dir = Path(args.orz.run_dir) / "data"
-    with VerifierSet(args.orz.verifier, plain=args.orz.plain_math_verify) as verifiers:
-        rules = PromptRules(
-            tokenizer=tokenizer,
-            template=template,
-            input_key=args.data.input_key,
-            label_key=args.data.label_key,
-            max_prompt_len=prompt_budget(args),
-            answers=answer_rules(args, explicit, verifiers),
-            apply_chat_template=args.data.apply_chat_template,
-        )
-        train = prepare_prompts(
-            args.data.prompt_dataset,
-            data_dir,
-            "train",
-            rules,
-            split=args.data.prompt_split,
-            max_rows=args.data.max_samples,
-        )
-        prepared = {
-            "data.prompt_dataset": ",".join(map(str, train.paths)),
-            "data.prompt_split": "train",
-            "data.input_key": "prompt",
-            "data.label_key": "label",
-            "data.input_template": None,
-            "data.apply_chat_template": False,  # the prompts are rendered
-        }
-        if args.eval.dataset:
-            held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", rules, split=args.eval.split)
-            prepared |= {"eval.dataset": ",".join(map(str, held_out.paths)), "eval.split": "train"}
-    prompts = min(train.n_rows, args.data.max_samples)
-    check_rollouts(args, prompts)
-    return prepared, prompts
 
 
 def short_rollout(args, prompts: int) -> str | None:
@@ -225,35 +179,6 @@ def driver_output(args):
             os.dup2(saved, fd)
             os.close(saved)
         os.close(log)
-
-
-def look_at_data(args, explicit: Set[str]) -> int:
-    """Read the data that flags name, without a model, and say what is there; the exit status. The hub is not asked."""
-    from openrlhf_orz.data.prepare import describe_data
-    from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError
-    from openrlhf_orz.reward.verifiers import VerifierSet
-
-    with contextlib.redirect_stdout(sys.stderr):  # what the plan has printed may be JSON
-        try:
-            with VerifierSet(args.orz.verifier, plain=args.orz.plain_math_verify) as verifiers:
-                answers = answer_rules(args, explicit, verifiers)
-                keys = args.data.input_key, args.data.label_key
-                train, split = args.data.prompt_dataset, args.data.prompt_split
-                describe_data(train, "train", *keys, split, args.data.max_samples, TRAIN_FLAGS, answers)
-                if args.eval.dataset:
-                    describe_data(args.eval.dataset, "eval", *keys, args.eval.split, None, EVAL_FLAGS, answers)
-        except DataError as error:
-            print(f"error: {error}")
-            return 2
-    return 0
-
-
-def answer_rules(args, explicit: Set[str], verifiers):
-    """Which answers rows may have."""
-    from openrlhf_orz.data.rows import AnswerRules
-
-    own = not args.orz.own_agent
-    return AnswerRules(None if own else verifiers, own, "data.label_key" in explicit)
 
 
 def summary(args) -> str:

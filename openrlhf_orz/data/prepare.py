@@ -16,7 +16,7 @@ from typing import Any
 from openrlhf_orz.data.json_lines import write_records
 from openrlhf_orz.data.prompts import render
 from openrlhf_orz.data.rows import AnswerRules, BadRow, Row, read_dataset
-from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError, DataFlags, is_on_hub
+from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError
 from openrlhf_orz.reward.verifiers import pack_label, reference_problem
 
 TOKENIZER_BATCH = 1024  # prompts
@@ -109,31 +109,6 @@ def prepare_prompts(
             + (f"Mend the rows listed in {bad_path}." if all_bad else "Give a dataset with rows.")
         )
     return Prepared(paths, n_rows, len(all_bad), reasons)
-
-
-def describe_data(
-    specs: str,
-    name: str,
-    input_key: str,
-    label_key: str | None,
-    split: str,
-    max_rows: int | None,
-    flags: DataFlags,
-    answers: AnswerRules,
-    log: Callable[[str], None] = print,
-) -> None:
-    """Say how many rows of each dataset can be read, without prompts and references being looked at.
-
-    Raises DataError when a file cannot be read or has no good row. Datasets on the hub are named, not asked for.
-    """
-    for spec in map(str.strip, specs.split(",")):
-        if is_on_hub(spec):
-            log(f"{name} data: {spec} is on the hub: not looked at")
-            continue
-        rows, bad = read_dataset(spec, input_key, label_key, split, max_rows, flags=flags, answers=answers)
-        _report(spec, name, len(rows), bad, log)
-        if not rows:
-            raise DataError(f"{flags.dataset}: no row of {spec} can be used. Give a dataset with rows.")
 
 
 class _RowChecker:

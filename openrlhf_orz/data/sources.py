@@ -94,12 +94,6 @@ def suffix_of(path: Path) -> str:
     return ".jsonl.gz" if name.endswith(".jsonl.gz") else path.suffix.lower()
 
 
-def is_on_hub(spec: str) -> bool:
-    """Whether `spec` is neither here nor named like a file or folder, so that `records` would ask the hub."""
-    here = [os.path.exists(Path(name).expanduser()) for name in (spec, spec.split("@", 1)[0].strip())]
-    return bool(spec) and not any(here) and not _looks_like_path(spec.split("@", 1)[0].strip())
-
-
 def _looks_like_path(name: str) -> bool:
     return suffix_of(Path(name)) in READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
 

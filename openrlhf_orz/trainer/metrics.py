@@ -249,9 +249,7 @@ class StepMetrics:
         return step_record(step, status, self.values)
 
 
-def rollout_row(
-    sample, tokenizer, stop: list[str], trained: float | None = None, right_reward: float = 1.0
-) -> dict:
+def rollout_row(sample, tokenizer, stop: list[str], trained: float | None = None, right_reward: float = 1.0) -> dict:
     """One response as a line of rollouts/step_N.jsonl.
 
     ``stop`` are the run's stop strings, ``trained`` is the reward that was trained on, where it is another one. What

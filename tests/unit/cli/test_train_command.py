@@ -8,7 +8,7 @@ from openrlhf_orz.cli import train_ppo_ray as command
 from openrlhf_orz.data.sources import DataError
 from openrlhf_orz.runtime import ray_session, resume
 from openrlhf_orz.runtime.watchdog import PhaseTimeout
-from openrlhf_orz.settings.checks import ConfigError
+from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.command_line import parse
 
 
@@ -118,6 +118,6 @@ def test_a_short_last_rollout_is_said(tmp_path):
 
 def test_a_policy_that_would_never_train_is_refused(tmp_path):
     args = arguments(tmp_path, "--critic.freezing_steps", "3")
-    command.check_rollouts(args, 13)
+    check_rollouts(args, 13)
     with pytest.raises(ConfigError, match="--critic.freezing_steps 3: the run has 3 steps"):
-        command.check_rollouts(args, 12)
+        check_rollouts(args, 12)

@@ -5,9 +5,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from openrlhf_orz.data.prepare import PromptRules, describe_data, prepare_prompts
+from openrlhf_orz.data.prepare import PromptRules, prepare_prompts
 from openrlhf_orz.data.rows import AnswerRules
-from openrlhf_orz.data.sources import TRAIN_FLAGS, DataError
+from openrlhf_orz.data.sources import DataError
 
 
 @pytest.fixture(scope="module")
@@ -179,19 +179,3 @@ def test_a_huge_prompt_is_too_long_without_being_counted(tmp_path, tokenizer):
     assert lines(tmp_path / "bad_rows_train.jsonl")[0]["detail"].startswith("over 40000 tokens > 5")
     done = prepare(file, tmp_path, tokenizer, max_prompt_len=40_001)  # few tokens may have so many characters
     assert [row["row"] for row in lines(done.paths[0])] == [2]
-
-
-def test_a_look_at_the_data(tmp_path):
-    log = []
-
-    def look(spec, **given):
-        describe_data(spec, "train", "q", "a", "train", None, TRAIN_FLAGS, AnswerRules(**given), log.append)
-
-    look(jsonl(tmp_path / "f.jsonl", {"q": "x", "a": "1"}, {"q": "x"}) + ", org/name")
-    assert log[0].endswith("1 rows kept, 1 bad (no_answer 1)") and log[-1].endswith(
-        "org/name is on the hub: not looked at"
-    )
-    with pytest.raises(DataError, match="no row of .*empty.jsonl can be used"):
-        look(jsonl(tmp_path / "empty.jsonl"))
-    with pytest.raises(DataError, match="there is no file or folder"):
-        look(str(tmp_path / "gone.jsonl"))

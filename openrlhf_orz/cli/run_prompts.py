@@ -1,0 +1,61 @@
+"""The data of a run, before Ray starts: its prompts, written for OpenRLHF."""
+
+from collections.abc import Set
+from pathlib import Path
+
+from openrlhf_orz.settings.checks import check_rollouts
+from openrlhf_orz.settings.derive import prompt_budget
+
+
+def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:
+    """Write the run's prompts; returns the settings that point OpenRLHF at them, and how many there are to train on.
+
+    Raises DataError, naming flag, file and line, if there is nothing to train on.
+    """
+    from openrlhf_orz.data.prepare import PromptRules, prepare_prompts
+    from openrlhf_orz.reward.verifiers import VerifierSet
+    from openrlhf_orz.settings.models import check_models
+
+    tokenizer = check_models(args)
+    template = args.orz.prompt_template if args.data.input_template is None else args.data.input_template
+    data_dir = Path(args.orz.run_dir) / "data"
+    with VerifierSet(args.orz.verifier, plain=args.orz.plain_math_verify) as verifiers:
+        rules = PromptRules(
+            tokenizer=tokenizer,
+            template=template,
+            input_key=args.data.input_key,
+            label_key=args.data.label_key,
+            max_prompt_len=prompt_budget(args),
+            answers=answer_rules(args, explicit, verifiers),
+            apply_chat_template=args.data.apply_chat_template,
+        )
+        train = prepare_prompts(
+            args.data.prompt_dataset,
+            data_dir,
+            "train",
+            rules,
+            split=args.data.prompt_split,
+            max_rows=args.data.max_samples,
+        )
+        prepared = {
+            "data.prompt_dataset": ",".join(map(str, train.paths)),
+            "data.prompt_split": "train",
+            "data.input_key": "prompt",
+            "data.label_key": "label",
+            "data.input_template": None,
+            "data.apply_chat_template": False,  # the prompts are rendered
+        }
+        if args.eval.dataset:
+            held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", rules, split=args.eval.split)
+            prepared |= {"eval.dataset": ",".join(map(str, held_out.paths)), "eval.split": "train"}
+    prompts = min(train.n_rows, args.data.max_samples)
+    check_rollouts(args, prompts)
+    return prepared, prompts
+
+
+def answer_rules(args, explicit: Set[str], verifiers):
+    """Which answers rows may have."""
+    from openrlhf_orz.data.rows import AnswerRules
+
+    own = not args.orz.own_agent
+    return AnswerRules(None if own else verifiers, own, "data.label_key" in explicit)
