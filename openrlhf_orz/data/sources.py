@@ -176,10 +176,11 @@ def _parquet(path: Path, columns: set[str]) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     try:
-        names = pq.read_schema(path).names
+        schema = pq.read_schema(path)
+        names, wanted = schema.names, [name for name in schema.names if name in columns]
         # a dictionary's text is stored once, and would be copied for each of its rows
-        file = pq.ParquetFile(path, read_dictionary=[name for name in names if name in columns])
-        wanted = [name for name in names if name in columns]
+        flat = [name for name in wanted if not pa.types.is_nested(schema.field(name).type)]
+        file = pq.ParquetFile(path, read_dictionary=flat)
         batches = file.iter_batches(batch_size=TABLE_BATCH, columns=wanted)
         for number, record in enumerate(_table_records(batches, names), 1):
             yield str(path), number, record
