@@ -1,4 +1,4 @@
-"""One fault each, on real processes. Minutes each, so not part of the default suites:
+"""One fault each, on real processes. The two quickest are part of every test run; the others, minutes each, are not:
 
 bash tests/run.sh -m slow tests/e2e/test_faults.py
 """
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from openrlhf_orz.data.arithmetic import generate_additions
 from openrlhf_orz.runtime.processes import ended
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
 STARTED: list[Run] = []
 
@@ -58,6 +58,7 @@ def complete(run: Run, steps: int = 6) -> list[dict]:
     return metrics
 
 
+@pytest.mark.slow
 def test_engines_that_die_and_hang(tmp_path):
     run = start(tmp_path, "--orz.generation_timeout_s", "30", steps=8)
     run.wait_for_step(1)
@@ -71,6 +72,7 @@ def test_engines_that_die_and_hang(tmp_path):
     assert not core.is_running() or core.status() == "zombie"
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies(tmp_path):
     run = start(tmp_path, "--orz.max_restarts", "1")
     run.wait_for_step(2)
@@ -80,6 +82,7 @@ def test_a_rank_that_dies(tmp_path):
     assert "OrzCriticModelActor" in run.output() and "restart 1 of 1" in run.output()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phase", "step"), [("training", 3), ("checkpoint", 2)])
 def test_a_rank_that_hangs(tmp_path, phase, step):
     """Checkpoints come every second step: stopped behind the third the rank hangs in training."""
@@ -104,6 +107,7 @@ def test_the_trainer_dies_and_no_restart_is_allowed(tmp_path):
     assert "OrzPPOTrainer" in run.output() and "error: training failed" in run.output()
 
 
+@pytest.mark.slow
 def test_the_trainer_hangs(tmp_path):
     """Its own time-outs are stopped with it: the driver has to notice."""
     run = start(tmp_path, "--orz.max_restarts", "1", "--orz.trainer_timeout_s", "20")
@@ -116,6 +120,7 @@ def test_the_trainer_hangs(tmp_path):
     assert "OrzPPOTrainer" in report.read_text() and "--orz.trainer_timeout_s" in run.output()
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite(tmp_path):
     """A critic whose head is NaN: every step is left out, and the run ends naming why, with the batches kept."""
     import shutil
@@ -132,6 +137,7 @@ def test_values_that_are_not_finite(tmp_path):
     assert dumps and any(t.isnan().any() for t in load_file(dumps[0]).values())
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_logs_that_cannot_be_written(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -166,6 +172,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
     no_traces(family, memory, folders)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_leaves_is_cleared_by_the_next(tmp_path):
     (tmp_path / "first").mkdir()
     run = start(tmp_path / "first", steps=50)
@@ -180,6 +187,7 @@ def test_what_a_killed_run_leaves_is_cleared_by_the_next(tmp_path):
     assert wait_for(lambda: not any(map(os.path.exists, segments)), 5)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost(tmp_path):
     """Everything with a GPU is on a second Ray node (of this machine), which dies; another comes in its place."""
     from ray.cluster_utils import Cluster
@@ -197,6 +205,7 @@ def test_a_node_that_is_lost(tmp_path):
         cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_asynchronous_training_is_stopped_and_resumed(tmp_path):
     """Generation and training overlap: what was under way is drawn again, every step is there once."""
     flags = ("--train.async_enable", "--orz.policy_updates", "1", "--vllm.num_engines", "1")
