@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import psutil
+
 from openrlhf_orz.runtime.console import say
 from openrlhf_orz.runtime.nodes import AGENTS_VARIABLE, ask_agents, start_agents
 from openrlhf_orz.runtime.private import clean_leftovers, owned, private_folder, ray_root, shared_folder
@@ -156,14 +158,26 @@ def lock_ray() -> None:
 
 
 def start_ray(ray: ModuleType, **options) -> None:
-    """``ray.init``, again where a busy machine takes longer than the 30 s that Ray allows its start."""
+    """``ray.init``, again where a busy machine takes longer than the 30 s that Ray allows its start.
+
+    Raises ConfigError if it has not started in three tries.
+    """
     for left in (2, 1, 0):
         try:
             return ray.init(**options)
         except Exception as error:  # of no class of its own
-            if not left or "timed out during startup" not in str(error):
+            if "timed out during startup" not in str(error):
                 raise
+            for process in psutil.Process().children(recursive=True):  # Ray leaves what it has started so far
+                with suppress(psutil.Error):
+                    if options["_temp_dir"] in " ".join(process.cmdline()):
+                        process.kill()
+        if left:
             say("this machine is busy, and Ray's start took too long: trying again")
+    raise ConfigError(
+        f"Ray has not started in three tries of 30 s (load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores):"
+        " start the run when the machine is less busy"
+    )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import socket
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 
 from openrlhf_orz.runtime import ray_session
 from openrlhf_orz.runtime.ray_session import placement_gpus, running_ray, trainer_env, wait_for_gpus
+from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.finished import RunFacts, changed
 
@@ -134,3 +136,31 @@ def test_variables_that_are_set_win(monkeypatch):
     assert ray_session.worker_env(changed(args, {"orz.device": "cuda"}), run)["NCCL_SOCKET_IFNAME"] == "lo"
     many = changed(args, {"vllm.num_engines": 10**6})
     assert ray_session.worker_env(many, run)["OMP_NUM_THREADS"] == "1" and os.environ["NCCL_DEBUG"] == "INFO"
+
+
+@pytest.mark.parametrize("failures, starts", [(0, True), (2, True), (3, False)])
+def test_a_slow_start_is_tried_again_and_leaves_nothing(failures, starts, tmp_path):
+    left, calls = [], []
+
+    def init(**options):
+        calls.append(options)
+        if len(calls) <= failures:
+            left.append(subprocess.Popen(["sleep", "600"], executable="/bin/sleep"))
+            left.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", options["_temp_dir"]]))
+            raise Exception("The current node timed out during startup. This could happen ...")
+
+    try:
+        if starts:
+            ray_session.start_ray(SimpleNamespace(init=init), _temp_dir=str(tmp_path))
+        else:
+            with pytest.raises(ConfigError, match="Ray has not started in three tries"):
+                ray_session.start_ray(SimpleNamespace(init=init), _temp_dir=str(tmp_path))
+        assert len(calls) == min(failures + 1, 3)
+        assert all(process.wait(20) < 0 for process in left[1::2]), "what the failed start had started"
+        assert all(process.poll() is None for process in left[::2]), "others of this process"
+    finally:
+        for process in left:
+            process.kill()
+            process.wait()
+    with pytest.raises(ValueError):
+        ray_session.start_ray(SimpleNamespace(init=lambda **_: int("another error")), _temp_dir="x")
