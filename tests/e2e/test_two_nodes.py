@@ -18,7 +18,7 @@ from pathlib import Path
 home, private = Path(sys.argv[1]), Path(sys.argv[2])
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, num_gpus=1))
-print(cluster.address, flush=True)
+print("address", cluster.address, flush=True)
 sys.stdin.readline()  # the second node is asked to join
 import ray
 from openrlhf_orz.runtime import nodes
@@ -84,13 +84,12 @@ def test_what_another_node_sees_writes_and_leaves(tmp_path):
         stdin=subprocess.PIPE,
         **options,
     )
-    address = next(line for line in driver.stdout if line.startswith("127.0.0.1:") or line[0].isdigit()).strip()
+    address = next(line.split()[1] for line in driver.stdout if line.startswith("address "))
     left = f"/dev/shm/orz-{host_key()}-{os.urandom(4).hex()}"  # of a run that was killed there
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", address, "--num-cpus", "1", "--num-gpus",
            "1", "--resources", json.dumps({"second": 1}), "--object-store-memory", "80000000", "--block"]  # fmt: skip
     second = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", OWN_MOUNTS, "sh", str(private), left, *ray],
-        stdout=subprocess.PIPE,
         **options,
     )
     try:
