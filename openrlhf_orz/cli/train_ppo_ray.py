@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None, **classes: type) -> int:
     if args.orz.max_restarts > 0 and not is_supervised():
         # a restart while a node is lost is the same run: it waits for the node
         ranks = [f"--actor.{name}={getattr(args.actor, name)}" for name in ("num_nodes", "num_gpus_per_node")
-                 if f"actor.{name}" not in explicit]  # fmt: skip
+                 if args.orz.device == "cuda" and f"actor.{name}" not in explicit]  # fmt: skip
         return supervise([*argv, *ranks], args.orz.run_dir, args.orz.max_restarts)
     stopping = StopHandler(args)
     stopping.install()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,6 @@ def choices(args: SimpleNamespace, explicit: set[str]) -> dict[str, list[Any]]:
     packs = [x for x in (32768, 16384, 8192) if x >= longest] or [longest]
     found: dict[str, list[Any]] = {
         "ds.zero_stage": [1] * (args.ds.param_dtype == "bf16") + [3] * (args.ds.tensor_parallel_size == 1),
-        "ds.grad_accum_dtype": ["fp32", None],
         "ds.enable_sleep": [False, True],
         "vllm.enable_sleep": [False] if args.orz.check_sync else [False, True],
         "actor.gradient_checkpointing_enable": [False, True],
@@ -83,8 +83,12 @@ def choose_layout(before: Plan, explicit: set[str]) -> Plan:
         return before
     engines = {"vllm.tensor_parallel_size", "vllm.num_engines"} & explicit
     sizes = [x for x in (1, 2, 4, 8) if before.hardware.per_node % x == 0 and before.policy.heads % x == 0]
-    for size in [args.vllm.tensor_parallel_size] if engines else sizes:  # no more of it than the model needs
-        found = list(_that_fit(before, explicit, size))
+    sizes = [args.vllm.tensor_parallel_size] if engines else sizes
+    sums = [args.ds.grad_accum_dtype] if "ds.grad_accum_dtype" in explicit else ["fp32", None]
+    # float32 sums wherever they fit, and engines on no more GPUs than the model needs; speed comes after these
+    for dtype, size in itertools.product(sums, sizes):
+        summed = replace(before, args=changed(args, {"ds.grad_accum_dtype": dtype}))
+        found = list(_that_fit(summed, explicit, size))
         if found:
             quickest = min(plan.seconds.step for plan in found)
             return next(plan for plan in found if plan.seconds.step <= (1 + SAME) * quickest)

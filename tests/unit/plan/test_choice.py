@@ -43,6 +43,17 @@ def test_a_large_model_gets_what_it_needs(model, on):
     assert args.vllm.num_engines * args.vllm.tensor_parallel_size == found.seconds.gpus
 
 
+def test_gradients_are_summed_in_float32_wherever_that_fits():
+    """Though sums in bfloat16 would leave room for something quicker; those come where nothing else fits."""
+    from dataclasses import replace
+
+    args, explicit = parse([*run("7B"), "--orz.device", "cuda"], (1, 8))
+    for memory, sums in ((79, "fp32"), (45, "fp32"), (34, "fp32"), (32, None)):
+        hardware = replace(parse_hardware("h100x8"), memory_gib=float(memory))
+        found = choose_layout(plan_run(args, hardware), explicit)
+        assert found.fits and found.args.ds.grad_accum_dtype == sums, memory
+
+
 def test_what_fits_nowhere_says_so_and_stays():
     found = chosen("32B", "h100x1")
     assert not found.fits and found.args.ds.zero_stage == 3 and found.args.vllm.enable_sleep
