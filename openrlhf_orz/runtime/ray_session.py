@@ -59,6 +59,8 @@ def worker_env(args: SimpleNamespace, run: RunFacts) -> dict[str, str]:
         # vLLM does not remove its sockets: put them where the end of the run does
         "VLLM_RPC_BASE_PATH": f"{run.scratch}ipc",
     }
+    if args.orz.batch_invariant:
+        env["VLLM_BATCH_INVARIANT"] = "1"
     if args.orz.device == "cpu":
         cores = len(os.sched_getaffinity(0))
         env["DS_ACCELERATOR"] = "cpu"

@@ -66,6 +66,8 @@ def _modes(args) -> Iterator[str]:
         )
     if args.train.partial_rollout_enable and not args.train.async_enable:
         yield "--train.partial_rollout_enable needs --train.async_enable"
+    if args.orz.batch_invariant and args.orz.device == "cpu":
+        yield "--orz.batch_invariant needs vLLM's kernels for GPUs, H100 and later: leave it out with --orz.device cpu"
     if args.orz.check_sync and args.train.async_enable:
         yield (
             "--orz.check_sync asks the engines right after a sync, while --train.async_enable has them generate: leave"

@@ -209,6 +209,14 @@ ORZ_FLAGS = (
         choices=("warn", "error", "mask"),
     ),
     Flag(
+        "orz.batch_invariant",
+        MEANING,
+        False,
+        "GPUs from H100 on: vLLM computes a response the same way whatever else is in its batch; slower, for a smaller"
+        " gap to the trainer's log-probs",
+        bool,
+    ),
+    Flag(
         "orz.check_sync",
         FREE,
         False,

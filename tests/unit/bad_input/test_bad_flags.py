@@ -41,6 +41,7 @@ FLAGS = [
     # ranks, engines, parallelism
     ("--actor.num_gpus_per_node 2", ["--train.colocate_all", "--critic.num_gpus_per_node"]),
     ("--vllm.num_engines 3", ["--vllm.num_engines", "--actor.num_gpus_per_node"]),
+    ("--orz.batch_invariant", ["--orz.batch_invariant", "H100", "--orz.device cpu"]),
     ("--ds.enable_sleep --ds.zero_stage 0 --orz.device cuda", ["--ds.enable_sleep", "--ds.zero_stage 3"]),
     ("--ds.enable_sleep --ds.zero_stage 1 --orz.device cuda", ["--ds.enable_sleep", "--ds.grad_accum_dtype fp32"]),
     (

@@ -134,6 +134,9 @@ def test_variables_that_are_set_win(monkeypatch):
     monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
     assert "NCCL_SOCKET_IFNAME" not in env
     assert ray_session.worker_env(changed(args, {"orz.device": "cuda"}), run)["NCCL_SOCKET_IFNAME"] == "lo"
+    assert "VLLM_BATCH_INVARIANT" not in env
+    alike = changed(args, {"orz.device": "cuda", "orz.batch_invariant": True})
+    assert ray_session.worker_env(alike, run)["VLLM_BATCH_INVARIANT"] == "1"
     many = changed(args, {"vllm.num_engines": 10**6})
     assert ray_session.worker_env(many, run)["OMP_NUM_THREADS"] == "1" and os.environ["NCCL_DEBUG"] == "INFO"
 
