@@ -17,7 +17,7 @@ from tiny_models import write_model
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 EXPERTS = dict(num_experts=8, num_local_experts=8, num_experts_per_tok=2, moe_intermediate_size=32)
 LINEAR = dict(
-    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16,
+    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32, linear_value_head_dim=32,
     layer_types=["linear_attention", "full_attention"],
 )  # fmt: skip
 LATENT = dict(

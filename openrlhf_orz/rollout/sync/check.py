@@ -85,7 +85,9 @@ class SyncCheck:
         rows = islice(read_json_lines(Path(self.args.data.prompt_dataset.split(",")[0])), START_PROMPTS)
         prompts = [tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] for _, row in rows if row]
         longest = min(START_TOKENS, self.args.data.max_len - 1)  # the engine adds a token
-        token_ids = [ids[:longest] for ids in prompts if len(ids) > 1]
+        token_ids = [ids for prompt in prompts if len(ids := prompt[:longest]) > 1]
+        if not token_ids:  # the first tokens have no log-prob: there is nothing to compare
+            return
         if self.args.vllm.enable_sleep:
             batch_vllm_engine_call(engines, "wake_up")
         before = [] if self.args.run.resume_from else _engine_log_probs(engines, token_ids)

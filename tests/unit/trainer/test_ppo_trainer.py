@@ -260,6 +260,7 @@ def test_the_first_sync_and_the_base_models_evaluation_come_before_the_first_ste
 
     monkeypatch.setattr(OrzPPOTrainer, "evaluate", evaluate)
     monkeypatch.setattr(OrzPPOTrainer, "check_start", lambda self: self.calls.append("check"))
+    monkeypatch.setattr(TrainerCheckpoints, "save_models", lambda self: None)
     flags = ["--eval.dataset", "d", "--eval.steps", "5", "--eval.temperature", "0.3"]
     flags += ["--eval.n_samples_per_prompt", "3"]
 
@@ -282,9 +283,10 @@ def test_a_run_ends_when_everything_is_written(monkeypatch, tmp_path):
     trainer = trainer_of(tmp_path)
     monkeypatch.setattr(BasePPOTrainer, "fit", lambda self: self.calls.append("fit"))
     monkeypatch.setattr(trainer.checkpoints, "wait_for_commit", lambda: trainer.calls.append("committed"))
+    monkeypatch.setattr(trainer.checkpoints, "save_models", lambda: trainer.calls.append("saved"))
     monkeypatch.setattr(trainer.run_dir, "wait", lambda: trainer.calls.append("written"))
     trainer.fit()
-    assert trainer.calls == ["fit", "committed", "written"]
+    assert trainer.calls == ["fit", "saved", "committed", "written"]
 
 
 def test_ranks_that_hold_the_same_samples_are_one(tmp_path):

@@ -184,6 +184,11 @@ def test_the_first_sync(monkeypatch, tmp_path):
     assert asleep.calls == ["wake_up", "broadcast_to_vllm", "ask", "sleep"]
 
 
+def test_prompts_of_one_token_have_nothing_to_compare(monkeypatch, tmp_path):
+    run = Start(monkeypatch, tmp_path, max_len=2)  # the engine adds the second
+    assert run.run() == {} and run.calls == []
+
+
 def test_a_first_sync_that_changes_what_the_engine_computes(monkeypatch, tmp_path):
     Start(monkeypatch, tmp_path, after=-1.005).run()
     for after in (-1.02, math.nan):
