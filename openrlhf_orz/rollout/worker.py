@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from openrlhf_orz.rollout.sync.checksums import EngineReport, checksum, find_sources
 from openrlhf_orz.rollout.sync.transport import open_source, read_places, views
@@ -39,6 +40,20 @@ def forget_expert_kernels(model: torch.nn.Module) -> None:
         method = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
+
+
+def untouched(model: torch.nn.Module) -> set[str]:
+    """Parameters of modules into which a reload has copied nothing, though the model may have told that it did.
+
+    While weights are reloaded parameters have no memory. A model that copies into them past their loaders (gpt-oss)
+    loses what it copies, and keeps the weights of before.
+    """
+    names = set()
+    for module_name, module in model.named_modules():
+        info = get_layerwise_info(module)
+        if info.can_load() and info.load_numel <= 0 < (info.load_numel_total or 0):
+            names |= {f"{module_name}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)}
+    return names
 
 
 def never_loaded(names: set[str], loaded: set[str]) -> list[str]:
@@ -105,6 +120,8 @@ class OrzWorkerExtension(WorkerWrap):
             if id(module) not in tied
         }
         loaded = model.load_weights(iter(weights))
+        if loaded is not None:
+            loaded = set(loaded) - untouched(model)
         finalize_layerwise_reload(model, self.model_runner.model_config)
         # A reload packs no new copy for a head that is tied to the embedding.
         for head in heads:

@@ -9,7 +9,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 
 from openrlhf_orz.rollout import worker
 from openrlhf_orz.rollout.sync.checksums import EngineReport, checksum
-from openrlhf_orz.rollout.worker import OrzWorkerExtension, never_loaded, packed_copies, tied_heads
+from openrlhf_orz.rollout.worker import OrzWorkerExtension, never_loaded, packed_copies, tied_heads, untouched
 
 
 def bare(cls, weight):
@@ -31,7 +31,7 @@ class Model(nn.Module):
         self.linear = nn.Linear(2, 2)
         self.plain = nn.Linear(2, 2)
         self.plain.cpu_linear = nn.functional.linear  # nothing packed
-        self.packed, self.loaded, self.tells = [], [], True
+        self.packed, self.loaded, self.tells, self.untouched = [], [], True, []
         self.repack()
 
     def pack(self, head):
@@ -59,6 +59,7 @@ def make(model, repacks=True):
 def send(monkeypatch):
     """Hand weights over as a transport would, without its buffer; vLLM's reload packs again unless told not to."""
     monkeypatch.setattr(worker, "initialize_layerwise_reload", lambda model: None)
+    monkeypatch.setattr(worker, "untouched", lambda model: {f"{name}.weight" for name in model.untouched})
     monkeypatch.setattr(worker, "finalize_layerwise_reload", lambda model, repacks: repacks and model.repack())
 
     def call(extension, weights, kind="file", check=False, last=True):
@@ -116,6 +117,29 @@ def test_names_that_leave_out_a_module():
     names = {"l.0.experts.routed.w13", "l.0.experts.routed.w2", "l.0.norm.weight"}
     assert never_loaded(names, {"l.0.experts.w13", "l.0.norm.weight"}) == ["l.0.experts.routed.w2"]
     assert never_loaded(names, names) == [] and never_loaded({"w"}, {""}) == ["w"]
+
+
+def test_what_a_model_has_copied_into_nothing_is_told(send, monkeypatch):
+    model = Model()
+    weights = {name: torch.ones_like(param) for name, param in model.named_parameters() if "lm_head" not in name}
+    assert send(make(model), weights) == []
+    model.untouched = ["linear"]
+    assert send(make(model), weights) == ["linear.weight"]
+
+
+def test_untouched_modules(monkeypatch):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU())
+    told = {  # pending, elements loaded, elements in all
+        model[0]: (True, 0, 6), model[1]: (True, 3, 6), model[2]: (False, 0, 6), model: (True, 0, None),
+        model[3]: (True, 0, 0),
+    }  # fmt: skip
+
+    def info(module):
+        pending, done, total = told[module]
+        return SimpleNamespace(can_load=lambda: pending, load_numel=done, load_numel_total=total)
+
+    monkeypatch.setattr(worker, "get_layerwise_info", info)
+    assert untouched(model) == {"0.weight", "0.bias"}
 
 
 def test_experts_are_packed_again(send):
