@@ -28,7 +28,7 @@ WINDOWED = dict(sliding_window=32, layer_types=["sliding_attention", "full_atten
 CAPPED = dict(**WINDOWED, attn_logit_softcapping=5.0, final_logit_softcapping=5.0, query_pre_attn_scalar=32)
 FAMILIES = {
     "qwen3_moe": EXPERTS, "mixtral": EXPERTS, "qwen3_next": dict(**EXPERTS, **LINEAR, head_dim=64),
-    "gemma2": dict(**CAPPED, head_dim=32), "gpt_oss": dict(**EXPERTS, **WINDOWED, head_dim=64),
+    "gemma2": dict(**CAPPED, head_dim=32),
     "deepseek_v3": EXPERTS | LATENT, "lfm2": dict(layer_types=["conv", "full_attention"]), "gpt_neox": {},
 }  # fmt: skip
 DTYPE = torch.bfloat16

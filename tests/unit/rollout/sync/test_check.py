@@ -175,7 +175,7 @@ class Start:
 
 
 def test_the_first_sync(monkeypatch, tmp_path):
-    run = Start(monkeypatch, tmp_path, trainer=-1.25)
+    run = Start(monkeypatch, tmp_path, trainer=-1.25, limit=0.05, check_sync=True)  # unlikely tokens: not judged
     assert run.run() == {"logprob_gap_start_mean": 0.25, "logprob_gap_start_max": 0.25}
     assert run.calls == ["ask", "broadcast_to_vllm", "ask"] and run.check.take_start() == {}
     assert [len(ids) for ids in run.asked] == [2, 8, 2]  # the first prompts of two tokens or more, cut to the context
@@ -195,14 +195,6 @@ def test_a_first_sync_that_changes_what_the_engine_computes(monkeypatch, tmp_pat
         with pytest.raises(SyncError, match="engine 0 computes other log-probs after the first weight sync"):
             Start(monkeypatch, tmp_path, after=after).run()
     Start(monkeypatch, tmp_path, after=-3.0, resumed=True).run()  # the engine had loaded the base model
-
-
-def test_a_model_that_vllm_computes_otherwise(monkeypatch, tmp_path):
-    run = Start(monkeypatch, tmp_path, trainer=-1.1, limit=0.05)
-    run.run()
-    assert "vLLM's log-probs are 0.1 from the trainer's" in run.notes[0]
-    with pytest.raises(SyncError):
-        Start(monkeypatch, tmp_path, trainer=-1.1, limit=0.05, check_sync=True).run()
 
 
 def test_samples_without_log_probs_get_nan_where_others_have_some():
