@@ -16,21 +16,7 @@ from tiny_models import write_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 EXPERTS = dict(num_experts=8, num_local_experts=8, num_experts_per_tok=2, moe_intermediate_size=32)
-LINEAR = dict(
-    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32, linear_value_head_dim=32,
-    layer_types=["linear_attention", "full_attention"],
-)  # fmt: skip
-LATENT = dict(
-    n_routed_experts=8, n_group=2, topk_group=1, kv_lora_rank=32, q_lora_rank=32, qk_rope_head_dim=16,
-    qk_nope_head_dim=16, v_head_dim=16, first_k_dense_replace=1, num_key_value_heads=2,
-)  # fmt: skip
-WINDOWED = dict(sliding_window=32, layer_types=["sliding_attention", "full_attention"])
-CAPPED = dict(**WINDOWED, attn_logit_softcapping=5.0, final_logit_softcapping=5.0, query_pre_attn_scalar=32)
-FAMILIES = {
-    "qwen3_moe": EXPERTS, "mixtral": EXPERTS, "qwen3_next": dict(**EXPERTS, **LINEAR, head_dim=64),
-    "gemma2": dict(**CAPPED, head_dim=32),
-    "deepseek_v3": EXPERTS | LATENT, "lfm2": dict(layer_types=["conv", "full_attention"]), "gpt_neox": {},
-}  # fmt: skip
+FAMILIES = {"qwen3_moe": EXPERTS, "mixtral": EXPERTS}
 DTYPE = torch.bfloat16
 
 
