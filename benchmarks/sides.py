@@ -259,7 +259,7 @@ def start_engine(kind: str, args, pg, extra: dict):
     from openrlhf.trainer.ray import create_vllm_engines
     from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 
-    from openrlhf_orz.rollout.engine import OrzRolloutActor
+    from openrlhf_orz.rollout.engine import Engines, OrzRolloutActor
 
     class StockEngine(RolloutRayActor):
         async def shutdown(self):
@@ -269,7 +269,7 @@ def start_engine(kind: str, args, pg, extra: dict):
     return create_vllm_engines(
         1, 1, args.actor.model_name_or_path, args.train.seed, False, args.vllm.enable_prefix_caching, True,
         args.data.max_len, pg, args.vllm.gpu_memory_utilization,
-        engine_cls=OrzRolloutActor if kind == "ours" else StockEngine, extra_engine_args=extra,
+        engine_cls=Engines(OrzRolloutActor, "") if kind == "ours" else StockEngine, extra_engine_args=extra,
     )  # fmt: skip
 
 

@@ -77,14 +77,14 @@ def with_engine(model_dir, args, pg, model, options) -> dict:
     import ray
     from openrlhf.trainer.ray import create_vllm_engines
 
-    from openrlhf_orz.rollout.engine import OrzRolloutActor, engine_args
+    from openrlhf_orz.rollout.engine import Engines, OrzRolloutActor, engine_args
 
     class Engine(OrzRolloutActor):
         async def no_weights(self):
             await self.llm.collective_rpc("check_health")
 
-    engines = create_vllm_engines(1, 1, str(model_dir), 0, False, False, True, 512, pg, 0.5, engine_cls=Engine,
-                                  extra_engine_args=engine_args(args))  # fmt: skip
+    engines = create_vllm_engines(1, 1, str(model_dir), 0, False, False, True, 512, pg, 0.5,
+                                  engine_cls=Engines(Engine, ""), extra_engine_args=engine_args(args))  # fmt: skip
     file = common.seconds(lambda: send_file(model, options.dtype, engines, args), options.repeats)
     count = len(list(model.parameters()))
     calls = common.seconds(lambda: [ray.get(engines[0].no_weights.remote()) for _ in range(count)], 1)

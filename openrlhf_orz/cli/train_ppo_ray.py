@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Set
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -107,7 +108,7 @@ def train(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, t
 def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, type]) -> None:
     """``train``, in a directory that is this run's alone."""
     from openrlhf_orz.runtime.console import LiveReport, Progress
-    from openrlhf_orz.runtime.watchdog import require_heartbeats
+    from openrlhf_orz.runtime.watchdog import require_heartbeats, watched
     from openrlhf_orz.settings.families import fit_to_models
     from openrlhf_orz.settings.upstream import launch
 
@@ -138,8 +139,9 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
         trainer = ray.remote(num_gpus=1, runtime_env={"env_vars": ray_session.trainer_env(args.orz.device)})
         engines = Engines(OrzRolloutActor, run.scratch, run.start_step, str(run_dir))
         console.tell_stage(run_dir, "starting engines, loading models")
+        failed_start = partial(engines.failed_start, limit_s=args.orz.start_timeout_s)
         try:
-            with require_heartbeats(args):
+            with require_heartbeats(args), watched(failed_start, "engines"):
                 launch(
                     for_openrlhf(args, run),
                     policy_cls=trainer(classes.actor),
@@ -205,7 +207,7 @@ def summary(args) -> str:
 def failed(error: Exception, args) -> int:
     """Tell what ended the run; the exit status: 2 for what the user can mend, else 1. Raises what nobody foresaw."""
     from openrlhf_orz.data.sources import DataError
-    from openrlhf_orz.runtime.watchdog import PhaseTimeout
+    from openrlhf_orz.runtime.watchdog import RunFailed
     from openrlhf_orz.settings.upstream import WrongBuild
 
     if isinstance(getattr(error, "cause", None), ConfigError):  # a rank has found it, as the driver could not
@@ -217,7 +219,7 @@ def failed(error: Exception, args) -> int:
         where = os.path.join(args.orz.run_dir, "logs")
         print(f"{redact(cause)}\nerror: training failed; all logs: {where}", file=sys.stderr)
         return 1
-    if isinstance(error, PhaseTimeout):
+    if isinstance(error, RunFailed):
         print(f"error: {error}; all logs: {os.path.join(args.orz.run_dir, 'logs')}", file=sys.stderr)
         return 1
     if isinstance(error, (ConfigError, DataError, WrongBuild, OSError)):

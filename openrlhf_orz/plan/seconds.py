@@ -16,20 +16,22 @@ from openrlhf_orz.plan.layout import Batches, Lengths, devices, places
 from openrlhf_orz.plan.shapes import Shape
 from openrlhf_orz.settings.skip_plan import skip_plan
 
+VLLMS_SEQS = 128  # its default for engines like ours
+
 
 @dataclass(frozen=True)
 class Rates:
     """Shares of the hardware's peak rates; chosen once, for all models and machines.
 
     training: of peak FLOPs in passes, recomputation counted. prefill: of peak FLOPs. decode: of memory bandwidth.
-    concurrent: requests that one engine decodes at once. overhead_s: seconds that each decoding step adds.
-    launch_s: seconds to launch the kernels of one layer's forward.
+    concurrent: requests that one engine decodes at once; None for what the flags say. overhead_s: seconds that each
+    decoding step adds. launch_s: seconds to launch the kernels of one layer's forward.
     """
 
     training: float = 0.40
     prefill: float = 0.40
     decode: float = 0.60
-    concurrent: int = 128
+    concurrent: int | None = None
     overhead_s: float = 0.005
     launch_s: float = 0.00015
 
@@ -38,7 +40,7 @@ RATE_SOURCES = {
     "training": "Llama 3 reports 38% to 43% on H100 (arXiv 2407.21783)",
     "prefill": "as training",
     "decode": "low end of the usual 60% to 85% (open-source-ai.tech/glossary/model-bandwidth-utilization)",
-    "concurrent": "max_num_seqs that vLLM 0.29 takes for an AsyncLLM",
+    "concurrent": "--orz.max_num_seqs, or the 128 that vLLM 0.29 takes for an AsyncLLM",
     "overhead_s": "scheduling and sampling; an assumption",
     "launch_s": "30 kernels of 5 microseconds; an assumption",
 }
@@ -142,7 +144,7 @@ def generation_seconds(
     b, tp, engines = ITEMSIZE[args.ds.param_dtype], args.vllm.tensor_parallel_size, args.vllm.num_engines
     requests = -(-cut.samples // engines)
     context = lengths.prompt + lengths.response / 2
-    active = max(1, min(requests, rates.concurrent, int(cache_tokens // lengths.sample)))
+    active = max(1, min(requests, rates.concurrent or VLLMS_SEQS, int(cache_tokens // lengths.sample)))
     read = (policy.layer_products() + policy.hidden * policy.vocabulary) * b
     bandwidth, peak = tp * (hardware.bandwidth * rates.decode), tp * (hardware.flops * rates.prefill)
     if hardware.is_cpu:  # engines share the machine

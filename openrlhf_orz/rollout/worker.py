@@ -9,7 +9,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from openrlhf_orz.rollout.sync.checksums import EngineReport, checksum, find_sources
-from openrlhf_orz.rollout.sync.transport import open_source, read_places, views
+from openrlhf_orz.rollout.sync.transport import device_key, open_source, read_places, views
 
 
 def tied_heads(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -69,19 +69,29 @@ def never_loaded(names: set[str], loaded: set[str]) -> list[str]:
 class OrzWorkerExtension(WorkerWrap):
     """Methods that vLLM adds to its worker. ``device`` and ``model_runner`` are the worker's."""
 
-    def load_synced_weights(self, source: tuple, places: list, last: bool = True, check: bool = False) -> list[str]:
+    def init_process_group(self, *args, **kwargs):
+        """As OpenRLHF's, also once more: when an engine was started again, all of them form a new group."""
+        if hasattr(old := getattr(self, "_model_update_group", None), "destroy"):
+            old.destroy()
+        return super().init_process_group(*args, **kwargs)
+
+    def load_synced_weights(
+        self, source: tuple, places: list, last: bool = True, check: bool = False
+    ) -> tuple[str, list[str]]:
         """Load named tensors, in checkpoint format, from a buffer of the trainer.
 
         Args:
-            source: where the buffer is: ("file", path), which must hold all of the model's weights, or
-                ("ipc", {device: handle}).
+            source: where the buffer is: ("file", path), which must hold all of the model's weights,
+                ("ipc", {device: handle}) or ("broadcast", bytes).
             places: the TensorPlace of each tensor in it.
             last: whether this is the last buffer of a sync.
             check: keep the tensors' checksums for ``weight_report``.
 
-        Returns, with the last buffer, the model's parameters that no buffer of the sync has loaded.
+        Returns the name of the device, as the transport has it, and, with the last buffer, the model's parameters that
+        no buffer of the sync has loaded.
         """
-        weights = views(open_source(source, self.device), read_places(places))
+        group = getattr(self, "_model_update_group", None)
+        weights = views(open_source(source, self.device, group), read_places(places))
         if check:
             self.orz_handed = getattr(self, "orz_handed", {}) | {name: checksum(weight) for name, weight in weights}
         model = self.model_runner.get_model()
@@ -95,9 +105,9 @@ class OrzWorkerExtension(WorkerWrap):
         # a model that does not tell is checked by its log-probs alone
         self.orz_loaded = getattr(self, "orz_loaded", set()) | (names if loaded is None else set(loaded))
         if not last:
-            return []
+            return device_key(self.device), []
         loaded, self.orz_loaded = self.orz_loaded, set()
-        return never_loaded(names, loaded)
+        return device_key(self.device), never_loaded(names, loaded)
 
     def _reload(
         self, model: torch.nn.Module, weights: list[tuple[str, torch.Tensor]]

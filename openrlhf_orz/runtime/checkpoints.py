@@ -23,6 +23,7 @@ from openrlhf_orz.runtime.files import sync_folder
 MANIFEST, TRAINER, STATE = "manifest.json", "trainer.json", "trainer.pt"
 PARTIAL = ".partial-"
 FORMAT = 1
+HASHES = ".hashes"  # in a partial checkpoint: what its ranks have hashed themselves
 _TAG = re.compile(r"(best_)?global_step(\d+)")
 _CHUNK = 1 << 22
 _THREADS = 4  # hashing releases the interpreter's lock
@@ -57,16 +58,51 @@ def _sha256(file: Path, sync: bool = False) -> str:
     return digest.hexdigest()
 
 
+def _writer(file: Path) -> int:
+    """The rank that DeepSpeed or we have in the name of a file that it wrote; 0 where there is none."""
+    match = re.search(r"rank_?(\d+)", file.name)
+    return int(match[1]) if match else 0
+
+
+def hash_written(partial: str | Path, role: str, rank: int, ranks: int) -> None:
+    """Flush and hash the files below ``role`` that ``rank`` of ``ranks`` has written, and leave a note for ``commit``.
+
+    They are still in the memory of its machine; ``commit`` would read those of all machines back through one.
+    """
+    partial = Path(partial)
+    entries = {}
+    for file in _files(partial / role):
+        if _writer(file) % ranks == rank:
+            digest, state = _sha256(file, sync=True), file.stat()
+            entries[str(file.relative_to(partial))] = [state.st_size, state.st_mtime_ns, digest]
+    (partial / HASHES).mkdir(exist_ok=True)
+    (partial / HASHES / f"{role}-{rank}.json").write_text(json.dumps(entries))
+
+
+def _hashed(partial: Path) -> dict[Path, str]:
+    """The sha256 of each file that its rank has hashed and that has not changed since."""
+    found = {}
+    for note in (partial / HASHES).glob("*.json"):
+        for name, (size, changed, digest) in json.loads(note.read_text()).items():
+            state = (partial / name).stat()
+            if (state.st_size, state.st_mtime_ns) == (size, changed):
+                found[partial / name] = digest
+    shutil.rmtree(partial / HASHES, ignore_errors=True)
+    return found
+
+
 def commit(partial: str | Path) -> Path:
     """Flush all files of ``partial`` to disk, write the manifest and rename the directory; returns the new path.
 
-    An older checkpoint of that name is replaced. Raises OSError; the new checkpoint then has no final name.
+    What its ranks have hashed is not read again (``hash_written``). An older checkpoint of that name is replaced.
+    Raises OSError; the new checkpoint then has no final name.
     """
     partial = Path(partial)
     final = partial.with_name(partial.name.removeprefix(PARTIAL))
+    hashed = _hashed(partial)
     files = _files(partial)
     with ThreadPoolExecutor(_THREADS) as pool:
-        hashes = list(pool.map(lambda file: _sha256(file, sync=True), files))
+        hashes = list(pool.map(lambda file: hashed.get(file) or _sha256(file, sync=True), files))
     entries = {
         str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": digest}
         for file, digest in zip(files, hashes)

@@ -5,6 +5,7 @@ can save its work. The second signal stops the run at once. With ``--orz.max_res
 which is started again from its newest checkpoint when it fails.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from openrlhf_orz.runtime.console import say
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESTARTS_VARIABLE = "ORZ_RESTARTS"  # in the child's environment: how often it has been started again
+SHORTEST_STOP_S = 120.0
+LAST_LINES = 100  # of metrics.jsonl, in which the last checkpoint is looked for
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 
@@ -51,6 +54,25 @@ def stop_if_asked(args: SimpleNamespace) -> None:
 # ---- in the driver
 
 
+def last_seconds(run_dir: str | Path) -> float:
+    """Seconds of the last step and of the last checkpoint in metrics.jsonl: what a stop must at most wait for."""
+    found: dict[str, float] = {}
+    try:
+        lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()[-LAST_LINES:]
+        for line in lines:
+            record = json.loads(line)
+            found |= {key: record[key] for key in ("seconds_step", "seconds_checkpoint") if record.get(key)}
+    except (OSError, ValueError):
+        pass  # there is none yet, or its last line is being written
+    return sum(found.values())
+
+
+def stop_window(args: SimpleNamespace) -> float:
+    """Seconds that a stop may take: --orz.stop_timeout_s, or what the last step and checkpoint took, and a half."""
+    given = args.orz.stop_timeout_s
+    return max(SHORTEST_STOP_S, 1.5 * last_seconds(args.orz.run_dir)) if given is None else given
+
+
 class StopHandler:
     """Handles both signals. To stop at once it raises KeyboardInterrupt, which Ray lets through its C++ code."""
 
@@ -70,7 +92,9 @@ class StopHandler:
             raise KeyboardInterrupt
         self.asked = True
         stop_mark(self.args).touch()
-        seconds = self.args.orz.stop_timeout_s
+        seconds, needed = stop_window(self.args), last_seconds(self.args.orz.run_dir)
+        if needed > seconds:
+            say(f"the last step and checkpoint took {needed:.0f} s, more than --orz.stop_timeout_s {seconds:g}")
         say(
             f"stopping after the step in hand, within {seconds:g} s (--orz.stop_timeout_s);"
             " a second signal stops at once"

@@ -37,7 +37,11 @@ LOOK_S = 1.0  # from one look of the driver at the heartbeats to the next
 WAKE = signal.SIGUSR2
 
 
-class PhaseTimeout(RuntimeError):
+class RunFailed(RuntimeError):
+    """The run cannot go on; the message says all that there is to say."""
+
+
+class PhaseTimeout(RunFailed):
     """A phase took longer than its flag allows; the message names flag, phase and the file with the stacks."""
 
 
@@ -90,33 +94,38 @@ def write_stacks(path: Path) -> None:
 # ---- limits
 
 
+def hang(text: str, name: str, logs: Path) -> PhaseTimeout:
+    """The error that says ``text``, after the stacks are written to ``logs`` and the text to this process's log."""
+    path = logs / f"hang-{name}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    error = PhaseTimeout(f"{text}: stacks of its processes in {path}")
+    try:
+        write_stacks(path)
+    except OSError as failure:
+        print(f"cannot write {path}: {failure}", file=sys.stderr, flush=True)
+    ask_agents("write_stacks", path, named=True)
+    print(error, file=sys.stderr, flush=True)
+    return error
+
+
 @contextmanager
-def _watched(
-    find_hang: Callable[[threading.Event], str | None], name: str, logs: Path, grace_s: float | None
+def watched(
+    find_failure: Callable[[threading.Event], Exception | None], name: str, grace_s: float | None = None
 ) -> Iterator[None]:
-    """Raise PhaseTimeout in this (the main) thread if ``find_hang`` finds one while the body runs.
+    """Raise in this (the main) thread what ``find_failure`` finds while the body runs.
 
     Args:
-        find_hang: runs in a thread; takes an event, which is set when the body has ended, and returns what hangs,
+        find_failure: runs in a thread; takes an event, which is set when the body has ended, and returns the error,
             or None once the event is set.
-        name: of the thread and the report.
-        logs: directory for the report.
+        name: of the thread.
         grace_s: this process exits if the body has not ended so long after the interrupt; None: it never does.
     """
-    done, hangs = threading.Event(), []
+    done, failures = threading.Event(), []
 
     def watch() -> None:
-        hang = find_hang(done)
-        if hang is None:
+        failure = find_failure(done)
+        if failure is None:
             return
-        path = logs / f"hang-{name}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        hangs.append(f"{hang}: stacks of its processes in {path}")
-        try:
-            write_stacks(path)
-        except OSError as error:
-            print(f"cannot write {path}: {error}", file=sys.stderr, flush=True)
-        ask_agents("write_stacks", path, named=True)
-        print(hangs[0], file=sys.stderr, flush=True)
+        failures.append(failure)
         if done.is_set():
             return
         # a signal and not interrupt_main, which does not wake a thread that sleeps in the kernel
@@ -125,7 +134,7 @@ def _watched(
             os._exit(1)  # the driver learns that this process has died, and why from its log
 
     def interrupt(signum, frame) -> None:
-        if hangs and not done.is_set():
+        if failures and not done.is_set():
             raise KeyboardInterrupt  # the exception that Ray lets through its C++ code
         if callable(before):  # a limit around this one
             before(signum, frame)
@@ -139,11 +148,11 @@ def _watched(
         done.set()
     except BaseException as error:
         done.set()
-        if hangs:
-            raise PhaseTimeout(hangs[0]) from error
+        if failures:
+            raise failures[0] from error
         raise
     finally:
-        if hangs:
+        if failures:
             watcher.join()  # its signal must not come when the handler has gone
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(WAKE, before or signal.SIG_DFL)
@@ -162,10 +171,12 @@ def phase_limit(seconds: float, phase: str, flag: str, logs: str | Path) -> Iter
         yield
         return
 
-    def find_hang(done: threading.Event) -> str | None:
-        return None if done.wait(seconds) else f"{phase} took more than {seconds:g} s (--orz.{flag})"
+    def find_hang(done: threading.Event) -> Exception | None:
+        if done.wait(seconds):
+            return None
+        return hang(f"{phase} took more than {seconds:g} s (--orz.{flag})", phase, Path(logs))
 
-    with _watched(find_hang, phase, Path(logs), GRACE_S):
+    with watched(find_hang, phase, GRACE_S):
         yield
 
 
@@ -234,7 +245,7 @@ def require_heartbeats(args: SimpleNamespace) -> Iterator[None]:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
 
-    def find_hang(done: threading.Event) -> str | None:
+    def find_hang(done: threading.Event) -> Exception | None:
         heartbeats = Heartbeats(path)
         while not done.wait(LOOK_S):
             try:
@@ -242,12 +253,13 @@ def require_heartbeats(args: SimpleNamespace) -> Iterator[None]:
             except OSError:
                 continue  # a network file system that does not answer says nothing about the trainer
             if stale:
-                return f"{', '.join(stale)} has shown no life for {seconds:g} s (--orz.trainer_timeout_s)"
+                text = f"{', '.join(stale)} has shown no life for {seconds:g} s (--orz.trainer_timeout_s)"
+                return hang(text, "trainer", Path(args.orz.run_dir) / "logs")
         return None
 
     try:
         if seconds:
-            with _watched(find_hang, "trainer", Path(args.orz.run_dir) / "logs", grace_s=None):
+            with watched(find_hang, "trainer"):
                 yield
         else:
             yield

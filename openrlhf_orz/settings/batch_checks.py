@@ -74,6 +74,13 @@ def _modes(args) -> Iterator[str]:
             " one of them out"
         )
 
+    seqs, tokens = args.orz.max_num_seqs, args.orz.max_num_batched_tokens
+    if seqs is not None and tokens is not None and tokens < seqs:
+        yield (
+            f"--orz.max_num_batched_tokens {tokens} is below --orz.max_num_seqs {seqs}, of which each computes a"
+            " token: raise the first or lower the second"
+        )
+
 
 def _sleep(args) -> Iterator[str]:
     """DeepSpeed's optimizers that cannot leave the GPU; the run would end at its first sleep."""

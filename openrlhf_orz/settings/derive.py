@@ -17,6 +17,8 @@ from openrlhf_orz.settings.effects import Effect
 from openrlhf_orz.settings.openrlhf_flags import OPENRLHF_FLAGS
 from openrlhf_orz.settings.upstream import openrlhf_parser
 
+MOST_SEQS = 1024  # vLLM's own where it generates offline
+
 
 def detect_device() -> str:
     """Returns "cuda" if this machine shows an NVIDIA GPU that is not hidden, else "cpu". Imports nothing heavy."""
@@ -188,9 +190,12 @@ def _batches(values, explicit) -> None:
     if values["vllm.num_engines"] is None:
         ranks = values["actor.num_nodes"] * values["actor.num_gpus_per_node"]
         values["vllm.num_engines"] = max(1, ranks // values["vllm.tensor_parallel_size"])
+    samples = values["rollout.batch_size"] * values["rollout.n_samples_per_prompt"]
     if values["train.batch_size"] is None:
-        samples = values["rollout.batch_size"] * values["rollout.n_samples_per_prompt"]
         values["train.batch_size"] = samples // values["orz.policy_updates"]
+    if values["orz.device"] == "cuda":  # vLLM's own for an engine like ours are 128 and 2048, as for a server of chats
+        _default(values, explicit, "orz.max_num_seqs", min(MOST_SEQS, -(-samples // values["vllm.num_engines"])))
+        _default(values, explicit, "orz.max_num_batched_tokens", 8192)
     fixed = {"train.micro_batch_size", "rollout.micro_batch_size"} & explicit
     values["orz.fixed_micro_batches"] = bool(fixed) and "train.dynamic_batch_enable" not in explicit
     if values["orz.device"] == "cpu":

@@ -23,6 +23,7 @@ from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.log_prob_head import install_log_prob_head
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.rollout.sync.send import sync_to_engines
+from openrlhf_orz.rollout.sync.transport import on_first_rank
 from openrlhf_orz.runtime.cores import at_work, share_cores
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
 from openrlhf_orz.trainer.live_objects import skip_reduction
@@ -167,11 +168,28 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         return result
 
     def broadcast_to_vllm(self):
-        self.sync_metrics = sync_to_engines(self, self.vllm_engines, broadcast=super().broadcast_to_vllm)
+        self.sync_metrics = sync_to_engines(self, self.vllm_engines)
 
     def sync_engine(self, index: int) -> None:
-        """Bring the weights to one engine, which was started again."""
-        self.sync_metrics = sync_to_engines(self, [self.vllm_engines[index]], broadcast=None)
+        """Bring the weights to one engine, which was started again.
+
+        On GPUs of its own it is no member of the group that weights are sent to. All form a new one then, and get the
+        weights once more, also those that are generating by them.
+        """
+        if self.use_cuda_ipc or self.args.orz.device == "cpu":
+            self.sync_metrics = sync_to_engines(self, [self.vllm_engines[index]])
+        else:
+            on_first_rank(self._form_group_again)
+            self.sync_metrics = sync_to_engines(self, self.vllm_engines)
+
+    def _form_group_again(self) -> None:
+        if self.args.vllm.sync_with_ray:
+            raise RuntimeError(
+                "with --vllm.sync_with_ray an engine that was started again cannot join the group that weights are"
+                " sent to: resume the run from its newest checkpoint (--ckpt.load_enable, or --orz.max_restarts)"
+            )
+        self._model_update_group.destroy()
+        self._init_vllm_sync_group(self.args.vllm.sync_backend)
 
 
 class OrzPolicyModelActor(PolicyModelActor):

@@ -15,7 +15,7 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.runtime.run_dir import RunDir, stack_versions
-from openrlhf_orz.runtime.stopping import Stopped, StopRequested, stop_if_asked
+from openrlhf_orz.runtime.stopping import SHORTEST_STOP_S, Stopped, StopRequested, last_seconds, stop_if_asked
 from openrlhf_orz.runtime.watchdog import phase_limit
 from openrlhf_orz.trainer.rank import capture_random_states, restore_random_states
 
@@ -87,12 +87,14 @@ class TrainerCheckpoints:
         self.saved_step: int | None = None
         self.seconds: float | None = None  # for which the last checkpoint held up the training
         self.faults = {"checkpoints_failed": 0}
+        self.warned = False
 
     # ---- saving
 
     def after_step(self, step: int, client_states: dict) -> None:
         """Save if it is time; raise Stopped if the run was asked to stop."""
         self.last_states = dict(client_states)
+        self.warn_of_stop()
         if self.args.run.save_steps >= 1 and step % self.args.run.save_steps == 0:
             begin = time.monotonic()
             self.save(f"global_step{step}")
@@ -101,6 +103,16 @@ class TrainerCheckpoints:
             stop_if_asked(self.args)
         except StopRequested:
             raise self.stopped() from None
+
+    def warn_of_stop(self) -> None:
+        """Say once that a stop may take longer than whoever sends the signal is likely to wait."""
+        needed, window = last_seconds(self.run_dir.path), self.args.orz.stop_timeout_s or SHORTEST_STOP_S
+        if needed > window and not self.warned:
+            self.warned = True
+            self.run_dir.note(
+                f"to stop takes up to {needed:.0f} s, the last step and its checkpoint: give it as long, in Slurm by"
+                " --signal=B:TERM@SECONDS, and with --orz.stop_timeout_s"
+            )
 
     def take_seconds(self) -> dict[str, float]:
         """``seconds_checkpoint`` of the last checkpoint, once: its step's line is written before it."""

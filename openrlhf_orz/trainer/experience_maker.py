@@ -1,5 +1,8 @@
 """Experience making: only the forwards that the step needs, advantages on whole batches."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
@@ -12,6 +15,8 @@ from openrlhf_orz.runtime.cores import cores
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
 
 logger = init_logger(__name__)
+
+COPIES = 8  # threads that copy samples into batches; more would wait for memory
 
 
 class OrzExperienceMaker(RemoteExperienceMaker):
@@ -31,8 +36,8 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         def for_every_rank(count: int) -> int:
             """Round up, so that every rank (on a CPU every core) gets the same number of non-empty batches."""
             count = -(-count // ranks)
-            side_by_side = min(count, max(1, cores() // ranks)) if args.orz.device == "cpu" else 1
-            return min(-(-count // side_by_side) * side_by_side, len(lengths) // ranks) * ranks
+            at_once = min(count, max(1, cores() // ranks)) if args.orz.device == "cpu" else 1
+            return min(-(-count // at_once) * at_once, len(lengths) // ranks) * ranks
 
         if args.orz.fixed_micro_batches:
             count = for_every_rank(-(-len(lengths) // args.rollout.micro_batch_size))
@@ -41,10 +46,10 @@ class OrzExperienceMaker(RemoteExperienceMaker):
             keys = [sharing_key(x.sequences[0][:n], int(x.response_length)) for x, n in zip(rollout_samples, lengths)]
             count = for_every_rank(count_micro_batches(lengths, args.rollout.max_tokens_per_gpu * together, keys))
             parts = cut_micro_batches(lengths, count, keys)
-        return [
-            Experience.concat_experiences([rollout_samples[i] for i in part], self.tokenizer.pad_token_id)
-            for part in parts
-        ]
+        pad_token = self.tokenizer.pad_token_id
+        return side_by_side(
+            lambda part: Experience.concat_experiences([rollout_samples[i] for i in part], pad_token), parts
+        )
 
     def make_experience(self, samples_list):
         experiences = super().make_experience(samples_list)
@@ -99,6 +104,12 @@ class OrzExperienceMaker(RemoteExperienceMaker):
 
     def get_cumulative_returns(self, rewards, action_mask, gamma):
         return discounted_sum(rewards * action_mask, gamma)
+
+
+def side_by_side(call: Callable, parts: list) -> list:
+    """Map ``call``, which copies tensors, over ``parts`` in threads: the GPUs wait for the trainer's process here."""
+    with ThreadPoolExecutor(min(COPIES, cores())) as pool:
+        return list(pool.map(call, parts))
 
 
 def with_tokens(items: list[Experience]) -> list[Experience]:

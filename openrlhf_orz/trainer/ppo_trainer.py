@@ -32,13 +32,14 @@ from openrlhf_orz.data.prompts import PromptLoader
 from openrlhf_orz.evaluate.grading import evaluate_samples
 from openrlhf_orz.rollout.generation import OrzSamplesGenerator
 from openrlhf_orz.rollout.sync.check import SyncCheck, engine_memory, fill_log_probs
+from openrlhf_orz.rollout.sync.transport import BroadcastBroken
 from openrlhf_orz.runtime.memory import memory_metrics
 from openrlhf_orz.runtime.run_dir import RunDir, TolerantLogger
 from openrlhf_orz.runtime.stopping import StopRequested, training_mark
 from openrlhf_orz.runtime.watchdog import phase_limit, start_heartbeat
 from openrlhf_orz.settings.finished import policy_steps
 from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
-from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, side_by_side, with_tokens
 from openrlhf_orz.trainer.metrics import StepMetrics, as_numbers, rank_metrics, rollout_row
 
 logger = init_logger(__name__)
@@ -155,7 +156,7 @@ class OrzTrainer(BasePPOTrainer):
             item.info = as_numbers(item.info)
         shares = balance_ranks([int(item.total_length) for item in items], self.ranks, self.hidden_size)
         self.metrics.add(rank_metrics(shares))
-        return [make_experience_batch([items[i] for i in share]) for share in shares]
+        return side_by_side(lambda share: make_experience_batch([items[i] for i in share]), shares)
 
     def ppo_train(self, global_steps):
         if self.args.orz.cross_fit_values and self.critic_model_group is not None:
@@ -229,7 +230,7 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.samples_generator.set_sync(self.sync_engine)
+        self.samples_generator.engines.set_sync(self.sync_engine)
 
     def rollouts(self):
         return DrawnRollouts(self.samples_generator, self.prompts_dataloader)
@@ -262,11 +263,13 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
         return logs
 
     def send_weights(self) -> None:
-        """The weight sync, once more if an engine had died: the trainer's own weights are whole all the same."""
+        """The weight sync, once more if an engine dies in it: the trainer's own weights are whole all the same."""
+        engines = self.samples_generator.engines
+        engines.revive_dead(between_steps=False)  # the others would wait for a dead one in a broadcast
         try:
             super().send_weights()
-        except ray.exceptions.RayTaskError:
-            if not self.samples_generator.revive_dead_engines():
+        except ray.exceptions.RayError as error:
+            if isinstance(error, BroadcastBroken) or not engines.revive_dead(between_steps=False):
                 raise
             super().send_weights()
 

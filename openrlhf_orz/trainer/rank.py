@@ -14,7 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
 from safetensors import SafetensorError
 
-from openrlhf_orz.runtime.checkpoints import partial_path, put_in_place, sync_files
+from openrlhf_orz.runtime.checkpoints import hash_written, partial_path, put_in_place, sync_files
 from openrlhf_orz.runtime.console import tell_stage
 from openrlhf_orz.runtime.memory import MemoryByPhase
 from openrlhf_orz.runtime.nodes import require_shared
@@ -111,6 +111,9 @@ class Rank:
         file.parent.mkdir(parents=True, exist_ok=True)  # with --ckpt.disable_ds DeepSpeed has made none
         torch.save(state, file)
         dist.barrier()
+        if dist.get_world_size() > 1:  # a lone rank is on the machine that commits, which hashes in the background
+            hash_written(self.checkpoint_path(tag), self.role, dist.get_rank(), dist.get_world_size())
+            dist.barrier()
 
     def save_model(self, write: Callable[[str], None], target: str) -> str | None:
         """Have ``write`` save the model for transformers, whole or not at all; what is there stays until then.

@@ -127,6 +127,8 @@ class SyncCheck:
         Args:
             actor_group: the policy's RayActorGroup.
             engines: handles of all engines.
+                With --vllm.enable_sleep their key-value caches sleep. They are woken when the trainer has computed,
+                and stay awake, as generation comes next.
 
         Raises FloatingPointError if a log-prob is not finite, SyncError if the gap is too large.
         """
@@ -134,6 +136,8 @@ class SyncCheck:
             return {}
         trainer = _trainer_log_probs(actor_group, self.samples)
         token_ids = [sample.sequences[0].tolist() for sample in self.samples]
+        if self.args.vllm.enable_sleep:
+            batch_vllm_engine_call(engines, "wake_up")
         gaps = _gaps(trainer, _engine_log_probs(engines, token_ids), self.samples)
         result = {"sync_logprob_gap_mean": gaps.mean().item(), "sync_logprob_gap_max": gaps.max().item()}
         if self.last_log_probs is not None:

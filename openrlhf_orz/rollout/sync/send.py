@@ -1,5 +1,5 @@
 """Weight sync in buckets: a bucket is gathered, turned into the tensors of a checkpoint, copied into one buffer, and
-handed to every engine of this machine.
+handed to every engine.
 """
 
 import re
@@ -11,22 +11,25 @@ import torch.distributed as dist
 
 from openrlhf_orz.models.adapters import adapters, plain_names, without_adapters
 from openrlhf_orz.rollout.sync.checksums import Checksum, EngineReport, SyncError, checksum, compare
-from openrlhf_orz.rollout.sync.transport import FileTransport, IpcTransport, cut_into_buckets
+from openrlhf_orz.rollout.sync.transport import (
+    BroadcastTransport,
+    FileTransport,
+    IpcTransport,
+    cut_into_buckets,
+    on_first_rank,
+)
 
 NAMED = 8  # problems that an error lists
 
 
-def sync_to_engines(trainer, engines: list, broadcast: Callable | None) -> dict[str, float]:
+def sync_to_engines(trainer, engines: list) -> dict[str, float]:
     """Bring the policy's weights to ``engines`` and, with --orz.check_sync, verify them. All ranks must call it.
 
     Args:
         trainer: an ActorPPOTrainer.
-        engines: all of the run's, or those that were started again.
-        broadcast: upstream's sync to all engines, used where they have GPUs of their own; None for single ones.
+        engines: all of the run's, or, where they share GPUs or the machine with the trainer, those started again.
 
-    Raises RuntimeError where a single engine cannot be reached.
-
-    Returns the metrics ``sync_bytes`` (not known of a broadcast) and, with --orz.check_sync, ``sync_verified``.
+    Returns the metrics ``sync_bytes`` and, with --orz.check_sync, ``sync_verified``.
     """
     import ray
     from deepspeed.accelerator import get_accelerator
@@ -44,32 +47,25 @@ def sync_to_engines(trainer, engines: list, broadcast: Callable | None) -> dict[
         trainable_only=getattr(trainer.actor, "is_vlm", False),
     )
 
-    def load(source, places, last):
-        ray.get([engine.load_weights.remote(source, places, last, args.orz.check_sync) for engine in engines])
+    def load(source, places, last, meanwhile):
+        refs = [engine.load_weights.remote(source, places, last, args.orz.check_sync) for engine in engines]
+        meanwhile()
+        if source[0] != "broadcast":  # in which the others would wait for an engine that is lost
+            ray.wait(refs, num_returns=len(refs))
+        return [device for devices in ray.get(refs) for device in devices]
 
+    device = torch.device(get_accelerator().current_device_name())
+    transport: FileTransport | IpcTransport | BroadcastTransport
     if args.orz.device == "cpu":
         transport = FileTransport(f"{args.run.scratch}weights", dtype, load)
     elif trainer.use_cuda_ipc:
-        transport = IpcTransport(torch.device(get_accelerator().current_device_name()), dtype, load)
+        transport = IpcTransport(device, dtype, load)
     else:
-        transport = None
-    if transport is None and broadcast is None:
-        raise RuntimeError(
-            "an engine on GPUs of its own was started again, and is no member of the group that weights are sent to:"
-            " resume the run from its newest checkpoint (--ckpt.load_enable, or --orz.max_restarts)"
-        )
-    elif transport is None:
-        if weights.converted:
-            raise RuntimeError(
-                "the weights of this model have other names in memory than in a checkpoint, and OpenRLHF's broadcast"
-                " sends those in memory: let policy and engines share their GPUs (--train.colocate_all)"
-            )
-        broadcast()
-    else:
-        get_accelerator().empty_cache()
-        report["sync_bytes"] = float(weights.send(transport))
-        get_accelerator().empty_cache()
-        torch_dist_barrier_and_cuda_sync()
+        transport = BroadcastTransport(getattr(trainer, "_model_update_group", None), device, dtype, load)
+    get_accelerator().empty_cache()
+    report["sync_bytes"] = float(weights.send(transport))
+    get_accelerator().empty_cache()
+    torch_dist_barrier_and_cuda_sync()
     if args.orz.check_sync:
         report["sync_verified"] = verify_sync(
             weights,
@@ -151,7 +147,7 @@ class Weights:
         adapter = self.adapters.get(name)
         return adapter.merged(param.detach()) if adapter else param.detach()
 
-    def send(self, transport: FileTransport | IpcTransport) -> int:
+    def send(self, transport: FileTransport | IpcTransport | BroadcastTransport) -> int:
         """Bring all parameters to the engines. All ranks must call it. Returns the weights' bytes, without padding."""
         buckets, nbytes = self.buckets(), 0
         try:
@@ -194,13 +190,12 @@ def verify_sync(weights: Weights, ask: Callable[[list[str], str], list], rearran
     ``rearranged`` keeps, between calls, which parameters the engines hold in another order. The first call fills it:
     vLLM has brought them into that order, and the log-probs after the first sync show whether it is the right one.
     Returns the share of the weights that was found in the parameters of every engine, and not only in what its loader
-    received (nan on other ranks). Raises SyncError on rank 0 with the names of the parameters that differ.
+    received. Raises SyncError on rank 0, with the names of the parameters that differ, and RuntimeError on the others.
     """
     sums = weights.checksums()
-    problems: list[str] = []
-    share = float("nan")
-    if dist.get_rank() == 0:
-        found = set(sums)
+
+    def compare_all() -> float:
+        found, problems = set(sums), []
         dtype = str(weights.dtype).removeprefix("torch.")
         for i, engine in enumerate(ask(list(sums), dtype)):
             wrong, at_home, moved = compare(sums, [EngineReport.read(worker) for worker in engine])
@@ -208,9 +203,9 @@ def verify_sync(weights: Weights, ask: Callable[[list[str], str], list], rearran
             wrong += [f"{param}: its elements are in another order than before" for param in sorted(moved ^ known)]
             problems += [f"engine {i}: {problem}" for problem in wrong]
             found &= at_home
-        share = sum(sums[name].count for name in found) / max(1, sum(each.count for each in sums.values()))
-    dist.barrier()  # before an error is raised, or the other ranks would wait here for ever
-    if problems:
-        more = [f"and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
-        raise SyncError("after a weight sync:\n" + "\n".join(problems[:NAMED] + more))
-    return share
+        if problems:
+            more = [f"and {len(problems) - NAMED} more"] if len(problems) > NAMED else []
+            raise SyncError("after a weight sync:\n" + "\n".join(problems[:NAMED] + more))
+        return sum(sums[name].count for name in found) / max(1, sum(each.count for each in sums.values()))
+
+    return on_first_rank(compare_all)

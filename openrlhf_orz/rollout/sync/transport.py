@@ -1,9 +1,10 @@
-"""Named tensors in a flat buffer of bytes, and two ways for the buffer to reach the engines of this machine.
+"""Named tensors in a flat buffer of bytes, and three ways for the buffer to reach the engines.
 
-The ways (transports) are a file in memory and GPU memory. All ranks use a transport in the same way: ``put`` while a
-bucket's parameters are whole, then ``send`` for each bucket, and ``close`` at the end. Rank 0 alone runs
-``call(source, places, last)``, which hands the buffer ``source`` to every engine and returns when they have loaded it.
-``open_source`` is the engines' side.
+The ways (transports) are a file in memory, GPU memory, and a broadcast to engines on GPUs of their own. All ranks use
+one in the same way: ``put`` while a bucket's parameters are whole, ``send`` for each bucket, ``close`` at the end.
+Rank 0 runs ``call(source, places, last, meanwhile)``, which tells every engine to load the buffer ``source``, runs
+``meanwhile``, and returns, when all have loaded it, the devices on which it was opened. Where that fails, ``send``
+raises on all ranks. ``open_source`` is the engines' side.
 """
 
 import math
@@ -11,8 +12,9 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +22,28 @@ from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 ALIGN = 256  # tensors start at multiples of so many bytes: fits every dtype, and GPUs load from there in full width
 DEVICE_ARGUMENT = 6  # of rebuild_cuda_tensor: the GPU's index in the receiving process
-Call = Callable[[tuple, "list[TensorPlace]", bool], None]  # source, places, last
+COUNTER_ARGUMENTS = slice(11, 13)  # of rebuild_cuda_tensor: where the receivers of an export are counted
+Call = Callable[[tuple, "list[TensorPlace]", bool, Callable[[], None]], "list[str]"]
+T = TypeVar("T")
+
+
+class BroadcastBroken(RuntimeError):
+    """An engine was lost in a broadcast. The others wait in it, so it cannot be repeated."""
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """Run ``work`` on rank 0. All ranks must call it; they return what it returns, or raise if it raises."""
+    verdict: list = [None, None]
+    error = None
+    if dist.get_rank() == 0:
+        try:
+            verdict[0] = work()
+        except Exception as caught:  # whatever it is, the other ranks wait for the verdict
+            error, verdict[1] = caught, f"{type(caught).__name__}: {caught}"
+    dist.broadcast_object_list(verdict, src=0)
+    if verdict[1] is not None:
+        raise error or RuntimeError(f"rank 0 has failed: {verdict[1]}")
+    return verdict[0]
 
 
 class TensorPlace(NamedTuple):
@@ -96,23 +119,35 @@ class FileTransport:
         self.places: list[TensorPlace] = []
         self.end = 0
         self.file: BinaryIO | None = None
+        self.failure: OSError | None = None
 
     def put(self, weights: list[tuple[str, torch.Tensor]]) -> None:
         places, self.end = layout([(name, weight.shape) for name, weight in weights], self.dtype, start=self.end)
         self.places += places
         if dist.get_rank() == 0:
-            if self.file is None:
-                self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                self.file = os.fdopen(self.fd, "wb", closefd=False)
-            for place, (_, weight) in zip(places, weights):
-                self.file.seek(place.offset)
-                weight = weight.detach().to("cpu", self.dtype).contiguous().reshape(-1)
-                self.file.write(memoryview(weight.view(torch.uint8).numpy()))
+            try:
+                self._write(weights, places)
+            except OSError as error:
+                self.failure = error  # all ranks shall learn of it, in ``send``
+
+    def _write(self, weights: list[tuple[str, torch.Tensor]], places: list[TensorPlace]) -> None:
+        if self.file is None:
+            self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            self.file = os.fdopen(self.fd, "wb", closefd=False)
+        for place, (_, weight) in zip(places, weights):
+            self.file.seek(place.offset)
+            weight = weight.detach().to("cpu", self.dtype).contiguous().reshape(-1)
+            self.file.write(memoryview(weight.view(torch.uint8).numpy()))
 
     def send(self, last: bool) -> None:
+        on_first_rank(lambda: self._hand_over(last))
+
+    def _hand_over(self, last: bool) -> None:
+        if self.failure is not None:
+            raise self.failure
         if last and self.file is not None:
             self.file.close()
-            self.call(("file", self.path), self.places, True)
+            self.call(("file", self.path), self.places, True, lambda: None)
 
     def close(self) -> None:
         if self.file is None:
@@ -128,8 +163,9 @@ class FileTransport:
 class IpcTransport:
     """One call for each bucket. Each rank has a buffer on its GPU, which the engine on the same GPU opens.
 
-    Every rank exports its own buffer, and engines find theirs by the GPU's name. On CPU (in tests) buffers are in
-    shared memory.
+    Every rank exports its own buffer, and engines find theirs by the GPU's name. torch counts an export's receivers,
+    one from the start: the memory of one that nobody opens would never be free again. So what was not opened is given
+    back. On CPU (in tests) buffers are in shared memory.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, call: Call):
@@ -148,10 +184,15 @@ class IpcTransport:
 
     def send(self, last: bool) -> None:
         handles: list = [None] * dist.get_world_size()
-        dist.all_gather_object(handles, {device_key(self.device): export(self.buffer)})
-        if dist.get_rank() == 0:
-            self.call(("ipc", {key: handle for each in handles for key, handle in each.items()}), self.places, last)
-        dist.barrier()  # no rank may free its buffer before the engines have read it
+        key, handle = device_key(self.device), export(self.buffer)
+        dist.all_gather_object(handles, {key: handle})
+        source = ("ipc", {key: handle for each in handles for key, handle in each.items()})
+        opened: list[str] = []
+        try:  # it returns when the engines have read all buffers: none may be freed before
+            opened = on_first_rank(lambda: self.call(source, self.places, last, lambda: None))
+        finally:
+            if key not in opened:  # after a failure perhaps it was: to give back once too often does no harm
+                give_back(handle)
         self.buffer = None
 
     def close(self) -> None:
@@ -165,6 +206,49 @@ class IpcTransport:
             torch.cuda.synchronize(self.device)
 
 
+class BroadcastTransport:
+    """One call and one broadcast for each bucket, from rank 0 to the workers of all engines.
+
+    Args:
+        group: OpenRLHF's group of rank 0 and the workers; None on the other ranks.
+    """
+
+    def __init__(self, group, device: torch.device, dtype: torch.dtype, call: Call):
+        self.group, self.device, self.dtype, self.call = group, device, dtype, call
+        self.buffer: torch.Tensor | None = None
+
+    def put(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+        if dist.get_rank() == 0:
+            self.places, nbytes = layout([(name, weight.shape) for name, weight in weights], self.dtype)
+            self.buffer = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+            copy_into_buffer((weight for _, weight in weights), self.places, self.buffer)
+
+    def send(self, last: bool) -> None:
+        on_first_rank(lambda: self._broadcast(last))
+        self.buffer = None
+
+    def _broadcast(self, last: bool) -> None:
+        assert self.buffer is not None  # for the type checker
+        try:
+            source, send = ("broadcast", self.buffer.numel()), partial(broadcast_buffer, self.group, self.buffer)
+            self.call(source, self.places, last, send)
+        except Exception as error:
+            raise BroadcastBroken(f"an engine was lost while weights were broadcast: {error}") from error
+
+    def close(self) -> None:
+        self.buffer = None
+
+
+def broadcast_buffer(group, buffer: torch.Tensor) -> None:
+    """Broadcast from the first of ``group``: a PyNcclCommunicator, or the name of a group of Ray's."""
+    if isinstance(group, str):
+        import ray.util.collective
+
+        ray.util.collective.broadcast(buffer, 0, group_name=group)
+    else:
+        group.broadcast(buffer, src=0, stream=torch.cuda.current_stream() if buffer.is_cuda else None)
+
+
 def device_key(device: torch.device) -> str:
     """Return a name of the device that is the same in processes that see different GPUs."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else device.type
@@ -173,6 +257,14 @@ def device_key(device: torch.device) -> str:
 def export(buffer: torch.Tensor) -> bytes:
     """Return what another process needs to open ``buffer``, which must live until that process is done."""
     return bytes(ForkingPickler.dumps(reduce_tensor(buffer)))
+
+
+def give_back(handle: bytes) -> None:
+    """Take one receiver, who never came, off the count of an export of this process."""
+    rebuild, arguments = pickle.loads(handle)
+    if rebuild is rebuild_cuda_tensor:
+        file, offset = arguments[COUNTER_ARGUMENTS]
+        torch.UntypedStorage._release_ipc_counter(file, offset, device=torch.device("cuda"))
 
 
 def open_export(handle: bytes, device: torch.device) -> torch.Tensor:
@@ -184,9 +276,13 @@ def open_export(handle: bytes, device: torch.device) -> torch.Tensor:
     return rebuild(*arguments)
 
 
-def open_source(source: tuple, device: torch.device) -> torch.Tensor:
-    """Open the buffer (uint8, 1-D) of a transport's ``source``. Raises FileNotFoundError and KeyError."""
+def open_source(source: tuple, device: torch.device, group=None) -> torch.Tensor:
+    """The buffer (uint8, 1-D) of a transport's ``source``, opened or received. Raises FileNotFoundError, KeyError."""
     kind, where = source
+    if kind == "broadcast":
+        buffer = torch.empty(where, dtype=torch.uint8, device=device)
+        broadcast_buffer(group, buffer)
+        return buffer
     if kind == "file":
         if not os.path.exists(where):
             raise FileNotFoundError(
@@ -194,8 +290,7 @@ def open_source(source: tuple, device: torch.device) -> torch.Tensor:
             )
         # private: a write by mistake would not reach the file
         return torch.from_file(where, shared=False, size=os.path.getsize(where), dtype=torch.uint8)
-    key = device_key(device)
-    if key not in where:
+    if (key := device_key(device)) not in where:
         raise KeyError(f"no rank of the policy is on this engine's device {key}: colocated ones must share their GPUs")
     return open_export(where[key], device)
 

@@ -108,3 +108,17 @@ def test_curation_benchmark(load, tmp_path, monkeypatch):
     assert found["duplicates_precision"] >= 0.95
     found = load("curate").main(["--contamination", str(file), "--data", str(file)])["contamination"]
     assert found["questions"] == 200 and not any(found["missed"].values()) and found["hits"] == 0
+
+
+def test_rollout_path_benchmark(load):
+    """Both ways end in the same batches for the ranks."""
+    benchmark = load("rollout_path")
+    found = []
+    real = benchmark.to_the_ranks
+    benchmark.to_the_ranks = lambda samples, args: found.append(real(samples, args)) or found[-1]
+    result = benchmark.main(["--responses", "128", "--tokens", "200", "--ranks", "4"])
+    assert result["now"]["pickled_mib"] < result["before"]["pickled_mib"]
+    before, now = found
+    for ours, theirs in zip(now, before, strict=True):
+        for name in ("sequences", "action_mask", "rollout_log_probs", "rewards"):
+            assert getattr(ours, name).nan_to_num(9.0).equal(getattr(theirs, name).nan_to_num(9.0)), name

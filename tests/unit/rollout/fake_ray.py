@@ -1,10 +1,13 @@
 """Ray and its engine actors, as far as the samples generator and the sync check use them, in this process."""
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import ray.exceptions
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
+
+from openrlhf_orz.rollout.engine import EngineNotStarted
 
 
 class Ref:
@@ -43,7 +46,7 @@ class FakeRay:
     def kill(self, engine, no_restart):
         assert not no_restart
         self.killed.append(engine.number)
-        engine.start()
+        engine.restart_process()
 
     # as the module ``time``
     def monotonic(self):
@@ -54,32 +57,68 @@ class FakeRay:
 
 
 class FakeEngine:
-    """Answers prompts by ``answer(engine, prompt, params)``, which returns a Callable or None as in ``Ref``."""
+    """Answers prompts by ``answer(engine, prompt, params)``, which returns a Callable or None as in ``Ref``.
+
+    ``calls`` are the methods called; with those of ``dies_at`` the process dies. ``start_error``: what a start raises.
+    """
 
     def __init__(self, number, answer):
         self._actor_id, self.number, self.answer = f"actor-{number}", number, answer
-        self.starts, self.asked, self.dead = 0, [], False
-        self.start()
-        for name in ("incarnation", "get_num_unfinished_requests", "generate_responses"):
-            setattr(self, name, SimpleNamespace(remote=getattr(self, f"_{name}")))
+        self.sent = []
+        self.starts, self.asked, self.calls, self.dies_at, self.start_error = 0, [], [], set(), None
+        self.dead, self.started, self.asleep = False, False, False
+        self._start()
+        for name in ("start", "incarnation", "wake_up", "sleep", "get_num_unfinished_requests", "generate_responses"):
+            setattr(self, name, SimpleNamespace(remote=partial(self._call, name)))
 
-    def start(self):
-        self.starts, self.dead = self.starts + 1, False
+    def restart_process(self):
+        """What Ray does with a dead actor: a new process, without vLLM."""
+        self.dead, self.started, self.asleep = False, False, False
 
     def die(self):
-        """Ray starts the actor again by itself."""
-        self.start()
+        self.restart_process()
         raise RayActorError()
 
+    def _call(self, name, **kwargs):
+        self.calls.append(name)
+        if self.dead or name in self.dies_at:
+            self.dies_at.discard(name)
+            return Ref(self._actor_id, self.die)
+        if not self.started and name != "start":
+            return Ref(self._actor_id, self._raise(EngineNotStarted("it waits to be started again")))
+        if name == "generate_responses":
+            return self._generate_responses(**kwargs)
+        result = getattr(self, f"_{name}")
+        return Ref(self._actor_id, result)
+
+    @staticmethod
+    def _raise(cause):
+        def call():
+            raise RayTaskError("f", "trace", cause)
+
+        return call
+
+    def _start(self):
+        if self.start_error is not None:
+            self._raise(EngineNotStarted(self.start_error))()
+        if not self.started:
+            self.starts, self.started = self.starts + 1, True
+        return self._incarnation()
+
     def _incarnation(self):
-        name = f"{self.number}-{self.starts}"
-        return Ref(self._actor_id, lambda: name)
+        return f"{self.number}-{self.starts}"
+
+    def _wake_up(self):
+        self.asleep = False
+
+    def _sleep(self):
+        self.asleep = True
 
     def _get_num_unfinished_requests(self):
-        return Ref(self._actor_id, lambda: 0)
+        return 0
 
     def _generate_responses(self, *, prompt, label, sampling_params, num_samples, **kwargs):
-        if self.dead:
-            self.die()
+        assert not self.asleep
         self.asked.append((prompt, sampling_params.seed))
+        self.sent.append(kwargs)
         return Ref(self._actor_id, self.answer(self, prompt, sampling_params))

@@ -1,14 +1,19 @@
 """What the engine actor asks of vLLM and its executor, without vLLM's engine; its arguments; how engines start."""
 
 import asyncio
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from vllm import SamplingParams
+from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+from ray.exceptions import RayActorError, RayTaskError
+from vllm import AsyncEngineArgs, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from openrlhf_orz.rollout import engine
-from openrlhf_orz.rollout.engine import Engines, OrzRolloutActor, engine_args
+from openrlhf_orz.rollout.engine import EngineNotStarted, Engines, OrzRolloutActor, engine_args, logged_cause
 from openrlhf_orz.rollout.sync.checksums import SyncError
 from openrlhf_orz.settings.command_line import parse
 
@@ -43,12 +48,15 @@ class Executor:
 
     async def execute(self, sampling_params, **kwargs):
         self.seeds.append(sampling_params.seed)
-        return {"seed": sampling_params.seed, **kwargs}
+        tokens = {"observation_tokens": [1, 2], "rollout_log_probs": [0.0, -0.5]}
+        return {"seed": sampling_params.seed, **tokens, **kwargs}
 
 
 def make(llm=None, executor=None):
     actor = object.__new__(OrzRolloutActor)  # its process would be Ray's
     actor.llm, actor.executor, actor._mm_pad_token_ids, actor.born = llm or Llm(), executor, None, "first"
+    actor.lock, actor.first_start, actor.failure = asyncio.Lock(), asyncio.Event(), None
+    actor.first_start.set()
     return actor
 
 
@@ -70,6 +78,8 @@ def responses(seed, num_samples):
     )
     assert params.seed == seed and len(found) == num_samples
     assert all((each["prompt"], each["label"], each["max_length"]) == ("p", "l", 9) for each in found)
+    arrays = [each[name] for each in found for name in ("observation_tokens", "rollout_log_probs")]
+    assert {array.dtype for array in arrays} == {np.dtype("int32"), np.dtype("float32")}
     return executor.seeds
 
 
@@ -87,8 +97,8 @@ def test_without_a_seed_samples_have_none():
 def test_the_prefix_cache_is_dropped_after_the_last_bucket(check):
     llm = Llm()
     actor = make(llm)
-    llm.answers["load_synced_weights"] = [[], []]  # of two workers: nothing is missing
-    asyncio.run(actor.load_weights(("ipc", {}), ["a"], False, check))
+    llm.answers["load_synced_weights"] = [["gpu-a", []], ["gpu-b", []]]  # of two workers: nothing is missing
+    assert asyncio.run(actor.load_weights(("ipc", {}), ["a"], False, check)) == ["gpu-a", "gpu-b"]
     assert llm.calls == [("load_synced_weights", ("ipc", {}), ["a"], False, check)]
     asyncio.run(actor.load_weights(("ipc", {}), ["b"], True, check))
     assert llm.calls[1:] == [("load_synced_weights", ("ipc", {}), ["b"], True, check), ("reset_prefix_cache",)]
@@ -96,7 +106,7 @@ def test_the_prefix_cache_is_dropped_after_the_last_bucket(check):
 
 def test_a_parameter_that_a_sync_has_not_loaded_is_an_error():
     llm = Llm()
-    llm.answers["load_synced_weights"] = [["l.0.w13", "l.0.w2"], ["l.0.w2", "a", "b", "c"]]
+    llm.answers["load_synced_weights"] = [["gpu-a", ["l.0.w13", "l.0.w2"]], ["gpu-b", ["l.0.w2", "a", "b", "c"]]]
     with pytest.raises(SyncError, match="has not reached a, b, c, l.0.w13 and 1 more"):
         asyncio.run(make(llm).load_weights(("ipc", {}), ["a"], True))
 
@@ -128,13 +138,139 @@ def test_an_incarnation_is_told_only_by_a_healthy_engine():
         asyncio.run(make(Llm(healthy=False)).incarnation())
 
 
-def args(device="cuda", determinism=False, own_agent=True, dtype="bf16"):
+@pytest.fixture
+def process(monkeypatch, tmp_path):
+    """Builds an engine's process without Ray. ``restarted``: Ray has started it again."""
+
+    def build(restarted=False):
+        context = SimpleNamespace(was_current_actor_reconstructed=restarted, get_actor_id=lambda: "id")
+        monkeypatch.setattr(engine, "ray", SimpleNamespace(get_runtime_context=lambda: context))
+        return OrzRolloutActor("model", scratch=f"{tmp_path}/run-", num_gpus=1)
+
+    return build
+
+
+def starts(monkeypatch, error=None):
+    """OpenRLHF's constructor of the engine, which starts vLLM, notes its arguments instead."""
+    given = []
+
+    async def start(self, *args, **kwargs):
+        given.append((args, kwargs))
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+        self.executor, self.llm = Executor(), Llm()
+
+    monkeypatch.setattr(RolloutRayActor, "__init__", start)
+    return given
+
+
+def test_the_process_comes_before_vllm(process, monkeypatch):
+    """Whoever asks too early waits for the first start, and all starts are one."""
+    given = starts(monkeypatch)
+
+    async def run():
+        actor = process()
+        early = asyncio.ensure_future(actor.incarnation())
+        await asyncio.sleep(0.01)
+        assert given == [] and not early.done()
+        first, second = await asyncio.gather(actor.start(), actor.start())
+        assert first == second == await early and given == [(("model",), {"num_gpus": 1})]
+
+    asyncio.run(run())
+
+
+def test_a_process_that_ray_has_started_again_waits(process, monkeypatch):
+    given = starts(monkeypatch)
+
+    async def run():
+        actor = process(restarted=True)
+        for call in (actor.incarnation(), actor.load_weights(("ipc", {}), [], True), actor.sleep(), actor.wake_up(),
+                     actor.generate_responses(prompt="p", label="l", sampling_params=SamplingParams(), max_length=9,
+                                              hf_tokenizer=None)):  # fmt: skip
+            with pytest.raises(EngineNotStarted, match="waits to be started again"):
+                await call
+        assert given == []
+        assert await actor.start() == await actor.incarnation()
+
+    asyncio.run(run())
+
+
+def test_a_start_that_fails_says_why_to_all_who_ask(process, monkeypatch):
+    given = starts(monkeypatch, AttributeError("module 'mine' has no attribute 'reward_func'"))
+    cause = "AttributeError: module 'mine' has no attribute 'reward_func'"
+
+    async def run():
+        actor = process()
+        for call in (actor.start, actor.incarnation, actor.start, actor.sleep):
+            with pytest.raises(EngineNotStarted, match=cause):
+                await call()
+        assert len(given) == 1
+
+    asyncio.run(run())
+
+
+def test_the_cause_is_found_in_the_log_of_vllms_own_process():
+    log = """INFO 11-29 starting
+(EngineCore pid=7) ERROR 11-29 00:00:00 [core.py:900] EngineCore failed to start.
+(EngineCore pid=7) ERROR 11-29 00:00:00 [core.py:900] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-29 00:00:00 [core.py:900]     raise ValueError("free")
+(EngineCore pid=7) ERROR 11-29 00:00:00 [core.py:900] ValueError: Free memory on device (1/79 GiB) is too small.
+Process EngineCore:
+Traceback (most recent call last):
+torch.cuda.OutOfMemoryError: CUDA out of memory.
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+    assert logged_cause(log) == "torch.cuda.OutOfMemoryError: CUDA out of memory."
+    assert (
+        logged_cause(log.replace("torch.cuda.OutOf", "-"))
+        == "ValueError: Free memory on device (1/79 GiB) is too small."
+    )
+    assert logged_cause("all is well") == ""
+
+
+def failing(error):
+    def call():
+        raise error
+
+    return call
+
+
+def started(monkeypatch, results):
+    """Engines of which each has made its first start: ``results`` are callables, None for one that takes for ever."""
+    fake = SimpleNamespace(
+        remote=lambda cls: cls, get=lambda ref: ref(),
+        wait=lambda refs, num_returns, timeout: ([ref for ref in refs if ref in ready], []),
+    )  # fmt: skip
+    ready = [result for result in results if result is not None]
+    monkeypatch.setattr(engine, "ray", fake)
+    engines = Engines(OrzRolloutActor, "scratch-")
+    engines.LOOK_S, engines.starts = 0.01, [result or (lambda: None) for result in results]
+    return engines
+
+
+def test_a_first_start_that_fails_or_is_slow_is_an_error(monkeypatch):
+    fine = lambda: "born"  # noqa: E731  a call's result, as in fake_ray.py
+    cause = RayTaskError("f", "a long trace", EngineNotStarted("ValueError: no such architecture"))
+    error = started(monkeypatch, [fine, None, failing(cause)]).failed_start(threading.Event(), 100)
+    assert str(error) == "engine 2 cannot start: ValueError: no such architecture"
+    error = started(monkeypatch, [failing(RayActorError())]).failed_start(threading.Event(), 100)
+    assert str(error).startswith("engine 0 cannot start: The actor ")
+    error = started(monkeypatch, [None, fine, None]).failed_start(threading.Event(), 0.05)
+    assert str(error) == "engine 0, 2 has not started within 0.05 s (--orz.start_timeout_s)"
+    done = threading.Event()
+    threading.Timer(0.1, done.set).start()
+    assert started(monkeypatch, [fine, None]).failed_start(done, 0) is None
+
+
+def args(device="cuda", determinism=False, own_agent=True, dtype="bf16", seqs=None, tokens=None):
     return SimpleNamespace(
         ds=SimpleNamespace(param_dtype=dtype),
         train=SimpleNamespace(full_determinism_enable=determinism),
         orz=SimpleNamespace(
             trust_remote_code=False, own_agent=own_agent, stop=["a", "b"], grader_workers=3, plain_math_verify=True,
             verifier="letter", keep_cut_rewards=True, logprob_gap_every=5, device=device, cpu_kvcache_mib=2,
+            max_num_seqs=seqs, max_num_batched_tokens=tokens,
         ),
     )  # fmt: skip
 
@@ -156,11 +292,23 @@ def test_engine_arguments():
     assert engine_args(args("cpu", determinism=True)) == {**on_cpu, "enable_chunked_prefill": False}
 
 
+def test_sequences_and_tokens_of_a_step_reach_vllms_scheduler():
+    """Its own defaults for an AsyncLLM are 128 and 2048; only what is set is passed on."""
+    given = {
+        name: value for name, value in engine_args(args(seqs=300, tokens=5000)).items() if name.startswith("max_num")
+    }
+    assert given == {"max_num_seqs": 300, "max_num_batched_tokens": 5000}
+    model = str(Path(__file__).parents[3] / "examples" / "tiny_base")
+    scheduler = AsyncEngineArgs(model, max_model_len=64, **given).create_engine_config().scheduler_config
+    assert (scheduler.max_num_seqs, scheduler.max_num_batched_tokens) == (300, 5000)
+
+
 def test_engines_are_started_with_the_steps_seed_and_asked_to_end(monkeypatch):
     calls = []
 
     class Handle:
         shutdown = SimpleNamespace(remote=lambda: "ref")
+        start = SimpleNamespace(remote=lambda: "started")
 
     class Remote:
         def options(self, **options):
@@ -181,7 +329,7 @@ def test_engines_are_started_with_the_steps_seed_and_asked_to_end(monkeypatch):
     engines.shutdown()
     assert waited == [], "nothing is to end"
     handles = [engines.options(num_gpus=1).remote("model", seed=seed, x=1) for seed in (42, 43)]
-    assert engines.handles == handles
+    assert engines.handles == handles and engines.starts == ["started"] * 2
     assert calls[0] == {"num_gpus": 1, "max_restarts": -1, "max_task_retries": 0}
     told = {"run_dir": "runs/x", "number": 1}
     assert calls[1] == (("model",), {"seed": 42 + 3 * 1_000_003, "scratch": "scratch-", "x": 1, **told})

@@ -1,20 +1,28 @@
 """Responses come in the order of their prompts and with their seeds, whichever engine is quick, slow or dead."""
 
+import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from fake_ray import FakeEngine, FakeRay, Ref
 from openrlhf.trainer.ppo_utils import samples_generator
+from openrlhf.trainer.ppo_utils.experience import Experience
 from ray.exceptions import RayActorError, RayTaskError
 from vllm import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from openrlhf_orz.data.prompts import PromptLoader
-from openrlhf_orz.rollout import generation
-from openrlhf_orz.rollout.generation import EngineLost, OrzSamplesGenerator, engine_died, request_seed
+from openrlhf_orz.rollout import generation, recovery
+from openrlhf_orz.rollout.engine import EngineLost, EngineNotStarted, as_arrays
+from openrlhf_orz.rollout.generation import OrzSamplesGenerator, request_seed
+from openrlhf_orz.rollout.recovery import engine_died
 from openrlhf_orz.runtime.stopping import StopRequested
 
 BATCH = 6
+TINY_BASE = Path(__file__).parents[3] / "examples" / "tiny_base"
 
 
 def answered(engine, prompt, params):
@@ -42,30 +50,33 @@ def collate(prompts):
 def make(monkeypatch, tmp_path):
     def build(answer=answered, engines=2, sync=True, ready_last_first=True, **flags):
         fake = FakeRay(ready_last_first)
-        monkeypatch.setattr(generation, "ray", fake)
-        monkeypatch.setattr(generation, "time", fake)
+        for module in (generation, recovery):
+            monkeypatch.setattr(module, "ray", fake)
+            monkeypatch.setattr(module, "time", fake)
         monkeypatch.setattr(samples_generator, "ray", fake)
         args = SimpleNamespace(
             train=SimpleNamespace(full_determinism_enable=flags.get("determinism", True), seed=42),
             rollout=SimpleNamespace(batch_size=BATCH, n_samples_per_prompt=1),
-            vllm=SimpleNamespace(enable_sleep=False),
+            actor=SimpleNamespace(model_name_or_path=str(TINY_BASE)),
+            data=SimpleNamespace(disable_fast_tokenizer=False),
+            vllm=SimpleNamespace(enable_sleep=flags.get("sleep", False)),
             algo=SimpleNamespace(
                 dynamic_filtering_enable=flags.get("filtering", False), dynamic_filtering_range=(0.0, 0.9),
                 advantage=SimpleNamespace(is_correction_level="off"),
             ),
             orz=SimpleNamespace(
                 run_dir=str(tmp_path), generation_timeout_s=flags.get("timeout", 0),
-                start_timeout_s=flags.get("start", 0), on_logprob_gap=flags.get("gap", "warn"),
+                start_timeout_s=flags.get("start", 0), sync_timeout_s=60, on_logprob_gap=flags.get("gap", "warn"),
                 logprob_gap_every=flags.get("every", 16),
             ),
         )  # fmt: skip
         prompts = PromptLoader(items("p", 30), collate, seed=0)
         evals = [collate([p]) for p in items("e", 8)]
         engines = [FakeEngine(i, answer) for i in range(engines)]
-        generator = OrzSamplesGenerator(SimpleNamespace(args=args), prompts, evals, None, engines)
+        generator = OrzSamplesGenerator(SimpleNamespace(args=args), prompts, evals, "tokenizer", engines)
         generator.synced = []
         if sync:
-            generator.set_sync(generator.synced.append)
+            generator.engines.set_sync(generator.synced.append)
         generator.fake = fake
         return generator
 
@@ -101,6 +112,60 @@ def asked(generator):
     return sorted(pair for engine in generator.vllm_engines for pair in engine.asked)
 
 
+def test_no_tokenizer_travels_with_a_prompt(make):
+    """A process that gets it loads it by its name, once; here it is still the one that was given."""
+    generator = make()
+    message = pickle.dumps(generator.tokenizer)
+    assert len(message) < 300 and generator.tokenizer.upper() == "TOKENIZER"
+    loaded = pickle.loads(message)
+    assert loaded is pickle.loads(message) and loaded.pad_token is not None and loaded.padding_side == "left"
+    assert loaded("1+1=", add_special_tokens=False)["input_ids"]
+    generator.generate_samples()
+    sent = generator.vllm_engines[0].sent[0]
+    assert sent["hf_tokenizer"] is generator.tokenizer
+
+
+def test_responses_are_converted_as_they_come(make):
+    """While the first prompt's engine still generates, the responses of the others are experiences already."""
+    generator = make(engines=1, timeout=0)
+    slow = {}
+
+    def answer(engine, prompt, params):
+        first = not slow
+        ref_result = answered(engine, prompt, params)
+        slow.setdefault(prompt, ref_result)
+        return None if first else ref_result
+
+    generator.vllm_engines[0].answer = answer
+    real = generator.fake.wait
+
+    def wait(refs, **kwargs):
+        if len(refs) == 1:
+            assert [len(each) for each in generator.ready.values()] == [1] * (BATCH - 1)
+            assert {type(response) for each in generator.ready.values() for response in each} == {Experience}
+            refs[0].result = next(iter(slow.values()))
+        return real(refs, **kwargs)
+
+    generator.fake.wait = wait
+    assert names(generator.generate_samples()[0]) == order(BATCH)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_arrays_become_what_lists_would(make, known):
+    generator = make()
+    (response,) = answered(None, "p0", None)()
+    tokens, log_probs = [5, 7, 150_000], [0.0, -0.1, -2.5]
+    lists = response | {"observation_tokens": tokens, "rollout_log_probs": log_probs if known else None}
+    found = generator._process_response_into_experience(as_arrays(lists), max_len=9)
+    expected = samples_generator.SamplesGenerator._process_response_into_experience(generator, lists, max_len=9)
+    for name, value in vars(expected).items():
+        theirs = getattr(found, name)
+        if torch.is_tensor(value):
+            assert theirs.dtype == value.dtype and torch.equal(theirs, value), name
+    assert as_arrays(lists)["observation_tokens"].dtype == np.int32
+    assert (found.rollout_log_probs is not None) == known
+
+
 def seeds(prompts, kind="train", first=0):
     return sorted((prompt, request_seed(42, kind, first + i)) for i, prompt in enumerate(prompts))
 
@@ -114,6 +179,7 @@ def test_seeds_differ_by_run_kind_and_number_and_stay():
 def test_the_death_of_an_engine_is_told_from_a_wrong_request():
     assert engine_died(RayActorError())
     assert engine_died(RayTaskError("f", "trace", EngineDeadError()))
+    assert engine_died(RayTaskError("f", "trace", EngineNotStarted()))
     assert not engine_died(RayTaskError("f", "trace", ValueError("too long")))
     assert not engine_died(ValueError())
 
@@ -179,9 +245,17 @@ def test_prompts_of_a_dead_engine_are_done_again_with_their_seeds(make, how):
 
 def test_the_sixth_death_in_a_row_ends_the_run(make):
     generator = make(lambda engine, prompt, params: engine.die, engines=1)
+    generator.answered = True
     with pytest.raises(EngineLost, match="engine 0 was lost 6 times in a row"):
         generator.generate_samples()
     assert generator.synced == [0] * 5 and generator.faults["engines_restarted"] == 6
+
+
+def test_engines_that_have_never_answered_are_not_tried_for_long(make, tmp_path):
+    generator = make(lambda engine, prompt, params: engine.die, engines=1)
+    with pytest.raises(EngineLost, match="engine 0 was lost 2 times in a row"):
+        generator.generate_samples()
+    assert (tmp_path / "warnings.log").read_text().count("engine 0 is lost and started again, 6 prompts") == 2
 
 
 def test_an_answer_in_between_makes_deaths_start_anew(make):
@@ -198,7 +272,7 @@ def test_an_answer_in_between_makes_deaths_start_anew(make):
     generator = make(every_second, engines=1)
     for _ in range(2):
         assert len(generator.generate_samples()[0]) == BATCH
-    assert generator.faults["engines_restarted"] == 12
+    assert generator.faults["engines_restarted"] == 12 and generator.answered
 
 
 def test_a_wrong_request_is_no_death(make):
@@ -235,12 +309,81 @@ def test_without_a_limit_a_slow_engine_is_waited_for(make):
 def test_an_engine_that_died_without_a_request_is_given_the_weights(make):
     generator = make()
     generator.generate_samples()
-    generator.vllm_engines[1].start()  # Ray has started it again, with the weights of the beginning
+    generator.vllm_engines[1].restart_process()  # by Ray
     generator.generate_samples()
     assert generator.synced == [1] and generator.faults == {"engines_restarted": 1, "prompts_redone": 0}
-    assert generator.revive_dead_engines() == 0
-    generator.vllm_engines[0].start()
-    assert generator.revive_dead_engines() == 1 and generator.synced == [1, 0]
+    assert generator.engines.revive_dead() == 0
+    generator.vllm_engines[0].restart_process()
+    assert generator.engines.revive_dead() == 1 and generator.synced == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["samples", "eval_samples"])
+@pytest.mark.parametrize("how", ["dies at", "dead before", "hangs at"])
+@pytest.mark.parametrize("phase", ["wake_up", "sleep"])
+def test_a_death_while_engines_wake_or_fall_asleep(make, phase, how, kind):
+    """It is started again only while the trainers sleep: not when the engines are put to sleep, but when they wake."""
+    generator = make(sleep=True, timeout=20)
+    generator.generate_samples()
+    victim = generator.vllm_engines[1]
+    assert all(engine.asleep for engine in generator.vllm_engines)
+    if how == "dies at":
+        victim.dies_at.add(phase)
+    elif how == "dead before":
+        victim.dead = True
+    else:
+        real = getattr(victim, phase)
+        setattr(victim, phase, SimpleNamespace(remote=lambda: Ref(victim._actor_id, None)))
+        generator.fake.kill = lambda engine, no_restart: (
+            generator.fake.killed.append(1), victim.restart_process(), setattr(victim, phase, real))  # fmt: skip
+    getattr(generator, f"generate_{kind}")()
+    if phase == "sleep" and how != "dead before":
+        assert not victim.started and generator.synced == [], "the trainers have the GPU now"
+        assert generator.vllm_engines[0].asleep
+        generator.generate_samples()
+    assert generator.synced == [1] and generator.faults["engines_restarted"] == 1 and victim.starts == 2
+    assert all(engine.asleep for engine in generator.vllm_engines)
+    assert generator.fake.killed == ([1] if how == "hangs at" else [])
+    assert len(generator.generate_samples()[0]) == BATCH and generator.synced == [1]
+
+
+def test_engines_wake_once_for_an_evaluation(make):
+    generator = make(sleep=True)
+    generator.generate_eval_samples()  # two batches of prompts
+    for engine in generator.vllm_engines:
+        assert engine.calls.count("wake_up") == engine.calls.count("sleep") == 1
+
+
+def test_a_start_that_fails_ends_the_run_with_the_cause(make):
+    generator = make()
+    victim = generator.vllm_engines[0]
+    victim.dies_at.add("generate_responses")
+    victim.start_error = "ValueError: no room for the KV cache"
+    with pytest.raises(EngineLost, match="engine 0 cannot start: ValueError: no room for the KV cache"):
+        generator.generate_samples()
+    assert generator.fake.clock < 10
+
+
+def test_an_engine_that_dies_whenever_it_is_started_ends_the_run(make):
+    generator = make()
+    victim = generator.vllm_engines[0]
+    victim.dead = True
+    victim.restart_process = lambda: None
+    with pytest.raises(EngineLost, match="engine 0 dies whenever it is started"):
+        generator.generate_samples()
+    assert generator.fake.clock < 10
+
+
+def test_in_the_weight_sync_nobody_stops(make, tmp_path):
+    """A checkpoint would say that the step before was the last, and hold the weights of this one."""
+    generator = make(start=20)
+    generator.generate_samples()
+    (tmp_path / ".stop").touch()
+    generator.vllm_engines[0].restart_process()
+    generator.vllm_engines[0].start.remote = lambda: Ref("actor-0", None)
+    with pytest.raises(StopRequested):
+        generator.engines.revive_dead()
+    with pytest.raises(EngineLost, match="20 s"):
+        generator.engines.revive_dead(between_steps=False)
 
 
 def test_a_death_while_prompts_are_sent(make):
@@ -248,7 +391,7 @@ def test_a_death_while_prompts_are_sent(make):
     generator = make()
     generator.generate_samples()
     asked_before = len(asked(generator))
-    real = generator.revive_dead_engines
+    real = generator.engines.revive_dead
 
     def dies_after_the_look():
         revived = real()
@@ -256,9 +399,9 @@ def test_a_death_while_prompts_are_sent(make):
             generator.vllm_engines[1].dead = True
         return revived
 
-    generator.revive_dead_engines = dies_after_the_look
+    generator.engines.revive_dead = dies_after_the_look
     assert names(generator.generate_samples()[0]) == order(BATCH, first=BATCH)
-    assert generator.synced == [1] and len(asked(generator)) > asked_before + BATCH
+    assert generator.synced == [1] and len(asked(generator)) == asked_before + BATCH
     assert set(asked(generator)) == set(seeds(order(2 * BATCH)))
     generator.generate_samples()
     assert set(asked(generator)) == set(seeds(order(3 * BATCH)))
@@ -272,8 +415,9 @@ def test_in_asynchronous_training_a_death_ends_the_run(make):
 
 def test_an_engine_that_does_not_start_again_ends_the_run(make):
     generator = make(start=100)
-    generator.vllm_engines[0].incarnation.remote = lambda: Ref("actor-0", None)
-    with pytest.raises(EngineLost, match="engine 0 has not started again"):
+    generator.vllm_engines[0].restart_process()
+    generator.vllm_engines[0].start.remote = lambda: Ref("actor-0", None)
+    with pytest.raises(EngineLost, match="engine 0 has not started again within 100 s .--orz.start_timeout_s."):
         generator.generate_samples()
     assert 100 < generator.fake.clock < 200 and generator.synced == []
 
@@ -290,12 +434,12 @@ def test_one_that_is_to_be_killed_is_not_taken_for_its_successor(make):
 
     def sleep(seconds):
         real(seconds)
-        if fake.clock > 5:
-            engine.starts = 2
+        if fake.clock > 5 and engine.starts == 1:
+            engine.restart_process()
 
     fake.sleep = sleep
     assert names(generator.generate_samples()[0]) == order(BATCH)
-    assert fake.clock > 5 and generator.incarnations[0] == "0-2" and generator.synced == [0]
+    assert fake.clock > 5 and generator.engines.incarnations[0] == "0-2" and generator.synced == [0]
 
 
 def test_only_the_synchronous_trainer_stops_in_a_rollout(make, tmp_path):

@@ -63,9 +63,9 @@ def send(monkeypatch):
     monkeypatch.setattr(worker, "finalize_layerwise_reload", lambda model, repacks: repacks and model.repack())
 
     def call(extension, weights, kind="file", check=False, last=True):
-        monkeypatch.setattr(worker, "open_source", lambda source, device: None)
+        monkeypatch.setattr(worker, "open_source", lambda source, device, group: None)
         monkeypatch.setattr(worker, "views", lambda buffer, places: list(weights.items()))
-        return extension.load_synced_weights((kind, "where"), [], last, check)
+        return extension.load_synced_weights((kind, "where"), [], last, check)[1]
 
     return call
 

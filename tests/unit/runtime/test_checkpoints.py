@@ -29,6 +29,28 @@ def test_committed_under_its_name_and_verified(tmp_path):
     assert entries["trainer.pt"]["bytes"] == 5
 
 
+def test_what_ranks_have_hashed_is_not_read_again(tmp_path, monkeypatch):
+    """Unless it has changed since; names of files tell who wrote them, the rest is the first rank's."""
+    partial = write(tmp_path, 7)
+    names = ["bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "zero_pp_rank_1_mp_rank_00_model_states.pt", "rank1.pt",
+             "latest"]  # fmt: skip
+    for name in names:
+        (partial / "_actor" / name).write_text(name)
+    read = []
+    real = checkpoints._sha256
+    monkeypatch.setattr(checkpoints, "_sha256", lambda file, sync=False: read.append(file.name) or real(file, sync))
+    for rank, theirs in ((0, {names[0], "latest", "rank0.pt"}), (1, {names[1], "rank1.pt"})):
+        read.clear()
+        checkpoints.hash_written(partial, "_actor", rank, 2)
+        assert set(read) == theirs
+    (partial / "_actor" / "latest").write_text("other!")
+    read.clear()
+    final = checkpoints.commit(partial)
+    assert sorted(read) == ["latest", "trainer.json", "trainer.pt"]
+    checkpoints.verify(final)
+    assert not (final / checkpoints.HASHES).exists()
+
+
 @pytest.mark.parametrize(
     "harm, message",
     [

@@ -1,5 +1,6 @@
 """How a run is asked to stop, and when a failed one is started again. No child is started and nothing sleeps."""
 
+import json
 import os
 import signal
 import threading
@@ -180,6 +181,20 @@ def test_the_first_signal_leaves_a_mark_and_the_second_stops_at_once(args, said,
     assert handler.signum == signal.SIGINT and len(said) == 1
     handler.clear()
     assert not stop_mark(args).exists() and not training_mark(args).exists()
+
+
+def test_the_window_follows_from_the_last_step_and_checkpoint(args, tmp_path, said, monkeypatch):
+    monkeypatch.setattr(stopping.threading, "Timer", lambda *call: threading.Thread())
+    args.orz.stop_timeout_s = None
+    assert stopping.stop_window(args) == 120
+    lines = [{"seconds_step": 900.0, "seconds_checkpoint": 50.0}, {"seconds_step": 600.0, "seconds_checkpoint": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert stopping.last_seconds(tmp_path) == 650 and stopping.stop_window(args) == 975
+    args.orz.stop_timeout_s = 100.0
+    assert stopping.stop_window(args) == 100
+    training_mark(args).touch()
+    StopHandler(args)(signal.SIGTERM, None)
+    assert said[0] == "the last step and checkpoint took 650 s, more than --orz.stop_timeout_s 100"
 
 
 def test_without_a_trainer_the_first_signal_stops_at_once(args, said):

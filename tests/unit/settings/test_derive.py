@@ -123,6 +123,17 @@ def test_the_policy_s_batch():
     assert derived(orz__device="cpu", orz__policy_updates=8, train__batch_size=3)["train.batch_size"] == 3
 
 
+def test_engines_generate_their_share_of_a_rollout_at_once():
+    def of(**given):
+        values = derived(**({"orz__device": "cuda"} | given))
+        return values["orz.max_num_seqs"], values["orz.max_num_batched_tokens"]
+
+    assert of(actor__num_nodes=4) == (256, 8192) and of(actor__num_nodes=4, vllm__num_engines=30)[0] == 274
+    assert of(actor__num_gpus_per_node=1) == (1024, 8192)
+    assert of(actor__num_nodes=4, orz__max_num_seqs=7, orz__max_num_batched_tokens=99) == (7, 99)
+    assert of(orz__device="cpu") == (None, None)
+
+
 def test_micro_batches_are_fixed_where_their_number_is_given():
     def fixed(**given):
         return derived(orz__device="cuda", **given)["orz.fixed_micro_batches"]

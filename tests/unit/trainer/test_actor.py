@@ -152,21 +152,33 @@ def test_a_skipped_step_is_no_update(monkeypatch, tmp_path):
     assert status["policy_updates"] == 1 and status["policy_steps_skipped"] == 1
 
 
-def test_a_lone_engine_gets_the_weights_without_upstreams_broadcast(monkeypatch, tmp_path):
+@pytest.mark.parametrize("device, ipc", [("cpu", False), ("cuda", True), ("cuda", False)])
+def test_a_lone_engine_gets_the_weights(monkeypatch, device, ipc):
+    """On GPUs of its own it is in no group: all form a new one, and the old one ends."""
     calls = []
 
-    def sync(trainer, engines, broadcast):
-        calls.append((engines, broadcast))
+    def sync(trainer, engines):
+        calls.append(engines)
         return {"sync_bytes": 1.0}
 
     monkeypatch.setattr(module, "sync_to_engines", sync)
+    monkeypatch.setattr(module, "on_first_rank", lambda work: work())
+    monkeypatch.setattr(ActorPPOTrainer, "_init_vllm_sync_group", lambda self, backend: calls.append(backend))
     trainer = object.__new__(OrzActorPPOTrainer)
-    trainer.vllm_engines = ["first", "second"]
+    trainer.vllm_engines, trainer.use_cuda_ipc = ["first", "second"], ipc
+    vllm = SimpleNamespace(sync_with_ray=False, sync_backend="nccl")
+    trainer.args = SimpleNamespace(orz=SimpleNamespace(device=device), vllm=vllm)
+    trainer._model_update_group = SimpleNamespace(destroy=lambda: calls.append("destroy"))
     trainer.sync_engine(1)
-    assert calls == [(["second"], None)] and trainer.sync_metrics == {"sync_bytes": 1.0}
+    alone = device == "cpu" or ipc
+    assert calls == ([["second"]] if alone else ["destroy", "nccl", ["first", "second"]])
+    assert trainer.sync_metrics == {"sync_bytes": 1.0}
     trainer.broadcast_to_vllm()
-    engines, broadcast = calls[1]
-    assert engines == ["first", "second"] and broadcast.__func__ is ActorPPOTrainer.broadcast_to_vllm
+    assert calls[-1] == ["first", "second"]
+    vllm.sync_with_ray = True
+    if not alone:
+        with pytest.raises(RuntimeError, match="--ckpt.load_enable"):
+            trainer.sync_engine(1)
 
 
 class Rank:

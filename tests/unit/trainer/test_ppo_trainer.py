@@ -15,6 +15,7 @@ from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor
 
 from openrlhf_orz.rollout.sync.check import SyncCheck
 from openrlhf_orz.rollout.sync.checksums import SyncError
+from openrlhf_orz.rollout.sync.transport import BroadcastBroken
 from openrlhf_orz.runtime.run_dir import RunDir
 from openrlhf_orz.runtime.stopping import Stopped, StopRequested, training_mark
 from openrlhf_orz.trainer import ppo_trainer as module
@@ -142,27 +143,47 @@ def test_a_sync_is_measured(monkeypatch, tmp_path):
     assert trainer.metrics.values["driver_memory_mib"] > 0
 
 
-def sync_error():
-    return ray.exceptions.RayTaskError("sync", "traceback", RuntimeError("engine"))
+@pytest.mark.parametrize(
+    "error", [ray.exceptions.RayTaskError("sync", "traceback", RuntimeError("engine")), ray.exceptions.RayActorError()]
+)
+@pytest.mark.parametrize("revived, syncs", [((0, 1), 2), ((0, 0), 1), ((2, 1), 2)])
+def test_a_sync_is_repeated_once_if_an_engine_had_died(monkeypatch, tmp_path, revived, syncs, error):
+    """It may die while a rank sends it the weights, and while it wakes for them, which the trainer calls itself."""
+    trainer, found = trainer_of(tmp_path, cls=OrzPPOTrainer), iter(revived)
 
+    def revive_dead(between_steps):
+        assert not between_steps
+        return next(found)
 
-@pytest.mark.parametrize("revived, syncs", [(1, 2), (0, 1)])
-def test_a_sync_is_repeated_once_if_an_engine_had_died(monkeypatch, tmp_path, revived, syncs):
-    trainer = trainer_of(tmp_path, cls=OrzPPOTrainer)
-    trainer.samples_generator = SimpleNamespace(revive_dead_engines=lambda: revived)
+    trainer.samples_generator = SimpleNamespace(engines=SimpleNamespace(revive_dead=revive_dead))
 
     def sync(self):
         self.calls.append("sync")
         if len(self.calls) == 1:
-            raise sync_error()
+            raise error
 
     monkeypatch.setattr(BasePPOTrainer, "broadcast_to_vllm", sync)
-    if revived:
+    if syncs == 2:
         trainer.send_weights()
     else:
-        with pytest.raises(ray.exceptions.RayTaskError):
+        with pytest.raises(type(error)):
             trainer.send_weights()
     assert trainer.calls == ["sync"] * syncs
+
+
+def test_a_broadcast_in_which_an_engine_was_lost_is_not_repeated(monkeypatch, tmp_path):
+    """The engines that live wait in it for ever."""
+    trainer = trainer_of(tmp_path, cls=OrzPPOTrainer)
+    trainer.samples_generator = SimpleNamespace(engines=SimpleNamespace(revive_dead=lambda between_steps: 1))
+
+    def sync(self):
+        self.calls.append("sync")
+        raise ray.exceptions.RayTaskError("sync", "traceback", BroadcastBroken("lost")).as_instanceof_cause()
+
+    monkeypatch.setattr(BasePPOTrainer, "broadcast_to_vllm", sync)
+    with pytest.raises(BroadcastBroken):
+        trainer.send_weights()
+    assert trainer.calls == ["sync"]
 
 
 def test_cross_fitting_trains_the_critic_first(monkeypatch, tmp_path):
@@ -460,7 +481,7 @@ def test_what_a_trainer_is_made_of(monkeypatch, tmp_path):
 def test_the_synchronous_trainer_draws_its_rollouts_and_gives_engines_their_weights(monkeypatch, tmp_path):
     no_ray(monkeypatch)
     given = []
-    generator = SimpleNamespace(set_sync=given.append, faults={"engines_restarted": 2})
+    generator = SimpleNamespace(engines=SimpleNamespace(set_sync=given.append), faults={"engines_restarted": 2})
 
     def init(self, args):
         self.samples_generator, self.prompts_dataloader = generator, "loader"

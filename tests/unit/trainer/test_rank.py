@@ -20,6 +20,7 @@ from openrlhf_orz.trainer.rank import Rank, capture_random_states, meet_by_file,
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
     monkeypatch.setattr(dist, "barrier", lambda: None)
 
 
@@ -48,6 +49,15 @@ def test_a_checkpoint_brings_back_step_rollouts_and_random_states(tmp_path):
     assert fresh.rollouts == 3 and torch.equal(torch.rand(1), expected)
     with pytest.raises(RuntimeError, match="has not loaded _critic"):
         again.resume(SimpleNamespace(global_steps=6), fresh)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_hash_what_they_have_written(tmp_path, monkeypatch, ranks):
+    monkeypatch.setattr(dist, "get_world_size", lambda: ranks)
+    rank = Rank("_critic", make_args(tmp_path))
+    rank.save("global_step7", SimpleNamespace(global_steps=7), SimpleNamespace(rollouts=3))
+    notes = list(rank.checkpoint_path("global_step7").glob(".hashes/*.json"))
+    assert [note.name for note in notes] == (["_critic-0.json"] if ranks > 1 else [])
 
 
 def test_a_new_run_has_nothing_to_resume(tmp_path):

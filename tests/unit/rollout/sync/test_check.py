@@ -86,6 +86,16 @@ def test_by_hand():
     assert found.gap(Group(-3.0), engines)["sync_logprob_moved_mean"] == 0.0
 
 
+def test_engines_that_sleep_are_woken_when_the_trainer_has_computed():
+    group, asked = Group(-1.0), []
+    sleeper = engine(-1.0)
+    sleeper.wake_up = SimpleNamespace(remote=lambda: asked.append(list(group.asked)))
+    kept(3).gap(group, [sleeper])
+    assert asked == []
+    kept(3).gap(group, [sleeper], asleep=True)
+    assert len(asked) == 1 and asked[0]
+
+
 @pytest.mark.parametrize("ranks, duplicates", [(1, 1), (3, 1), (2, 2)])
 def test_every_rank_computes_every_sequence(ranks, duplicates):
     group = Group(-1.0, ranks, duplicates)

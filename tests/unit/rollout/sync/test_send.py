@@ -88,17 +88,6 @@ def test_order_is_learnt_once(alone):
             verify_sync(weights, ask, rearranged)
 
 
-def test_broadcast_of_a_model_whose_names_differ_is_refused(alone, tmp_path, monkeypatch):
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    net = AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **MOE))
-    orz = SimpleNamespace(device="cuda", sync_bucket_mib=3, check_sync=False)
-    args = SimpleNamespace(orz=orz, ds=SimpleNamespace(param_dtype="fp32", zero_stage=0, tensor_parallel_size=1))
-    actor = SimpleNamespace(model=SimpleNamespace(module=net))
-    trainer = SimpleNamespace(args=args, actor=actor, use_cuda_ipc=False, rearranged={})
-    with pytest.raises(RuntimeError, match="--train.colocate_all"):
-        sync_to_engines(trainer, [], lambda: None)
-
-
 def test_verified_is_what_every_engine_holds(alone):
     """The first engine holds all; the second has only a packed copy of the first weight."""
     weights = Weights(model(), torch.float32, 1000)
@@ -115,11 +104,14 @@ def test_verified_is_what_every_engine_holds(alone):
 
 
 @pytest.mark.parametrize("check", [False, True])
-@pytest.mark.parametrize("device, ipc, way", [("cpu", True, "file"), ("cuda", True, "ipc"), ("cuda", False, None)])
+@pytest.mark.parametrize(
+    "device, ipc, way", [("cpu", True, "file"), ("cuda", True, "ipc"), ("cuda", False, "broadcast")]
+)
 def test_the_way_of_a_sync(alone, monkeypatch, tmp_path, device, ipc, way, check):
     monkeypatch.setattr(ray, "get", lambda refs: refs)
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns: None)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    loaded, broadcasts, limits = [], [], []
+    loaded, limits = [], []
     real = send.Weights
 
     def weights(module, dtype, limit, *args, **options):
@@ -132,7 +124,7 @@ def test_the_way_of_a_sync(alone, monkeypatch, tmp_path, device, ipc, way, check
     report = EngineReport({}, sums, {name: [name] for name in sums}, {}, [])
     engine = SimpleNamespace(
         load_weights=SimpleNamespace(
-            remote=lambda source, places, last, check: loaded.append((source[0], last, check))
+            remote=lambda source, places, last, check: loaded.append((source[0], last, check)) or ["cpu"]
         ),
         weight_report=SimpleNamespace(remote=lambda names, dtype: [tuple(report)]),
     )
@@ -145,14 +137,9 @@ def test_the_way_of_a_sync(alone, monkeypatch, tmp_path, device, ipc, way, check
         actor=SimpleNamespace(model=SimpleNamespace(module=net)),
         use_cuda_ipc=ipc,
         rearranged={},
+        _model_update_group=SimpleNamespace(broadcast=lambda buffer, src, stream: loaded.append(buffer.numel())),
     )
-    found = sync_to_engines(trainer, [engine, engine], lambda: broadcasts.append(1))
+    found = sync_to_engines(trainer, [engine, engine])
     assert limits == [3 * 2**20]
-    assert loaded == ([(way, True, check)] * 2 if way else []) and len(broadcasts) == (way is None)
-    assert found == ({"sync_bytes": 36.0} if way else {}) | ({"sync_verified": 1.0} if check else {})
-    if way is None:
-        with pytest.raises(RuntimeError, match="--ckpt.load_enable"):  # a lone engine is no member of the group
-            sync_to_engines(trainer, [engine], None)
-    else:
-        sync_to_engines(trainer, [engine], None)
-        assert loaded[2:] == [(way, True, check)]
+    assert loaded == [(way, True, check)] * 2 + [256 + 12] * (way == "broadcast"), "all engines wait when it is sent"
+    assert found == {"sync_bytes": 36.0} | ({"sync_verified": 1.0} if check else {})

@@ -1,17 +1,27 @@
-"""Both transports between real processes: two ranks of a trainer and an engine, which opens the buffers itself."""
+"""All transports between real processes: two ranks of a trainer and an engine, which opens the buffers itself."""
 
 import multiprocessing
 import os
 import resource
 import time
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from openrlhf_orz.rollout.sync import transport
 from openrlhf_orz.rollout.sync.checksums import EngineReport, SyncError, checksum
 from openrlhf_orz.rollout.sync.send import Weights, verify_sync
-from openrlhf_orz.rollout.sync.transport import FileTransport, IpcTransport, open_source, read_places, views
+from openrlhf_orz.rollout.sync.transport import (
+    BroadcastBroken,
+    BroadcastTransport,
+    FileTransport,
+    IpcTransport,
+    open_source,
+    read_places,
+    views,
+)
 
 LIMIT = 2000  # bytes: the model below takes several buckets
 CPU = torch.device("cpu")
@@ -26,11 +36,27 @@ def model():
     return net
 
 
-def engine(pipe):
+class GlooGroup:
+    """Stands in for vLLM's PyNcclCommunicator, of rank 0 and the engine's worker."""
+
+    def __init__(self, directory, rank):
+        store = dist.FileStore(f"{directory}/group", 2)
+        self.group = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=60))
+
+    def broadcast(self, tensor, src, stream):
+        options = dist.BroadcastOptions()
+        options.rootRank = src
+        self.group.broadcast([tensor], options).wait()
+
+
+def engine(pipe, directory):
     """Loads what it is told to, and returns checksums, so that nothing of the buffer is left when it has answered."""
+    group = None
     while (message := pipe.recv()) is not None:
         source, places, last = message
-        held = views(open_source(source, CPU), read_places(places))
+        if source[0] == "broadcast" and group is None:
+            group = GlooGroup(directory, 1)
+        held = views(open_source(source, CPU, group), read_places(places))
         answer = [(name, checksum(tensor), tensor.dtype, tuple(tensor.shape)) for name, tensor in held], last
         del held
         pipe.send(answer)
@@ -43,17 +69,30 @@ def rank_of_trainer(rank, kind, directory):
     if rank == 0:
         context = multiprocessing.get_context("forkserver")
         ours, theirs = context.Pipe()
-        process = context.Process(target=engine, args=(theirs,))
+        process = context.Process(target=engine, args=(theirs, directory))
         process.start()
 
-    def call(source, places, last):
+    def call(source, places, last, meanwhile):
         assert rank == 0
         ours.send((source, list(map(list, places)), last))
+        meanwhile()
         answers.append(ours.recv())
+        return ["cpu"]
+
+    class FirstBroadcast:
+        """The engine joins when it gets the first buffer."""
+
+        def broadcast(self, tensor, src, stream):
+            self.group = getattr(self, "group", None) or GlooGroup(directory, 0)
+            self.group.broadcast(tensor, src, stream)
 
     weights = Weights(model(), torch.bfloat16, LIMIT)
     path = f"{directory}/weights"
-    ways = {"file": FileTransport(path, torch.bfloat16, call), "ipc": IpcTransport(CPU, torch.bfloat16, call)}
+    ways = {
+        "file": FileTransport(path, torch.bfloat16, call),
+        "ipc": IpcTransport(CPU, torch.bfloat16, call),
+        "broadcast": BroadcastTransport(FirstBroadcast(), CPU, torch.bfloat16, call),
+    }
     nbytes = weights.send(ways[kind])
     dist.barrier()  # rank 0 alone knows of the file: the other one may be here before the engine has read it
     assert not os.path.exists(path)
@@ -66,10 +105,74 @@ def rank_of_trainer(rank, kind, directory):
         assert buckets > 2 and [last for _, last in answers] == [False] * (len(answers) - 1) + [True]
         assert len(answers) == (1 if kind == "file" else buckets)
         assert nbytes == 2 * sum(p.numel() for p in model().parameters())
+    if kind == "ipc":
+        count_exports(rank)
+    fails_on_all_ranks(rank, f"{directory}/other")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["file", "ipc"])
+def count_exports(rank):
+    """Each export is opened by an engine, or given back by its rank: also if one engine is asked, or one dies."""
+    counts = {"exported": 0, "given back": 0}
+    real = transport.export, transport.give_back, transport.device_key
+
+    def export(buffer):
+        counts["exported"] += 1
+        return real[0](buffer)
+
+    def give_back(handle):
+        counts["given back"] += 1
+        real[1](handle)
+
+    def send(devices, fails_at=None):
+        calls = []
+
+        def call(source, places, last, meanwhile):
+            assert sorted(source[1]) == ["gpu-0", "gpu-1"]
+            calls.append(last)
+            if len(calls) == fails_at:
+                raise ValueError("an engine died")
+            return devices
+
+        counts.update(dict.fromkeys(counts, 0))
+        way = IpcTransport(CPU, torch.bfloat16, call)
+        Weights(model(), torch.bfloat16, LIMIT).send(way)
+
+    transport.export, transport.give_back, transport.device_key = export, give_back, lambda device: f"gpu-{rank}"
+    buckets = len(Weights(model(), torch.bfloat16, LIMIT).buckets())
+    for devices in (["gpu-0", "gpu-1"], ["gpu-1"]):
+        send(devices)
+        assert counts == {"exported": buckets, "given back": 0 if f"gpu-{rank}" in devices else buckets}
+    with pytest.raises((ValueError, RuntimeError), match="an engine died"):
+        send(["gpu-0", "gpu-1"], fails_at=2)
+    assert counts == {"exported": 2, "given back": 1}
+    transport.export, transport.give_back, transport.device_key = real
+
+
+def fails_on_all_ranks(rank, path):
+    """An engine that dies in a sync is known to all ranks, which can then make another one together."""
+
+    def call(*args):
+        raise ValueError("an engine died")
+
+    for way in (
+        FileTransport(path, torch.bfloat16, call), IpcTransport(CPU, torch.bfloat16, call),
+        BroadcastTransport(None, CPU, torch.bfloat16, call),
+        FileTransport("/no/folder/file", torch.bfloat16, call),
+    ):  # fmt: skip
+        error = {BroadcastTransport: BroadcastBroken}.get(type(way), (ValueError, OSError))
+        with pytest.raises(error if rank == 0 else RuntimeError, match="an engine died|No such file"):
+            Weights(model(), torch.bfloat16, LIMIT).send(way)
+
+    def ask(names, dtype):
+        raise ValueError("an engine died")
+
+    with pytest.raises(ValueError if rank == 0 else RuntimeError, match="an engine died"):
+        verify_sync(Weights(model(), torch.bfloat16, LIMIT), ask)
+    dist.barrier()
+
+
+@pytest.mark.parametrize("kind", ["file", "ipc", "broadcast"])
 def test_weights_cross_processes(kind, tmp_path):
     # new processes by a fork server, which alone imports torch, once for both kinds
     multiprocessing.set_forkserver_preload(["openrlhf_orz.rollout.sync.send"])
@@ -84,7 +187,7 @@ def alone(tmp_path):
 
 
 def test_file_is_gone_after_a_failure(alone, tmp_path):
-    def call(source, places, last):
+    def call(source, places, last, meanwhile):
         assert os.path.getsize(source[1]) > 0 and os.stat(source[1]).st_mode & 0o077 == 0
         raise RuntimeError("the engine died")
 
@@ -117,7 +220,7 @@ def test_file_is_let_go(alone, tmp_path):
         except FileNotFoundError:  # the one that listed them
             return ""
 
-    def call(source, places, last):
+    def call(source, places, last, meanwhile):
         assert held()
 
     Weights(model(), torch.float32, LIMIT).send(FileTransport(f"{tmp_path}/weights", torch.float32, call))

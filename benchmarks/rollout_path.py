@@ -1,0 +1,130 @@
+"""What the trainer's process does with a rollout between the last response and the forwards, in which all GPUs wait.
+
+    python benchmarks/rollout_path.py [--responses 8192] [--tokens 4000] [--ranks 32]
+
+Synthetic responses, 64 to a prompt, travel by pickle as through Ray. Before: tokens and log-probs are lists, and are
+converted one after the other when all are there, as stock OpenRLHF does it. Now: they are arrays, converted when they
+come, so that only the last prompt's are left. Both then cut, pack, split and balance the samples by the trainer's own
+code, before in one thread. Seconds are of wall-clock time; the ratio is now over before.
+"""
+
+import argparse
+import math
+import pickle
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parent))
+import common
+
+SAMPLES, PROMPT = 64, 160  # responses to a prompt, its tokens
+
+
+def answered(tokens: int, seed: int) -> list[dict]:
+    """What our agent returns for a prompt: lists, of which one in sixteen has log-probs."""
+    import numpy as np
+
+    numbers = np.random.default_rng(seed)
+    return [
+        {
+            "prompt": "x" * 4 * PROMPT, "label": "1", "images": None, "mm_train_inputs": None, "reward": 1.0,
+            "scores": 1.0, "observation_tokens": numbers.integers(0, 150_000, tokens).tolist(),
+            "action_ranges": [(PROMPT, tokens)], "truncated": False,
+            "rollout_log_probs": numbers.normal(size=tokens).tolist() if i % 16 == 0 else None,
+            "extra_logs": {"verdict": 1.0, "rule": 0.0, "format": 1.0, "ended": -1.0, "grade_ms": 3.0},
+        }
+        for i in range(SAMPLES)
+    ]  # fmt: skip
+
+
+def as_before(response: dict) -> dict:
+    """As the agent filled in log-probs that nobody had asked for."""
+    unknown = [math.nan] * len(response["observation_tokens"])
+    return {**response, "rollout_log_probs": response["rollout_log_probs"] or unknown}
+
+
+def settings(ranks: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        orz=SimpleNamespace(fixed_micro_batches=False, device="cuda", own_agent=True, logprob_gap_every=16),
+        ds=SimpleNamespace(packing_samples=True, ring_attn_size=1, tensor_parallel_size=1),
+        actor=SimpleNamespace(num_nodes=1, num_gpus_per_node=ranks),
+        rollout=SimpleNamespace(max_tokens_per_gpu=32768),
+    )
+
+
+def to_the_ranks(samples: list, args: SimpleNamespace) -> list:
+    """Packs for the forwards, then a share for each rank, with the tensors that the forwards add."""
+    import torch
+
+    from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
+    from openrlhf_orz.trainer.ppo_trainer import OrzTrainer
+
+    maker, trainer = object.__new__(OrzExperienceMaker), object.__new__(OrzTrainer)
+    maker.args, maker.tokenizer = args, SimpleNamespace(pad_token_id=0)
+    packs = maker.split_rollout_samples(samples)
+    for pack in packs:
+        for name in ("action_log_probs", "values", "returns", "advantages"):
+            setattr(pack, name, torch.zeros(pack.action_mask.shape))
+    trainer.actor_model_group = SimpleNamespace(
+        _actor_handlers=[None] * args.actor.num_gpus_per_node, duplicate_actors=1
+    )
+    trainer.metrics, trainer.hidden_size = SimpleNamespace(add=lambda metrics: None), 3584
+    return trainer.balance_experiences(packs, args)
+
+
+def measure(now: bool, options) -> dict:
+    """Seconds after the last response, and of converting all of them."""
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    from openrlhf_orz.rollout.engine import as_arrays
+    from openrlhf_orz.rollout.generation import OrzSamplesGenerator
+    from openrlhf_orz.rollout.sync.check import fill_log_probs
+    from openrlhf_orz.trainer import experience_maker
+
+    args, convert = settings(options.ranks), as_arrays if now else as_before
+    generator = object.__new__(OrzSamplesGenerator if now else SamplesGenerator)
+    generator.args = args
+    samples, converting, last, size = [], 0.0, 0.0, 0
+    for prompt in range(options.responses // SAMPLES):
+        message = pickle.dumps([convert(each) for each in answered(options.tokens, prompt)], protocol=5)
+        size += len(message)
+        start = time.perf_counter()
+        responses = pickle.loads(message)
+        if not now:  # unpickled on arrival, and converted at the end
+            start = time.perf_counter()
+        samples += [
+            generator._process_response_into_experience(each, max_len=2 * options.tokens) for each in responses
+        ]
+        last = time.perf_counter() - start
+        converting += last
+    fill_log_probs(samples)
+    cores = experience_maker.cores
+    experience_maker.cores = cores if now else lambda: 1
+    start = time.perf_counter()
+    shares = to_the_ranks(samples, args)
+    batching = time.perf_counter() - start
+    experience_maker.cores = cores
+    assert sum(len(share.sequences) for share in shares) == options.responses
+    return {"seconds": batching + (last if now else converting), "converting": converting, "batching": batching,
+            "pickled_mib": size / 2**20}  # fmt: skip
+
+
+def main(argv=None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--responses", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=4000)
+    parser.add_argument("--ranks", type=int, default=32)
+    options = parser.parse_args(argv)
+    result = common.Result("rollout_path", "fp32")
+    before, now = measure(False, options), measure(True, options)
+    print(f"after the last response: {now['seconds']:.2f} s, before {before['seconds']:.2f} s", flush=True)
+    return result.finish(
+        ratio=now["seconds"] / before["seconds"], responses=options.responses, tokens=options.tokens,
+        ranks=options.ranks, now=now, before=before,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
