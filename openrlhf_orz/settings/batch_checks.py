@@ -117,6 +117,8 @@ def _parallelism(args) -> Iterator[str]:
             f"--ds.tensor_parallel_size {tensor} does not go with --ds.zero_stage 3: the weight sync gathers what one"
             " of the two cuts. Give --ds.zero_stage 1 or 2"
         )
+    if args.ds.param_dtype == "fp16" and args.orz.device == "cpu":
+        yield "--ds.param_dtype fp16 needs GPUs: DeepSpeed trains in it on few processors. Give bf16 or fp32 on a CPU"
     if args.vllm.tensor_parallel_size > 1 and args.orz.device == "cpu":
         yield f"--vllm.tensor_parallel_size {args.vllm.tensor_parallel_size} needs GPUs: leave it out on a CPU"
     if args.ds.zero_stage == 0 and args.ds.grad_accum_dtype not in (None, args.ds.param_dtype):

@@ -75,12 +75,9 @@ SLOW = {
         *GRPO, "--algo.advantage.estimator", "rloo", "--train.async_enable", "--train.partial_rollout_enable",
         "--algo.dynamic_filtering_enable", "--rollout.batch_size", "2",
     ),
-    "fp16, gspo, adam on the host": (
-        *GRPO, "--actor.policy_loss_type", "gspo", "--ds.param_dtype", "fp16", "--ds.adam_offload",
-    ),
-    "fp16, a critic, a KL penalty, gradient checkpointing": (
-        "--ds.param_dtype", "fp16", "--algo.kl.init_coef", "0.01", "--algo.kl.target", "0.1",
-        "--actor.gradient_checkpointing_enable",
+    "gspo, adam on the host": (*GRPO, "--actor.policy_loss_type", "gspo", "--ds.adam_offload"),
+    "a critic, a KL penalty, gradient checkpointing": (
+        "--algo.kl.init_coef", "0.01", "--algo.kl.target", "0.1", "--actor.gradient_checkpointing_enable",
     ),
     "rejection of sequences, reinforce with a discount": (
         "--algo.advantage.estimator", "reinforce", "--algo.advantage.gamma", "0.99", "--orz.policy_updates", "2",

@@ -73,6 +73,7 @@ def message(capsys, flags: str) -> str:
         ("--actor.freeze_visual_encoder", "--actor.freeze_visual_encoder (refused"),
         ("--ds.grad_accum_dtype float", "--ds.grad_accum_dtype float is not one of fp32, bf16, fp16"),
         ("--ds.zero_stage 0 --ds.grad_accum_dtype fp32", "--ds.grad_accum_dtype fp32 needs --ds.zero_stage 1"),
+        ("--orz.device cpu --ds.param_dtype fp16", "--ds.param_dtype fp16 needs GPUs"),
         ("--orz.device cpu --vllm.tensor_parallel_size 2", "--vllm.tensor_parallel_size 2 needs GPUs"),
         ("--reward.overlong_buffer_len 101 --rollout.max_new_tokens 100", "(100): give that, at least as large"),
     ],
@@ -108,6 +109,7 @@ def test_refused(capsys, flags, named):
         "--actor.muon.ns_steps 5",  # what it is in any case
         f"{LORA} --ds.lora.target_modules q_proj v_proj",
         "--orz.device cpu --ds.lora.rank 8",
+        "--ds.param_dtype fp16",
         "--actor.aux_loss_coef 0.1 --algo.advantage.estimator reinforce",
         "--critic.freezing_steps 2",
         "--reward.overlong_buffer_len 100 --rollout.max_new_tokens 100",
