@@ -186,7 +186,10 @@ def unit_rule(gold: str, answer: str) -> Decision:
         return bool(values.same_value(f"({in_degrees})\\cdot \\frac{{\\pi}}{{180}}", in_radians))
     if factor == 1:
         return decide_by_rules(g_body, a_body)[0]
-    return decide_by_rules(g_body, f"({a_body})\\cdot \\frac{{{factor.numerator}}}{{{factor.denominator}}}")[0]
+    exact = number(a_body)  # 2 1/2 is a mixed number to `number` alone
+    factor = factor * exact.value if exact else factor
+    times = f"\\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+    return decide_by_rules(g_body, times if exact else f"({a_body})\\cdot {times}")[0]
 
 
 def _same_pieces(gold: str, answer: str) -> bool:

@@ -141,7 +141,7 @@ _AND = (
     r"|\\(?:land|lor|wedge|vee)(?![a-zA-Z])|\\&)"
 )
 _SEPARATOR = re.compile(rf"\s*[,;]\s*(?:{_AND})?|\s*{_AND}")
-_JOINT = re.compile(r"(?<![a-zA-Z])(and|or)(?![a-zA-Z])")
+_JOINT = re.compile(r"(?<![a-zA-Z])(and|or)(?![a-zA-Z])|\\&")
 _SEMICOLON = re.compile(r"\s*;\s*")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 
@@ -160,7 +160,7 @@ def items_of(text: str) -> ItemList | None:
                 tuple(_plain(part.strip()) for part in re.split(r",\s*(?:and\b)?|;|\band\b", whole.group(1))),
                 "",
             )
-    joints = {match[1] for match in _JOINT.finditer(inside)}
+    joints = {match[1] or "and" for match in _JOINT.finditer(inside)}
     groups = split_top(inside, _SEMICOLON)
     parts = groups if len(groups) > 1 else split_top(inside, _SEPARATOR)
     parts = [strip_group(part.strip()) for part in parts]
