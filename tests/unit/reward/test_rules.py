@@ -46,7 +46,7 @@ def test_rules_are_asked_in_the_order_of_the_table_until_one_decides(monkeypatch
     monkeypatch.setattr(rules, "_functions", {})
     register_rules(**{name: speak(name) for name in reversed(JUDGE_RULES)})
     assert rules.decide_by_rules("a", "b") == (False, "percent")
-    assert asked == ["unfinished", "clock", "exact_number", "percent"]
+    assert asked == ["unfinished", "clock", "amounts", "exact_number", "percent"]
     assert rules.decide_by_rules("1 + 2", "1+2") == (True, "identical")
     assert rules.decide_by_rules("1 2", "12") == (False, "percent")  # 1 2 may be two numbers
     assert rules.decide_by_rules("a", " ") == (False, "")
