@@ -144,6 +144,14 @@ def wait_for_gpus(ray: ModuleType, needed: int, seconds: float) -> float:
 _TOKEN = secrets.token_hex(32)  # of each Ray that this process starts
 
 
+def read_auth_again() -> None:
+    """Have a Ray that is imported read ``RAY_AUTH_MODE`` and the token; it has read them when it was imported."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def lock_ray() -> None:
     """Before Ray is started: it listens on loopback only, and asks for a token.
 
@@ -151,10 +159,11 @@ def lock_ray() -> None:
     """
     # Ray reads this when it is imported, then takes 127.0.0.1 as the node's address, and all its servers listen there
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    if constants := sys.modules.get("ray._private.ray_constants"):  # by code of the user's, who may know nothing of it
-        constants.ENABLE_RAY_CLUSTER = False
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    if constants := sys.modules.get("ray._private.ray_constants"):  # by code of the user's, who may know nothing of it
+        constants.ENABLE_RAY_CLUSTER = False
+        read_auth_again()
     # Ray would give its workers, which do all the computing, low priority (nice 15)
     os.environ.setdefault("RAY_worker_niceness", "0")
 
