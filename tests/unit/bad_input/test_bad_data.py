@@ -92,8 +92,9 @@ FILES = {
     "utf-16": ("rows.jsonl", lambda path: GOOD.encode("utf-16"), ["rows.jsonl is in UTF-16", "iconv"]),
     "utf-16 json": ("rows.json", lambda path: f"[{GOOD}]".encode("utf-16"), ["rows.json is in UTF-16", "iconv"]),
     "utf-32": ("rows.jsonl", lambda path: GOOD.encode("utf-32"), ["rows.jsonl is in UTF-16", "iconv"]),
-    "csv": ("rows.csv", lambda path: b"question,answer\n", ["rows.csv is not a kind of file", "Convert it to JSONL"]),
-    "cut gzip": ("rows.jsonl.gz", lambda path: gzip.compress(GOOD.encode())[:20], ["rows.jsonl.gz", "Convert"]),
+    "csv": ("rows.csv", lambda path: b"prompt,answer\n", ["rows.csv can be used", "Give a dataset with rows"]),
+    "tsv": ("rows.tsv", lambda path: b"prompt\tanswer\n", ["rows.tsv is not a kind of file", "Convert it to JSONL"]),
+    "cut gzip": ("rows.jsonl.gz", lambda path: gzip.compress(GOOD.encode())[:20], ["rows.jsonl.gz", "Replace"]),
     "gzip under a wrong name": ("r.jsonl", lambda path: gzip.compress(GOOD.encode()), ["r.jsonl:1: not_utf8"]),
     "cut parquet": (
         "rows.parquet",

@@ -125,7 +125,10 @@ FLAGS = [
     ),
     ("--actor.model_name_or_path ./gone", ["--actor.model_name_or_path", "there is no directory ./gone"]),
     ("--actor.model_name_or_path {tmp}/rows.jsonl", ["--actor.model_name_or_path", "no config.json"]),
-    ("--actor.model_name_or_path no-such/model", ["--actor.model_name_or_path", "no-such/model did not load"]),
+    (
+        "--actor.model_name_or_path no-such/model",
+        ["--actor.model_name_or_path", "there is no directory no-such/model here"],
+    ),
     ("--critic.model_name_or_path {tmp}/gone", ["--critic.model_name_or_path", "there is no directory"]),
     ("--critic.model_name_or_path {tmp}", ["--critic.model_name_or_path", "no config.json"]),
 ]
