@@ -24,11 +24,15 @@ def test_a_model_that_cannot_be_loaded(tmp_path):
 def test_an_engine_that_cannot_start(tmp_path):
     """The cause comes at once, not after --orz.start_timeout_s; and an engine's own words, not Ray's."""
     reward = tmp_path / "mine.py"
-    reward.write_text("def rewards(queries, prompts, labels):\n    return [1.0] * len(queries)\n")
+    # fine where it is looked at before Ray starts, and not in an engine
+    reward.write_text(
+        "import ray\n\nif ray.is_initialized():\n    raise RuntimeError('no engine for me')\n\n\n"
+        "def reward_func(queries, prompts, labels):\n    return [1.0] * len(queries)\n"
+    )
     model, run = write_model(tmp_path / "model"), tmp_path / "run"
     result = train(
         run, model, write_sums(tmp_path / "rows.jsonl", 4), "--reward.remote_url", reward, timeout=300
     )  # fmt: skip
     assert result.returncode == 1, result.stderr
-    cause = "error: engine 0 cannot start: AttributeError: module 'reward_func' has no attribute 'reward_func'"
+    cause = "error: engine 0 cannot start: RuntimeError: no engine for me"
     assert f"{cause}; all logs: {run / 'logs'}" in result.stderr, result.stderr

@@ -69,8 +69,8 @@ def settings(check_sync=False, on="warn", limit=1e9, resumed=False, asleep=False
     )
 
 
-def kept(count=2):
-    found = SyncCheck(settings(), print)
+def kept(count=2, asleep=False):
+    found = SyncCheck(settings(asleep=asleep), print)
     found.keep([sample(n) for n in range(count)])
     return found
 
@@ -92,7 +92,7 @@ def test_engines_that_sleep_are_woken_when_the_trainer_has_computed():
     sleeper.wake_up = SimpleNamespace(remote=lambda: asked.append(list(group.asked)))
     kept(3).gap(group, [sleeper])
     assert asked == []
-    kept(3).gap(group, [sleeper], asleep=True)
+    kept(3, asleep=True).gap(group, [sleeper])
     assert len(asked) == 1 and asked[0]
 
 

@@ -168,7 +168,7 @@ def fails_on_all_ranks(rank, path):
         raise ValueError("an engine died")
 
     with pytest.raises(ValueError if rank == 0 else RuntimeError, match="an engine died"):
-        verify_sync(Weights(model(), torch.bfloat16, LIMIT), ask)
+        verify_sync(Weights(model(), torch.bfloat16, LIMIT), ask, {})
     dist.barrier()
 
 
