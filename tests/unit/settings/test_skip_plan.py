@@ -72,7 +72,7 @@ def test_every_forward_says_why():
         (["--orz.device", "cuda"], ["orz_packed", "varlen kernel", "computed once"]),
         (["--orz.device", "cuda", "--ds.param_dtype", "fp32"], ["orz_packed", "in groups of like length"]),
         (["--orz.share_prefixes", "never"], ["not shared (--orz.share_prefixes never)"]),
-        (["--ds.attn_implementation", "sdpa"], ["sdpa, as --ds.attn_implementation", "are not shared"]),
+        (["--ds.attn_implementation", "sdpa"], ["sdpa, on padded micro-batches", "are not shared"]),
     ],
 )
 def test_the_attention_and_why(flags, words):

@@ -86,14 +86,14 @@ def test_by_hand():
     assert found.gap(Group(-3.0), engines)["sync_logprob_moved_mean"] == 0.0
 
 
-def test_engines_that_sleep_are_woken_when_the_trainer_has_computed():
+def test_engines_that_sleep_are_woken_when_the_trainer_has_computed(monkeypatch):
     group, asked = Group(-1.0), []
-    sleeper = engine(-1.0)
-    sleeper.wake_up = SimpleNamespace(remote=lambda: asked.append(list(group.asked)))
-    kept(3).gap(group, [sleeper])
+    monkeypatch.setattr(check, "batch_vllm_engine_call", lambda engines, name: asked.append((name, list(group.asked))))
+    kept(3).gap(group, [engine(-1.0)])
     assert asked == []
-    kept(3, asleep=True).gap(group, [sleeper])
-    assert len(asked) == 1 and asked[0]
+    kept(3, asleep=True).gap(group, [engine(-1.0)])
+    ((name, computed),) = asked
+    assert name == "wake_up" and computed
 
 
 @pytest.mark.parametrize("ranks, duplicates", [(1, 1), (3, 1), (2, 2)])
