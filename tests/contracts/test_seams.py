@@ -188,6 +188,8 @@ def test_generation_asks_for_the_last_output_alone():
 
     engine, given = object.__new__(OrzRolloutActor), SamplingParams(max_tokens=7, stop=["x"])
     engine.llm, engine._mm_pad_token_ids = Recorder(), None
+    engine.first_start = asyncio.Event()
+    engine.first_start.set()
     assert asyncio.run(engine.generate([1, 2], given)) == "all"
     asked = engine.llm.asked
     assert (asked.output_kind, asked.max_tokens, asked.stop) == (RequestOutputKind.FINAL_ONLY, 7, ["x"])

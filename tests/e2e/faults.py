@@ -185,30 +185,44 @@ def can_be_nobody() -> bool:
         return False
 
 
-def as_nobody(script: str, *words: str) -> str:
-    """Output of a script that runs as another user where that can be, else as this user without its secrets."""
+def as_nobody(script: str, *words: str) -> subprocess.Popen:
+    """A script that runs as another user where that can be, else as this user without its secrets."""
     env = {"PATH": os.environ["PATH"], "HOME": "/tmp", "RAY_gcs_rpc_server_connect_timeout_s": "10"}
     user = NOBODY if can_be_nobody() else {}
     command = [sys.executable, "-c", script, *words]
-    try:
-        return subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, timeout=40, **user).stdout
-    except subprocess.TimeoutExpired:  # a client that is refused may try again and again
-        return "no answer"
+    return subprocess.Popen(command, cwd="/", env=env, stdout=subprocess.PIPE, text=True, **user)
 
 
-def attack(run: Run) -> None:
-    """Do what another local user can do to a run: speak to its Ray, and plant and read files."""
+def speak_to_ray(run: Run) -> subprocess.Popen:
+    """Begin to speak to a run's Ray without its token; `unanswered` says whether it was refused.
+
+    A client that is refused tries for longer than a step takes, so it begins while the run loads its models.
+    """
+    assert wait_for(lambda: run.named("gcs_server") or run.process.poll() is not None, 120)
     (gcs,) = run.named("gcs_server")
     port = next(word.split("=")[1] for word in gcs.cmdline() if word.startswith("--gcs_server_port="))
     env = gcs.environ()
     assert env["RAY_AUTH_MODE"] == "token" and len(env["RAY_AUTH_TOKEN"]) == 64
-    answer = as_nobody(SPEAK_TO_RAY, f"127.0.0.1:{port}")
-    assert answer and not answer.startswith("read"), answer
+    return as_nobody(SPEAK_TO_RAY, f"127.0.0.1:{port}")
+
+
+def unanswered(client: subprocess.Popen) -> bool:
+    """Whether a client that has tried to speak to a run's Ray has read nothing."""
+    try:
+        answer = client.communicate(timeout=1)[0]
+    except subprocess.TimeoutExpired:  # a client that is refused may try again and again
+        client.kill()
+        answer = client.communicate()[0]
+    return not answer.startswith("read")
+
+
+def attack(run: Run) -> None:
+    """Do what another local user can do to a run's files: plant and read them."""
     folders = run.folders()
     assert {os.path.dirname(folder) for folder in folders} == {"/dev/shm", "/tmp"}
     assert {os.stat(folder).st_mode & 0o777 for folder in folders} == {0o700}
     if can_be_nobody():
-        assert as_nobody(ENTER, *folders) == ""
+        assert as_nobody(ENTER, *folders).communicate(timeout=40)[0] == ""
     everything = {path for process in run.family() for path in open_files(process)}
     outside = {path for path in everything if path.startswith(("/dev/shm/", "/tmp/"))}
     mine = (*folders, str(run.run_dir), "/dev/shm/psm_", "/tmp/torchinductor_")

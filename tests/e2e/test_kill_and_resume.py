@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from faults import Run, attack, is_loopback, listening, no_traces, of_run, shared_memory
+from faults import Run, attack, is_loopback, listening, no_traces, of_run, shared_memory, speak_to_ray, unanswered
 from runs import read_jsonl
 
 from openrlhf_orz.data.arithmetic import generate_additions
@@ -77,6 +77,7 @@ def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
     victim = next(saved[-1].glob("_actor/**/*model_states.pt"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
     run = Run(run_dir, *flags(data), "--ckpt.load_enable")
+    stranger = speak_to_ray(run)
     run.wait_for_step(STEPS - 2)
     assert f"{saved[-1]} is damaged" in run.output() and "has changed since it was written" in run.output()
     assert f"resuming from {saved[-2]}" in run.output()
@@ -89,6 +90,7 @@ def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
     assert not [line for line in sockets if "tensorboard" in line[2]]
 
     attack(run)
+    assert unanswered(stranger)
 
     # SIGTERM: the step in hand is finished and saved, and nothing stays behind
     run.process.send_signal(signal.SIGTERM)
