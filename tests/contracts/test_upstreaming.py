@@ -161,7 +161,8 @@ def test_what_no_longer_applies_is_named_and_the_rest_goes_on(capsys, tree, tmp_
     changed[engine] = tree[engine].replace(b"@ray.remote\nclass RolloutRayActor:", b"class Engine:")
     del changed[agent]
     status, out = run(capsys, "try", made_wheel(tmp_path, changed))
-    assert status == 1 and "8 of 11 patches apply to openrlhf 0.12.0 (made for 0.11.2)" in out
+    n = len(SERIES.names)
+    assert status == 1 and f"{n - 3} of {n} patches apply to openrlhf 0.12.0 (made for 0.11.2)" in out
     assert re.search(r"FAIL 0004-rollout-engine-class.patch: 3 hunks: .*\b1 does not apply", out)
     assert re.search(r"hunk at line 30: does not apply \(this line is gone or changed: @ray.remote\)", out)
     assert "drop it when a release lets the caller choose both: has that happened?" in out
