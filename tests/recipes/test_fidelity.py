@@ -34,6 +34,8 @@ def test_flags_are_taken(flags):
     words = shlex.split(flags)
     if flags in ("--algo.kl.use_loss --algo.kl.estimator k3", "--algo.kl.use_loss"):
         words += ["--algo.kl.init_coef", "0.01"]
+    if flags.startswith("--ds.grad_accum_dtype"):  # the row is about ZeRO-3
+        words += ["--ds.zero_stage", "3", "--ds.param_dtype", "bf16"]
     parse([*BASE, *words])
 
 
