@@ -91,8 +91,11 @@ def test_buckets_into_a_model_in_use(tmp_path, monkeypatch):
             return (ours[torch.arange(39), torch.tensor(tokens[1:])] - torch.tensor(theirs)).abs().max().item()
 
         def send():
-            def load(source, places, last):
-                assert llm.collective_rpc("load_synced_weights", args=(source, places, last, True)) == [[]]
+            def load(source, places, last, meanwhile):
+                meanwhile()
+                ((device, missing),) = llm.collective_rpc("load_synced_weights", args=(source, places, last, True))
+                assert missing == []
+                return [device]
 
             weights.send(IpcTransport(torch.device("cpu"), torch.float32, load))
             llm.reset_prefix_cache()
