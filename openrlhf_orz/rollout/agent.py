@@ -253,7 +253,7 @@ def make_executor(loaded: Any, agent: type | None = None, reward: type | None = 
     Args:
         loaded: what OpenRLHF has made of ``--train.agent_func_path`` or ``--reward.remote_url``.
         agent, reward: classes of the user's (``--orz.agent_cls``, ``--orz.reward_cls``).
-        options: arguments of AgentExecutor; ``own`` says whether the user has a reward in ``loaded``.
+        options: arguments of AgentExecutor; ``own`` says that the user has a reward, in ``loaded`` or as a class.
     """
     own = options.pop("own", False)
     rules = {name: options[name] for name in ("stop", "gap_every", "keep_cut") if name in options}
@@ -264,4 +264,6 @@ def make_executor(loaded: Any, agent: type | None = None, reward: type | None = 
         return OwnAgent(agent(), **rules)
     if agent is None and type(loaded) is not SingleTurnAgentExecutor:
         return OwnAgent(loaded, **rules)
-    return (agent or AgentExecutor)(**options, reward=reward and reward(), remote=loaded if own else None)
+    return (agent or AgentExecutor)(
+        **options, reward=reward and reward(), remote=loaded if own and reward is None else None
+    )

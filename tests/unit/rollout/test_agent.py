@@ -286,3 +286,15 @@ def test_a_subclass_of_our_agent_has_the_runs_options(make):
     assert run(mine, Engine(stop=None))["extra_logs"]["rule"] == rule_number("exact")
     from_file = make_executor(Mine(), stop=("y",), own=True)  # made by OpenRLHF, without arguments
     assert from_file.rules.stop == ["y"] and from_file.verifiers is not None
+
+
+def test_a_reward_class_is_asked_and_no_url():
+    """With --orz.reward_cls the run's --reward.remote_url is our own mark, which is no address."""
+
+    class Mine:
+        def grade(self, response, label, stopped):
+            return 0.5
+
+    executor = make_executor(SingleTurnAgentExecutor(remote_rm_url="orz"), reward=Mine, own=True)
+    assert executor.remote is None and isinstance(executor.reward, Mine)
+    executor.close()
