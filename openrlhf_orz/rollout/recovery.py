@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import ray
 from openrlhf.utils.logging_utils import init_logger
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from openrlhf_orz.rollout.engine import EngineLost, EngineNotStarted, reason
 from openrlhf_orz.runtime.run_dir import RunDir
@@ -140,7 +140,8 @@ class EngineRecovery:
                 elif isinstance(getattr(error, "cause", None), EngineNotStarted):
                     raise EngineLost(f"engine {engine} cannot start: {reason(error)}") from None
                 else:  # the first may be that of its death before
-                    start, state, deaths = None, reason(error), deaths + 1
+                    start, state = None, reason(error)
+                    deaths += not isinstance(error, ActorUnavailableError)  # Ray is starting its process again
                     if deaths > DEATHS_IN_A_ROW:
                         raise EngineLost(f"engine {engine} dies whenever it is started: {state}") from None
                     if isinstance(error, RayTaskError):
