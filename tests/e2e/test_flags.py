@@ -57,16 +57,21 @@ def test_lora_average_freezing_and_penalties(tmp_path):
 
 
 def test_off_policy_losses_with_a_reference_model(tmp_path):
-    """Clip-higher, dual clip, KL as a loss, an entropy bonus, a correction to vLLM's log-probs; no critic."""
+    """Clip-higher, dual clip, KL as a loss, an entropy bonus, a correction to vLLM's log-probs; no critic.
+
+    The steps are small: the metric entropy is of the sampled tokens, and estimates the policy's while it is near the
+    policy that sampled.
+    """
     metrics = succeed(
         tmp_path / "run", BASE, additions(tmp_path, 8), *LEARN, *GRPO, "--actor.eps_clip_low_high", "0.2", "0.28",
         "--actor.dual_clip", "3", "--algo.kl.init_coef", "0.05", "--algo.kl.use_loss", "--algo.kl.estimator", "k3",
         "--actor.entropy_coef", "0.01", "--algo.advantage.is_correction_level", "token", "--ref.offload",
+        "--actor.adam.lr", "1e-5",
     )  # fmt: skip
     assert [m["policy_updates"] for m in metrics] == [2, 2]
     for m in metrics:
         assert m["entropy_loss"] > 0 and m["is_filter_ratio"] < 0.01 and abs(m["vllm_kl"]) < 1e-3
-        assert 0.5 < m["entropy_loss"] / m["entropy"] < 2, "the exact entropy, of a step, beside the estimate"
+        assert 0.8 < m["entropy_loss"] / m["entropy"] < 1.25, "the exact entropy beside the estimate"
     assert metrics[1]["kl"] > 0 and metrics[1]["ppo_kl"] != 0
 
 
