@@ -20,15 +20,21 @@ ESTIMATORS: dict[str, Literal["critic", "group", "groups of the batch", "batch"]
 }
 
 
-def discounted_sum(x_BA: torch.Tensor, discount: float, block: int = 128) -> torch.Tensor:
+def discounted_sum(x_BA: torch.Tensor, discount: float | torch.Tensor, block: int = 128) -> torch.Tensor:
     """y_t = x_t + discount * y_{t+1} along the last dimension, with y = 0 after the end.
 
     At discount 1 this is a reverse cumulative sum. Otherwise it is a scan: a product with powers of the discount
     inside each block of K steps, then the same sum over the first steps of the blocks.
 
+    Args:
+        x_BA: (B, A) float.
+        discount: one for all sequences, or (B,) float, one for each.
+
     Returns:
         (B, A), dtype of ``x_BA``.
     """
+    if isinstance(discount, torch.Tensor):
+        return _discounted_sum_each(x_BA, discount.double(), min(block, 32))
     if discount == 1.0:
         # total - prefix sums would cancel; flipping keeps the order of the recursion
         return x_BA.flip(-1).cumsum(-1).flip(-1)
@@ -47,8 +53,44 @@ def discounted_sum(x_BA: torch.Tensor, discount: float, block: int = 128) -> tor
     return y_BNK.flatten(1)[:, :steps]
 
 
+def _discounted_sum_each(x_BA: torch.Tensor, discount_B: torch.Tensor, block: int) -> torch.Tensor:
+    """The same scan with a discount (B,), float64, for each sequence. The blocks are smaller: each has its powers."""
+    steps = x_BA.shape[-1]
+    if steps <= 1:
+        return x_BA.clone()
+    block = min(block, steps)
+    powers_BK = discount_B[:, None] ** torch.arange(block, device=x_BA.device)
+    distance_KK = torch.arange(block, device=x_BA.device)[:, None] - torch.arange(block, device=x_BA.device)
+    weights_BKK = torch.where(distance_KK >= 0, powers_BK[:, distance_KK.clamp(min=0)], 0.0).to(x_BA)
+    x_BNK = torch.nn.functional.pad(x_BA, (0, -steps % block)).unflatten(-1, (-1, block))
+    y_BNK = x_BNK @ weights_BKK
+    if y_BNK.shape[1] > 1:
+        first_BN = _discounted_sum_each(y_BNK[..., 0], discount_B**block, block)
+        y_BNK[:, :-1] += first_BN[:, 1:, None] * (powers_BK.flip(-1) * discount_B[:, None]).to(x_BA)[:, None]
+    return y_BNK.flatten(1)[:, :steps]
+
+
+def length_lambda(lengths_B: torch.Tensor, alpha: float) -> torch.Tensor:
+    """lambda = 1 - 1 / (alpha l) for responses of l tokens (VAPO, arXiv 2504.05118); 0 where that is negative.
+
+    The longer a response, the nearer to 1, so that about the same share of it sees its reward.
+
+    Args:
+        lengths_B: (B,) tokens.
+        alpha: above 0; VAPO's is 0.05, with which l = 20 gives 0 and l = 400 gives 0.95.
+
+    Returns:
+        (B,) float64 in [0, 1).
+    """
+    return (1 - 1 / (alpha * lengths_B.double())).clamp(min=0.0)
+
+
 def gae(
-    values_BA: torch.Tensor, rewards_BA: torch.Tensor, mask_BA: torch.Tensor, gamma: float = 1.0, lambd: float = 1.0
+    values_BA: torch.Tensor,
+    rewards_BA: torch.Tensor,
+    mask_BA: torch.Tensor,
+    gamma: float = 1.0,
+    lambd: float | torch.Tensor = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalized advantage estimation: A_t = sum_k (gamma lambd)^k delta_{t+k} with
     delta_t = r_t + gamma V(s_{t+1}) - V(s_t), and returns A_t + V(s_t) (Sec. 2.1.3).
@@ -58,12 +100,13 @@ def gae(
     Args:
         values_BA, rewards_BA: (B, A) float.
         mask_BA: (B, A) 0/1 or bool; values and rewards outside it count as 0.
+        lambd: one for all sequences, or (B,) float, one for each.
 
     Returns:
         advantages (B, A) and returns (B, A), float.
     """
     values_BA, rewards_BA = values_BA * mask_BA, rewards_BA * mask_BA
-    if gamma == 1.0 and lambd == 1.0:
+    if gamma == 1.0 and not isinstance(lambd, torch.Tensor) and lambd == 1.0:
         returns_BA = discounted_sum(rewards_BA, 1.0)
         return returns_BA - values_BA, returns_BA
     next_values_BA = torch.nn.functional.pad(values_BA[:, 1:], (0, 1))

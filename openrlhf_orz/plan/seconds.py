@@ -109,7 +109,8 @@ def step_work(args: SimpleNamespace, policy: Shape, critic: Shape | None, cut: B
         ("policy training", policy, cut.policy_mini_batch, cut.policy_micro_batches, cut.policy_updates),
     ):
         if model:
-            one = forward(model, name == "policy training", size, packs / updates) * args.train.max_epochs
+            passes = args.train.max_epochs * (args.orz.critic_epochs if name == "critic training" else 1)
+            one = forward(model, name == "policy training", size, packs / updates) * passes
             useful[name], computed[name] = 3 * one, extra * one
     return Work(useful, computed)
 

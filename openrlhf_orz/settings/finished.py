@@ -95,7 +95,7 @@ def policy_steps(args: SimpleNamespace, prompts: int) -> int:
 
 def critic_steps(args: SimpleNamespace, policy_steps: int) -> int:
     """The critic's steps in as many rollouts as ``policy_steps`` policy steps take."""
-    return policy_steps // args.orz.policy_updates * args.orz.critic_updates
+    return policy_steps // args.orz.policy_updates * args.orz.critic_updates * args.orz.critic_epochs
 
 
 def for_openrlhf(args: SimpleNamespace, run: RunFacts) -> Settings:

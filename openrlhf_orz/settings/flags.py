@@ -88,6 +88,29 @@ ORZ_FLAGS = (
         AT_LEAST_1,
     ),
     Flag(
+        "orz.critic_epochs",
+        MEANING,
+        1,
+        "passes of the critic over the rollout, each in --orz.critic_updates mini-batches, shuffled anew",
+        int,
+        AT_LEAST_1,
+    ),
+    Flag(
+        "orz.lambda_policy",
+        MEANING,
+        None,
+        "lambda of the policy's advantages: a number in [0, 1], or length for 1 - 1/(alpha l) of a response of l"
+        " tokens; the critic's targets keep --algo.advantage.lambd, which is the default here, too",
+    ),
+    Flag(
+        "orz.lambda_alpha",
+        MEANING,
+        0.05,
+        "alpha of --orz.lambda_policy length",
+        float,
+        ABOVE_0,
+    ),
+    Flag(
         "orz.warmup_steps",
         MEANING,
         50,

@@ -35,6 +35,8 @@ def cross_fit_problem(args: SimpleNamespace) -> str | None:
     advantage = args.algo.advantage
     if advantage.gamma != 1 or advantage.lambd != 1:
         return "needs --algo.advantage.gamma 1 and --algo.advantage.lambd 1: else the returns depend on the values"
+    if args.orz.lambda_policy not in (None, "1", "1.0"):
+        return "needs --orz.lambda_policy 1: else the advantages depend on all values of a response. Leave it out"
     if args.critic.value_clip is not None:
         return "has no values before the update for --critic.value_clip to clip to: leave one of them out"
     if args.train.max_epochs > 1:
@@ -75,8 +77,8 @@ def skip_plan(args: SimpleNamespace) -> list[Forward]:
 def cost(args: SimpleNamespace) -> int:
     """Cost of a step, forwards and training together, in F."""
     training = 4 if args.actor.gradient_checkpointing_enable else 3
-    models = 2 if args.critic.model_name_or_path else 1
-    return sum(forward.runs for forward in skip_plan(args)) + models * training * args.train.max_epochs
+    passes = 1 + (args.orz.critic_epochs if args.critic.model_name_or_path else 0)
+    return sum(forward.runs for forward in skip_plan(args)) + passes * training * args.train.max_epochs
 
 
 def describe_forwards(args: SimpleNamespace) -> str:

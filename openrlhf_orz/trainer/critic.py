@@ -74,7 +74,8 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
         self.fits[-1] = self.fits[-1] + self.critic_loss_fn.sums
         if self.args.orz.cross_fit_values:
             for row, index in zip(self.critic_loss_fn.values.cpu(), self.replay_buffer.dynamic_indices[step]):
-                self.values[index] = row[: len(self.replay_buffer.items[index].action_mask)].clone()
+                if self.values[index] is None:  # a later pass has trained on the sample already
+                    self.values[index] = row[: len(self.replay_buffer.items[index].action_mask)].clone()
         if self.replay_buffer.dynamic_optimizer_step[step]:
             if self.guard.after_step(self.replay_buffer, step):
                 self.at_steps.append(dict(status))

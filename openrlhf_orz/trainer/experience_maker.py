@@ -9,7 +9,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from openrlhf.utils.logging_utils import init_logger
 
-from openrlhf_orz.algo.advantages import discounted_sum, gae, tied_responses
+from openrlhf_orz.algo.advantages import discounted_sum, gae, length_lambda, tied_responses
 from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
 from openrlhf_orz.runtime.cores import cores
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
@@ -21,6 +21,8 @@ COPIES = 8  # threads that copy samples into batches; more would wait for memory
 
 class OrzExperienceMaker(RemoteExperienceMaker):
     """OpenRLHF's experience maker with our batches, advantages and skipped forwards."""
+
+    notes: dict[str, float] = {}  # metrics of the step's advantages, where flags change how they are made
 
     def split_rollout_samples(self, rollout_samples):
         """Batches for the forwards: packs of neighbours by prompt, or of --rollout.micro_batch_size samples."""
@@ -63,7 +65,9 @@ class OrzExperienceMaker(RemoteExperienceMaker):
 
         Otherwise rounding would be normalised into a signal, and Adam scales any gradient to the size of a step.
         """
+        self.lambdas: list[torch.Tensor] = []
         experiences = super().compute_advantages_and_returns(experiences)
+        self.notes = {"lambda_policy": torch.cat(self.lambdas).mean().item()} if self.lambdas else {}
         advantage = self.args.algo.advantage
         rewards_B = torch.cat([experience.rewards for experience in experiences])
         order_B = torch.tensor([i for experience in experiences for i in experience.index])
@@ -95,12 +99,22 @@ class OrzExperienceMaker(RemoteExperienceMaker):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """GAE. Without values (--orz.cross_fit_values) the advantages are 0 until the critic's training gives values.
 
-        All tensors are (B, A); returns advantages and returns.
+        With --orz.lambda_policy the advantages have a lambda of their own, the returns keep ``lambd``. All
+        tensors are (B, A); returns advantages and returns.
         """
         if values is None:
             returns = discounted_sum(rewards * action_mask, gamma)
             return torch.zeros_like(returns), returns
-        return gae(values, rewards, action_mask, gamma, lambd)
+        advantages, returns = gae(values, rewards, action_mask, gamma, lambd)
+        given = self.args.orz.lambda_policy
+        if given is not None:
+            lengths_B = action_mask.sum(-1)
+            lambda_B = length_lambda(lengths_B, self.args.orz.lambda_alpha)
+            if given != "length":
+                lambda_B = torch.full_like(lambda_B, float(given))
+            self.lambdas.append(lambda_B)
+            advantages, _ = gae(values, rewards, action_mask, gamma, lambda_B if given == "length" else float(given))
+        return advantages, returns
 
     def get_cumulative_returns(self, rewards, action_mask, gamma):
         return discounted_sum(rewards * action_mask, gamma)

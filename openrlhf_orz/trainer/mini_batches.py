@@ -16,18 +16,29 @@ logger = init_logger(__name__)
 class OrzReplayBuffer(NaiveReplayBuffer):
     """Cuts all samples, also those of a partial last rollout, into as many optimizer steps as ``wanted_updates`` says.
 
-    Each sample is trained on exactly once an epoch. The samples are shuffled before they are cut into mini-batches;
+    Each sample is trained on exactly once a pass. The samples are shuffled before they are cut into mini-batches;
     only then is each mini-batch cut into micro-batches, by tokens or by number of samples.
     """
 
     model = ""  # whose mini-batches these are
     rollouts = 0
 
+    def wanted_passes(self, args) -> int:
+        """Passes over the rollout, each cut anew into ``wanted_updates`` optimizer steps."""
+        return 1
+
     def wanted_updates(self, args) -> int:
         """Optimizer steps for each rollout."""
         raise NotImplementedError
 
     def partition_micro_batches(self, strategy):
+        passes = range(self.wanted_passes(strategy.args))
+        steps = [step for number in passes for step in self._cut_pass(strategy, number)]
+        self.rollouts += 1
+        return steps
+
+    def _cut_pass(self, strategy, number: int) -> list[list[list[int]]]:
+        """Pass ``number`` over the rollout: for each optimizer step its micro-batches of indices."""
         args = strategy.args
         group = strategy.ds_device_mesh["dp"].get_group()
 
@@ -43,8 +54,8 @@ class OrzReplayBuffer(NaiveReplayBuffer):
                 f"this rollout has fewer samples on a rank than --orz.{self.model}_updates {wanted}: {updates} steps"
             )
         # the same for all ranks that hold the same samples (ring attention, tensor parallel)
-        rng = random.Random(f"{args.train.seed}-{dist.get_rank(group)}-{self.model}_updates-{self.rollouts}")
-        self.rollouts += 1
+        again = f"-{number}" if number else ""
+        rng = random.Random(f"{args.train.seed}-{dist.get_rank(group)}-{self.model}_updates-{self.rollouts}{again}")
         lengths = [int(item.total_length) for item in self.items]
         mini_batches = cut_mini_batches(len(lengths), updates, rng if updates > 1 else None)
 
@@ -92,3 +103,6 @@ class CriticReplayBuffer(OrzReplayBuffer):
 
     def wanted_updates(self, args) -> int:
         return args.orz.critic_updates
+
+    def wanted_passes(self, args) -> int:
+        return args.orz.critic_epochs

@@ -141,6 +141,7 @@ class OrzTrainer(BasePPOTrainer):
         """Adds what is known before the updates: returns, and how well the critic's values fit them."""
         stats = super()._compute_rollout_stats(experiences)
         self.metrics.note_trained(experiences, self.args)
+        self.metrics.add(self.experience_maker.notes)
         mask = torch.cat([e.action_mask.flatten() for e in experiences])
         returns = torch.cat([e.returns.flatten() for e in experiences])
         stats["return_mean"] = masked_mean(returns, mask).item()

@@ -25,7 +25,7 @@ def partitions(mesh, cls, lengths, rollouts=1, fixed=False, tokens=None, ring=1,
     args = SimpleNamespace(
         train=SimpleNamespace(seed=1, max_tokens_per_gpu=100, micro_batch_size=3),
         ds=SimpleNamespace(packing_samples=tokens is not None, ring_attn_size=ring, tensor_parallel_size=tensor),
-        orz=SimpleNamespace(policy_updates=1, critic_updates=4, fixed_micro_batches=fixed),
+        orz=SimpleNamespace(policy_updates=1, critic_updates=4, critic_epochs=1, fixed_micro_batches=fixed),
     )
     vars(args.orz).update(orz)
     buffer = cls(1, dynamic_batch=True)
@@ -53,6 +53,19 @@ def test_critic_steps_shuffled_each_sample_once(mesh):
                 assert max(lengths[i] for i in micro) * len(micro) <= 100
     assert flat(first) != flat(second)  # every rollout is cut anew
     assert partitions(mesh, CriticReplayBuffer, lengths, rollouts=2) == [first, second]  # by the seed
+
+
+def test_each_pass_of_the_critic_is_shuffled_anew(mesh):
+    from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer, PolicyReplayBuffer
+
+    lengths = [10 + i % 7 for i in range(30)]
+    steps, following = partitions(mesh, CriticReplayBuffer, lengths, rollouts=2, critic_epochs=3)
+    passes = [flat(steps)[i : i + 4] for i in (0, 4, 8)]
+    assert len(steps) == 12 and all(sorted(sum(cut, [])) == list(range(30)) for cut in passes)
+    assert passes[0] != passes[1] != passes[2] != passes[0]
+    once, after = partitions(mesh, CriticReplayBuffer, lengths, rollouts=2)
+    assert steps[:4] == once and following[:4] == after, "the first pass is that of a run with one"
+    assert len(partitions(mesh, PolicyReplayBuffer, lengths, critic_epochs=3)[0]) == 1
 
 
 def test_one_policy_step_with_all_samples(mesh):

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from openrlhf_orz.algo.advantages import ESTIMATORS, cross_fit_advantages, discounted_sum, gae, tied_responses
+from openrlhf_orz.algo.advantages import (
+    ESTIMATORS,
+    cross_fit_advantages,
+    discounted_sum,
+    gae,
+    length_lambda,
+    tied_responses,
+)
 from openrlhf_orz.algo.token_stats import masked_mean
 from openrlhf_orz.settings.batch_checks import GROUPED
 
@@ -73,6 +80,35 @@ def test_discounted_sum():
     torch.testing.assert_close(discounted_sum(x, 1.0), torch.tensor([[6.0, 5.0, 3.0]]))
     torch.testing.assert_close(discounted_sum(x, 0.5), torch.tensor([[2.75, 3.5, 3.0]]))
     torch.testing.assert_close(discounted_sum(x, 0.0), x)
+
+
+# ---- a lambda for each sequence
+
+
+def test_length_lambda_by_hand():
+    """alpha 0.05: 1 - 20 / l. A response of 20 tokens or fewer, and an empty one, would get 0 or less."""
+    found = length_lambda(torch.tensor([0, 10, 20, 40, 400]), 0.05)
+    assert found.dtype == torch.float64 and found.tolist() == pytest.approx([0, 0, 0, 0.5, 0.95])
+
+
+def test_each_sequence_has_its_lambda_by_hand():
+    # delta = (0.4 - 0.2, 1 - 0.4) = (0.2, 0.6) in all three: A_1 = 0.2 + lambda 0.6
+    values, rewards = torch.tensor([[0.2, 0.4]] * 3), torch.tensor([[0.0, 1.0]] * 3)
+    advantages, returns = gae(values, rewards, torch.ones(3, 2), 1.0, torch.tensor([0.0, 0.5, 1.0]))
+    torch.testing.assert_close(advantages, torch.tensor([[0.2, 0.6], [0.5, 0.6], [0.8, 0.6]]))
+    torch.testing.assert_close(returns, advantages + values)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 31, 32, 33, 1200])
+def test_lambdas_of_sequences_equal_one_at_a_time(steps):
+    torch.manual_seed(0)
+    values, rewards = torch.randn(4, steps, dtype=torch.float64), torch.randn(4, steps, dtype=torch.float64)
+    mask = (torch.arange(steps) < torch.tensor([steps, 1, steps // 2, steps])[:, None]).double()
+    lambdas = torch.tensor([0.95, 0.5, 0.0, 1.0])
+    advantages, _ = gae(values, rewards, mask, 1.0, lambdas)
+    for row, lambd in enumerate(lambdas.tolist()):
+        alone, _ = gae(values[row : row + 1], rewards[row : row + 1], mask[row : row + 1], 1.0, lambd)
+        torch.testing.assert_close(advantages[row : row + 1], alone, rtol=1e-6, atol=1e-6)
 
 
 # rewards of two prompts with three responses each: tied, not tied

@@ -33,6 +33,14 @@ FLAGS = [
     ("--orz.policy_updates 3", ["--orz.policy_updates 3", "does not divide", "16 samples"]),
     ("--orz.policy_updates 2 --train.batch_size 4", ["--train.batch_size 4", "leave --train.batch_size out"]),
     ("--orz.critic_updates 17", ["--orz.critic_updates 17", "lower it"]),
+    ("--orz.lambda_policy long", ["--orz.lambda_policy long", "[0, 1]", "length"]),
+    ("--orz.lambda_policy 1.5", ["--orz.lambda_policy 1.5", "[0, 1]"]),
+    ("--orz.lambda_policy nan", ["--orz.lambda_policy nan", "[0, 1]"]),
+    ("--orz.lambda_alpha 0.1", ["--orz.lambda_alpha", "--orz.lambda_policy length"]),
+    (
+        "--orz.critic_epochs 2 --algo.advantage.estimator group_norm",
+        ["--orz.critic_epochs is about the critic", "group_norm has none: leave it out"],
+    ),
     ("--rollout.vllm_generate_batch_size 8", ["--rollout.vllm_generate_batch_size 8", "--train.async_enable"]),
     (
         "--rollout.micro_batch_size 16 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2",
@@ -169,6 +177,7 @@ train.seed -1, 4294967296; train.ema_beta inf; data.max_len 0; eval.steps 0; rew
 vllm.tensor_parallel_size 0; vllm.gpu_memory_utilization 0, 1.1; ds.zero_stage 4, -1; ds.lora.dropout 1
 ckpt.save_steps 0, -2; ckpt.max_mem 0, -inf, nan
 orz.policy_updates 0; orz.critic_updates 0; orz.warmup_steps -1; orz.max_prompt_len 0; orz.grader_workers 0
+orz.critic_epochs 0; orz.lambda_alpha 0
 orz.report_every -2; orz.rollout_dump_every -1; orz.rollout_dump_max 0; orz.max_restarts -1; orz.max_skipped_steps 0
 orz.sync_timeout_s -1; orz.sync_bucket_mib 0
 """

@@ -53,6 +53,7 @@ def test_steps_of_a_run():
     steps = policy_steps(args, prompts=9)
     assert steps == 3 * 3 * 2  # three rollouts an episode, the last of one prompt
     assert critic_steps(args, steps) == 9 * 3
+    assert critic_steps(settings("--orz.policy_updates", "2", "--orz.critic_epochs", "2"), steps) == 9 * 3 * 2
 
 
 def test_each_models_warm_up_is_in_its_own_steps():

@@ -22,6 +22,7 @@ def runs(reference=False, old=False, values=False) -> dict[str, bool]:
     [
         ([], runs(values=True), 7),  # values 1, training 3 + 3
         (["--actor.gradient_checkpointing_enable"], runs(values=True), 9),
+        (["--orz.critic_epochs", "2"], runs(values=True), 10),
         (["--orz.cross_fit_values"], runs(), 6),
         (["--orz.cross_fit_values", "--actor.gradient_checkpointing_enable"], runs(), 8),
         (["--orz.old_log_probs", "always"], runs(old=True, values=True), 8),
@@ -42,6 +43,7 @@ def test_plan(flags, expected, forwards):
         (["--algo.advantage.lambd", "0.95"], "--algo.advantage.lambd"),
         (["--algo.advantage.gamma", "0.99"], "--algo.advantage.gamma"),
         (["--critic.value_clip", "0.2"], "--critic.value_clip"),
+        (["--orz.lambda_policy", "0.95"], "--orz.lambda_policy"),
         (["--orz.policy_updates", "2", "--train.max_epochs", "2"], "--train.max_epochs"),
         (["--train.async_enable"], "--train.async_enable"),
         (["--critic.freezing_steps", "3"], "--critic.freezing_steps"),

@@ -90,6 +90,13 @@ def test_values_are_kept_by_sample_only_where_they_are_asked_for(monkeypatch, tm
     assert plain.values == [None, None]
 
 
+def test_a_cross_fitted_value_is_of_the_first_pass(monkeypatch, tmp_path):
+    trainer = trainer_of(monkeypatch, make_args(tmp_path, "--orz.cross_fit_values"), [1.0, 2.0], [1, 1])
+    trainer.replay_buffer.dynamic_indices = [[0], [0]]  # the second pass has trained on the sample already
+    trainer.ppo_train()
+    assert trainer.values[0].tolist() == [0.0, 10.0]
+
+
 def initialised(monkeypatch, args, max_steps):
     ranks = []
 

@@ -59,6 +59,39 @@ def test_equal_rewards_teach_what_the_kl_penalty_says(monkeypatch, tmp_path, pen
     assert found is experience and (found.advantages == expected).all()
 
 
+def test_the_policys_lambda_leaves_the_critics_targets_alone(tmp_path):
+    """Deltas 0.2 and 0.6; the targets are of lambda 1, whatever the advantages are of."""
+    values, rewards, mask = torch.tensor([[0.2, 0.4]]), torch.tensor([[0.0, 1.0]]), torch.ones(1, 2)
+
+    def found(**flags):
+        maker = maker_of(tmp_path, **flags)
+        maker.lambdas = []
+        advantages, returns = maker.get_advantages_and_returns(values, rewards, mask, 1.0, 1.0)
+        assert returns.tolist() == [[1.0, 1.0]]
+        return advantages[0].tolist(), torch.tensor(maker.lambdas).tolist()
+
+    assert found() == (pytest.approx([0.8, 0.6]), [])
+    assert found(orz__lambda_policy="0.5") == (pytest.approx([0.5, 0.6]), [0.5])
+    length = found(orz__lambda_policy="length", orz__lambda_alpha=1.0)  # two tokens: 1 - 1 / 2
+    assert length == (pytest.approx([0.5, 0.6]), [0.5])
+
+
+def test_the_policys_lambda_is_a_metric(monkeypatch, tmp_path):
+    maker = maker_of(tmp_path, orz__lambda_policy="length", rollout__n_samples_per_prompt=1)
+    experience = SimpleNamespace(rewards=torch.ones(1), index=[0], advantages=torch.zeros(1, 2))
+
+    def upstream(self, experiences):
+        self.lambdas.append(torch.tensor([0.5, 0.7]))
+        return experiences
+
+    monkeypatch.setattr(RemoteExperienceMaker, "compute_advantages_and_returns", upstream)
+    maker.compute_advantages_and_returns([experience])
+    assert maker.notes == {"lambda_policy": pytest.approx(0.6)}
+    monkeypatch.setattr(RemoteExperienceMaker, "compute_advantages_and_returns", lambda self, given: given)
+    maker.compute_advantages_and_returns([experience])
+    assert maker.notes == {}
+
+
 @pytest.mark.parametrize("group, cross_fit, runs", [("critic", False, True), ("critic", True, False),
                                                     ("reference", True, True), ("actor", False, False)])  # fmt: skip
 def test_only_the_forwards_that_the_step_needs_run(monkeypatch, tmp_path, group, cross_fit, runs):

@@ -40,6 +40,7 @@ def trainer_of(tmp_path, *flags, cls=OrzTrainer, changes=None, **run):
     trainer._latest_eval_metric_value = 0.25
     trainer.sync_check = SyncCheck(trainer.args, print)
     trainer.hidden_size = 32
+    trainer.experience_maker = SimpleNamespace(notes={})
     trainer.checkpoints = TrainerCheckpoints(
         trainer.args, [trainer.actor_model_group], trainer.run_dir, NoRollouts(), trainer.best_metric
     )
@@ -254,8 +255,11 @@ def test_rollout_stats_hold_the_critics_fit(monkeypatch, tmp_path):
     )  # fmt: skip
     stats = trainer._compute_rollout_stats([experience])
     assert stats == {"old": 1.0, "return_mean": 1.0, "explained_variance": pytest.approx(0.75)}
+    assert trainer.metrics.values == {}
+    trainer.experience_maker.notes = {"lambda_policy": 0.5}
     experience.values = None
     assert "explained_variance" not in trainer._compute_rollout_stats([experience])
+    assert trainer.metrics.values == {"lambda_policy": 0.5}, "how the advantages were made"
 
 
 def test_fit_marks_that_it_trains_and_ends_as_stopped(monkeypatch, tmp_path):
