@@ -11,11 +11,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from openrlhf_orz.plan.costs import ITEMSIZE, forward_activations
+from openrlhf_orz.plan.hardware import GIB
+from openrlhf_orz.plan.layout import default_lengths
 from openrlhf_orz.plan.planner import Plan, PlanError, plan_run
+from openrlhf_orz.settings.derive import responses_at_once
 from openrlhf_orz.settings.finished import changed
 
 RESERVE = 0.08  # of a GPU, for what no plan counts, such as fragmentation
 SHARES = 0.15, 0.8  # of a GPU for vLLM: below, its own needs leave no cache; trainers keep some of what they free
+STEP_SHARE = 0.02  # of a GPU for the tokens of an engine's step: weights are read once for all of them
 SAME = 0.02  # layouts whose steps differ by less are as quick as each other: the simplest is taken
 
 
@@ -73,13 +78,43 @@ def _planned(before: Plan, flags: dict[str, Any]) -> Plan | None:
 
 
 def choose_layout(before: Plan, explicit: set[str]) -> Plan:
-    """The quickest plan that fits, among the layouts of a run whose models share all GPUs.
+    """The quickest plan that fits, among the layouts of a run whose models share all GPUs, and its engines' limits.
 
-    ``before`` comes back where models have GPUs of their own, or nothing fits; ``explicit`` are the flags that the
-    user gave, which stay.
+    The layout of ``before`` stays where models have GPUs of their own, or nothing fits; ``explicit`` are the flags
+    that the user gave, which stay.
     """
+    if before.hardware.is_cpu:
+        return before
+    found = _quickest(before, explicit)
+    for _ in range(2):  # the limits say how much of the memory is left for the cache, and it is what it holds
+        found = _planned(found, engine_limits(found, explicit)) or found
+    return found
+
+
+def engine_limits(plan: Plan, explicit: set[str]) -> dict[str, int]:
+    """Flags: the responses that an engine generates at once, and the tokens that it computes in a step.
+
+    Responses: its share of the rollout, as far as the KV cache holds them at their mean length; with more vLLM would
+    throw some out and compute them again. It never knows the mean: it is a quarter of the longest. Tokens: 16,384, or
+    what ``STEP_SHARE`` of the GPU holds.
+    """
+    args, shape = plan.args, plan.policy
+    b, tp = ITEMSIZE[args.ds.param_dtype], args.vllm.tensor_parallel_size
+    held = int(plan.memory.kv_cache_tokens // default_lengths(args).sample)
+    seqs = max(1, min(responses_at_once(plan.batches.samples, args.vllm.num_engines), held))
+    if "orz.max_num_batched_tokens" in explicit:
+        seqs = min(seqs, args.orz.max_num_batched_tokens)
+    if "orz.max_num_seqs" in explicit:
+        seqs = args.orz.max_num_seqs
+    room = STEP_SHARE * plan.hardware.memory_gib * GIB
+    tokens = next((x for x in (16384, 8192, 4096) if forward_activations(shape, b, x, tp) <= room), 2048)
+    found = {"orz.max_num_seqs": seqs, "orz.max_num_batched_tokens": max(tokens, seqs)}
+    return {name: value for name, value in found.items() if name not in explicit}
+
+
+def _quickest(before: Plan, explicit: set[str]) -> Plan:
     args = before.args
-    if before.hardware.is_cpu or not args.train.colocate_all or args.train.async_enable:
+    if not args.train.colocate_all or args.train.async_enable:
         return before
     engines = {"vllm.tensor_parallel_size", "vllm.num_engines"} & explicit
     sizes = [x for x in (1, 2, 4, 8) if before.hardware.per_node % x == 0 and before.policy.heads % x == 0]
@@ -128,6 +163,7 @@ def describe_layout(plan: Plan) -> str:
         asleep[vllm.enable_sleep + 2 * ds.enable_sleep],
         "recomputation" if args.actor.gradient_checkpointing_enable else "no recomputation",
         f"packs of {args.train.max_tokens_per_gpu} tokens",
-        f"{vllm.num_engines} engines of {vllm.tensor_parallel_size} with {vllm.gpu_memory_utilization:g} of memory",
+        f"{vllm.num_engines} engines of {vllm.tensor_parallel_size} with {vllm.gpu_memory_utilization:g} of memory,"
+        f" each of {args.orz.max_num_seqs} responses at once and {args.orz.max_num_batched_tokens} tokens a step",
     ]
     return f"all models share {gpus}: {', '.join(words)}"

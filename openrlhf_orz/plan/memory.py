@@ -21,10 +21,12 @@ from openrlhf_orz.settings.skip_plan import needs_old_log_probs
 
 # Assumptions, printed with the plan
 CUDA_PROCESS = 0.75 * GIB  # context, kernels and NCCL of one process on a GPU
-VLLM_RESERVE = 2 * GIB  # vLLM's profile run and CUDA graphs; the KV cache is smaller by that
+VLLM_GRAPHS = 1 * GIB  # vLLM's CUDA graphs and workspaces; the KV cache is smaller by that and by a step's tensors
+LOGIT_BYTES = 14  # of one logit while vLLM samples: as the product gives it, and three float32 copies
 ASLEEP = 1 * GIB  # a sleeping vLLM still holds this
 TRAINER_HOST = 0.65 * GIB  # a trainer's process before its model, CPU: benchmarks/plan.py
 ENGINE_HOST = 1.3 * GIB  # an engine's processes without weights and cache, CPU: docs/smollm2.md (1.7 GiB in all)
+VLLMS_SEQS, VLLMS_TOKENS = 128, 2048  # vLLM's own limits of a step, for engines like ours
 GPU_PROCESS_HOST = 4 * GIB  # host memory of one process that uses CUDA
 
 
@@ -128,6 +130,17 @@ class _Model:
         return self.states.host + asleep
 
 
+def engine_step_bytes(args: SimpleNamespace, shape: Shape) -> float:
+    """Bytes of one GPU that an engine's largest step needs, which vLLM measures at its start and keeps free.
+
+    A step computes --orz.max_num_batched_tokens tokens, or samples for --orz.max_num_seqs responses, which needs their
+    whole logits.
+    """
+    b, tp = ITEMSIZE[args.ds.param_dtype], args.vllm.tensor_parallel_size
+    tokens, seqs = args.orz.max_num_batched_tokens or VLLMS_TOKENS, args.orz.max_num_seqs or VLLMS_SEQS
+    return max(forward_activations(shape, b, tokens, tp), seqs * shape.vocabulary * LOGIT_BYTES)
+
+
 class _Engine:
     """vLLM on one of its devices: bytes of weights and KV cache, and the parts it holds awake, asleep, in a sync."""
 
@@ -137,11 +150,12 @@ class _Engine:
         if hardware.is_cpu:
             self.cache = args.orz.cpu_kvcache_mib * 2**20
         else:
-            self.cache = args.vllm.gpu_memory_utilization * hardware.memory_gib * GIB - self.weights - VLLM_RESERVE
+            reserve = VLLM_GRAPHS + engine_step_bytes(args, shape)
+            self.cache = args.vllm.gpu_memory_utilization * hardware.memory_gib * GIB - self.weights - reserve
         self.bytes_per_token = shape.kv_bytes_per_token(b) / min(tp, shape.kv_heads)
         self.awake = {"vLLM weights": self.weights, "vLLM KV cache": max(0, self.cache)}
         if not hardware.is_cpu:
-            self.awake["vLLM graphs and profile"] = VLLM_RESERVE
+            self.awake["vLLM graphs and step"] = reserve
         self.asleep = self.in_sync = self.awake
         if args.vllm.enable_sleep:
             self.asleep = {"vLLM asleep": ASLEEP}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from openrlhf_orz.plan.hardware import Hardware
 from openrlhf_orz.plan.layout import Batches, Lengths, cut_batches, default_lengths, devices
 from openrlhf_orz.plan.memory import Memory, plan_memory
-from openrlhf_orz.plan.seconds import CPU_RATES, VLLMS_SEQS, Rates, Seconds, Work, step_seconds, step_work
+from openrlhf_orz.plan.seconds import CPU_RATES, Rates, Seconds, Work, step_seconds, step_work
 from openrlhf_orz.plan.shapes import KNOWN, Shape
 from openrlhf_orz.settings.derive import data_parallel_ranks
 
@@ -106,7 +106,6 @@ def plan_run(
         )
     lengths = lengths or default_lengths(args)
     rates = rates or (CPU_RATES if hardware.is_cpu else Rates())
-    rates = replace(rates, concurrent=rates.concurrent or args.orz.max_num_seqs or VLLMS_SEQS)
     batches = cut_batches(args, lengths)
     memory = plan_memory(args, policy, critic, hardware, batches)
     work = step_work(args, policy, critic, batches, lengths)

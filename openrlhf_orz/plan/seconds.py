@@ -13,10 +13,9 @@ from types import SimpleNamespace
 from openrlhf_orz.plan.costs import ITEMSIZE, decode_flops, forward_flops
 from openrlhf_orz.plan.hardware import Hardware
 from openrlhf_orz.plan.layout import Batches, Lengths, devices, places
+from openrlhf_orz.plan.memory import VLLMS_SEQS, VLLMS_TOKENS
 from openrlhf_orz.plan.shapes import Shape
 from openrlhf_orz.settings.skip_plan import skip_plan
-
-VLLMS_SEQS = 128  # its default for engines like ours
 
 
 @dataclass(frozen=True)
@@ -132,6 +131,11 @@ class Seconds:
         return self.gpus * self.step / 3600
 
 
+def at_once(args: SimpleNamespace, rates: Rates) -> int:
+    """The responses that an engine decodes at once, where its cache holds them."""
+    return rates.concurrent or args.orz.max_num_seqs or VLLMS_SEQS
+
+
 def generation_seconds(
     args: SimpleNamespace,
     policy: Shape,
@@ -141,11 +145,14 @@ def generation_seconds(
     rates: Rates,
     cache_tokens: float,
 ) -> tuple[float, str]:
-    """Seconds of generation and what bounds it: an engine's share at full concurrency, then the longest response."""
+    """Seconds of generation and what bounds it: an engine's share at full concurrency, then the longest response.
+
+    Prompts are computed in steps of --orz.max_num_batched_tokens, each of which reads the weights.
+    """
     b, tp, engines = ITEMSIZE[args.ds.param_dtype], args.vllm.tensor_parallel_size, args.vllm.num_engines
     requests = -(-cut.samples // engines)
     context = lengths.prompt + lengths.response / 2
-    active = max(1, min(requests, rates.concurrent or VLLMS_SEQS, int(cache_tokens // lengths.sample)))
+    active = max(1, min(requests, at_once(args, rates), int(cache_tokens // lengths.sample)))
     read = (policy.layer_products() + policy.hidden * policy.vocabulary) * b
     bandwidth, peak = tp * (hardware.bandwidth * rates.decode), tp * (hardware.flops * rates.prefill)
     if hardware.is_cpu:  # engines share the machine
@@ -158,10 +165,13 @@ def generation_seconds(
         return max(by_bytes, by_flops) + rates.overhead_s
 
     prompts = _prompts_prefilled(args, cut.samples)
-    prefill = prompts / engines * forward_flops(policy, [round(lengths.prompt)], [])["body"] / peak
+    each = forward_flops(policy, [round(lengths.prompt)], [])["body"]
+    parts = prompts / engines * lengths.prompt / (args.orz.max_num_batched_tokens or VLLMS_TOKENS)
+    prefill = max(prompts / engines * each / peak, parts * (read / bandwidth + rates.overhead_s))
     steps = requests * lengths.response / active
     bulk = steps * decoding_step(active)
-    tail = max(0.0, lengths.longest_response - steps) * decoding_step(1)
+    begun = (steps - lengths.response) / 2  # the longest, on average, where responses wait for room
+    tail = max(0.0, begun + lengths.longest_response - steps) * decoding_step(1)
     words = f"{active} requests at once for {bulk:.0f} s, then the longest response for {tail:.0f} s"
     return bulk + tail + prefill, words
 

@@ -14,10 +14,12 @@ from openrlhf_orz.plan.memory import (
     ENGINE_HOST,
     GPU_PROCESS_HOST,
     TRAINER_HOST,
-    VLLM_RESERVE,
+    VLLM_GRAPHS,
+    VLLMS_TOKENS,
+    engine_step_bytes,
 )
 from openrlhf_orz.plan.planner import Plan
-from openrlhf_orz.plan.seconds import CPU_RATE_SOURCES, RATE_SOURCES
+from openrlhf_orz.plan.seconds import CPU_RATE_SOURCES, RATE_SOURCES, at_once
 
 
 def assumptions(plan: Plan) -> list[str]:
@@ -30,15 +32,17 @@ def assumptions(plan: Plan) -> list[str]:
         f"lengths: prompt {lengths.prompt:g}, response {lengths.response:g}, longest {lengths.longest_response:g}"
         f" tokens ({lengths.source})",
     ]
-    for name, value in asdict(rates).items():
+    for name, value in (asdict(rates) | {"concurrent": at_once(plan.args, rates)}).items():
         lines.append(f"{name} {value:g} ({sources[name]})")
     if hardware.is_cpu:
         lines.append(f"a trainer's process {TRAINER_HOST / GIB:g} GiB (benchmarks/plan.py),"
                      f" an engine's {ENGINE_HOST / GIB:g} GiB (docs/smollm2.md)")  # fmt: skip
     else:
         lines.append(
-            f"GPU memory of a process {CUDA_PROCESS / GIB:g} GiB, of vLLM besides weights and cache"
-            f" {VLLM_RESERVE / GIB:g} GiB, asleep {ASLEEP / GIB:g} GiB, host memory of a process"
+            f"GPU memory of a process {CUDA_PROCESS / GIB:g} GiB, of vLLM's graphs"
+            f" {VLLM_GRAPHS / GIB:g} GiB, of its largest step {_gib(engine_step_bytes(plan.args, plan.policy))} GiB"
+            f" ({plan.args.orz.max_num_batched_tokens or VLLMS_TOKENS} tokens), asleep"
+            f" {ASLEEP / GIB:g} GiB, host memory of a process"
             f" {GPU_PROCESS_HOST / GIB:g} GiB: assumptions"
         )
     return lines

@@ -18,6 +18,7 @@ from openrlhf_orz.settings.openrlhf_flags import OPENRLHF_FLAGS
 from openrlhf_orz.settings.upstream import openrlhf_parser
 
 MOST_SEQS = 1024  # vLLM's own where it generates offline
+BATCHED_TOKENS = 8192  # of one step of an engine; the plan finds what the GPU has memory for
 
 
 def detect_device() -> str:
@@ -194,8 +195,11 @@ def _batches(values, explicit) -> None:
     if values["train.batch_size"] is None:
         values["train.batch_size"] = samples // values["orz.policy_updates"]
     if values["orz.device"] == "cuda":  # vLLM's own for an engine like ours are 128 and 2048, as for a server of chats
-        _default(values, explicit, "orz.max_num_seqs", min(MOST_SEQS, -(-samples // values["vllm.num_engines"])))
-        _default(values, explicit, "orz.max_num_batched_tokens", 8192)
+        seqs = responses_at_once(samples, values["vllm.num_engines"])
+        seqs = min(seqs, values["orz.max_num_batched_tokens"] or seqs)  # each computes a token of a step
+        _default(values, explicit, "orz.max_num_seqs", seqs)
+        tokens = max(BATCHED_TOKENS, values["orz.max_num_seqs"])
+        _default(values, explicit, "orz.max_num_batched_tokens", tokens)
     fixed = {"train.micro_batch_size", "rollout.micro_batch_size"} & explicit
     values["orz.fixed_micro_batches"] = bool(fixed) and "train.dynamic_batch_enable" not in explicit
     if values["orz.device"] == "cpu":
@@ -203,6 +207,11 @@ def _batches(values, explicit) -> None:
         # a forward alone keeps none, and two threads do better on more tokens
         budget = values["train.max_tokens_per_gpu"]
         _default(values, explicit, "rollout.max_tokens_per_gpu", max(budget, min(4 * budget, 8192)))
+
+
+def responses_at_once(samples: int, engines: int) -> int:
+    """The share of a rollout of ``samples`` responses that each of ``engines`` generates, where it has room."""
+    return min(MOST_SEQS, -(-samples // engines))
 
 
 def _warmup(values, explicit) -> None:

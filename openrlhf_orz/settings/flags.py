@@ -259,8 +259,8 @@ ORZ_FLAGS = (
         "orz.max_num_seqs",
         FREE,
         None,
-        "responses that a vLLM engine generates at once (default: on a GPU its share of the rollout, at most 1024;"
-        " what the KV cache does not hold waits; on a CPU vLLM's own, 128)",
+        "responses that a vLLM engine generates at once (default: on a GPU its share of the rollout, at most 1024 and"
+        " what the KV cache holds; on a CPU vLLM's own, 128)",
         int,
         AT_LEAST_1,
     ),
@@ -268,7 +268,8 @@ ORZ_FLAGS = (
         "orz.max_num_batched_tokens",
         FREE,
         None,
-        "tokens that a vLLM engine computes in one step, prompts above all (default: on a GPU 8192, else vLLM's own)",
+        "tokens that a vLLM engine computes in one step, prompts above all (default: on a GPU 16384, or less"
+        " where memory is short; on a CPU vLLM's own)",
         int,
         AT_LEAST_1,
     ),

@@ -1,9 +1,12 @@
-"""The published runs of docs/planning.md: its tables are what the plan says. Print them anew with
+"""The published runs of docs/planning.md, and the recipes of docs/performance.md: their tables are the plan's. Print
+them anew with
 
 python tests/unit/plan/test_anchors.py
 """
 
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,11 +15,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from planned import make, ranks
 
+from openrlhf_orz.plan.choice import choose_layout
+from openrlhf_orz.plan.hardware import parse_hardware
 from openrlhf_orz.plan.layout import Lengths
+from openrlhf_orz.plan.planner import plan_run
 from openrlhf_orz.plan.seconds import Rates
 from openrlhf_orz.plan.shapes import Shape
+from openrlhf_orz.settings.command_line import parse
 
-DOCS = Path(__file__).parents[3] / "docs" / "planning.md"
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs" / "planning.md"
 RELEASE = ("--algo.kl.init_coef", "1e-9", "--orz.share_prefixes", "never")  # reference, old log-probs, whole prompts
 MEAN_LENGTHS = (500, 1000, 1500, 2000, 3000)
 DAYS_5_5 = 5.5 * 86400
@@ -107,5 +115,44 @@ def test_prime_rl_s_training_step_of_qwen3_4b(tokens, published, band):
     assert band[0] < found.seconds.phases["policy training"] / published < band[1]
 
 
+RECIPES = (
+    ("0.5B, 1 GPU", "0.5b_1gpu", {}, "h100x1", 1000), ("0.5B, 8", "0.5b", {}, "h100x8", 1000),
+    ("1.5B, 2 x 8", "1.5b", {}, "h100x8x2", 1000), ("7B, 4 x 8", "7b", {}, "h100x8x4", 2000),
+    ("32B, 16 x 8, colocated", "32b", {"ARM": "colocated"}, "h100x8x16", 4000),
+    ("32B, 16 x 8, split", "32b", {"ARM": "split"}, "h100x8x16", 4000),
+)  # fmt: skip
+
+
+def recipes() -> list[str]:
+    """Each recipe's planned step with vLLM's own limits of a step, and with ours."""
+    rows = []
+    for name, recipe, arm, machine, response in RECIPES:
+        env = {"DRY_RUN": "1", "RUN_DIR": "r", "PATH": "/usr/bin:/bin"} | arm
+        script = ROOT / "examples" / f"train_orz_qwen2.5_{recipe}.sh"
+        printed = subprocess.run(["bash", script], env=env, capture_output=True, text=True, check=True, cwd=ROOT)
+        flags = shlex.split(printed.stdout)[3:]
+        lengths = Lengths(160, response, 8032 if response < 4000 else 16384, "given")
+        before, now = (
+            choose_layout(plan_run(args, parse_hardware(machine), lengths=lengths), explicit)
+            for args, explicit in (
+                parse([*flags, "--orz.max_num_seqs", "128", "--orz.max_num_batched_tokens", "2048"]),
+                parse(flags),
+            )
+        )
+        orz, cache = now.args.orz, now.memory.kv_cache_tokens / 1e6
+        rows.append(
+            f"| {name} | {before.seconds.step:,.0f} s | {now.seconds.step:,.0f} s |"
+            f" {before.seconds.phases['generation']:,.0f} s | {now.seconds.phases['generation']:,.0f} s |"
+            f" {orz.max_num_seqs:,} | {orz.max_num_batched_tokens:,} | {cache:.2f} million |"
+        )
+    return rows
+
+
+def test_the_recipes_steps_are_the_plans():
+    text = (DOCS.parent / "performance.md").read_text()
+    for row in recipes():
+        assert row in text, row
+
+
 if __name__ == "__main__":
-    print("\n".join([*a100(), "", *h800()]))
+    print("\n".join([*a100(), "", *h800(), "", *recipes()]))

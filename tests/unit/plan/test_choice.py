@@ -9,8 +9,10 @@ from planned import make
 from openrlhf_orz.cli import plan, train_ppo_ray
 from openrlhf_orz.plan.choice import RESERVE, choose_layout, describe_layout
 from openrlhf_orz.plan.hardware import gpu_by_name, gpus_here, parse_hardware
+from openrlhf_orz.plan.layout import default_lengths
 from openrlhf_orz.plan.planner import plan_run
 from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.finished import changed
 
 
 def run(model, *more):
@@ -75,8 +77,33 @@ def test_flags_win(flags):
 
 
 def test_models_on_gpus_of_their_own_are_left_alone():
-    before = make("--critic.num_gpus_per_node", 8, "--actor.num_gpus_per_node", 2)
-    assert choose_layout(before, set()) is before and "GPUs of their own" in describe_layout(before)
+    before = make("--critic.num_gpus_per_node", 8, "--actor.num_gpus_per_node", 2, "--vllm.gpu_memory_utilization=0.5")
+    after = choose_layout(before, set())
+    limits = {"orz.max_num_seqs": after.args.orz.max_num_seqs}
+    assert limits["orz.max_num_seqs"] < before.args.orz.max_num_seqs
+    assert after.args == changed(before.args, limits), "the engines' limits alone"
+    assert choose_layout(before, {"orz.max_num_seqs"}).args == before.args
+    assert "GPUs of their own" in describe_layout(before)
+
+
+@pytest.mark.parametrize(
+    "model, on, more, seqs, tokens",
+    [
+        ("0.5B", "h100x1", (), 1024, 16384),  # most of all
+        ("7B", "h100x8x4", (), 256, 8192),  # its share of 8,192 responses
+        ("7B", "4090x8x4", ("--data.max_len", 32768), 3, 2048),  # what its cache holds
+        ("7B", "4090x8x4", ("--data.max_len", 32768, "--orz.max_num_seqs", 9), 9, 2048),
+        ("7B", "h100x8x4", ("--orz.max_num_batched_tokens", 100), 100, 100),
+    ],
+)
+def test_what_an_engine_does_at_once_follows_from_rollout_and_memory(model, on, more, seqs, tokens):
+    found = chosen(model, on, *more)
+    orz, sample = found.args.orz, default_lengths(found.args).sample
+    assert (orz.max_num_seqs, orz.max_num_batched_tokens) == (seqs, tokens)
+    assert f"each of {seqs} responses at once and {tokens} tokens a step" in describe_layout(found)
+    if "--orz.max_num_seqs" not in more:
+        assert seqs * sample <= found.memory.kv_cache_tokens
+        assert f"{seqs} requests at once" in found.seconds.bound_by["generation"]
 
 
 def smi(folder, monkeypatch, lines):

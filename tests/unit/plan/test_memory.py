@@ -105,13 +105,17 @@ def test_kv_cache():
     """7B in bfloat16: 2 x 28 layers x 4 heads x 128 x 2 bytes are 56 KiB a token."""
     found = make(*COLOCATED, *ranks(1, 8))
     assert found.policy.kv_bytes_per_token(2) == 57344
-    cache = 0.5 * 79 * GIB - 2 * found.policy.policy_parameters() - 2 * GIB
+    # of a step of 8,192 tokens the residual stream, a norm and the MLP's products; the logits of 1,024 are less
+    step = 8192 * (3584 * (4 + 2 * 2) + 4 * 3584 * 2 + 3 * 18944 * 2)
+    assert found.args.orz.max_num_batched_tokens == 8192 and found.args.orz.max_num_seqs == 1024
+    step = max(step, 1024 * 152064 * 14)
+    cache = 0.5 * 79 * GIB - 2 * found.policy.policy_parameters() - GIB - step
     assert found.memory.kv_cache_tokens == pytest.approx(cache / 57344)
     two = make(*COLOCATED, *ranks(1, 8), "--vllm.tensor_parallel_size", 2)
     assert two.memory.kv_cache_tokens > 2 * found.memory.kv_cache_tokens  # half the weights on each GPU
     # more GPUs than the four key-value heads: each holds a whole head, a quarter of a token's bytes
     eight = make(*COLOCATED, *ranks(1, 8), "--vllm.tensor_parallel_size", 8)
-    cache = 0.5 * 79 * GIB - 2 * found.policy.policy_parameters() / 8 - 2 * GIB
+    cache = 0.5 * 79 * GIB - 2 * found.policy.policy_parameters() / 8 - GIB - step
     assert eight.memory.kv_cache_tokens == pytest.approx(cache / (57344 / 4))
 
 
@@ -146,8 +150,9 @@ def test_phases_by_hand():
     base = {"CUDA contexts": 3 * 0.75 * GIB, "policy weights": policy / 4, "critic weights": critic / 4}
     names = ["generation", "values", "training of critic", "training of policy", "weight sync"]
     assert [phase.name for phase in found.memory.phases] == names
-    cache = 0.5 * 79 * GIB - 2 * policy - 2 * GIB
-    awake = {"vLLM weights": 2 * policy, "vLLM KV cache": cache, "vLLM graphs and profile": 2 * GIB}
+    step = 1024 * 152064 * 14  # whole logits of 1,024 responses
+    cache = 0.5 * 79 * GIB - 2 * policy - GIB - step
+    awake = {"vLLM weights": 2 * policy, "vLLM KV cache": cache, "vLLM graphs and step": GIB + step}
     assert phase(found, "generation") == base | awake
     # the bucket's gathered parameters and the flat buffer; vLLM has its weights and no cache
     assert phase(found, "weight sync") == base | {

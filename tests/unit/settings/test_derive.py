@@ -131,6 +131,8 @@ def test_engines_generate_their_share_of_a_rollout_at_once():
     assert of(actor__num_nodes=4) == (256, 8192) and of(actor__num_nodes=4, vllm__num_engines=30)[0] == 274
     assert of(actor__num_gpus_per_node=1) == (1024, 8192)
     assert of(actor__num_nodes=4, orz__max_num_seqs=7, orz__max_num_batched_tokens=99) == (7, 99)
+    assert of(actor__num_nodes=4, orz__max_num_batched_tokens=99) == (99, 99)  # each computes a token of a step
+    assert of(actor__num_nodes=4, orz__max_num_seqs=9000) == (9000, 9000)
     assert of(orz__device="cpu") == (None, None)
 
 
