@@ -114,6 +114,42 @@ def gae(
     return advantages_BA, advantages_BA + values_BA
 
 
+def mean_advantages(
+    returns: list[torch.Tensor],
+    masks: list[torch.Tensor],
+    order: list[int],
+    group: int | None,
+    scale: bool = True,
+    eps: float = 1e-8,
+) -> list[torch.Tensor]:
+    """A_t = R_t - b with b the mean return of the responses to the prompt, or of the batch, instead of a value.
+
+    It is what stands in for a critic that explains nothing (EVPO, arXiv 2604.19485). The response itself counts in b.
+    Then they are normalised over all action tokens, as advantages with a critic are (Sec. 3.1).
+
+    Args:
+        returns: (B_i, A_i) of each batch, sums of rewards (gamma = 1); the first column is a response's whole return.
+        masks: (B_i, A_i), 1 on action tokens.
+        order: places of the responses of all batches in the rollout, where those to one prompt are neighbours.
+        group: responses to a prompt; None: b is the mean of the batch.
+        scale: divide by the biased standard deviation, too, not only subtract the mean.
+        eps: lower bound of the variance.
+
+    Returns:
+        advantages (B_i, A_i) of each batch.
+    """
+    places_B = torch.tensor(order)
+    totals_B = torch.cat([r[:, 0] for r in returns])
+    in_order_B = torch.empty_like(totals_B).index_copy(0, places_B, totals_B)
+    groups_PN = in_order_B.reshape(-1, group or len(order))
+    baseline_B = groups_PN.mean(-1, keepdim=True).expand_as(groups_PN).reshape(-1)[places_B]
+    raw = [r - b[:, None] for r, b in zip(returns, baseline_B.split([len(r) for r in returns]))]
+    kept_T = torch.cat([a[m.bool()] for a, m in zip(raw, masks)]).double()
+    mean = kept_T.mean() if len(kept_T) else kept_T.new_zeros(())
+    variance = (kept_T - mean).square().mean().clamp(min=eps) if scale and len(kept_T) else kept_T.new_ones(())
+    return [((a - mean) * variance.rsqrt()).to(a) for a in raw]
+
+
 def tied_responses(
     rewards_B: torch.Tensor, estimator: str, samples_per_prompt: int, gamma: float = 1.0
 ) -> torch.Tensor:

@@ -12,6 +12,19 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (x.float() * mask).sum() / mask.sum().clamp(min=1)
 
 
+def positive_nll(
+    log_probs_BA: torch.Tensor, mask_BA: torch.Tensor, right_B: torch.Tensor, tokens: float | torch.Tensor
+) -> torch.Tensor:
+    """-1/N times the sum of log-probs over the tokens of right responses (VAPO, arXiv 2504.05118), a scalar.
+
+    Args:
+        log_probs_BA, mask_BA: (B, A) float; the mask is 1 on action tokens.
+        right_B: (B,) bool or 0/1.
+        tokens: N, the tokens of right responses of the whole optimizer step. The results of its parts add up.
+    """
+    return -(log_probs_BA * mask_BA * right_B[:, None]).sum() / max(1.0, float(tokens))
+
+
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the masked tokens; nan if the returns do not vary.
 

@@ -26,7 +26,7 @@ from openrlhf_orz.settings.flags import STOP_STRINGS
 STOPPED_AT_EOS, CUT_BY_LENGTH = -1, -2
 # Keys of the metrics that are ours; the same key in the extra_logs of the user's reward gets "own_" in front.
 OUR_KEYS = frozenset(
-    "verdict rule format ended grade_ms reward score return truncated response_length total_length"
+    "verdict rule right format ended grade_ms reward score return truncated response_length total_length"
     " response_clip_ratio".split()
 )
 

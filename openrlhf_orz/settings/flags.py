@@ -111,6 +111,22 @@ ORZ_FLAGS = (
         ABOVE_0,
     ),
     Flag(
+        "orz.baseline",
+        MEANING,
+        "critic",
+        "what advantages subtract from the return: the critic's values, the mean of the prompt's responses or of the"
+        " batch; auto: the critic where it explains variance of this rollout's returns, else a mean",
+        choices=("critic", "group", "batch", "auto"),
+    ),
+    Flag(
+        "orz.positive_nll",
+        MEANING,
+        0.0,
+        "weight in the policy's loss of the negative log-likelihood of right responses (--orz.right_reward)",
+        float,
+        AT_LEAST_0,
+    ),
+    Flag(
         "orz.warmup_steps",
         MEANING,
         50,

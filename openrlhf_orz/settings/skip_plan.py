@@ -37,6 +37,8 @@ def cross_fit_problem(args: SimpleNamespace) -> str | None:
         return "needs --algo.advantage.gamma 1 and --algo.advantage.lambd 1: else the returns depend on the values"
     if args.orz.lambda_policy not in (None, "1", "1.0"):
         return "needs --orz.lambda_policy 1: else the advantages depend on all values of a response. Leave it out"
+    if args.orz.baseline != "critic":
+        return "is about the critic's values: leave --orz.baseline out"
     if args.critic.value_clip is not None:
         return "has no values before the update for --critic.value_clip to clip to: leave one of them out"
     if args.train.max_epochs > 1:

@@ -16,7 +16,7 @@ from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 
 import openrlhf_orz.models.packed_attention  # noqa: F401  registers --ds.attn_implementation orz_packed
 from openrlhf_orz.algo.advantages import cross_fit_advantages
-from openrlhf_orz.algo.token_stats import LogProbGap
+from openrlhf_orz.algo.token_stats import LogProbGap, positive_nll
 from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.models.adapters import without_adapters
 from openrlhf_orz.models.cpu_ops import install_rms_norm
@@ -91,6 +91,10 @@ class OrzPolicyLoss(PolicyLoss):
 
     on_policy = False
     mask_above = math.inf
+    nll_weight = 0.0  # --orz.positive_nll
+    # of a micro-batch, which the trainer sets: right responses (B,), and the tokens of all that the step has
+    right_B: torch.Tensor | None = None
+    right_tokens = 0.0
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -104,13 +108,21 @@ class OrzPolicyLoss(PolicyLoss):
     def forward(self, log_probs, old_log_probs, advantages, action_mask=None, **kwargs):
         with torch.no_grad():
             self.tally += torch.stack([-(log_probs * action_mask).double().sum(), action_mask.double().sum()]).cpu()
+        kept_B1 = None
         if self.on_policy:
             old_log_probs = log_probs.detach()
         if kwargs.get("rollout_log_probs") is not None:
             gap_B = self.gap.add(kwargs["rollout_log_probs"], old_log_probs, action_mask)
             if self.mask_above < math.inf:
-                advantages = advantages * (gap_B <= self.mask_above)[:, None]
-        return super().forward(log_probs, old_log_probs, advantages, action_mask=action_mask, **kwargs)
+                kept_B1 = (gap_B <= self.mask_above)[:, None]
+                advantages = advantages * kept_B1
+        loss, *rest = super().forward(log_probs, old_log_probs, advantages, action_mask=action_mask, **kwargs)
+        if self.nll_weight > 0:
+            mask_BA = action_mask if kept_B1 is None else action_mask * kept_B1
+            nll = positive_nll(log_probs, mask_BA, self.right_B, self.right_tokens) * kwargs.get("dp_size", 1)
+            self.nll = nll.detach()
+            loss = loss + self.nll_weight * nll
+        return loss, *rest
 
 
 class OrzActorPPOTrainer(ActorPPOTrainer):
@@ -124,6 +136,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
         self.actor_loss_fn.on_policy = needs_old_log_probs(self.args) is None
+        self.actor_loss_fn.nll_weight = self.args.orz.positive_nll
         if self.args.orz.on_logprob_gap == "mask":
             self.actor_loss_fn.mask_above = self.args.orz.max_logprob_gap
         skip_reduction(self.actor.model)
@@ -146,6 +159,8 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         # a micro-batch's loss is its share of the step's mean: the losses add up, but upstream averages them
         sums = self.strategy.all_reduce(self.actor_loss_fn.tally.float(), op="sum")
         status.update(self.strategy.all_reduce({key: total / max(1, self.steps) for key, total in self.sums.items()}))
+        if "positive_nll" in status:  # OpenRLHF has it in the policy's loss
+            status["policy_loss"] -= self.args.orz.positive_nll * status["positive_nll"]
         status["entropy"] = (sums[0] / sums[1].clamp(min=1)).item()
         status["policy_updates"] = self.steps
         status["policy_steps_skipped"] = self.guard.total - skipped
@@ -154,7 +169,12 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
 
     def training_step(self, experience, kl_ctl, step, loss_batch_info=None):
         share_cores(self.args)
+        if self.args.orz.positive_nll > 0:
+            self.actor_loss_fn.right_B = experience.info["right"].to(experience.action_mask.device)
+            self.actor_loss_fn.right_tokens = self.replay_buffer.right_tokens[step]
         result = super().training_step(experience, kl_ctl, step, loss_batch_info)
+        if self.args.orz.positive_nll > 0:
+            self.sums["positive_nll"] = self.sums.get("positive_nll", 0.0) + self.actor_loss_fn.nll.item()
         losses = (
             ("policy_loss", "entropy_loss", "kl") if self.args.algo.kl.use_loss else ("policy_loss", "entropy_loss")
         )

@@ -9,8 +9,9 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from openrlhf.utils.logging_utils import init_logger
 
-from openrlhf_orz.algo.advantages import discounted_sum, gae, length_lambda, tied_responses
+from openrlhf_orz.algo.advantages import discounted_sum, gae, length_lambda, mean_advantages, tied_responses
 from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
+from openrlhf_orz.algo.token_stats import explained_variance
 from openrlhf_orz.runtime.cores import cores
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
 
@@ -66,19 +67,50 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         Otherwise rounding would be normalised into a signal, and Adam scales any gradient to the size of a step.
         """
         self.lambdas: list[torch.Tensor] = []
+        self.sums: list[torch.Tensor] = []  # of rewards, (B, A) of each experience, where --orz.baseline needs them
+        if self.args.orz.positive_nll > 0:  # before OpenRLHF changes rewards by length
+            for experience in experiences:
+                experience.info["right"] = (experience.rewards >= self.args.orz.right_reward).float()
         experiences = super().compute_advantages_and_returns(experiences)
         self.notes = {"lambda_policy": torch.cat(self.lambdas).mean().item()} if self.lambdas else {}
         advantage = self.args.algo.advantage
+        compared = self._compare_by(experiences) or advantage.estimator
         rewards_B = torch.cat([experience.rewards for experience in experiences])
         order_B = torch.tensor([i for experience in experiences for i in experience.index])
         rewards_B = torch.empty_like(rewards_B).index_copy(0, order_B, rewards_B)  # prompt by prompt
         samples = self.args.rollout.n_samples_per_prompt
-        tied_B = tied_responses(rewards_B, advantage.estimator, samples, advantage.gamma)
+        tied_B = tied_responses(rewards_B, compared, samples, advantage.gamma)
         if self.args.algo.kl.init_coef > 0:  # KL penalties differ where rewards do not
             return experiences
         for experience in experiences:
             experience.advantages[tied_B[torch.tensor(experience.index)]] = 0.0
         return experiences
+
+    def _compare_by(self, experiences: list[Experience]) -> str | None:
+        """Put another baseline than the critic in its place, where --orz.baseline says so.
+
+        Returns the estimator of ``ESTIMATORS`` that compares rewards in the same way; None with the critic.
+        """
+        baseline, samples = self.args.orz.baseline, self.args.rollout.n_samples_per_prompt
+        if baseline == "critic":
+            return None
+        masks = [experience.action_mask for experience in experiences]
+        if baseline == "auto":
+            rows = ([experience.values for experience in experiences], self.sums, masks)
+            fit = explained_variance(*(torch.cat([x.flatten() for x in each]) for each in rows))
+            # a nan, of rewards that are all equal, is not above 0
+            baseline = "critic" if fit > 0 else "group" if samples > 1 else "batch"
+        self.notes["baseline_critic"] = float(baseline == "critic")
+        if baseline == "critic":
+            return None
+        order = [i for experience in experiences for i in experience.index]
+        advantages = mean_advantages(
+            self.sums, masks, order, samples if baseline == "group" else None,
+            scale=not self.args.algo.advantage.no_std_norm,
+        )  # fmt: skip
+        for experience, one in zip(experiences, advantages):
+            experience.advantages = one
+        return "reinforce_baseline" if baseline == "group" else "reinforce"
 
     def _dispatch_forward(self, group, sync_condition, **kwargs):
         """Run only the forwards that the step needs (settings/skip_plan.py)."""
@@ -106,6 +138,8 @@ class OrzExperienceMaker(RemoteExperienceMaker):
             returns = discounted_sum(rewards * action_mask, gamma)
             return torch.zeros_like(returns), returns
         advantages, returns = gae(values, rewards, action_mask, gamma, lambd)
+        if self.args.orz.baseline != "critic":
+            self.sums.append(discounted_sum(rewards * action_mask, 1.0))
         given = self.args.orz.lambda_policy
         if given is not None:
             lengths_B = action_mask.sum(-1)

@@ -140,7 +140,7 @@ RENAMED = {
 }
 # per-sample numbers that OpenRLHF averages on the way; ours above say them exactly (reward_trained: after penalties)
 DROPPED = {
-    "generated_samples", "verdict", "rule", "ended", "format", "reward", "score", "return", "response_length",
+    "generated_samples", "verdict", "rule", "ended", "right", "format", "reward", "score", "return", "response_length",
     "total_length", "truncated", "response_clip_ratio", "rollout/reward_mean", "rollout/reward_std",
     "rollout/response_length_mean", "rollout/truncated_rate", "rollout/num_samples",
 }  # fmt: skip

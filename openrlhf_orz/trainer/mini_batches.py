@@ -95,6 +95,25 @@ class PolicyReplayBuffer(OrzReplayBuffer):
     def wanted_updates(self, args) -> int:
         return args.orz.policy_updates
 
+    def setup_dynamic_batch(self, strategy):
+        """As OpenRLHF's; with --orz.positive_nll also the tokens of right responses in each micro-batch's step."""
+        super().setup_dynamic_batch(strategy)
+        if strategy.args.orz.positive_nll > 0:
+            own, tokens = [], 0.0
+            for indices, last in zip(self.dynamic_indices, self.dynamic_optimizer_step):
+                items = [self.items[i] for i in indices]
+                tokens += sum(float(item.action_mask.sum()) * float(item.info["right"]) for item in items)
+                if last:
+                    own.append(tokens)
+                    tokens = 0.0
+            totals = torch.tensor(own, device=get_accelerator().current_device_name())
+            dist.all_reduce(totals, group=strategy.ds_device_mesh["dp"].get_group())
+            steps = iter(totals.tolist())
+            self.right_tokens, total = [], next(steps, 0.0)
+            for last in self.dynamic_optimizer_step:
+                self.right_tokens.append(total)
+                total = next(steps, 0.0) if last else total
+
 
 class CriticReplayBuffer(OrzReplayBuffer):
     """The critic's: twelve steps in the paper (Sec. 3.1)."""

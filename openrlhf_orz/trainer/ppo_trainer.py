@@ -166,6 +166,7 @@ class OrzTrainer(BasePPOTrainer):
         if global_steps < self.args.critic.freezing_steps:
             # the policy does not train yet: its rollout must not pile up
             ray.get(self.actor_model_group.async_run_method(method_name="drop_buffer"))
+            status["policy_updates"] = 0
         return status
 
     def cross_fit_train(self, global_steps):

@@ -191,3 +191,41 @@ def test_training_is_finite_and_on_each_sample_once(trained, world, kind):
         assert policy["loss"] == policy["grad_norm"] == policy["change"] == 0
     else:
         assert policy["change"] > 0
+
+
+BOTH = [[1.0, 0.0, 1.0, 1.0], [2, 2, 2, 2]]  # rewards of two prompts of two responses, lengths
+
+
+def found_with(baseline, values, rewards=BOTH[0]):
+    maker = make_maker(OrzExperienceMaker, "gae", 2, "--orz.baseline", baseline)
+    experience = make_experience(rewards, BOTH[1], torch.tensor(values)[:, None].expand(4, 2).clone())
+    (experience,) = maker.compute_advantages_and_returns([experience])
+    return experience, maker.notes
+
+
+def test_what_stands_in_for_the_critic_and_what_says_so():
+    good, bad = [0.9, 0.1, 0.9, 0.9], [0.1, 0.9, 0.1, 0.1]
+    plain, notes = found_with("critic", bad)
+    assert notes == {}
+    group, notes = found_with("group", good)
+    assert notes == {"baseline_critic": 0.0} and torch.equal(group.returns, plain.returns), "the critic's targets stay"
+    signs = group.advantages[:, 0].sign().tolist()
+    assert signs == [1, -1, 0, 0], "the second prompt's responses are alike"
+    batch, _ = found_with("batch", good)
+    assert batch.advantages[:, 0].sign().tolist() == [1, -1, 1, 1]
+    used, notes = found_with("auto", good)
+    assert notes == {"baseline_critic": 1.0} and torch.equal(used.advantages, found_with("critic", good)[0].advantages)
+    used, notes = found_with("auto", bad)
+    assert notes == {"baseline_critic": 0.0} and torch.equal(used.advantages, group.advantages)
+    alike, notes = found_with("auto", good, [1.0] * 4)
+    assert notes == {"baseline_critic": 0.0} and (alike.advantages == 0).all()
+
+
+def test_right_responses_are_marked_before_penalties():
+    maker = make_maker(OrzExperienceMaker, "gae", 2, "--orz.positive_nll", "0.1")
+    experience = make_experience(*BOTH, torch.zeros(4, 2))
+    maker.compute_advantages_and_returns([experience])
+    assert experience.info["right"].tolist() == [1, 0, 1, 1]
+    plain = make_experience(*BOTH, torch.zeros(4, 2))
+    make_maker(OrzExperienceMaker, "gae", 2).compute_advantages_and_returns([plain])
+    assert "right" not in plain.info

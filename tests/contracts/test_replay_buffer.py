@@ -145,3 +145,24 @@ def test_packs_hold_responses_to_one_prompt(mesh):
     (steps,) = partitions(mesh, PolicyReplayBuffer, [20] * 20, tokens=tokens)
     assert sorted(flat(steps)[0]) == list(range(20)) and len(steps[0]) == 4
     assert all(len({i % 2 for i in micro}) == 1 and len(micro) == 5 for micro in steps[0])
+
+
+def test_tokens_of_right_responses_by_step(mesh):
+    """Two steps; micro-batch by micro-batch the tokens of right responses of its whole step."""
+    from openrlhf_orz.trainer.mini_batches import PolicyReplayBuffer
+
+    args = SimpleNamespace(
+        train=SimpleNamespace(seed=1, max_tokens_per_gpu=100, micro_batch_size=1),
+        ds=SimpleNamespace(packing_samples=False, ring_attn_size=1, tensor_parallel_size=1),
+        orz=SimpleNamespace(policy_updates=2, fixed_micro_batches=True, positive_nll=0.1),
+    )
+    buffer = PolicyReplayBuffer(1, dynamic_batch=True)
+    buffer.items = [
+        SimpleNamespace(total_length=torch.tensor(9), action_mask=torch.ones(n), info={"right": right})
+        for n, right in ((1, 1.0), (2, torch.tensor(0.0)), (4, 1.0), (8, torch.tensor(1.0)))
+    ]
+    buffer.setup_dynamic_batch(SimpleNamespace(args=args, ds_device_mesh=mesh))
+    right = [1, 0, 4, 8]
+    steps = [buffer.dynamic_indices[:2], buffer.dynamic_indices[2:]]
+    totals = [sum(right[i] for part in step for i in part) for step in steps]
+    assert buffer.right_tokens == [totals[0], totals[0], totals[1], totals[1]] and sum(totals) == 13

@@ -11,6 +11,7 @@ from openrlhf_orz.algo.advantages import (
     discounted_sum,
     gae,
     length_lambda,
+    mean_advantages,
     tied_responses,
 )
 from openrlhf_orz.algo.token_stats import masked_mean
@@ -109,6 +110,26 @@ def test_lambdas_of_sequences_equal_one_at_a_time(steps):
     for row, lambd in enumerate(lambdas.tolist()):
         alone, _ = gae(values[row : row + 1], rewards[row : row + 1], mask[row : row + 1], 1.0, lambd)
         torch.testing.assert_close(advantages[row : row + 1], alone, rtol=1e-6, atol=1e-6)
+
+
+# ---- a mean instead of the critic
+
+
+def test_advantages_over_a_mean_by_hand():
+    """Returns 1, 0 and 1, 1 of two prompts, mixed over two batches: over the groups' means 0.5, -0.5, 0, 0."""
+    returns = [torch.tensor([[1.0, 1.0], [1.0, 9.0]]), torch.tensor([[0.0, 0.0], [1.0, 1.0]])]
+    masks = [torch.tensor([[1, 1], [1, 0]]), torch.tensor([[1, 1], [1, 1]])]
+    order = [0, 2, 1, 3]
+    first, second = mean_advantages(returns, masks, order, 2, scale=False)
+    assert first[0].tolist() == [0.5, 0.5] and first[1, 0] == 0 and second.tolist() == [[-0.5, -0.5], [0, 0]]
+    # over the batch's mean 0.75: 0.25, 0.25, -0.75, 0.25; the mean over 7 tokens is -0.25 / 7
+    first, second = mean_advantages(returns, masks, order, None, scale=False)
+    assert first[0, 0].item() == pytest.approx(0.25 + 0.25 / 7) and second[0, 0].item() == pytest.approx(
+        -0.75 + 0.25 / 7
+    )
+    scaled = torch.cat([a[m.bool()] for a, m in zip(mean_advantages(returns, masks, order, 2), masks)])
+    assert scaled.mean().item() == pytest.approx(0, abs=1e-6)
+    assert scaled.std(unbiased=False).item() == pytest.approx(1)
 
 
 # rewards of two prompts with three responses each: tied, not tied

@@ -41,6 +41,10 @@ FLAGS = [
         "--orz.critic_epochs 2 --algo.advantage.estimator group_norm",
         ["--orz.critic_epochs is about the critic", "group_norm has none: leave it out"],
     ),
+    ("--orz.baseline group --algo.advantage.gamma 0.9", ["--orz.baseline group", "--algo.advantage.gamma 1"]),
+    ("--orz.baseline group --rollout.n_samples_per_prompt 1", ["--orz.baseline group", "2 or more"]),
+    ("--orz.baseline batch --orz.lambda_policy 0.9", ["--orz.lambda_policy", "--orz.baseline batch uses none"]),
+    ("--orz.baseline auto --orz.cross_fit_values", ["--orz.cross_fit_values", "leave --orz.baseline out"]),
     ("--rollout.vllm_generate_batch_size 8", ["--rollout.vllm_generate_batch_size 8", "--train.async_enable"]),
     (
         "--rollout.micro_batch_size 16 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2",
@@ -177,7 +181,7 @@ train.seed -1, 4294967296; train.ema_beta inf; data.max_len 0; eval.steps 0; rew
 vllm.tensor_parallel_size 0; vllm.gpu_memory_utilization 0, 1.1; ds.zero_stage 4, -1; ds.lora.dropout 1
 ckpt.save_steps 0, -2; ckpt.max_mem 0, -inf, nan
 orz.policy_updates 0; orz.critic_updates 0; orz.warmup_steps -1; orz.max_prompt_len 0; orz.grader_workers 0
-orz.critic_epochs 0; orz.lambda_alpha 0
+orz.critic_epochs 0; orz.lambda_alpha 0; orz.positive_nll -0.1
 orz.report_every -2; orz.rollout_dump_every -1; orz.rollout_dump_max 0; orz.max_restarts -1; orz.max_skipped_steps 0
 orz.sync_timeout_s -1; orz.sync_bucket_mib 0
 """

@@ -43,7 +43,7 @@ actor.entropy_coef critic.value_clip critic.freezing_steps rollout.batch_size ro
 rollout.temperature rollout.top_p rollout.max_new_tokens train.batch_size train.max_epochs train.seed
 train.async_enable data.max_len reward.clip_range reward.remote_url actor.model_name_or_path critic.model_name_or_path
 orz.policy_updates orz.critic_updates orz.critic_epochs orz.lambda_policy orz.lambda_alpha
-orz.warmup_steps orz.value_head_init orz.old_log_probs orz.cross_fit_values
+orz.baseline orz.positive_nll orz.warmup_steps orz.value_head_init orz.old_log_probs orz.cross_fit_values
 orz.stop orz.plain_math_verify orz.verifier orz.keep_cut_rewards orz.trainer_cls orz.reward_cls
 orz.device orz.trust_remote_code
 """

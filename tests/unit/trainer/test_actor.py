@@ -84,6 +84,25 @@ def test_a_response_with_a_large_gap_is_left_out():
     assert log_probs.grad.ne(0).tolist() == [[True, True], [False, False], [True, True]]
 
 
+def test_right_responses_have_a_likelihood_term():
+    """The second is right: -(-3 - 1) / 4 right tokens of the step, on two ranks twice that, for 0.5 of the weight."""
+    loss = OrzPolicyLoss(clip_eps_low=0.2, clip_eps_high=0.2, policy_loss_type="ppo")
+    loss.on_policy = True
+    log_probs = torch.tensor([[-1.0, -1.0], [-3.0, -1.0]], requires_grad=True)
+    advantages, mask = torch.zeros(2, 2), torch.ones(2, 2)
+    kwargs = {"action_mask": mask, "dp_size": 2, "batch_num_tokens": 8.0}
+    assert loss(log_probs, None, advantages, **kwargs)[0].item() == 0
+    loss.nll_weight, loss.right_B, loss.right_tokens = 0.5, torch.tensor([0.0, 1.0]), 4.0
+    value = loss(log_probs, None, advantages, **kwargs)[0]
+    value.backward()
+    assert value.item() == 1.0 and loss.nll.item() == 2.0
+    assert log_probs.grad.tolist() == [[0, 0], [-0.25, -0.25]]
+    loss.mask_above, sampled = 0.5, torch.tensor([[-1.0, -1.0], [-5.0, -1.0]])
+    assert loss(log_probs, None, advantages, rollout_log_probs=sampled, **kwargs)[0].item() == 0, (
+        "left out of the step"
+    )
+
+
 def trainer_of(monkeypatch, args, losses, boundaries, skipped=()):
     """An OrzActorPPOTrainer without a model, whose micro-batches have these losses."""
     monkeypatch.setattr(module, "share_cores", lambda args: None)
@@ -128,6 +147,29 @@ def test_other_losses_are_means_over_steps_of_sums_too(monkeypatch, tmp_path, fl
     monkeypatch.setattr(ActorPPOTrainer, "ppo_train", lambda self, kl_ctl: {**train(self, kl_ctl), "kl": 3.0})
     status = trainer.ppo_train(0)
     assert (status["policy_loss"], status["entropy_loss"], status["kl"]) == (3.0, 10.0, kl)
+
+
+def test_the_likelihood_term_is_a_metric_of_its_own(monkeypatch, tmp_path):
+    trainer = trainer_of(monkeypatch, make_args(tmp_path, "--orz.positive_nll", "0.1"), [1.0, 2.0], [0, 1])
+    trainer.replay_buffer.right_tokens = [5.0, 5.0]
+    step, seen = ActorPPOTrainer.training_step, []
+
+    def training_step(self, experience, *given):
+        seen.append((self.actor_loss_fn.right_B.tolist(), self.actor_loss_fn.right_tokens))
+        self.actor_loss_fn.nll = torch.tensor(4.0)
+        return step(self, experience, *given)
+
+    def ppo_train(self, kl_ctl):
+        for number in range(2):
+            one = SimpleNamespace(info={"right": torch.tensor([1.0])}, action_mask=torch.ones(1, 2))
+            self.training_step(one, kl_ctl, number)
+        return {}
+
+    monkeypatch.setattr(ActorPPOTrainer, "training_step", training_step)
+    monkeypatch.setattr(ActorPPOTrainer, "ppo_train", ppo_train)
+    status = trainer.ppo_train(0)
+    assert seen == [([1.0], 5.0)] * 2
+    assert status["positive_nll"] == 8.0 and status["policy_loss"] == pytest.approx(3.0 - 0.8)
 
 
 def test_metrics_of_a_rollout_begin_anew(monkeypatch, tmp_path):

@@ -228,8 +228,9 @@ def test_the_policys_rollout_is_dropped_while_it_is_frozen(monkeypatch, tmp_path
     no_ray(monkeypatch)
     trainer = trainer_of(tmp_path, "--critic.freezing_steps", "2")
     monkeypatch.setattr(BasePPOTrainer, "ppo_train", lambda self, step: {})
-    trainer.ppo_train(step)
+    status = trainer.ppo_train(step)
     assert [call[1] for call in trainer.calls] == (["drop_buffer"] if dropped else [])
+    assert status == ({"policy_updates": 0} if dropped else {}), "the metrics say that the critic trained alone"
 
 
 def test_samples_are_shared_among_ranks_by_work(tmp_path):
