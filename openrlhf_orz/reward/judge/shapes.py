@@ -234,7 +234,7 @@ def both_signs(part: str) -> list[str]:
     return results
 
 
-_RELATION = re.compile(r"=|<|>|\\(?:approx|equiv|leq|geq|neq|in|sim)(?![a-zA-Z])")
+_RELATION = re.compile(r"=|<|>|\\(?:approx|equiv|leq|geq|neq|(?:not)?in|sim)(?![a-zA-Z])")
 
 
 def relations(text: str) -> tuple[list[str], list[str]]:
