@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sympy import Expr, oo
 
@@ -178,7 +179,7 @@ def _same_set(left: Range, right: Range) -> bool:
     symbols = set().union(*(bound.free_symbols for bound in bounds))
     for seed in (*values.POSITIVE_SEEDS, *values.NEGATIVE_SEEDS) if symbols else values.POSITIVE_SEEDS[:1]:
         point = values.sample_point(symbols, seed)
-        at = {bound: values.number_at(values.exact(bound), point) for bound in bounds}
+        at: dict[Expr, Any] = {bound: values.number_at(values.exact(bound), point) for bound in bounds}
         if all(value is not None and value.is_real for value in at.values()):
             bounds.sort(key=at.__getitem__)
         places = {oo: math.inf, -oo: -math.inf}
