@@ -120,32 +120,36 @@ class States:
     host: float
 
 
-def trained_states(parameters: int, args: SimpleNamespace, ranks: int) -> States:
-    """States of a model with ``parameters`` elements that ``ranks`` ranks train; ZeRO shards over all of them."""
+def trained_states(parameters: int, args: SimpleNamespace, ranks: int, frozen: int = 0) -> States:
+    """States of a model with ``parameters`` elements that ``ranks`` ranks train; ZeRO shards over all of them.
+
+    ``frozen`` of them have weights alone.
+    """
     tensor_parallel, stage = args.ds.tensor_parallel_size, args.ds.zero_stage
     p, n = parameters / tensor_parallel, max(1, ranks // tensor_parallel)
+    trained = (parameters - frozen) / tensor_parallel
     b = ITEMSIZE[args.ds.param_dtype]
     grad = 4 if args.ds.grad_accum_dtype == "fp32" else b
     shard = 1 / n
     master, moments = (0 if b == 4 and stage == 0 else 4), 8
-    optimizer = p * (master + moments) * (shard if stage > 0 else 1)
+    optimizer = trained * (master + moments) * (shard if stage > 0 else 1)
     weights = p * b * (shard if stage == 3 else 1)
     if stage == 3 and args.ds.zpg > 1:  # ZeRO++ keeps a second copy in a group of ranks
         weights += p * b / args.ds.zpg
     # bfloat16 at ZeRO-1: float32 sums are kept next to the gradients of each backward; the step reads them directly
     summed = stage == 1 and args.ds.param_dtype == "bf16" and grad == 4 and not args.ds.adam_offload
-    gradients = p * (grad + b * summed) * (shard if stage >= 2 else 1)
-    bucket = min(p, REDUCE_BUCKET) * b * (2 if args.ds.overlap_comm else 1) if stage >= 1 and not summed else 0
+    gradients = trained * (grad + b * summed) * (shard if stage >= 2 else 1)
+    bucket = min(trained, REDUCE_BUCKET) * b * (2 if args.ds.overlap_comm else 1) if stage >= 1 and not summed else 0
     # float32 gradients for the step: those of the rank's shard; ZeRO-3 steps one group of parameters at a time
     if stage == 3:
-        step = 4 * min(p * shard, SUB_GROUP)
+        step = 4 * min(trained * shard, SUB_GROUP)
     elif summed:
         step = 0
     else:
-        step = 4 * p * (shard if stage else (b == 2))
+        step = 4 * trained * (shard if stage else (b == 2))
     host = 0.0
     if args.ds.adam_offload and stage > 0:  # the float32 gradients that the step reads are on the host, too
-        host, optimizer, step = optimizer + 4 * p * shard, 0, 0
+        host, optimizer, step = optimizer + 4 * trained * shard, 0, 0
         if stage >= 2:
             gradients = 0
     gathered = b * min(LIVE_PARAMETERS, p) if stage == 3 and n > 1 else 0

@@ -81,7 +81,8 @@ class _Model:
         if role == "ref":
             self.states: States = reference_states(count, args, ranks, args.ref.offload)
         else:
-            self.states = trained_states(count, args, ranks)
+            frozen = shape.frozen_parameters(args.orz.freeze_critic) if role == "critic" else 0
+            self.states = trained_states(count, args, ranks, frozen)
         checkpointing = args.actor.gradient_checkpointing_enable
         self.train_pack = training_activations(shape, b, cut.longest_pack, checkpointing, tp)
         self.forward_pack = forward_activations(shape, b, cut.forward_pack, tp)

@@ -110,7 +110,8 @@ def step_work(args: SimpleNamespace, policy: Shape, critic: Shape | None, cut: B
         if model:
             passes = args.train.max_epochs * (args.orz.critic_epochs if name == "critic training" else 1)
             one = forward(model, name == "policy training", size, packs / updates) * passes
-            useful[name], computed[name] = 3 * one, extra * one
+            backward = model.backward_forwards(args.orz.freeze_critic) if name == "critic training" else 2
+            useful[name], computed[name] = (1 + backward) * one, (extra - 2 + backward) * one
     return Work(useful, computed)
 
 
@@ -239,7 +240,8 @@ def _passes(
         }
         longest = max(bounds, key=lambda reason: bounds[reason])
         steps = {"critic training": cut.critic_updates, "policy training": cut.policy_updates}.get(name, 0)
-        stepping = steps * _optimizer_seconds(args, parameters, ranks, hardware, rates)
+        trained = parameters - (shape.frozen_parameters(args.orz.freeze_critic) if role == "critic" else 0)
+        stepping = steps * _optimizer_seconds(args, trained, ranks, hardware, rates)
         found[name] = bounds[longest] + stepping, longest
     return found
 
@@ -250,7 +252,9 @@ def _sleep_bytes(args: SimpleNamespace, policy: Shape, critic: Shape | None) -> 
     if args.vllm.enable_sleep:
         moved += 2 * policy.policy_parameters() * ITEMSIZE[args.ds.param_dtype] / args.vllm.tensor_parallel_size
     if args.ds.enable_sleep and not args.ds.adam_offload:
-        count = policy.policy_parameters() + (critic.critic_parameters() if critic else 0)
+        count = policy.policy_parameters()
+        if critic:
+            count += critic.critic_parameters() - critic.frozen_parameters(args.orz.freeze_critic)
         moved += 2 * 14 * count / max(1, next(iter(devices(args).values())))
     return moved
 

@@ -85,6 +85,26 @@ class Shape:
         """The decoder with a value head (1, H) without bias; no output head."""
         return self.body_parameters() + self.hidden
 
+    def frozen_parameters(self, what: str) -> int:
+        """Parameters that ``--orz.freeze_critic`` leaves as they are."""
+        embeddings = self.vocabulary * self.hidden
+        if what == "attention":
+            small = 2 * self.head_dim * self.qk_norm + self.qkv_bias * (self.queries + 2 * self.keys)
+            return self.layers * (self._attention() + small + self.output_bias * self.hidden)
+        if what == "none":
+            return 0
+        below = int(what.partition("layers:")[2] or 0) / self.layers
+        return embeddings + round(below * (self.body_parameters() - embeddings - self.hidden))
+
+    def backward_forwards(self, what: str) -> float:
+        """What the backward of a critic costs, in forwards: one for inputs, one for weights, of frozen ones none.
+
+        Below the first layer that trains there is no backward.
+        """
+        if what == "attention":
+            return 2 - self.layers * self._attention() / self.layer_products()
+        return 2 * (1 - int(what.partition("layers:")[2] or 0) / self.layers)
+
     def kv_bytes_per_token(self, itemsize: int) -> int:
         """Keys and values of one token in all layers."""
         return 2 * self.layers * self.keys * itemsize

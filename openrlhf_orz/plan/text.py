@@ -133,6 +133,9 @@ def _head(plan: Plan) -> list[str]:
             f"          critic: {cut.critic_updates} steps of {cut.critic_mini_batch} samples a rank at most, about"
             f" {cut.critic_micro_batches} packs in all"
         )
+        frozen = plan.critic.frozen_parameters(plan.args.orz.freeze_critic)
+        if frozen:
+            lines.append(f"          critic: {frozen:,} parameters frozen (--orz.freeze_critic)")
     return lines
 
 

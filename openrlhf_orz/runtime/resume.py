@@ -104,7 +104,8 @@ def find_checkpoint(args: SimpleNamespace, prompts: str) -> Path | None:
     layout, meaning = changed_flags(saved["flags"], flag_values(args))
     if layout:
         raise ConfigError(
-            f"{found} is cut for other ranks and cannot be loaded with these flags:\n  " + "\n  ".join(layout)
+            f"{found} is cut for other ranks, or of another critic, and cannot be loaded with these flags:\n  "
+            + "\n  ".join(layout)
             + "\nresume with the flags that it was written with"
         )  # fmt: skip
     if saved["prompts_sha256"] != prompts:

@@ -1,10 +1,11 @@
 """Checks of our flags for the critic and what stands in its place (docs/critic.md). checks.py raises them."""
 
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 # these do nothing without a critic; a value other than the default is refused then
-ABOUT_THE_CRITIC = ("critic_epochs", "lambda_policy", "lambda_alpha", "baseline")
+ABOUT_THE_CRITIC = ("critic_epochs", "lambda_policy", "lambda_alpha", "baseline", "freeze_critic", "value_loss")
 
 
 def critic_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
@@ -16,6 +17,8 @@ def critic_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
             yield f"--orz.{name} is about the critic, and {without}: leave it out"
     yield from _lambda(args, explicit)
     yield from _baseline(args)
+    yield from _frozen(args)
+    yield from _value_loss(args, explicit)
 
 
 def _lambda(args, explicit) -> Iterator[str]:
@@ -36,6 +39,47 @@ def _baseline(args) -> Iterator[str]:
         yield f"{given} compares the responses to a prompt: give --rollout.n_samples_per_prompt 2 or more"
     if baseline != "auto" and args.orz.lambda_policy is not None:
         yield f"--orz.lambda_policy weighs the critic's values, and {given} uses none: leave it out"
+
+
+def _frozen(args) -> Iterator[str]:
+    what = args.orz.freeze_critic
+    if what not in ("none", "attention", "embeddings") and not re.fullmatch(r"layers:[1-9]\d{0,3}", what):
+        yield f"--orz.freeze_critic {what} is none of none, attention, embeddings, layers:N with N at least 1"
+    if what != "none" and args.ds.lora.rank > 0:
+        yield f"--orz.freeze_critic {what}: with --ds.lora.rank only adapters and the value head train. Leave one out"
+
+
+def returns_range(args: SimpleNamespace) -> tuple[float, float]:
+    """In which range rewards lie: verifiers' in [0, 1], those of one's own in ``--reward.clip_range``."""
+    return (0.0, 1.0) if args.orz.own_agent else tuple(args.reward.clip_range)
+
+
+def _value_loss(args, explicit) -> Iterator[str]:
+    loss, given = args.orz.value_loss, f"--orz.value_loss {args.orz.value_loss}"
+    if "orz.value_bins" in explicit and loss != "hl_gauss":
+        yield "--orz.value_bins does nothing without --orz.value_loss hl_gauss: leave it out"
+    if "orz.value_base_rate" in explicit and loss != "bce":
+        yield "--orz.value_base_rate does nothing without --orz.value_loss bce: leave it out"
+    if loss == "mse":
+        return
+    if not args.orz.own_agent and "reward.clip_range" not in explicit:
+        yield f"{given} needs to know in which range your rewards lie: give --reward.clip_range LOW HIGH"
+    low, high = returns_range(args)
+    if loss == "bce" and not 0 <= low < high <= 1:
+        yield f"{given} needs rewards in [0, 1]: give --reward.clip_range 0 1, or --orz.value_loss hl_gauss"
+    if args.algo.advantage.gamma != 1:
+        yield f"{given} needs --algo.advantage.gamma 1"
+    if args.algo.kl.init_coef > 0 and not args.algo.kl.use_loss:
+        yield f"{given}: a KL penalty takes returns out of their range: give --algo.kl.use_loss"
+    for name in ("overlong_buffer_len", "stop_properly_penalty_coef"):
+        if getattr(args.reward, name) is not None:
+            yield f"{given}: --reward.{name} takes returns out of their range: leave one of them out"
+    if args.critic.value_clip is not None:
+        yield f"{given}: --critic.value_clip is about squared errors: leave it out"
+    if args.reward.normalize_enable:
+        yield f"{given}: --reward.normalize_enable would shift the head's outputs: leave it out"
+    if args.ds.tensor_parallel_size > 1 or args.ds.ring_attn_size > 1:
+        yield f"{given} does not go with --ds.tensor_parallel_size or --ds.ring_attn_size above 1: leave it out"
 
 
 def _is_share(text: str) -> bool:

@@ -47,6 +47,8 @@ ABOVE_1 = NumberRange("above 1", lambda x: x > 1)
 AT_MOST_1 = NumberRange("at most 1", lambda x: x <= 1)
 ABOVE_0_AT_MOST_1 = NumberRange("above 0 and at most 1", lambda x: 0 < x <= 1)
 FROM_0_TO_1 = NumberRange("in [0, 1]", lambda x: 0 <= x <= 1)
+AT_LEAST_8 = NumberRange("at least 8", lambda x: x >= 8)
+INSIDE_0_1 = NumberRange("above 0 and below 1", lambda x: 0 < x < 1)
 FROM_0_BELOW_1 = NumberRange("at least 0 and below 1", lambda x: 0 <= x < 1)
 ZERO_STAGES = NumberRange("0, 1, 2 or 3", lambda x: x in (0, 1, 2, 3))
 SEEDS = NumberRange("in [0, 4294967295]", lambda x: 0 <= x < 2**32)
@@ -111,6 +113,23 @@ ORZ_FLAGS = (
         ABOVE_0,
     ),
     Flag(
+        "orz.value_loss",
+        LAYOUT,
+        "mse",
+        "mse: Eq. 2; bce: the value is a probability, trained by cross-entropy; hl_gauss: a histogram of returns,"
+        " trained by cross-entropy to a Gaussian around each return",
+        choices=("mse", "bce", "hl_gauss"),
+    ),
+    Flag("orz.value_bins", LAYOUT, 51, "bins of --orz.value_loss hl_gauss", int, AT_LEAST_8),
+    Flag(
+        "orz.value_base_rate",
+        LAYOUT,
+        None,
+        "with --orz.value_loss bce: the value that a new head's bias gives (default: 0.5)",
+        float,
+        INSIDE_0_1,
+    ),
+    Flag(
         "orz.baseline",
         MEANING,
         "critic",
@@ -125,6 +144,13 @@ ORZ_FLAGS = (
         "weight in the policy's loss of the negative log-likelihood of right responses (--orz.right_reward)",
         float,
         AT_LEAST_0,
+    ),
+    Flag(
+        "orz.freeze_critic",
+        LAYOUT,
+        "none",
+        "what of the critic does not train, and needs no gradients and no optimizer states: none, attention,"
+        " embeddings, or layers:N for the embeddings and the first N layers",
     ),
     Flag(
         "orz.warmup_steps",

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_orz.settings.checks import ConfigError
+from openrlhf_orz.settings.critic_checks import returns_range
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 REMOTE_CODE = "read the code, then allow it by --orz.trust_remote_code, or choose another model"
@@ -46,8 +47,12 @@ def check_models(args: SimpleNamespace) -> Any:
         config = load_config(flag, critic, trust).get_text_config()
         _check_vocabulary(flag, config, tokenizer)
         check_weights(flag, critic, config)
+    if critic and args.orz.freeze_critic.startswith("layers:"):
+        wanted, layers = int(args.orz.freeze_critic.partition(":")[2]), getattr(config, "num_hidden_layers", None)
+        if layers is not None and wanted > layers:
+            raise ConfigError(f"--orz.freeze_critic layers:{wanted}: {critic} has {layers} layers: give at most that")
     if critic and Path(critic).is_dir():
-        _check_head(flag, Path(critic), args.ds.value_head_prefix, config)
+        _check_head(flag, Path(critic), args, config)
     return tokenizer
 
 
@@ -286,8 +291,34 @@ def has_weight(model: str, name: str) -> bool:
     return single is not None and name in _read_shapes(single)
 
 
-def _check_head(flag: str, folder: Path, prefix: str, config) -> None:
-    shape, hidden = tensor_shapes(flag, folder).get(f"{prefix}.weight"), config.hidden_size
+def stored_tensor(model: str, name: str) -> Any:
+    """A tensor of the safetensors checkpoint ``model``, a directory or a name on the hub, on the CPU."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    index = cached_file(model, INDEX, _raise_exceptions_for_missing_entries=False)
+    file = WEIGHTS if index is None else json.loads(Path(index).read_text())["weight_map"][name]
+    with safe_open(cached_file(model, file), framework="pt") as weights:
+        return weights.get_tensor(name)
+
+
+def _check_head(flag: str, folder: Path, args, config) -> None:
+    prefix, loss = args.ds.value_head_prefix, args.orz.value_loss
+    shapes, hidden = tensor_shapes(flag, folder), config.hidden_size
+    shape, saved = shapes.get(f"{prefix}.weight"), getattr(config, "orz_values", None)
+    if saved or shape is not None:
+        saved = saved or {"loss": "mse"}
+        low, high = returns_range(args)
+        wanted: dict = {"loss": loss}
+        if loss == "hl_gauss":
+            wanted |= {"bins": args.orz.value_bins, "low": low, "high": high}
+        for name, value in wanted.items():
+            if saved.get(name) != value:
+                raise ConfigError(
+                    f"{flag}: the value head in {folder} was trained with {name} {saved.get(name)}, and this run has"
+                    f" {value} (--orz.value_loss, --orz.value_bins, --reward.clip_range): give what it was"
+                    " trained with"
+                )
     if shape is not None and shape != (1, hidden):
         raise ConfigError(
             f"{flag}: the value head {prefix}.weight in {folder} is {list(shape)} instead of [1, {hidden}]: reshape"

@@ -4,22 +4,27 @@ In the order of a step: ``execute_batch`` (values), ``append`` (OpenRLHF's), ``f
 ``--orz.cross_fit_values``), ``save_checkpoint``.
 """
 
+import math
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 
 import deepspeed
 import torch
-from openrlhf.models import ValueLoss
+from openrlhf.models import ValueLoss, aggregate_loss
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.algo.token_stats import explained_variances, fit_sums
+from openrlhf_orz.algo.value_losses import ValueForm
 from openrlhf_orz.models.adapters import train_whole, without_adapters
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
-from openrlhf_orz.models.value_head import init_value_head, unset_buffers
+from openrlhf_orz.models.value_head import OutputsHead, freeze_parts, init_value_head, install_values, unset_buffers
 from openrlhf_orz.runtime.cores import at_work, in_threads, share_cores
+from openrlhf_orz.settings.critic_checks import returns_range
 from openrlhf_orz.settings.finished import critic_steps
-from openrlhf_orz.settings.models import has_weight
+from openrlhf_orz.settings.models import has_weight, stored_tensor
 from openrlhf_orz.trainer.live_objects import skip_reduction
 from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
 from openrlhf_orz.trainer.rank import Rank, meet_by_file
@@ -30,12 +35,28 @@ logger = init_logger(__name__)
 
 
 class RecordingValueLoss(ValueLoss):
-    """Eq. 2; keeps the values (B, A) of its last call and the sums (5,) of how well they fit the returns."""
+    """Eq. 2; keeps the values (B, A) of its last call and the sums (5,) of how well they fit the returns.
+
+    With ``form`` the loss is of the head's outputs, which ``outputs()`` gives; the values are in units of return.
+    """
+
+    form: ValueForm | None = None
+    outputs: Callable[[], torch.Tensor]
 
     def forward(self, values, old_values, returns, action_mask=None, **kwargs):
         self.values = values.detach()
         self.sums = fit_sums(self.values, returns, action_mask)
-        return super().forward(values, old_values, returns, action_mask=action_mask, **kwargs)
+        if self.form is None:
+            return super().forward(values, old_values, returns, action_mask=action_mask, **kwargs)
+        losses_BA = self.form.losses(self.outputs(), returns)
+        # the values stay in the graph: ZeRO-3 gathers a model's weights when the gradient of its result arrives
+        return aggregate_loss(losses_BA + 0 * values, action_mask, **kwargs)
+
+
+def value_form(args) -> ValueForm:
+    """What the settings say of the critic's head."""
+    low, high = returns_range(args)
+    return ValueForm(args.orz.value_loss, args.orz.value_bins, low, high)
 
 
 class OrzCriticPPOTrainer(CriticPPOTrainer):
@@ -47,6 +68,11 @@ class OrzCriticPPOTrainer(CriticPPOTrainer):
         on_cpu = strategy.args.orz.device == "cpu"
         super().__init__(strategy, *args, dataloader_pin_memory=not on_cpu, **kwargs)
         self.critic_loss_fn = RecordingValueLoss(self.critic_loss_fn.clip_eps)
+        if self.args.orz.value_loss != "mse":
+            self.critic_loss_fn.form = value_form(self.args)
+            model = without_adapters(self.critic.module)
+            head = model.get_submodule(model.value_head_prefix)
+            self.critic_loss_fn.outputs = lambda: head.of_actions
         skip_reduction(self.critic)
         self.guard = StepGuard.of(self.args, self.critic, "critic")
 
@@ -106,8 +132,15 @@ class OrzCriticModelActor(CriticModelActor):
             install_prefix_sharing(model)
         if strategy.args.orz.device == "cpu":
             install_rms_norm(model)
+        frozen = freeze_parts(model, strategy.args.orz.freeze_critic)
+        recompute = strategy.args.actor
+        if frozen and recompute.gradient_checkpointing_enable and recompute.gradient_checkpointing_reentrant:
+            model.enable_input_require_grads()  # else torch would recompute nothing for layers above the frozen ones
         prefix = model.value_head_prefix
         weight = train_whole(critic, prefix).weight
+        if strategy.args.orz.value_loss != "mse":
+            self.put_outputs_head(critic, pretrain, strategy.args)
+            return critic
         if has_weight(pretrain, f"{prefix}.weight"):
             logger.info(f"value head: from {pretrain}")
             return critic
@@ -117,6 +150,29 @@ class OrzCriticModelActor(CriticModelActor):
                 init_value_head(weight.data, strategy.args.orz.value_head_init, generator)
         logger.info(f"value head: initialised ({strategy.args.orz.value_head_init})")
         return critic
+
+    def put_outputs_head(self, critic, pretrain, args) -> None:
+        """In place of the plain head one of as many outputs as --orz.value_loss needs, from ``pretrain`` or new."""
+        model, form = without_adapters(critic), value_form(args)
+        prefix = model.value_head_prefix
+        plain = model.get_submodule(prefix).weight
+        hidden = model.config.get_text_config().hidden_size
+        head = OutputsHead(hidden, form.outputs, like=plain)
+        linear, name = head.outputs, f"{prefix}.outputs"
+        with torch.no_grad():
+            if has_weight(pretrain, f"{name}.weight"):
+                linear.weight.copy_(stored_tensor(pretrain, f"{name}.weight"))
+                linear.bias.copy_(stored_tensor(pretrain, f"{name}.bias"))
+                logger.info(f"value head: from {pretrain} ({form})")
+            else:
+                generator = torch.Generator(linear.weight.device).manual_seed(args.train.seed)
+                init_value_head(linear.weight, args.orz.value_head_init, generator)
+                rate = args.orz.value_base_rate or 0.5
+                linear.bias.fill_(math.log(rate / (1 - rate)))
+                logger.info(f"value head: initialised ({args.orz.value_head_init}, {form})")
+        model.set_submodule(prefix, head)
+        model.config.update({"orz_values": asdict(form)})  # whoever loads the saved critic knows what its outputs mean
+        install_values(critic, model, form.values)
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps):
         self.rank = Rank("_critic", strategy.args)

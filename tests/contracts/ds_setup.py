@@ -94,7 +94,8 @@ def make_batch(size=8, length=12, seed=1):
     return sequences, attention, action
 
 
-def make_critic(strategy, lr, eps=1e-8, **changes):
+def make_critic(strategy, lr, eps=1e-8, before=lambda critic: None, **changes):
+    """``before``: what is done to the critic before DeepSpeed has it."""
     from openrlhf.models.model import _get_critic_model
     from transformers.models.qwen2 import Qwen2Model
 
@@ -102,6 +103,7 @@ def make_critic(strategy, lr, eps=1e-8, **changes):
     config.normalize_reward = False
     torch.manual_seed(0)
     critic = _get_critic_model(Qwen2Model.__base__, Qwen2Model, "score", packing_samples=True)(config)
+    before(critic)
     adam = dict(lr=lr, betas=(0.9, 0.95), eps=eps, weight_decay=0.0)
     cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
                max_norm=1.0, scheduler_steps=10)  # fmt: skip

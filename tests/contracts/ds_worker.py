@@ -6,6 +6,7 @@
 ``nonfinite``: a NaN in one sample of one rank, by ZeRO stage.
 ``lone_rank``: what a lone bfloat16 rank is spared changes nothing, nor do gradients that a step before has left.
 ``values``: the critic's packs by a thread each, by ZeRO stage.
+``heads``: a critic with a head of a probability or of a histogram, frozen in parts, by ZeRO stage.
 ``one_file``: advantages, losses and gradients of the trainers, against examples/orz_in_one_file.py.
 ``tensor_parallel``: policies with tied and untied heads and a critic, cut by two, against whole ones.
 ``degenerate``: a step of policy and critic on batches with nothing to learn, or hardly anything in them.
@@ -22,7 +23,7 @@ from ds_lone_rank import lone_rank
 from ds_one_file import one_file
 from ds_setup import make_actor, make_args, make_batch, make_critic, make_model, make_strategy, stage_flags
 from ds_tensor_parallel import tensor_parallel
-from ds_values import values
+from ds_values import heads, values
 
 from openrlhf_orz.trainer.live_objects import skip_reduction
 
@@ -280,7 +281,18 @@ def run_rank(environment, log, case):
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         os.environ.update(environment)
-        cases = [zero, single_step, cross_fit, nonfinite, lone_rank, degenerate, values, one_file, tensor_parallel]
+        cases = [
+            zero,
+            single_step,
+            cross_fit,
+            nonfinite,
+            lone_rank,
+            degenerate,
+            values,
+            heads,
+            one_file,
+            tensor_parallel,
+        ]
         result = {case.__name__: case for case in cases}[case[0]](*case[1:])
         if dist.get_rank() == 0:
             print("RESULT " + json.dumps(result))

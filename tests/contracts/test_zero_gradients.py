@@ -131,6 +131,19 @@ def test_a_nan_on_one_rank_skips_the_step_on_all(tmp_path):
         assert any(t.isnan().any() for name, t in tensors.items() if name.endswith("advantages"))
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_heads_of_several_outputs_train_and_frozen_parts_do_not(world):
+    """The same by every ZeRO stage, on one rank and two, to what other mini-batches of the ranks make of it."""
+    cases = ("0:bce:none", "0:hl_gauss:layers:1", "2:hl_gauss:attention", "3:hl_gauss:layers:1", "sums:bce:embeddings")
+    found = run_ranks(world, "heads", *cases)
+    for case, result in found.items():
+        assert result["losses"][-1] < result["losses"][0], (case, result)
+        assert result["frozen"] == 0.0 < result["trained"], (case, result)
+        assert -0.1 < result["values"][0] < result["values"][1] < 1.1 and 0 < result["mean"] < 1, (case, result)
+        assert (result["names"] > 0) is not case.endswith("none")
+    assert found[cases[3]]["losses"] == pytest.approx(found[cases[1]]["losses"], rel=1e-3), "ZeRO-3 as no ZeRO"
+
+
 def test_values_of_packs_by_a_thread_each():
     """With two cores and more; one after the other where ZeRO-3 gathers weights and where ranks share the cores."""
     by_stage = run_ranks(1, "values", "0", "1", "2", "3", "sums")

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "report": {"report", "algo"},
     "plan": {"plan", "settings"},
     "runtime": {"runtime", "settings", "report"},
-    "evaluate": {"evaluate", "algo", "data", "reward", "settings"},
+    "evaluate": {"evaluate", "algo", "models", "data", "reward", "settings"},
     "rollout": {"rollout", "runtime", "settings", "reward", "models"},
     "trainer": {"trainer", "rollout", "evaluate", "runtime", "settings", "algo", "models", "reward", "data"},
 }
@@ -63,6 +63,7 @@ def test_algo_needs_torch_alone():
             "re",
             "typing",
             "collections",
+            "dataclasses",
             "openrlhf_orz",
         }
 

@@ -45,6 +45,23 @@ FLAGS = [
     ("--orz.baseline group --rollout.n_samples_per_prompt 1", ["--orz.baseline group", "2 or more"]),
     ("--orz.baseline batch --orz.lambda_policy 0.9", ["--orz.lambda_policy", "--orz.baseline batch uses none"]),
     ("--orz.baseline auto --orz.cross_fit_values", ["--orz.cross_fit_values", "leave --orz.baseline out"]),
+    ("--orz.freeze_critic layers:0", ["--orz.freeze_critic layers:0", "layers:N with N at least 1"]),
+    ("--orz.freeze_critic mlp", ["--orz.freeze_critic mlp", "attention, embeddings"]),
+    ("--orz.freeze_critic attention --ds.lora.rank 8", ["--orz.freeze_critic attention", "--ds.lora.rank"]),
+    ("--orz.value_loss bce --algo.advantage.gamma 0.9", ["--orz.value_loss bce", "--algo.advantage.gamma 1"]),
+    ("--orz.value_loss bce --critic.value_clip 0.2", ["--orz.value_loss bce", "--critic.value_clip"]),
+    ("--orz.value_loss bce --orz.reward_cls m:C", ["--orz.value_loss bce", "--reward.clip_range LOW HIGH"]),
+    (
+        "--orz.value_loss bce --orz.reward_cls m:C --reward.clip_range -1 1",
+        ["--orz.value_loss bce needs rewards in [0, 1]", "--reward.clip_range 0 1"],
+    ),
+    (
+        "--orz.value_loss hl_gauss --reward.stop_properly_penalty_coef -0.5",
+        ["--orz.value_loss hl_gauss", "--reward.stop_properly_penalty_coef"],
+    ),
+    ("--orz.value_loss hl_gauss --algo.kl.init_coef 0.1", ["--orz.value_loss hl_gauss", "--algo.kl.use_loss"]),
+    ("--orz.value_bins 11", ["--orz.value_bins", "--orz.value_loss hl_gauss"]),
+    ("--orz.value_base_rate 0.2", ["--orz.value_base_rate", "--orz.value_loss bce"]),
     ("--rollout.vllm_generate_batch_size 8", ["--rollout.vllm_generate_batch_size 8", "--train.async_enable"]),
     (
         "--rollout.micro_batch_size 16 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2",
@@ -182,6 +199,7 @@ vllm.tensor_parallel_size 0; vllm.gpu_memory_utilization 0, 1.1; ds.zero_stage 4
 ckpt.save_steps 0, -2; ckpt.max_mem 0, -inf, nan
 orz.policy_updates 0; orz.critic_updates 0; orz.warmup_steps -1; orz.max_prompt_len 0; orz.grader_workers 0
 orz.critic_epochs 0; orz.lambda_alpha 0; orz.positive_nll -0.1
+orz.value_bins 7; orz.value_base_rate 0, 1
 orz.report_every -2; orz.rollout_dump_every -1; orz.rollout_dump_max 0; orz.max_restarts -1; orz.max_skipped_steps 0
 orz.sync_timeout_s -1; orz.sync_bucket_mib 0
 """

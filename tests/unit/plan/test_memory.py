@@ -262,3 +262,22 @@ def test_host_memory_counts():
     small = plan_run(arguments(*flags), dataclasses.replace(parse_hardware("h100"), host_gib=100))
     large = plan_run(arguments(*flags), dataclasses.replace(parse_hardware("h100"), host_gib=2000))
     assert large.fits and not small.fits
+
+
+def test_frozen_parameters_have_weights_alone():
+    whole, half = states("--ds.zero_stage", 3), trained_states(P, arguments("--ds.zero_stage", 3), 8, frozen=P // 2)
+    assert (half.weights, half.gathered) == (whole.weights, whole.gathered)
+    assert (half.optimizer, half.gradients, half.step) == (whole.optimizer / 2, whole.gradients / 2, whole.step / 2)
+
+
+def test_a_critic_that_trains_in_part_needs_less_and_several_passes_take_longer():
+    plain, epochs = make(*COLOCATED), make(*COLOCATED, "--orz.critic_epochs", 2)
+    frozen = make(*COLOCATED, "--orz.freeze_critic", "layers:14")
+    assert epochs.work.useful["critic training"] == 2 * plain.work.useful["critic training"]
+    assert epochs.batches.critic_updates == 24 and epochs.memory.peak.total == plain.memory.peak.total
+    assert epochs.seconds.phases["critic training"] == pytest.approx(2 * plain.seconds.phases["critic training"])
+    # half of the layers have no backward: 1 + 1 forwards instead of 1 + 2
+    assert frozen.work.useful["critic training"] == pytest.approx(2 / 3 * plain.work.useful["critic training"])
+    now, before = (next(p.parts for p in x.memory.phases if p.name == "training of critic") for x in (frozen, plain))
+    assert now["critic weights"] == before["critic weights"]
+    assert now["critic optimizer"] < 0.6 * before["critic optimizer"]

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[3]
 
 MUST_BE_THE_SAME = """
 actor.num_nodes actor.num_gpus_per_node critic.num_nodes critic.num_gpus_per_node ds.zero_stage ds.ring_attn_size
-ds.tensor_parallel_size ds.zpg ds.param_dtype ds.grad_accum_dtype
+ds.tensor_parallel_size ds.zpg ds.param_dtype ds.grad_accum_dtype orz.freeze_critic orz.value_loss
+orz.value_bins orz.value_base_rate
 """
 MAY_DIFFER = """
 actor.gradient_checkpointing_enable actor.gradient_checkpointing_reentrant ckpt.best_metric_key ckpt.disable_ds

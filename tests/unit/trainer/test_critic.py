@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("openrlhf")
 from glue import bare, make_args
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
+from transformers import PretrainedConfig
 
 from openrlhf_orz.settings.finished import changed
 from openrlhf_orz.trainer import critic as module
@@ -238,3 +239,69 @@ def test_the_critic_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, s
     gpu = SimpleNamespace(args=make_args(tmp_path, *flags, changes={"orz.device": "cuda"}))
     object.__new__(OrzCriticModelActor).build_model(gpu, "m")
     assert calls == {"shared": 2 * shared, "norms": norms}
+
+
+class TinyCritic(torch.nn.Module):
+    """Ends as OpenRLHF's critic does: padded (B, S, K), or packed (B, S, 1, K) as its gather leaves them."""
+
+    value_head_prefix, packing_samples = "score", False
+
+    def __init__(self):
+        super().__init__()
+        self.score = torch.nn.Linear(4, 1, bias=False)
+        self.config = PretrainedConfig(hidden_size=4)
+
+    def forward(self, hidden, action_mask=None, attention_mask=None, return_output=False):
+        values = self.score(hidden).squeeze(-1)
+        if self.packing_samples and values.dim() == 3:
+            values = values[:, :, None]
+        values = values[:, :-1][:, -action_mask.shape[1] :] * action_mask.float()
+        return (values, "outputs") if return_output else values
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("loss", ["bce", "hl_gauss"])
+def test_a_head_of_outputs_gives_values_and_trains(monkeypatch, tmp_path, loss, packed):
+    rate = ("--orz.value_base_rate", "0.2") if loss == "bce" else ()
+    args = make_args(tmp_path, "--orz.value_loss", loss, *rate)
+    critic, made = TinyCritic(), object.__new__(OrzCriticModelActor)
+    critic.packing_samples = packed
+    monkeypatch.setattr(module, "has_weight", lambda pretrain, name: False)
+    made.put_outputs_head(critic, "m", args)
+    form = module.value_form(args)
+    assert critic.config.orz_values == {"loss": loss, "bins": 51, "low": 0.0, "high": 1.0}
+    torch.manual_seed(0)
+    hidden, mask = torch.randn(2, 5, 4), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with torch.no_grad():
+        critic.score.outputs.weight.zero_()
+        start = 0.2 if loss == "bce" else 0.5
+        assert torch.allclose(critic(hidden, mask, None), start * mask, atol=1e-6)
+        critic.score.outputs.weight.normal_()
+    values, rest = critic(hidden, action_mask=mask, return_output=True)
+    assert rest == "outputs" and torch.allclose(form.values(critic.score.of_actions) * mask, values)
+    assert values.shape == (2, 3) and values[1, 2] == 0 and ((values >= -0.05) & (values <= 1.05)).all()
+    criterion = RecordingValueLoss(None)
+    criterion.form, criterion.outputs = form, lambda: critic.score.of_actions
+    returns = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    found = criterion(values, None, returns, action_mask=mask, batch_num_tokens=5.0, dp_size=1)
+    expected = (form.losses(critic.score.of_actions, returns) * mask).sum() / 5
+    assert found.item() == pytest.approx(expected.item()) and torch.equal(criterion.values, values.detach())
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.5)
+    for _ in range(300):
+        optimizer.zero_grad()
+        values = critic(hidden, action_mask=mask)
+        criterion(values, None, returns, action_mask=mask).backward()
+        optimizer.step()
+    errors = ((critic(hidden, mask) - returns) * mask).abs()
+    assert errors.mean() < 0.2, errors  # 0.42 for values of a half
+
+
+def test_a_saved_head_of_outputs_comes_back(monkeypatch, tmp_path):
+    args = make_args(tmp_path, "--orz.value_loss", "hl_gauss")
+    stored = {"score.outputs.weight": torch.randn(51, 4), "score.outputs.bias": torch.randn(51)}
+    monkeypatch.setattr(module, "has_weight", lambda pretrain, name: name in stored)
+    monkeypatch.setattr(module, "stored_tensor", lambda pretrain, name: stored[name])
+    critic = TinyCritic()
+    object.__new__(OrzCriticModelActor).put_outputs_head(critic, "m", args)
+    assert critic.state_dict().keys() == stored.keys()
+    assert all(torch.equal(critic.state_dict()[name], tensor) for name, tensor in stored.items())
