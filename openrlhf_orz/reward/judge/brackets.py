@@ -29,30 +29,26 @@ def outward(text: str) -> str:
     return text
 
 
-_OPENERS, _CLOSERS = "{([", "})]"
+_OPENERS, _CLOSERS = ("{", "(", "["), ("}", ")", "]")
+_BRACKET = re.compile(r"\\.|[{}()\[\]]", re.DOTALL)
 
 
 def closing(text: str, start: int) -> int:
-    """The place of the bracket that closes the one at ``start``, -1 if none does."""
-    depth, position = 0, start
-    openers, closers = ("{", "}") if text[start : start + 1] == "{" else (_OPENERS, _CLOSERS)
-    while position < len(text):
-        char = text[position]
-        if char == "\\":
-            position += 1
-        elif char in openers:
-            depth += 1
-        elif char in closers:
-            depth -= 1
-            if depth == 0:
-                return position
-        position += 1
+    """The place of the bracket that closes the one at ``start`` (which may be ``\\{``), -1 if none does."""
+    brace = next((brace for brace in ("\\{", "{") if text.startswith(brace, start)), None)
+    openers, closers = ((brace,), (brace.replace("{", "}"),)) if brace else (_OPENERS, _CLOSERS)
+    depth = 0
+    for token in _BRACKET.finditer(text, start):
+        depth += (token[0] in openers) - (token[0] in closers)
+        if depth == 0 and token[0] in closers:
+            return token.start()
     return -1
 
 
 def encloses(text: str) -> bool:
     """Whether the bracket that ``text`` starts with is closed by its last character."""
-    return closing(text, 0) == len(text) - 1
+    end = closing(text, 0)
+    return end > 0 and text[end:] in ("\\}", *_CLOSERS)
 
 
 _PAIR = re.compile(r"[()\[\],;]")

@@ -88,16 +88,13 @@ def check_reference(gold: str, plain: bool = False) -> tuple[Verdict, str]:
     return (Verdict.RIGHT, "") if not solution and _readable(text) else (Verdict.UNPARSABLE, "")
 
 
+_KINDS = (shapes.words_of, shapes.option_of, shapes.clock_of, shapes.base_of, amounts.amounts)
+
+
 def _readable(text: str) -> bool:
     """Whether ``text`` (tidy) says something that the rules can compare."""
     body = split_unit(text)[0]
-    if (
-        shapes.words_of(text)
-        or shapes.option_of(text)
-        or shapes.clock_of(text)
-        or number(body)
-        or amounts.amounts(text)
-    ):
+    if number(body) or any(kind(text) for kind in _KINDS):
         return True
     if "\\begin{cases}" in text:
         text = re.sub(r"^.*?\\begin\{cases\}|\\end\{cases\}", "", text)
@@ -111,6 +108,4 @@ def _readable(text: str) -> bool:
     sides, signs = shapes.relations(text)
     body = split_unit(sides[-1])[0] if signs and shapes.is_label(sides[0]) else body
     spans = (text, body, body.removesuffix("\\%"))
-    return any(
-        values.parse_expression(span) is not None or ranges.parse_range(span) or shapes.base_of(span) for span in spans
-    )
+    return any(values.parse_expression(span) is not None or ranges.parse_range(span) for span in spans)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from openrlhf_orz.reward.judge import ranges, shapes
@@ -82,19 +83,13 @@ def _against_no_list(gold: str, answer: str, right: shapes.ItemList) -> Decision
 
 
 def _named(parts: tuple[str, ...]) -> list[tuple[str, str]] | None:
-    """(name, value) of each part of `x=1, y=2`; a bare value takes the name before it (`x=1, 2`)."""
-    named, last = [], None
+    """(name, value) of each part of `x=1, y=2`; None if one has no name."""
+    named = []
     for part in parts:
         sides, signs = shapes.relations(part)
-        if len(split_top(part, ",;")) > 1:
+        if set(signs) != {"="} or not shapes.is_label(sides[0]) or len(split_top(part, ",;")) > 1:
             return None
-        if not signs and last is not None:
-            named.append((last, part))
-        elif signs and set(signs) == {"="} and shapes.is_label(sides[0]):
-            last = sides[0]
-            named.append((last, sides[-1]))
-        else:
-            return None
+        named.append((sides[0], sides[-1]))
     return named
 
 
@@ -111,39 +106,28 @@ def _same_items(left: shapes.ItemList, right: shapes.ItemList) -> Decision:
     if g_named and a_named:
         pairs = [[(shapes.label_key(name), value) for name, value in named] for named in (g_named, a_named)]
         return match_unordered(pairs[0], pairs[1], lambda a, b: a[0] == b[0] and agree_by_rules(a[1], b[1]))
-    if named := g_named or a_named:
-        other = right if g_named else left
-        labels, plain = [shapes.label_key(name) for name, _ in named], [value for _, value in named]
-        if len(set(labels)) > 1 and set(labels) <= set("xyzw"):  # the order of a point is that of the alphabet
-            plain = [value for _, value in sorted(zip(labels, plain), key=lambda pair: "xyzw".index(pair[0]))]
-        g_plain, a_plain = (plain, other.parts) if g_named else (other.parts, plain)
-        if len(set(labels)) == 1:
-            return other.bracket in ("", "{") and match_unordered(g_plain, a_plain, agree_by_rules)
-        return other.bracket != "{" and len(g_plain) == len(a_plain) and all(map(agree_by_rules, g_plain, a_plain))
-    unordered = {"", "{"}
-    if left.bracket not in unordered and right.bracket not in unordered:
-        usual = {"(", "["}
-        same_bracket = left.bracket == right.bracket or (
-            len(left.parts) > 2 and {left.bracket, right.bracket} == usual
-        )
-        return (
-            same_bracket and len(left.parts) == len(right.parts) and all(map(agree_by_rules, left.parts, right.parts))
-        )
-    if left.bracket in unordered and right.bracket in unordered:
-        g_parts: Sequence[str] = left.parts
-        a_parts: Sequence[str] = right.parts
-        if "{" in (left.bracket, right.bracket) or len(a_parts) > len(g_parts):
-            g_parts, a_parts = _distinct(g_parts), _distinct(a_parts)
-        return match_unordered(g_parts, a_parts, agree_by_rules)
-    return False
+    if g_named:
+        left, right = _without_names(g_named, right)
+    elif a_named:
+        right, left = _without_names(a_named, left)
+    if {left.bracket, right.bracket} <= {"", "{"}:
+        return match_unordered(left.parts, right.parts, agree_by_rules)
+    usual = {left.bracket, right.bracket} == {"(", "["} and len(left.parts) > 2
+    same_length = len(left.parts) == len(right.parts)
+    return (
+        (left.bracket == right.bracket or usual) and same_length and all(map(agree_by_rules, left.parts, right.parts))
+    )
 
 
-def _distinct(parts: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    for part in parts:
-        if len(parts) > MAX_UNORDERED or not any(agree_by_rules(other, part) for other in kept):
-            kept.append(part)
-    return kept
+def _without_names(named: list[tuple[str, str]], other: shapes.ItemList) -> tuple[shapes.ItemList, shapes.ItemList]:
+    """The values of ``x = 1, y = 2`` in the order of their names, if they are those of a point, and what they meet."""
+    labels = [shapes.label_key(name) for name, _ in named]
+    several = len(set(labels)) > 1
+    if several and set(labels) <= set("xyzw"):
+        named = sorted(named, key=lambda pair: "xyzw".index(shapes.label_key(pair[0])))
+    bracket = (other.bracket.strip("{") or "(") if several else ""
+    plain = shapes.ItemList(tuple(value for _, value in named), bracket)
+    return plain, other if other.bracket else replace(other, bracket=bracket)
 
 
 def match_unordered(gold: Sequence[T], answer: Sequence[T], same: Callable[[T, T], bool]) -> bool:

@@ -93,9 +93,10 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
         (r"\\text\{\s*(-?\d[\d.,/]*)(\s+[a-zA-Z][a-zA-Z .]*)\}", r"\1\\text{\2}"),
         (r"\\log_\{?e\}?(?![a-zA-Z])", r"\\ln "),
         (r"\.\.\.", r"\\ldots "),
-        (r"(\d)\s*(?:\\text\{)?\s*thousand\b\s*\}?", r"\1\\times 10^{3}"),
-        (r"(\d)\s*(?:\\text\{)?\s*million\b\s*\}?", r"\1\\times 10^{6}"),
-        (r"(\d)\s*(?:\\text\{)?\s*billion\b\s*\}?", r"\1\\times 10^{9}"),
+        (
+            r"(\d)\s*(?:\\text\{)?\s*(thousand|million|billion)\b\s*\}?",
+            lambda m: m[1] + r"\times 10^" + {"thousand": "{3}", "million": "{6}", "billion": "{9}"}[m[2]],
+        ),
         (r"(?:\\text\{)?\s*\b(?:percent|percentage|pct)\b\.?\s*\}?", r"\\%"),
         (r"\*\*", "^"),
         (
@@ -126,7 +127,6 @@ _HEAD = re.compile(r"\\(?:frac|sqrt)(?![a-zA-Z])(?:\s*\[[^\[\]{}]{1,9}\])?\s*")
 _ATOM = re.compile(r"(\\(?!frac|sqrt|left|text)[a-zA-Z]+|[0-9a-zA-Z])\s*")
 _SINGLE_TEXT = re.compile(r"\\text\{\s*([a-zA-Z])\s*\}(?=\s*\^|\s*_|\s*\()|(?<=[\^_])\\text\{\s*([a-zA-Z0-9])\s*\}")
 _POWER_AT_END = re.compile(r"\s*\^\s*\{?\s*[23]\s*\}?$")
-_TABLE = re.compile(r"matrix|array|cases|align|gathered|split")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])|(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d,])")
 _TABLE = re.compile(r"matrix|array|cases|align|gathered|split")
 _END = re.compile(r"(?<=\S)\s*\\(?:blacksquare|square|Box|checkmark|qed)(?![a-zA-Z])\s*$")

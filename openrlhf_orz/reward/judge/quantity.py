@@ -11,13 +11,12 @@ from sympy import factorint
 DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _TEN_TO = r"(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)"
 _NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?:(?P<whole>\d+)\s*)?"
-    rf"(?:\\frac\s*\{{\s*(?P<ftop>-?\s*{DECIMAL})\s*\}}\s*\{{\s*(?P<fbot>-?\s*{DECIMAL})\s*\}})$"
-    rf"|(?P<sign2>[+-]?)\s*(?:(?P<whole2>\d+) +)?(?P<top>{DECIMAL})\s*/\s*(?P<bot>{DECIMAL})$"
-    rf"|(?P<sign3>[+-]?)\s*(?P<plain>{DECIMAL})(?:\s*{_TEN_TO}\s*(?P<exp>\{{\s*[+-]?\d+\s*\}}|[+-]?\d+))?$"
-    rf"|(?P<sign4>[+-]?)\s*(?P<start>\d*\.\d*)\\overline\s*\{{?(?P<cycle>\d+)\}}?$"
-    r"|(?P<sign5>[+-]?)\s*10\s*\^\s*(?P<exp5>\{\s*[+-]?\d+\s*\}|\d)$"
+    rf"(?P<sign>[+-]?)\s*(?:(?:(?P<whole>\d+)\s*)?\\frac\s*\{{\s*(?P<top>-?\s*{DECIMAL})\s*\}}\s*\{{\s*(?P<bottom>-?\s*{DECIMAL})\s*\}}"
+    rf"|(?P<plain>{DECIMAL})(?:\s*{_TEN_TO}\s*(?P<exponent>\{{\s*[+-]?\d+\s*\}}|[+-]?\d+))?"
+    rf"|(?P<start>\d*\.\d*)\\overline\s*\{{?(?P<cycle>\d+)\}}?"
+    r"|10\s*\^\s*(?P<power>\{\s*[+-]?\d+\s*\}|\d))$"
 )
+_SLASH = re.compile(rf"({DECIMAL})\s*/\s*({DECIMAL})$")
 MAX_DIGITS = 1000  # in an exact number; sums of this many digits cost microseconds
 MAX_EXPONENT = 2000
 
@@ -34,34 +33,26 @@ def number(text: str) -> Number | None:
     """``text`` (tidy) as an exact number: integers, decimals, fractions, mixed and scientific."""
     if not text or len(text) > MAX_DIGITS or not (text[-1].isdigit() or text[-1] in "}."):
         return None
-    match = _NUMBER.match(text)
+    match = _NUMBER.match(_SLASH.sub(r"\\frac{\1}{\2}", text))
     if not match:
         return None
-    group = match.groupdict()
-    negative = any(group[name] == "-" for name in ("sign", "sign2", "sign3", "sign4", "sign5"))
-    decimal = "." in text
-    if group["ftop"] or group["top"]:
-        top, bottom = (group["ftop"], group["fbot"]) if group["ftop"] else (group["top"], group["bot"])
-        denominator = Fraction(bottom.replace(" ", ""))
-        if not denominator:
+    group = {name: (value or "").strip("{} ").replace(" ", "") for name, value in match.groupdict().items()}
+    if group["bottom"]:
+        if not Fraction(group["bottom"]):
             return None
-        value = Fraction(top.replace(" ", "")) / denominator
-        whole = group["whole"] or group["whole2"]
-        if whole and (value < 0 or value >= 1):
+        value = Fraction(group["top"]) / Fraction(group["bottom"])
+        if group["whole"] and not 0 <= value < 1:
             return None  # 2\frac{3}{2} is a product to some and a sum to others
-        value += int(whole or 0)
+        value += int(group["whole"] or 0)
     elif group["cycle"]:
-        start, cycle = group["start"], group["cycle"]
-        places = len(start) - start.index(".") - 1
-        value = Fraction(start if start not in (".",) else "0") if start.strip(".") else Fraction(0)
-        value += Fraction(int(cycle), (10 ** len(cycle) - 1) * 10**places)
-        decimal = False
+        cycle, places = group["cycle"], len(group["start"].partition(".")[2])
+        value = Fraction(group["start"] + "0") + Fraction(int(cycle), (10 ** len(cycle) - 1) * 10**places)
     else:
-        exponent = int((group["exp"] or group["exp5"] or "0").strip("{} ").replace(" ", ""))
+        exponent = int(group["exponent"] or group["power"] or 0)
         if abs(exponent) > MAX_EXPONENT:
             return None
-        value = Fraction(group["plain"] or "1") * Fraction(10) ** exponent
-    return Number(-value if negative else value, decimal)
+        value = Fraction(group["plain"] or 1) * Fraction(10) ** exponent
+    return Number(-value if group["sign"] == "-" else value, "." in text and not group["cycle"])
 
 
 _POWER = r"\d{1,9}(?:\s*\^\s*(?:\{\s*\d{1,12}\s*\}|\d(?!\d)))?"
@@ -74,8 +65,6 @@ def prime_powers(text: str) -> dict[int, int] | None:
         return None
     total: dict[int, int] = {}
     for base, exponent in re.findall(r"(\d+)(?:\s*\^\s*\{?\s*(\d+))?", text):
-        if not int(base):
-            return None
         for prime, times in factorint(int(base)).items():
             total[prime] = total.get(prime, 0) + times * int(exponent or 1)
     return {prime: times for prime, times in total.items() if times}
@@ -92,7 +81,7 @@ for _dimension, _names in {
     "time": "ms=1/1000 millisecond=1/1000 s=1 sec=1 second=1 min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 "
     "week=604800",
     "year": "yr=1 year=1 month=1/12",
-    "volume": "ml=1 milliliter=1 l=1000 liter=1000 litre=1000 cc=1",
+    "length^3": "ml=1/1000000 milliliter=1/1000000 l=1/1000 liter=1/1000 litre=1/1000 cc=1/1000000",
     "gallon": "gal=1 gallon=1 quart=1/4 pint=1/8 cup=1/16",
     "money": "\\$=1 $=1 dollar=1 usd=1 buck=1 cent=1/100 ¢=1/100 penny=1/100 pennie=1/100",
     "euro": "€=1 euro=1 eur=1",
@@ -101,8 +90,8 @@ for _dimension, _names in {
     "yuan": "yuan=1 rmb=1 ¥=1",
     "angle": "degree=1 deg=1 °=1",
     "radian": "radian=1 rad=1",
-    "speed": "mph=1 kmph=621371192/1000000000 kph=621371192/1000000000",
-    "area": "acre=1 hectare=247105381/100000000",
+    "length/time": "mph=1609344/3600000 kmph=1000/3600 kph=1000/3600",
+    "length^2": "acre=40468564224/10000000 hectare=10000",
     "force": "n=1 newton=1",
     "energy": "j=1 joule=1 kj=1000",
     "power": "w=1 watt=1 kw=1000",
@@ -124,16 +113,17 @@ _STOP_WORDS = (  # a text with one of them is no unit
 )
 _STOP = set(_STOP_WORDS.split())
 _CURRENCY = re.compile(
-    r"^(?P<minus>-?)\s*(?P<unit>\\\$|[€£¥₹]|(?:\\text\{\s*)?(?:Rs\.?|USD|US\\\$)\s*\}?)\s*(?P<body>(?:\S.*))$"
+    r"^(?P<minus>-?)\s*(?P<unit>\\\$|[€£¥₹]|(?:\\text\{\s*)?(?:Rs\.?|USD|US\\\$)\s*\}?)\s*(?P<body>\S.*)$"
 )
-_TAIL = re.compile(r"\s*\\text\{(?P<words>[^{}]*)\}\s*(?:\^\s*\{?\s*(?P<power>-?[123])\s*\}?)?$")
-_SLASH_TAIL = re.compile(r"\s*\\text\{([^{}]*)\}\s*/\s*\\text\{([^{}]*)\}$")
-_FRACTION_TAIL = re.compile(r"\s*\\frac\{\s*\\text\{([^{}]*)\}\s*\}\{\s*\\text\{([^{}]*)\}\s*\}$")
+_TAIL = re.compile(
+    r"\s*(?:\\text\{(?P<words>[^{}]*)\}\s*(?:\^\s*\{?\s*(?P<power>-?[123])\s*\}?)?"
+    r"|\\text\{(?P<top>[^{}]*)\}\s*/\s*\\text\{(?P<bottom>[^{}]*)\}"
+    r"|\\frac\{\s*\\text\{(?P<over>[^{}]*)\}\s*\}\{\s*\\text\{(?P<under>[^{}]*)\}\s*\}|(?P<sign>\\\$|[€£¥₹¢]))$"
+)
 _WORD = r"[a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?"
 _WORDS = re.compile(rf"(?P<gap>\s*)(?P<words>{_WORD}(?: {_WORD}){{0,3}})(?:\s*\^\s*\{{?(?P<power>[23])\}}?)?$")
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?(?P<scale>[CF]?)(?:elsius|ahrenheit)?\s*\}?$")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
-_SIGN_TAIL = re.compile(r"\s*(?P<unit>\\\$|[€£¥₹¢])$")
 
 
 @dataclass(frozen=True)
@@ -154,7 +144,7 @@ def singular(word: str) -> str:
 def unit_of(words: str, power: int = 1) -> Unit | None:
     """The unit that ``words`` name, None if they are no unit or noun phrase (or say nothing)."""
     words = re.sub(r"\bper\b", "/", words.lower()).replace("-", " ")
-    tokens = [singular(token) for token in re.findall(r"[a-z€£¥₹°]+|\\\$|/", words)]
+    tokens = [singular(token) for token in re.findall(r"[a-z€£¥₹¢°]+|\\\$|/", words)]
     if any(token in _STOP - {"squared", "cubed"} for token in tokens) or re.search(r"\d", words):
         return None
     for spelled, exponent in (("square", 2), ("sq", 2), ("squared", 2), ("cubic", 3), ("cubed", 3), ("cu", 3)):
@@ -174,10 +164,6 @@ def unit_of(words: str, power: int = 1) -> Unit | None:
         factor **= power if position == len(sides) - 1 else 1
         size = size / factor if position else size * factor
         names.append(dimension)
-    if names == ["length", "time"] and size == Fraction(1609344, 3600 * 1000):
-        return Unit("speed")
-    if names == ["length", "time"]:
-        return Unit("speed", size * 3600 * 1000 / 1609344)
     return Unit("/".join(names) + (f"^{power}" if power != 1 else ""), size)
 
 
@@ -195,26 +181,17 @@ def split_unit(text: str) -> tuple[str, Unit | None, bool]:
             Unit(*UNITS.get(name, ("money", Fraction(1)))) if not inner or inner.dimension == "money" else inner,
             True,
         )
-    match = _SIGN_TAIL.search(text)
-    if match and match.start():
-        return text[: match.start()].strip(), Unit(*UNITS[match["unit"]]), True
     match = _DEGREE.search(text)
     if match and match.start() and not _TRIGONOMETRIC.search(text):
         scale = {"C": "celsius", "F": "fahrenheit"}.get(match["scale"], "angle")
         return text[: match.start()].strip(), Unit(scale), True
-    match = _SLASH_TAIL.search(text) or _FRACTION_TAIL.search(text)
-    if match and match.start():
-        unit = unit_of(f"{match[1]} / {match[2]}")
-        if unit:
-            return text[: match.start()].strip(), unit, True
     match = _TAIL.search(text)
     if match and match.start():
-        unit = unit_of(match["words"], int(match["power"] or 1))
-        body = text[: match.start()].strip()
-        if unit:
-            return body.rstrip("\\ "), unit, True
-        if not match["words"].strip():
-            return body, None, True
+        top, bottom = match["top"] or match["over"], match["bottom"] or match["under"]
+        words = match["words"] or match["sign"] or (f"{top} / {bottom}" if top and bottom else "")
+        unit = unit_of(words, int(match["power"] or 1))
+        if unit or not words.strip():
+            return text[: match.start()].rstrip("\\ "), unit, True
         return text, None, True
     match = _WORDS.search(text)
     if (
@@ -246,7 +223,7 @@ def units_agree(gold: Unit | None, answer: Unit | None) -> Fraction | None:
         return answer.size / gold.size
     if "unit" in (gold.dimension, answer.dimension):  # no measure at all, or the lengths of a drawing
         other = answer.dimension if gold.dimension == "unit" else gold.dimension
-        return Fraction(1) if other.startswith(("word:", "length", "volume", "area")) else None
+        return Fraction(1) if other.startswith(("word:", "length")) else None
     nouns = [set(unit.dimension[5:].split()) for unit in (gold, answer) if unit.dimension.startswith("word:")]
     if len(nouns) == 2 and (nouns[0] <= nouns[1] or nouns[1] <= nouns[0]):
         return Fraction(1)

@@ -29,9 +29,7 @@ def relation_rule(gold: str, answer: str) -> Decision:
         return _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs)
     if g_signs == ["\\in"] and not a_signs:
         return decide_by_rules(g_sides[1], answer)[0]
-    if not a_signs:
-        return False
-    return None
+    return None if a_signs else False
 
 
 def _value_of_chain(gold: str, sides: list[str], signs: list[str]) -> Decision:
@@ -41,7 +39,7 @@ def _value_of_chain(gold: str, sides: list[str], signs: list[str]) -> Decision:
         return None if ranges.parse_range(gold) else False
     named = [n for n, side in enumerate(sides) if shapes.is_label(side) and (n == 0 or not agree_by_rules(gold, side))]
     stated = [n for n in range(len(sides)) if n not in named]
-    if not stated or len(named) == len(sides):
+    if not stated:
         # an equation between symbols: a value only if the reference is one of its sides, after a name
         return len(sides) == 2 and signs == ["="] and shapes.is_label(sides[0]) and agree_by_rules(gold, sides[1])
     if not named and len({re.sub(r"\s", "", sides[n]) for n in stated}) < len(stated):
@@ -107,8 +105,6 @@ def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decis
             if names[0] != names[1] and not any(letters) and values.same_value(g_sides[0], a_sides[0]) is False:
                 return False
             solved = names[0] == names[1] or not any(letters) or not _SUM.search(names[0] + names[1])
-            if names[1] == "-" + names[0]:
-                return False
             if solved and decide_by_rules(value, a_sides[-1] if a_signs[-1] == "=" else a_sides[-2])[0]:
                 return True
         if constant:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from openrlhf_orz.reward.judge.brackets import encloses, split_top, strip_group
+from openrlhf_orz.reward.judge.words import number_words
 
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z\u00c0-\u024f][A-Za-z\u00c0-\u024f .,'\"!?()/&;:-]*$")
-_FUNCTION_NAMES = "sin cos tan log ln exp det gcd lcm max min sec csc cot arcsin arccos arctan"
-_FUNCTIONS = set(_FUNCTION_NAMES.split())
 _CLOCK = re.compile(
     r"(\d{1,4}) ?: ?(\d{1,4})(?: ?: ?(\d{1,4}))?\s*(?:\\text\{)?\s*([aApP])?(?:\s*\.?\s*[mM]\.?)?\s*\}?$"
     r"|(\d{1,2})\s*(?:\\text\{)?\s*([aApP])\s*\.?\s*[mM]\.?\s*\}?$"
@@ -20,10 +19,7 @@ _CLOCK = re.compile(
 _BASE = re.compile(
     r"(?:\(|\\text\{)?\s*(-?[0-9A-Za-z.]+)\s*[)}]?\s*_\s*\{?\s*\(?\s*(?:\\text\{)?\s*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?$"
 )
-_BASE_WORDS = {
-    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
-    "twelve": 12, "sixteen": 16, "binary": 2, "octal": 8, "hex": 16,
-}  # fmt: skip
+_BASE_WORDS = {"binary": 2, "octal": 8, "hex": 16}
 
 
 def words_of(text: str) -> str | None:
@@ -37,8 +33,6 @@ def words_of(text: str) -> str | None:
         return None
     letters = re.sub(r"[^A-Za-z\u00c0-\u024f]", "", plain)
     if not wrapped and (len(letters) < 3 or re.search(r"[()/&:]", plain) and " " not in plain):
-        return None
-    if not wrapped and plain.lower() in _FUNCTIONS:
         return None
     plain = re.sub(r"^(?:the|an?) ", "", re.sub(r"[.,'\"!?();:]", " ", plain).casefold().strip())
     return " ".join(plain.replace("-", " ").split())
@@ -105,7 +99,7 @@ def base_of(text: str) -> tuple[str, int] | None:
     match = _BASE.match(text)
     if not match or not re.search(r"\d", match.group(1)):
         return None
-    base = match.group(2)
+    base = number_words(match.group(2))
     value = int(base) if base.isdigit() and len(base) < 5 else _BASE_WORDS.get(base)
     return (match.group(1).upper(), value) if value else None
 
@@ -149,7 +143,7 @@ _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 def items_of(text: str) -> ItemList | None:
     """``text`` as a list; None if it is a single thing. ``a \\pm b`` is two."""
     bracket, inside = "", text
-    if text.startswith("\\{") and text.endswith("\\}") and encloses_set(text):
+    if text.startswith("\\{") and text.endswith("\\}") and encloses(text):
         bracket, inside = "{", text[2:-2]
     elif text[:1] in "([" and text[-1:] in ")]" and encloses(text):
         bracket, inside = text[0], text[1:-1]
@@ -164,8 +158,6 @@ def items_of(text: str) -> ItemList | None:
     groups = split_top(inside, _SEMICOLON)
     parts = groups if len(groups) > 1 else split_top(inside, _SEPARATOR)
     parts = [strip_group(part.strip()) for part in parts]
-    if len(parts) > 1 and bracket not in ("(", "["):
-        parts = [part for part in parts if part]
     if bracket in ("(", "[") and text[0] + text[-1] not in ("()", "[]") and len(parts) > 2:
         bracket = text[0] + text[-1]  # no interval, and no usual tuple
     if bracket in ("", "{"):
@@ -205,19 +197,6 @@ def column(text: str) -> ItemList | None:
     return ItemList(tuple(parts), "(") if len(parts) > 1 and all(parts) else None
 
 
-def encloses_set(text: str) -> bool:
-    """Whether the ``\\{`` at the start is closed by the ``\\}`` at the end."""
-    depth, position = 0, 0
-    while position < len(text) - 1:
-        if text[position] == "\\":
-            depth += {"{": 1, "}": -1}.get(text[position + 1], 0)
-            if depth == 0:
-                return position == len(text) - 2
-            position += 1
-        position += 1
-    return False
-
-
 def both_signs(part: str) -> list[str]:
     """The values of an element with ``\\pm``: all choices of its signs (``\\mp`` follows the first)."""
     if "\\pm" not in part:
@@ -234,7 +213,7 @@ def both_signs(part: str) -> list[str]:
     return results
 
 
-_RELATION = re.compile(r"=|<|>|\\(?:approx|equiv|leq|geq|neq|in|sim)(?![a-zA-Z])")
+_RELATION = re.compile(r"=|<|>|\\(?:approx|equiv|leq|geq|neq|(?:not)?in|sim)(?![a-zA-Z])")
 
 
 def relations(text: str) -> tuple[list[str], list[str]]:

@@ -52,7 +52,7 @@ _MAX_DIGITS = 10_000
 _HUGE = 10**30
 _ZERO = Rational(1, 10**95)
 POSITIVE_SEEDS = [(137, 61, 29), (89, 211, 17), (1009, 311, 53)]
-_NEGATIVE = [(-73, 59, 31), (-227, 97, 19)]
+NEGATIVE_SEEDS = [(-73, 59, 31), (-227, 97, 19)]
 
 
 def _divisor(match: re.Match) -> str:
@@ -172,7 +172,7 @@ def evaluate_equal(left: Expr, right: Expr) -> bool | None:
             return False
         if True not in seen:
             return None
-        for seed in _NEGATIVE:
+        for seed in NEGATIVE_SEEDS:
             at = sample_point(symbols, seed)
             if _equal_at(left, right, at) is False and _defined(left, at) and _defined(right, at):
                 return None

@@ -27,23 +27,13 @@ def without_label(match: re.Match) -> str:
 
 
 _SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
 )
-_SMALL += "seventeen eighteen nineteen".split()
-_COUNTS = {word: n for n, word in enumerate(_SMALL)}
+_COUNTS = {word: n for n, word in enumerate(_SMALL.split())}
 _COUNTS |= {word: 10 * n for n, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
 _SCALES = {"thousand": 1000, "million": 10**6}
-_PARTS = {
-    "half": 2,
-    "halve": 2,
-    "third": 3,
-    "quarter": 4,
-    "fourth": 4,
-    "fifth": 5,
-    "sixth": 6,
-    "eighth": 8,
-    "tenth": 10,
-}
+_PARTS = dict(zip("half halve third quarter fourth fifth sixth eighth tenth".split(), (2, 2, 3, 4, 4, 5, 6, 8, 10)))
 _COUNTED = "|".join(sorted([*_COUNTS, "hundred", *_SCALES], key=len, reverse=True))
 _NUMBER_WORDS = re.compile(
     rf"^(?P<text>\\text\{{)?\s*(?P<minus>(?:negative|minus)\s+)?"
