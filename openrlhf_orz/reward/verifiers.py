@@ -66,8 +66,9 @@ class _Comparison:
         return Grade(verdict, reward, answer, rule, (time.monotonic() - begin) * 1e3)
 
     def _compare(self, answer: str, gold: str) -> tuple[Verdict, str]:
-        if len(answer) > max(guards.MAX_ANSWER_CHARS, 2 * len(gold)):
-            return Verdict.REFUSED, "length"
+        refused = guards.refusal(gold, answer)
+        if refused:
+            return Verdict.REFUSED, refused
         wanted = self._key(gold)
         right = wanted is not None and wanted == self._key(answer)
         return (Verdict.RIGHT if right else Verdict.WRONG), self._rule

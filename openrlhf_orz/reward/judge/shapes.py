@@ -44,7 +44,7 @@ _OPTION = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _OTHER_OPTION = re.compile(
-    r"(?<![\\a-z'])[A-H](?:\s*(?:[).:,;/\]]|$)|\s+(?:is|are|and|or|too|also)\b)|(?:\b(?:and|or|not)\b|/)\s*\(?[A-H]\b",
+    r"(?<![\\a-z'])[A-H](?:\s*(?:[).:,;/\]]|$)|\s+(?:is|are|and|or|too|also)\b)|(?:\b(?:and|or|not)\b|/)\s*\(?[A-H]\b|,\s*[A-H]\s*=",
     re.IGNORECASE,
 )
 _CONTENT = re.compile(

@@ -17,6 +17,7 @@ from openrlhf_orz.reward.verifiers import VerifierSet, letter_of, make_verifier,
 from openrlhf_orz.reward.workers import wire
 from openrlhf_orz.reward.workers.worker import SCORERS
 
+from . import hostile
 from .conftest import response
 
 PROMPT = (
@@ -121,6 +122,7 @@ All
 A, then B
 A > B
 A: 12, B: 13
+A = 12, B = 13
 A. 12 B. 13
 \neg A
 -A
@@ -178,6 +180,15 @@ def test_long_answers_are_refused_unless_the_reference_is_long(name):
     assert verifier.grade(response("12"), "").verdict is Verdict.WRONG  # neither has a letter
 
 
+HOSTILE = [answer for _, answer in hostile.ROWS if len(answer) < 10_000]
+
+
+@pytest.mark.parametrize("name, golds", [("letter", "ABCDEx"), ("exact", ["B", "73"])])
+def test_hostile_answers_are_wrong_for_comparisons_too(name, golds):
+    verifier = make_verifier(name)  # a letter in a hundred \text once was that letter
+    assert {verifier.grade(response(answer), gold).reward for answer in HOSTILE for gold in golds} == {0.0}
+
+
 @pytest.fixture(scope="module")
 def gym():
     """The verifier and the package; one worker for all tests, so that one answer could spoil the next."""
@@ -195,6 +206,14 @@ def test_reasoning_gym_scores_in_a_worker(gym):
     assert verifier.grade(response("1"), "{}").verdict is Verdict.UNPARSABLE
     with pytest.raises(TypeError, match="entry is expected"):
         verifier.grade(response("1"), 3)
+
+
+def test_hostile_answers_score_nothing(gym):
+    verifier, package = gym
+    entries = [package.create_dataset(task, size=1, seed=1)[0] for task in ("gcd", "jugs", "basic_arithmetic")]
+    grades = [verifier.grade(response(answer), entry) for answer in HOSTILE for entry in entries]
+    assert {grade.reward for grade in grades} == {0.0}
+    assert all(verifier.grade(response(entry["answer"]), entry).reward == 1 for entry in entries)
 
 
 @pytest.mark.parametrize("payload", ["a command", "a poisoned worker", "a reference"])
