@@ -32,24 +32,16 @@ def listing_rule(gold: str, answer: str) -> Decision:
     """Lists have the reference's elements and order: (1,2) is not {1,2}; `3 or 4` is not 3."""
     gold, answer = _unpacked(gold), _unpacked(answer)
     left, right = shapes.items_of(gold), shapes.items_of(answer)
-    if left and right is None and left.bracket == "(":
-        right = _as_tuple(answer)
-    if right and left is None and right.bracket == "(":
-        left = _as_tuple(gold)
-    right = right or (shapes.chained(answer) if left else None)
-    left = left or (shapes.chained(gold) if right else None)
+    if left and right is None:
+        right = _as_list(answer, left.bracket)
+    if right and left is None:
+        left = _as_list(gold, right.bracket)
     if left and right:
         return _same_items(left, right)
-    if right:
-        return _against_no_list(gold, answer, right)
-    if left:
-        if len(left.parts) == 1 and left.bracket == "{":
-            return decide_by_rules(left.parts[0], answer)[0]
-        sides, signs = shapes.relations(answer)
-        if signs in (["="], ["\\in"]) and shapes.is_label(sides[0]) and shapes.items_of(sides[1]):
-            return listing_rule(gold, sides[1])
-        return False
-    return None
+    only = left or right
+    if only and len(only.parts) == 1 and only.bracket == "{":
+        return decide_by_rules(only.parts[0] if left else gold, only.parts[0] if right else answer)[0]
+    return False if only else None
 
 
 def _unpacked(text: str) -> str:
@@ -63,23 +55,13 @@ def _unpacked(text: str) -> str:
     return ", ".join(map(" = ".join, zip(names.parts, given.parts)))
 
 
-def _as_tuple(text: str) -> shapes.ItemList | None:
-    """The elements of a column vector, or the coordinates of a named point."""
-    point = shapes.point_of(text)
-    return shapes.column(text) or (shapes.items_of(point) if point else None)
-
-
-def _against_no_list(gold: str, answer: str, right: shapes.ItemList) -> Decision:
-    """The answer's list against a reference that is none: one element, or an equation with a list."""
-    if len(right.parts) == 1 and right.bracket == "{":
-        return decide_by_rules(gold, right.parts[0])[0]
-    named = _named(right.parts)
-    if named and len(right.parts) == 1:
-        return decide_by_rules(gold, named[0][1])[0]
-    sides, signs = shapes.relations(gold)
-    if signs in (["="], ["\\in"]) and shapes.is_label(sides[0], strict=True) and shapes.items_of(sides[1]):
-        return listing_rule(sides[1], answer)
-    return False
+def _as_list(text: str, bracket: str) -> shapes.ItemList | None:
+    """What a list with ``bracket`` may meet: a column vector or a named point, ``S = \\{1,2\\}``, ``m = n = 1``."""
+    found = shapes.tuple_of(text) if bracket == "(" else None
+    sides, signs = shapes.relations(text)
+    if found is None and signs in (["="], ["\\in"]) and shapes.is_label(sides[0]):
+        found = shapes.items_of(sides[1])
+    return found or shapes.chained(text)
 
 
 def _named(parts: tuple[str, ...]) -> list[tuple[str, str]] | None:
@@ -89,7 +71,7 @@ def _named(parts: tuple[str, ...]) -> list[tuple[str, str]] | None:
         sides, signs = shapes.relations(part)
         if set(signs) != {"="} or not shapes.is_label(sides[0]) or len(split_top(part, ",;")) > 1:
             return None
-        named.append((sides[0], sides[-1]))
+        named.append((shapes.label_key(sides[0]), sides[-1]))
     return named
 
 
@@ -97,15 +79,14 @@ def _same_items(left: shapes.ItemList, right: shapes.ItemList) -> Decision:
     g_named, a_named = (_named(side.parts) if side.bracket == "" else None for side in (left, right))
     joints = {left.joint, right.joint}
     if len(joints) == 2 and "or" in joints:  # values are listed with either word, claims are not
-        names = {shapes.label_key(name) for name, _ in [*(g_named or ()), *(a_named or ())]}
+        names = {name for name, _ in [*(g_named or ()), *(a_named or ())]}
         claims = not names and (
             shapes.relations(left.parts[0])[1] or "" not in joints and not _DIGIT.search(left.parts[0])
         )
         if len(names) > 1 or claims:
             return False
     if g_named and a_named:
-        pairs = [[(shapes.label_key(name), value) for name, value in named] for named in (g_named, a_named)]
-        return match_unordered(pairs[0], pairs[1], lambda a, b: a[0] == b[0] and agree_by_rules(a[1], b[1]))
+        return match_unordered(g_named, a_named, lambda a, b: a[0] == b[0] and agree_by_rules(a[1], b[1]))
     if g_named:
         left, right = _without_names(g_named, right)
     elif a_named:
@@ -121,10 +102,10 @@ def _same_items(left: shapes.ItemList, right: shapes.ItemList) -> Decision:
 
 def _without_names(named: list[tuple[str, str]], other: shapes.ItemList) -> tuple[shapes.ItemList, shapes.ItemList]:
     """The values of ``x = 1, y = 2`` in the order of their names, if they are those of a point, and what they meet."""
-    labels = [shapes.label_key(name) for name, _ in named]
-    several = len(set(labels)) > 1
-    if several and set(labels) <= set("xyzw"):
-        named = sorted(named, key=lambda pair: "xyzw".index(shapes.label_key(pair[0])))
+    names = {name for name, _ in named}
+    several = len(names) > 1
+    if several and names <= set("xyzw"):
+        named = sorted(named, key=lambda pair: "xyzw".index(pair[0]))
     bracket = (other.bracket.strip("{") or "(") if several else ""
     plain = shapes.ItemList(tuple(value for _, value in named), bracket)
     return plain, other if other.bracket else replace(other, bracket=bracket)

@@ -168,16 +168,14 @@ def unit_rule(gold: str, answer: str) -> Decision:
         return None
     if g_unit is None and a_unit and a_unit.dimension.startswith("word:") and _GLUED.search(answer):
         return False  # 73\\text{abc}
-    if g_unit and a_unit and {g_unit.dimension, a_unit.dimension} == {"angle", "radian"}:
-        in_degrees, in_radians = (g_body, a_body) if g_unit.dimension == "angle" else (a_body, g_body)
+    kinds = {unit.dimension for unit in (g_unit, a_unit) if unit}
+    if kinds == {"angle", "radian"} or kinds == {"angle"} and ("\\pi" in g_body) != ("\\pi" in a_body):
+        radians = "\\pi" in a_body or a_unit is not None and a_unit.dimension == "radian"
+        in_degrees, in_radians = (g_body, a_body) if radians else (a_body, g_body)
         return bool(values.same_value(f"({in_degrees})\\cdot \\frac{{\\pi}}{{180}}", in_radians))
     factor = units_agree(g_unit, a_unit)
     if factor is None:
         return False
-    angle = {u.dimension for u in (g_unit, a_unit) if u is not None}
-    if angle == {"angle"} and ("\\pi" in g_body) != ("\\pi" in a_body):
-        in_degrees, in_radians = (g_body, a_body) if "\\pi" in a_body else (a_body, g_body)
-        return bool(values.same_value(f"({in_degrees})\\cdot \\frac{{\\pi}}{{180}}", in_radians))
     if factor == 1:
         return decide_by_rules(g_body, a_body)[0]
     exact = number(a_body)  # 2 1/2 is a mixed number to `number` alone

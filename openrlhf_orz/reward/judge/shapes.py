@@ -124,12 +124,6 @@ _POINT = re.compile(
 )
 
 
-def point_of(text: str) -> str | None:
-    """The coordinates of a named point, as in ``P(3,4)``."""
-    match = _POINT.match(text)
-    return match.group(1) if match and encloses(match.group(1)) else None
-
-
 _AND = (
     r"(?:\\text\s*\{\s*(?:,\s*)?(?:and|or|y|&)\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])"
     r"|\\(?:land|lor|wedge|vee)(?![a-zA-Z])|\\&)"
@@ -186,14 +180,15 @@ def _plain(part: str) -> str:
     return part if re.fullmatch(r"-?[\d./]+", part) else f"\\text{{{part}}}"
 
 
-_COLUMN = re.compile(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}$")
+_COLUMN = re.compile(r"\\begin\{[pb]matrix\}([^&]*?)\s*\\end\{[pb]matrix\}$")
 
 
-def column(text: str) -> ItemList | None:
-    """A column vector as the tuple of its elements."""
-    match = _COLUMN.match(text)
-    parts = [part.strip() for part in match.group(1).split("\\\\")] if match else []
-    parts = parts[:-1] if parts and not parts[-1] else parts
+def tuple_of(text: str) -> ItemList | None:
+    """The coordinates of a named point, as in ``P(3,4)``, or the elements of a column vector."""
+    point, match = _POINT.match(text), _COLUMN.match(text)
+    if point:
+        return items_of(point[1]) if encloses(point[1]) else None
+    parts = [part.strip() for part in match[1].removesuffix("\\\\").split("\\\\")] if match else []
     return ItemList(tuple(parts), "(") if len(parts) > 1 and all(parts) else None
 
 
