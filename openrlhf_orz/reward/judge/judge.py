@@ -38,6 +38,7 @@ register_rules(
 )
 _TIGHT = re.compile(r"\d,\d{3}")  # a thousands comma, or a list without spaces
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
+_REASON = re.compile(r"(?<![\\a-zA-Z])(?:because|since|therefore|thus|hence|we)(?![a-zA-Z])", re.IGNORECASE)
 _tidy_reference = functools.lru_cache(maxsize=512)(tidy_latex)
 
 
@@ -84,7 +85,7 @@ def check_reference(gold: str, plain: bool = False) -> tuple[Verdict, str]:
     if plain:
         return judge_plain(gold, gold)
     text = tidy_latex(gold)
-    solution = len(_WORD.findall(text)) > 8 and re.search(r"\d", text)  # of which no answer would be right
+    solution = re.search(r"\d", text) and (len(_WORD.findall(text)) > 8 or _REASON.search(text))  # no answer is that
     return (Verdict.RIGHT, "") if not solution and _readable(text) else (Verdict.UNPARSABLE, "")
 
 

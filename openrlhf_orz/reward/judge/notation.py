@@ -66,8 +66,7 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
         (r"\\(?:phantom|hphantom|vphantom)\s*(?:\{[^{}]*\}|[^{\s])", ""),
         (r"\{\s*([^{}]+?)\s*\\choose(?![a-zA-Z])\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}"),
         (r"\\pi\s*\(", r"\\pi \\cdot ("),
-        (r"\\text\{\s*(?:positive\s+)?infinity\s*\}", r"\\infty "),
-        (r"\\text\{\s*negative\s+infinity\s*\}", r"-\\infty "),
+        (r"\\text\{\s*(?:positive\s+|(negative\s+))?infinity\s*\}", lambda m: "-\\infty " if m[1] else "\\infty "),
         (r"(?<!\\)\\[!,;:> ]|~", " "),
         (r"(?<!\\)\\[()\[\]]|(?<!\\)\$", ""),
         (r"\\vec\s*\{\s*([a-zA-Z])\s*\}", r"\1"),
@@ -125,21 +124,15 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
 _NEGATIVE_POWER = re.compile(r"\^\s*-\s*(\d+(?!\d|\.\d)|[a-zA-Z](?![a-zA-Z]))")
 _HEAD = re.compile(r"\\(?:frac|sqrt)(?![a-zA-Z])(?:\s*\[[^\[\]{}]{1,9}\])?\s*")
 _ATOM = re.compile(r"(\\(?!frac|sqrt|left|text)[a-zA-Z]+|[0-9a-zA-Z])\s*")
-_SINGLE_TEXT = re.compile(r"\\text\{\s*([a-zA-Z])\s*\}(?=\s*\^|\s*_|\s*\()|(?<=[\^_])\\text\{\s*([a-zA-Z0-9])\s*\}")
-_POWER_AT_END = re.compile(r"\s*\^\s*\{?\s*[23]\s*\}?$")
+_SINGLE_TEXT = re.compile(
+    r"\\text\{\s*(?!m\s*\}\s*\^\s*\{?[23])([a-zA-Z])\s*\}(?=\s*\^|\s*_|\s*\()|(?<=[\^_])\\text\{\s*([a-zA-Z0-9])\s*\}"
+)
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])|(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d,])")
 _TABLE = re.compile(r"matrix|array|cases|align|gathered|split")
 _END = re.compile(r"(?<=\S)\s*\\(?:blacksquare|square|Box|checkmark|qed)(?![a-zA-Z])\s*$")
 _MARKDOWN = re.compile(r"^\s*(\*\*|__|`+|\*|_)(?=\S)(.+?)(?<=\S)\1\s*$", re.DOTALL)
 _DOUBLED = re.compile(r"\\{2,}(?=[a-zA-Z(){}\[\],!%$])")  # escaped once too often
 _SPACES = re.compile(r"\s+")
-
-
-def _single(match: re.Match) -> str:
-    """The letter without ``\\text``, except the metres of ``45\\text{ m}^2``."""
-    if match.group(1) == "m" and match.string[: match.start()].rstrip(" \\")[-1:] in tuple("0123456789})"):
-        return match.group() if _POWER_AT_END.match(match.string, match.end()) else "m"
-    return match.group(1) or match.group(2)
 
 
 def _script(match: re.Match) -> str:
@@ -198,7 +191,7 @@ def _tidy_once(span: str, thousands: bool) -> str:
     text = _CHARACTER.sub(lambda m: _CHARACTERS[m.group()], text)
     text = unicodedata.normalize("NFKC", text)
     text = _one_pass(text)
-    text = _SINGLE_TEXT.sub(_single, text)
+    text = _SINGLE_TEXT.sub(lambda m: m[1] or m[2], text)
     text = number_words(LABEL.sub(without_label, _END.sub("", text)))
     text = _SPACES.sub(" ", text).strip()
     if "]" in text or "[" in text:

@@ -51,6 +51,7 @@ def test_references_can_be_read(readable, kind):
 
 def test_references_that_are_no_answers_are_found(grader):
     bad = ["", "  ", r"\frac{", "5)", "x =", "$$", "(", "7" * 10_000]
+    bad += ["2 + 3 gives 5 because 5 - 3 = 2", r"$x = 4$, since $2x = 8$", r"\text{Thus we get } 12"]
     assert [gold for gold in bad if grader.check_reference(gold)] == []
 
 
