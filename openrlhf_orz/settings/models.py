@@ -302,8 +302,14 @@ def stored_tensor(model: str, name: str) -> Any:
         return weights.get_tensor(name)
 
 
+def is_folded(shape: tuple[int, ...], hidden: int) -> bool:
+    """Whether a value head (1, H) was saved in several rows, as that of the released 32B critic, [8, 640]."""
+    return len(shape) == 2 and shape[0] > 1 and shape[0] * shape[1] == hidden
+
+
 def _check_head(flag: str, folder: Path, args, config) -> None:
-    prefix, loss = args.ds.value_head_prefix, args.orz.value_loss
+    # OpenRLHF takes the configuration's name before the flag's
+    prefix, loss = getattr(config, "value_head_prefix", args.ds.value_head_prefix), args.orz.value_loss
     shapes, hidden = tensor_shapes(flag, folder), config.hidden_size
     shape, saved = shapes.get(f"{prefix}.weight"), getattr(config, "orz_values", None)
     if saved or shape is not None:
@@ -319,7 +325,12 @@ def _check_head(flag: str, folder: Path, args, config) -> None:
                     f" {value} (--orz.value_loss, --orz.value_bins, --reward.clip_range): give what it was"
                     " trained with"
                 )
-    if shape is not None and shape != (1, hidden):
+    if shape is not None and is_folded(shape, hidden) and not hasattr(config, "value_head_prefix"):
+        print(
+            f"[orz] the value head {prefix}.weight in {folder} is {list(shape)}: it is read as [1, {hidden}]",
+            flush=True,
+        )
+    elif shape is not None and shape != (1, hidden):
         raise ConfigError(
             f"{flag}: the value head {prefix}.weight in {folder} is {list(shape)} instead of [1, {hidden}]: reshape"
             " it, or name another one by --ds.value_head_prefix"

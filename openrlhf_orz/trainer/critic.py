@@ -4,6 +4,7 @@ In the order of a step: ``execute_batch`` (values), ``append`` (OpenRLHF's), ``f
 ``--orz.cross_fit_values``), ``save_checkpoint``.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from openrlhf.models import ValueLoss, aggregate_loss
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer
 from openrlhf.utils.logging_utils import init_logger
+from transformers import AutoConfig
 
 from openrlhf_orz.algo.token_stats import explained_variances, fit_sums
 from openrlhf_orz.algo.value_losses import ValueForm
@@ -23,8 +25,8 @@ from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.models.value_head import OutputsHead, freeze_parts, init_value_head, install_values, unset_buffers
 from openrlhf_orz.runtime.cores import at_work, in_threads, share_cores
 from openrlhf_orz.settings.critic_checks import returns_range
-from openrlhf_orz.settings.finished import critic_steps
-from openrlhf_orz.settings.models import has_weight, stored_tensor
+from openrlhf_orz.settings.finished import changed, critic_steps
+from openrlhf_orz.settings.models import has_weight, is_folded, stored_tensor
 from openrlhf_orz.trainer.live_objects import skip_reduction
 from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
 from openrlhf_orz.trainer.rank import Rank, meet_by_file
@@ -57,6 +59,21 @@ def value_form(args) -> ValueForm:
     """What the settings say of the critic's head."""
     low, high = returns_range(args)
     return ValueForm(args.orz.value_loss, args.orz.value_bins, low, high)
+
+
+UNFOLDED = "unfolded_score"  # name of a head that was saved in several rows
+
+
+def folded_head(pretrain: str, args) -> torch.Tensor | None:
+    """The value head of ``pretrain`` where it was saved in several rows, [8, H / 8] instead of [1, H]; else None."""
+    name = f"{args.ds.value_head_prefix}.weight"
+    if not has_weight(pretrain, name):
+        return None
+    head = stored_tensor(pretrain, name)
+    config = AutoConfig.from_pretrained(pretrain, trust_remote_code=args.orz.trust_remote_code)
+    hidden = config.get_text_config().hidden_size
+    own_name = hasattr(config, "value_head_prefix")  # which OpenRLHF takes before the flag's
+    return head if is_folded(tuple(head.shape), hidden) and not own_name else None
 
 
 class OrzCriticPPOTrainer(CriticPPOTrainer):
@@ -121,6 +138,10 @@ class OrzCriticModelActor(CriticModelActor):
         super()._setup_distributed(strategy)
 
     def build_model(self, strategy, pretrain):
+        folded = folded_head(pretrain, strategy.args)
+        if folded is not None:  # transformers would refuse its shape under its own name
+            strategy = copy.copy(strategy)
+            strategy.args = changed(strategy.args, {"ds.value_head_prefix": UNFOLDED})
         critic = super().build_model(strategy, pretrain)
         if unset := unset_buffers(without_adapters(critic)):
             raise NotImplementedError(
@@ -140,6 +161,13 @@ class OrzCriticModelActor(CriticModelActor):
         weight = train_whole(critic, prefix).weight
         if strategy.args.orz.value_loss != "mse":
             self.put_outputs_head(critic, pretrain, strategy.args)
+            return critic
+        if folded is not None:
+            with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")):
+                if weight.numel():
+                    weight.data.copy_(folded.reshape(1, -1))
+            model.config.update({"value_head_prefix": prefix})
+            logger.info(f"value head: from {pretrain}, {list(folded.shape)} read as [1, {folded.numel()}]")
             return critic
         if has_weight(pretrain, f"{prefix}.weight"):
             logger.info(f"value head: from {pretrain}")

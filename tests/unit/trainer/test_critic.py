@@ -158,6 +158,7 @@ def test_the_value_head_is_initialised_by_flag_and_seed(monkeypatch, tmp_path, h
     bound = {"released": 5 / 17, "kaiming": 1 / 4, "paper": 5**0.5}[how]
     assert 0 < first.abs().max() <= bound
     monkeypatch.setattr(module, "has_weight", lambda pretrain, name: name == "score.weight")
+    monkeypatch.setattr(module, "folded_head", lambda pretrain, args: None)
     assert (weight(1) == 7).all()  # a trained critic keeps its head
 
 
@@ -231,6 +232,7 @@ def test_the_critic_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, s
     calls = {"shared": 0, "norms": 0}
     monkeypatch.setattr(CriticModelActor, "build_model", lambda self, strategy, pretrain: Head())
     monkeypatch.setattr(module, "has_weight", lambda pretrain, name: True)
+    monkeypatch.setattr(module, "folded_head", lambda pretrain, args: None)
     monkeypatch.setattr(module, "install_prefix_sharing", lambda critic: calls.update(shared=calls["shared"] + 1))
     monkeypatch.setattr(module, "install_rms_norm", lambda critic: calls.update(norms=calls["norms"] + 1))
     strategy = SimpleNamespace(args=make_args(tmp_path, *flags))
@@ -305,3 +307,36 @@ def test_a_saved_head_of_outputs_comes_back(monkeypatch, tmp_path):
     object.__new__(OrzCriticModelActor).put_outputs_head(critic, "m", args)
     assert critic.state_dict().keys() == stored.keys()
     assert all(torch.equal(critic.state_dict()[name], tensor) for name, tensor in stored.items())
+
+
+def test_a_head_saved_in_rows_loads_as_one(monkeypatch, tmp_path):
+    """As the released 32B critic's: [8, 640] for [1, 5120]; here [4, 8] for [1, 32], and back from what it saves."""
+    from openrlhf.models import get_llm_for_sequence_regression
+    from safetensors.torch import load_file, save_file
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = dict(hidden_size=32, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=40)
+    Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=1, **shape)).save_pretrained(tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    weights["score.weight"] = torch.arange(32.0).reshape(4, 8)
+    save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+
+    def upstream(self, strategy, pretrain):
+        return get_llm_for_sequence_regression(
+            pretrain, "critic", param_dtype="fp32", attn_implementation="sdpa",
+            value_head_prefix=strategy.args.ds.value_head_prefix,
+        )  # fmt: skip
+
+    monkeypatch.setattr(CriticModelActor, "build_model", upstream)
+    strategy = SimpleNamespace(args=make_args(tmp_path, changes={"orz.share_prefixes": "never"}))
+
+    def build(path):
+        return object.__new__(OrzCriticModelActor).build_model(strategy, str(tmp_path / path))
+
+    critic = build("m")
+    head = critic.get_submodule(critic.value_head_prefix).weight
+    assert head.tolist() == [list(range(32))] and head.requires_grad
+    assert strategy.args.ds.value_head_prefix == "score", "nobody else's settings have changed"
+    critic.save_pretrained(tmp_path / "again")
+    again = build("again")
+    assert torch.equal(again.get_submodule(again.value_head_prefix).weight, head)
