@@ -105,6 +105,17 @@ def train(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, t
         run_held(args, explicit, stopping, given)
 
 
+def require_plain_head(args) -> None:
+    """For --orz.fp32_head, before models load. Raises ConfigError."""
+    from openrlhf_orz.models.log_prob_head import NO_FP32_HEAD, rescales_logits
+    from openrlhf_orz.settings.models import load_config
+
+    flag, path = "--actor.model_name_or_path", args.actor.model_name_or_path
+    config = load_config(flag, path, args.orz.trust_remote_code).get_text_config()
+    if rescales_logits(config.to_dict()):
+        raise ConfigError(f"--orz.fp32_head: {config.model_type} ({flag}) {NO_FP32_HEAD}")
+
+
 def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, type]) -> None:
     """``train``, in a directory that is this run's alone."""
     from openrlhf_orz.runtime.console import LiveReport, Progress
@@ -114,6 +125,8 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
 
     run_dir = Path(args.orz.run_dir)
     args, remarks = fit_to_models(args, explicit)
+    if args.orz.fp32_head:
+        require_plain_head(args)
     for remark in remarks:
         print(f"[orz] {remark}", flush=True)
     run = begin(args, explicit)

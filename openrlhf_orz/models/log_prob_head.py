@@ -17,6 +17,10 @@ from transformers import PreTrainedModel
 TILE_LOGITS = {"cpu": 2**22, "cuda": 2**27}  # logits of a tile: 16 MiB in float32 on CPU, 512 MiB on CUDA
 KEPT_LOGITS = {"cpu": 2**27, "cuda": 0}  # a pack with at most so many logits in half precision keeps all for backward
 
+NO_FP32_HEAD = (
+    "caps or scales its logits, or has no plain output head: its logits are rounded first. Leave the flag out"
+)
+
 
 def tile_shape(tokens: int, vocabulary: int, elements: int) -> tuple[int, int]:
     """Return the (tokens, vocabulary) of a tile of at most ``elements`` logits, as square as possible.
@@ -31,13 +35,13 @@ class _LogProbs(torch.autograd.Function):
     """Recompute each tile's logits in the backward, so that neither pass holds (N, V); with ``keep``, keep them."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy, keep):
+    def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy, keep, fp32):
         wide = _wide(hidden_ND.dtype)
         log_probs_N = hidden_ND.new_zeros(labels_N.shape, dtype=wide)  # until the end: the label's logit
         lse_N, entropy_N = torch.full_like(log_probs_N, -torch.inf), torch.zeros_like(log_probs_N)
         kept = []
         for rows, columns in _tiles(len(labels_N), len(weight_VD), elements):
-            product = _product(hidden_ND[rows], weight_VD, bias_V, columns)
+            product = _product(hidden_ND[rows], weight_VD, bias_V, columns, fp32)
             if keep:
                 kept.append(product)
             logits = _logits(product, temperature)
@@ -51,7 +55,7 @@ class _LogProbs(torch.autograd.Function):
         if with_entropy:
             entropy_N = lse_N - entropy_N
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, lse_N, entropy_N, *kept)
-        ctx.temperature, ctx.elements, ctx.with_entropy = temperature, elements, with_entropy
+        ctx.temperature, ctx.elements, ctx.with_entropy, ctx.fp32 = temperature, elements, with_entropy, fp32
         return log_probs_N, entropy_N
 
     @staticmethod
@@ -61,7 +65,7 @@ class _LogProbs(torch.autograd.Function):
         sums = [_Sum(x, needed) for x, needed in zip((hidden_ND, weight_VD, bias_V), ctx.needs_input_grad)]
         grad_hidden_ND, grad_weight_VD, grad_bias_V = sums
         for i, (rows, columns) in enumerate(_tiles(len(labels_N), len(weight_VD), ctx.elements)):
-            product = kept[i] if kept else _product(hidden_ND[rows], weight_VD, bias_V, columns)
+            product = kept[i] if kept else _product(hidden_ND[rows], weight_VD, bias_V, columns, ctx.fp32)
             log_p = _logits(product, ctx.temperature).sub_(lse_N[rows, None])
             # d log p_y / dz = onehot_y - p;  dH / dz = -p (log p + H)
             factor = -grad_log_probs_N[rows, None]
@@ -80,7 +84,7 @@ class _LogProbs(torch.autograd.Function):
                 grad_weight_VD.add(columns, rows.start == 0, grad.t() @ hidden_ND[rows])
             if grad_bias_V.needed:
                 grad_bias_V.add(columns, rows.start == 0, grad.sum(0))
-        return (*(total.result() for total in sums), None, None, None, None, None)
+        return (*(total.result() for total in sums), None, None, None, None, None, None)
 
 
 class _Sum:
@@ -124,9 +128,17 @@ def _tiles(tokens: int, vocabulary: int, elements: int) -> Iterator[tuple[slice,
 
 
 def _product(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, columns: slice
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, columns: slice, fp32: bool = False
 ) -> torch.Tensor:
-    return F.linear(hidden_ND, weight_VD[columns], None if bias_V is None else bias_V[columns])
+    """Logits of these columns; with ``fp32`` no logit is rounded to half precision, as vLLM's float32 head does it."""
+    weight_VD, bias_V = weight_VD[columns], None if bias_V is None else bias_V[columns]
+    wide = _wide(hidden_ND.dtype)
+    if not fp32 or hidden_ND.dtype == wide:
+        return F.linear(hidden_ND, weight_VD, bias_V)
+    if hidden_ND.is_cuda:  # products of half precision are exact in float32: only their sums are written so
+        logits_NV = torch.mm(hidden_ND, weight_VD.t(), out_dtype=wide)
+        return logits_NV if bias_V is None else logits_NV.add_(bias_V)
+    return F.linear(hidden_ND.to(wide), weight_VD.to(wide), None if bias_V is None else bias_V.to(wide))
 
 
 def _logits(product: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -187,13 +199,14 @@ def log_probs_and_entropy(
     temperature: float = 1.0,
     elements: int | None = None,
     with_entropy: bool = True,
+    fp32: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log softmax(logits / temperature) at the labels and the entropy of that distribution, in nats.
 
     On CUDA, Liger's kernel is used where it is installed and can do it.
 
     Args:
-        hidden_ND, weight_VD, bias_V: one floating dtype; logits are float32 after the product.
+        hidden_ND, weight_VD, bias_V: one floating dtype; logits are float32 after the product, with ``fp32`` before.
         labels_N: (N,) long.
         elements: logits of a tile; by default TILE_LOGITS of the device.
         with_entropy: if not set, entropies are 0 and cost nothing.
@@ -201,12 +214,12 @@ def log_probs_and_entropy(
     Returns:
         log-probs (N,), entropy (N,), at least float32, differentiable in hidden states, weight and bias.
     """
-    if elements is None and liger_serves(hidden_ND, weight_VD, temperature, with_entropy):
+    if elements is None and not fp32 and liger_serves(hidden_ND, weight_VD, temperature, with_entropy):
         log_probs_N = liger_log_probs(hidden_ND, weight_VD, labels_N, bias_V)
         return log_probs_N, torch.zeros_like(log_probs_N)
     elements = elements or TILE_LOGITS.get(hidden_ND.device.type, 2**27)
-    keep = torch.is_grad_enabled() and keeps_logits(len(labels_N), weight_VD)
-    return _LogProbs.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy, keep)
+    keep = torch.is_grad_enabled() and not fp32 and keeps_logits(len(labels_N), weight_VD)
+    return _LogProbs.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, elements, with_entropy, keep, fp32)
 
 
 class LogProbHead(nn.Module):
@@ -221,24 +234,27 @@ class LogProbHead(nn.Module):
     temperature: float = 1.0
     with_entropy: bool = False
 
-    def __init__(self, head: nn.Linear):
+    def __init__(self, head: nn.Linear, fp32: bool = False):
         super().__init__()
+        self.fp32 = fp32
         self.in_features, self.out_features = head.in_features, head.out_features
         self.weight = head.weight
         self.register_parameter("bias", head.bias)
 
     def forward(self, hidden_BND: torch.Tensor) -> torch.Tensor:
         if self.labels is None:
-            return F.linear(hidden_BND, self.weight, self.bias)
+            return _product(hidden_BND.flatten(0, -2), self.weight, self.bias, slice(None), self.fp32).unflatten(
+                0, hidden_BND.shape[:-1]
+            )
         results = log_probs_and_entropy(
             hidden_BND.flatten(0, -2), self.weight, self.labels.flatten(), self.bias, self.temperature,
-            with_entropy=self.with_entropy,
+            with_entropy=self.with_entropy, fp32=self.fp32,
         )  # fmt: skip
         return torch.stack(results, -1).view(*hidden_BND.shape[:-1], 2)
 
 
-def install_log_prob_head(model: PreTrainedModel) -> LogProbHead | None:
-    """Replace the model's output head by a LogProbHead.
+def install_log_prob_head(model: PreTrainedModel, fp32: bool = False) -> LogProbHead | None:
+    """Replace the model's output head by a LogProbHead, with ``fp32`` of logits that are never in half precision.
 
     Returns None, and changes nothing, if logits are more than the output of a plain linear layer: some architectures
     cap or scale them, and heads may be quantised or carry an adapter; or if the model cannot leave tokens out.
@@ -248,7 +264,7 @@ def install_log_prob_head(model: PreTrainedModel) -> LogProbHead | None:
     if type(head) is not nn.Linear or not leaves_out or rescales_logits(model.config.get_text_config().to_dict()):
         return None
     # the parameters themselves: weight tying, their names and ZeRO-3's gathering stay
-    new = LogProbHead(head).train(head.training)
+    new = LogProbHead(head, fp32).train(head.training)
     model.set_output_embeddings(new)
     return new
 

@@ -47,6 +47,8 @@ def engine_args(args, agent: type | None = None, reward: type | None = None) -> 
         "reward": reward,
     }
     extra["logprobs_mode"] = "processed_logprobs"  # of the distribution that was sampled from, as the trainer's
+    if args.orz.fp32_head:
+        extra["hf_overrides"] = {"head_dtype": "float32"}
     for name in ("max_num_seqs", "max_num_batched_tokens"):
         if getattr(args.orz, name) is not None:
             extra[name] = getattr(args.orz, name)

@@ -68,6 +68,16 @@ def _modes(args) -> Iterator[str]:
         yield "--train.partial_rollout_enable needs --train.async_enable"
     if args.orz.batch_invariant and args.orz.device == "cpu":
         yield "--orz.batch_invariant needs vLLM's kernels for GPUs, H100 and later: leave it out with --orz.device cpu"
+    if args.orz.fp32_head and args.orz.batch_invariant:
+        yield (
+            "--orz.fp32_head does not go with --orz.batch_invariant: vLLM's float32 head takes a product that depends"
+            " on the batch; leave one of them out"
+        )
+    if args.orz.fp32_head and args.algo.kl.init_coef > 0:
+        yield (
+            f"--orz.fp32_head does not go with --algo.kl.init_coef {args.algo.kl.init_coef:g}: the reference model's"
+            " logits are in --ds.param_dtype, and its KL to the policy would not be 0; leave one of them out"
+        )
     if args.orz.check_sync and args.train.async_enable:
         yield (
             "--orz.check_sync asks the engines right after a sync, while --train.async_enable has them generate: leave"

@@ -274,6 +274,14 @@ ORZ_FLAGS = (
         choices=("warn", "error", "mask"),
     ),
     Flag(
+        "orz.fp32_head",
+        MEANING,
+        False,
+        "compute logits in float32 in vLLM and in the trainer, from what the layers give in --ds.param_dtype; slower,"
+        " for a smaller gap between their log-probs",
+        bool,
+    ),
+    Flag(
         "orz.batch_invariant",
         MEANING,
         False,

@@ -20,11 +20,12 @@ from openrlhf_orz.algo.token_stats import LogProbGap, positive_nll
 from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.models.adapters import without_adapters
 from openrlhf_orz.models.cpu_ops import install_rms_norm
-from openrlhf_orz.models.log_prob_head import install_log_prob_head
+from openrlhf_orz.models.log_prob_head import NO_FP32_HEAD, install_log_prob_head
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.rollout.sync.send import sync_to_engines
 from openrlhf_orz.rollout.sync.transport import on_first_rank
 from openrlhf_orz.runtime.cores import at_work, share_cores
+from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
 from openrlhf_orz.trainer.live_objects import skip_reduction
 from openrlhf_orz.trainer.mini_batches import PolicyReplayBuffer
@@ -39,13 +40,16 @@ class OrzActor(Actor):
     Args:
         share: compute equal beginnings of a pack's sequences once (``--orz.share_prefixes``).
         on_cpu: use the CPU's RMSNorm.
+        fp32_head: logits in float32 (``--orz.fp32_head``); raises ConfigError where the head is not ours.
     """
 
-    def __init__(self, *args, share: bool = True, on_cpu: bool = False, **kwargs):
+    def __init__(self, *args, share: bool = True, on_cpu: bool = False, fp32_head: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         model = without_adapters(self.model)
         # in a list: a second name for the head's parameters would be saved and synced twice
-        self._head = [install_log_prob_head(model)]
+        self._head = [install_log_prob_head(model, fp32_head)]
+        if fp32_head and self._head == [None]:
+            raise ConfigError(f"--orz.fp32_head: {model.config.model_type} {NO_FP32_HEAD}")
         if share:
             install_prefix_sharing(model)
         if on_cpu:
@@ -224,7 +228,12 @@ class OrzPolicyModelActor(PolicyModelActor):
     def init_model_from_pretrained(self, strategy, pretrain, max_steps=None, vllm_engines=None):
         args = strategy.args
         self.rank = Rank("_actor", args)
-        self.model_cls = partial(OrzActor, share=args.orz.share_prefixes == "auto", on_cpu=args.orz.device == "cpu")
+        self.model_cls = partial(
+            OrzActor,
+            share=args.orz.share_prefixes == "auto",
+            on_cpu=args.orz.device == "cpu",
+            fp32_head=args.orz.fp32_head,
+        )
         super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)
         self.save_hf_ckpt = False  # OpenRLHF's own copy in a checkpoint: save_checkpoint writes ours
         self.rank.resume(self.actor.model, self.trainer.replay_buffer)

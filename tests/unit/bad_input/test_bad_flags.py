@@ -67,6 +67,8 @@ FLAGS = [
         "--rollout.micro_batch_size 16 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2",
         ["--rollout.micro_batch_size 16", "fewer than the 2 ranks"],
     ),
+    ("--orz.fp32_head --orz.batch_invariant --orz.device cuda", ["--orz.fp32_head", "--orz.batch_invariant"]),
+    ("--orz.fp32_head --algo.kl.init_coef 0.1", ["--orz.fp32_head", "--algo.kl.init_coef 0.1"]),
     ("--orz.max_num_seqs 600 --orz.max_num_batched_tokens 512", ["--orz.max_num_batched_tokens 512", "600"]),
     # ranks, engines, parallelism
     ("--actor.num_gpus_per_node 2", ["--train.colocate_all", "--critic.num_gpus_per_node"]),

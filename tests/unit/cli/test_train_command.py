@@ -121,3 +121,16 @@ def test_a_policy_that_would_never_train_is_refused(tmp_path):
     check_rollouts(args, 13)
     with pytest.raises(ConfigError, match="--critic.freezing_steps 3: the run has 3 steps"):
         check_rollouts(args, 12)
+
+
+@pytest.mark.parametrize("cap, refused", [(30.0, True), (None, False)])
+def test_a_float32_head_of_capped_logits_is_refused(tmp_path, cap, refused):
+    from transformers import Gemma2Config
+
+    Gemma2Config(num_hidden_layers=1, final_logit_softcapping=cap).save_pretrained(tmp_path)
+    flags = ["--actor.model_name_or_path", str(tmp_path), "--data.prompt_dataset", "d", "--orz.device", "cpu"]
+    args, _ = parse([*flags, "--orz.fp32_head"])
+    if not refused:
+        return command.require_plain_head(args)
+    with pytest.raises(ConfigError, match="--orz.fp32_head: gemma2 .*Leave the flag out"):
+        command.require_plain_head(args)

@@ -189,3 +189,31 @@ def test_not_where_logits_are_more_than_the_head():
     )  # fmt: skip
     assert capped.config.final_logit_softcapping
     assert install_log_prob_head(capped) is None and type(capped.lm_head) is nn.Linear
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_float32_head_rounds_no_logit(bias):
+    """In bfloat16 logits have 8 bits; by a float32 head they are those of float64 but for float32's own rounding."""
+    hidden, weight, labels, shift = (x if x is None else x.detach() for x in inputs(bias=bias))
+    low = [None if x is None else x.bfloat16() for x in (hidden, weight, shift)]
+    exact = reference(*(x.double() for x in low[:2]), labels, None if shift is None else low[2].double(), 0.7)
+    for elements in (None, 300):
+        rounded, wide = (
+            torch.stack(log_probs_and_entropy(*low[:2], labels, low[2], 0.7, elements, fp32=fp32)).double()
+            for fp32 in (False, True)
+        )
+        far, near = ((x - torch.stack(exact)).abs().max() for x in (rounded, wide))
+        assert far > 1e-2 and near < 1e-4
+    head = nn.Linear(D, V, bias=bias, dtype=torch.bfloat16)
+    x = low[0].view(1, N, D)
+    assert LogProbHead(head, fp32=True)(x).dtype == torch.float32 and LogProbHead(head)(x).dtype == torch.bfloat16
+    torch.testing.assert_close(LogProbHead(head, fp32=True)(x).bfloat16(), head(x))
+
+
+def test_gradients_of_a_float32_head():
+    hidden, weight, labels, shift = inputs(torch.float32)
+    low = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight, shift)]
+    found = log_probs_and_entropy(*low[:2], labels, low[2], elements=300, fp32=True)[0].sum()
+    expected = reference(hidden, weight, labels, shift, 1.0)[0].sum()
+    for a, b in zip(torch.autograd.grad(found, low), torch.autograd.grad(expected, (hidden, weight, shift))):
+        assert a.dtype == torch.bfloat16 and (a.float() - b).abs().max() < 0.03 * b.abs().max()

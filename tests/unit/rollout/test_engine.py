@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 from ray.exceptions import RayActorError, RayTaskError
 from vllm import AsyncEngineArgs, SamplingParams
@@ -263,14 +264,14 @@ def test_a_first_start_that_fails_or_is_slow_is_an_error(monkeypatch):
     assert started(monkeypatch, [fine, None]).failed_start(done, 0) is None
 
 
-def args(device="cuda", determinism=False, own_agent=True, dtype="bf16", seqs=None, tokens=None):
+def args(device="cuda", determinism=False, own_agent=True, dtype="bf16", seqs=None, tokens=None, fp32_head=False):
     return SimpleNamespace(
         ds=SimpleNamespace(param_dtype=dtype),
         train=SimpleNamespace(full_determinism_enable=determinism),
         orz=SimpleNamespace(
             trust_remote_code=False, own_agent=own_agent, stop=["a", "b"], grader_workers=3, plain_math_verify=True,
             verifier="letter", keep_cut_rewards=True, logprob_gap_every=5, device=device, cpu_kvcache_mib=2,
-            max_num_seqs=seqs, max_num_batched_tokens=tokens,
+            max_num_seqs=seqs, max_num_batched_tokens=tokens, fp32_head=fp32_head,
         ),
     )  # fmt: skip
 
@@ -301,6 +302,18 @@ def test_sequences_and_tokens_of_a_step_reach_vllms_scheduler():
     model = str(Path(__file__).parents[3] / "examples" / "tiny_base")
     scheduler = AsyncEngineArgs(model, max_model_len=64, **given).create_engine_config().scheduler_config
     assert (scheduler.max_num_seqs, scheduler.max_num_batched_tokens) == (300, 5000)
+
+
+def test_a_float32_head_reaches_vllm():
+    given = engine_args(args(fp32_head=True))["hf_overrides"]
+    model = str(Path(__file__).parents[3] / "examples" / "tiny_base")
+    heads = [
+        AsyncEngineArgs(model, dtype="bfloat16", max_model_len=64, **more)
+        .create_engine_config()
+        .model_config.head_dtype
+        for more in ({}, {"hf_overrides": given})
+    ]
+    assert heads == [torch.bfloat16, torch.float32]
 
 
 def test_engines_are_started_with_the_steps_seed_and_asked_to_end(monkeypatch):

@@ -260,7 +260,9 @@ def initialised(monkeypatch, args):
 @pytest.mark.parametrize("flags, share", [((), True), (("--orz.share_prefixes", "never"), False)])
 def test_the_model_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, share):
     actor = initialised(monkeypatch, make_args(tmp_path, *flags))
-    assert actor.model_cls.func is OrzActor and actor.model_cls.keywords == {"share": share, "on_cpu": True}
+    assert actor.model_cls.func is OrzActor and actor.model_cls.keywords == {
+        "share": share, "on_cpu": True, "fp32_head": False
+    }  # fmt: skip
     assert actor.rank.told == "policy is loaded"
     assert actor.max_steps == 70 and actor.rank.calls == [("resume", "engine", "buffer")]
     cuda = initialised(monkeypatch, make_args(tmp_path, changes={"orz.device": "cuda"}))
