@@ -141,7 +141,7 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from openrlhf_orz.rollout.engine import Engines, OrzRolloutActor, engine_args
-        from openrlhf_orz.trainer.actor import OrzReferenceModelActor, OrzRewardModelActor
+        from openrlhf_orz.trainer.actor import OrzReferenceModelActor
         from openrlhf_orz.trainer.classes import run_classes
 
         logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
@@ -160,7 +160,6 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
                     policy_cls=trainer(classes.actor),
                     critic_cls=trainer(classes.critic),
                     reference_cls=trainer(OrzReferenceModelActor),
-                    reward_cls=trainer(OrzRewardModelActor),
                     trainer_cls=steering(classes.trainer),
                     engine_cls=engines,
                     extra_engine_args=engine_args(args, classes.agent, classes.reward),

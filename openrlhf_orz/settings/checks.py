@@ -173,15 +173,27 @@ def _responses(args) -> Iterator[str]:
 
 
 def _grading(args, explicit) -> Iterator[str]:
-    agent, url = args.train.agent_func_path, (args.reward.remote_url or "").split(",")[0]
+    agent = args.train.agent_func_path
     if agent is not None and not (agent.endswith(".py") and os.path.isfile(agent)):
         yield f"--train.agent_func_path: there is no Python file {agent}"
-    if url.endswith(".py"):
-        if not os.path.isfile(url):
-            yield f"--reward.remote_url: there is no file {url}"
-    elif url not in ("", "agent", "orz", "none") and not url.startswith(("http://", "https://")):
-        yield f"--reward.remote_url {redact(url)} is neither http://... nor a .py file with a reward_func"
+    if "reward.remote_url" in explicit:  # else it is our own mark, no address
+        yield from _addresses(args.reward.remote_url.split(","))
     yield from _one_reward(args, explicit)
+
+
+def _addresses(urls: list[str]) -> Iterator[str]:
+    for url in urls:
+        if url.endswith(".py"):
+            if not os.path.isfile(url):
+                yield f"--reward.remote_url: there is no file {url}"
+            if len(urls) > 1:
+                yield f"--reward.remote_url {url} gives the rewards alone: leave the other addresses out"
+        elif not url.startswith(("http://", "https://")):
+            shown = redact(url) or "''"
+            yield (
+                f"--reward.remote_url {shown} is neither http://... nor a .py file with a reward_func: leave it out,"
+                " and the verifier grades (--orz.verifier)"
+            )
 
 
 def _one_reward(args, explicit) -> Iterator[str]:

@@ -235,6 +235,6 @@ def _folders(values, explicit) -> None:
 def _grading(values) -> None:
     agent, url = values["train.agent_func_path"], values["reward.remote_url"]
     if agent is None and url is None:
-        values["reward.remote_url"] = url = "orz"  # our agent grades: no reward model
+        values["reward.remote_url"] = url = "orz"  # our agent grades: OpenRLHF then starts no reward model
     own_class = values["orz.agent_cls"] or values["orz.reward_cls"]
     values["orz.own_agent"] = agent is None and url == "orz" and not own_class

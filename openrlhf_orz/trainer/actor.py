@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from openrlhf.models import Actor, PolicyLoss
-from openrlhf.trainer.ray.launcher import ReferenceModelActor, RewardModelActor
+from openrlhf.trainer.ray.launcher import ReferenceModelActor
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 
 import openrlhf_orz.models.packed_attention  # noqa: F401  registers --ds.attn_implementation orz_packed
@@ -322,8 +322,8 @@ class OrzPolicyModelActor(PolicyModelActor):
         save_hf(self.actor.model, self.tokenizer, folder, self.strategy.args)
 
 
-class _NeverTrained:
-    """What the models that never train share with the policy's ranks."""
+class OrzReferenceModelActor(ReferenceModelActor):
+    """The reference model, with ``--algo.kl.init_coef`` above 0: it meets and works as the policy's ranks do."""
 
     def _setup_distributed(self, strategy):
         meet_by_file(self, strategy.args)
@@ -332,11 +332,3 @@ class _NeverTrained:
     def forward(self, *args, **kwargs):
         with at_work(self.strategy.args):
             return super().forward(*args, **kwargs)
-
-
-class OrzReferenceModelActor(_NeverTrained, ReferenceModelActor):
-    """The reference model, with ``--algo.kl.init_coef`` above 0."""
-
-
-class OrzRewardModelActor(_NeverTrained, RewardModelActor):
-    """A reward model, where an agent of the user's own asks for one."""

@@ -126,6 +126,12 @@ FLAGS = [
     ("--reward.model_name_or_path {tmp}/model", ["--reward.model_name_or_path", "--reward.remote_url"]),
     ("--reward.remote_url ftp://host", ["--reward.remote_url ftp://host", "http://"]),
     ("--reward.remote_url {tmp}/gone.py", ["--reward.remote_url", "gone.py"]),
+    # OpenRLHF's and our own words for "no address"
+    ("--reward.remote_url=", ["--reward.remote_url ''", "leave it out"]),
+    *(
+        (f"--reward.remote_url {word}", [f"--reward.remote_url {word.split(chr(44))[-1]} is", "--orz.verifier"])
+        for word in ("none", "agent", "orz", "http://host,none")
+    ),
     ("--train.agent_func_path {tmp}/gone.py", ["--train.agent_func_path", "gone.py"]),
     ("--data.max_images_per_prompt 2", ["--data.max_images_per_prompt 2", "Leave it out"]),
     ("--use_ms", ["--use_ms", "modelscope"]),
