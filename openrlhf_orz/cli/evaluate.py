@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from openrlhf_orz.evaluate.questions import BENCHMARKS, HARNESS, EvaluationError
+from openrlhf_orz.reward.verifiers import VERIFIERS
 from openrlhf_orz.settings.redact import printable
 
 
@@ -23,7 +24,13 @@ def evaluate_parser() -> argparse.ArgumentParser:
     names = ", ".join([*BENCHMARKS, *HARNESS])
     add = parser.add_argument
     add("--model", required=True, help="a directory with a model and its tokenizer, or a hub name")
-    add("--data", nargs="+", default=[], metavar="[NAME=]FILE", help="questions with answers: JSONL, JSON or Parquet")
+    add(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="questions with answers: JSONL (.gz, too), JSON, CSV or Parquet",
+    )
     add("--bench", nargs="+", default=[], metavar="NAME", help=f"named benchmarks from the hub: {names}")
     add("--out", required=True, type=Path, help="where responses.jsonl and results go; what is there is not redone")
     add("--n", type=int, default=16, help="samples of each question (default: 16, as in the paper)")
@@ -38,7 +45,9 @@ def evaluate_parser() -> argparse.ArgumentParser:
     add("--prompt_template", help="paper, released, none, chat (the tokenizer's template), or a text with {{prompt}};"
         " default: as MODEL's run was trained (config.json beside it), else paper")  # fmt: skip
     add("--stop", nargs="*", help="stop strings, kept in the response; default: as MODEL's run, else the paper's")
-    add("--plain_math_verify", action="store_true", help="grade by Math-Verify alone, without our guards and rules")
+    add("--verifier", choices=sorted(VERIFIERS), help="grades rows that name none; default: as MODEL's run, else math")
+    add("--plain_math_verify", action=argparse.BooleanOptionalAction,
+        help="grade by Math-Verify alone, without our guards and rules; default: as MODEL's run")  # fmt: skip
     add("--grader_workers", type=int, help="grading processes (default: one a core)")
     add("--engines", type=int, default=1, help="vLLM engines, each in a process (and on GPUs) of its own")
     add("--tensor_parallel", type=int, default=1, help="GPUs of one engine")

@@ -198,7 +198,8 @@ def look_at_data(args) -> list[str]:
                 lines.append(f"data: {name} is on the hub, and not looked at")
                 continue
             keys = args.data.input_key, args.data.label_key
-            good, bad = read_dataset(name, *keys, split, args.data.max_samples, flags=flags, answers=answers)
+            most = args.data.max_samples
+            good, bad = read_dataset(name, *keys, split, most, flags=flags, answers=answers, log=lines.append)
             if not good:
                 raise DataError(f"{flags.dataset}: no row of {name} can be used: give a data set with rows")
             lines.append(f"data: {name}: {len(good)} rows, {len(bad)} without a question or an answer")

@@ -48,9 +48,25 @@ def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:
         if args.eval.dataset:
             held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", rules, split=args.eval.split)
             prepared |= {"eval.dataset": ",".join(map(str, held_out.paths)), "eval.split": "train"}
-    prompts = min(train.n_rows, args.data.max_samples)
+    prompts = min(blended(train.counts, args.data.prompt_probs, args.train.seed), args.data.max_samples)
     check_rollouts(args, prompts)
     return prepared, prompts
+
+
+def blended(counts: list[int], probabilities: str | None, seed: int) -> int:
+    """Prompts of an episode that OpenRLHF draws from data sets of these sizes, in ``prepare_datasets``.
+
+    With ``--data.prompt_probs`` it draws until the last one is exhausted, and repeats those that end earlier.
+    """
+    if probabilities is None:
+        return sum(counts)
+    from datasets import Dataset, interleave_datasets
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    sets = [Dataset.from_dict({"row": range(count)}) for count in counts]
+    chances = [float(chance) for chance in probabilities.split(",")]
+    return len(interleave_datasets(sets, probabilities=chances, seed=seed, stopping_strategy="all_exhausted"))
 
 
 def answer_rules(args, explicit: Set[str], verifiers):

@@ -44,10 +44,10 @@ class PromptRules:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written: one file of prompts (absolute path) per dataset, and counts over all of them."""
+    """What was written: of each dataset a file of prompts (absolute path) and their count; bad rows of all of them."""
 
     paths: list[Path]
-    n_rows: int
+    counts: list[int]
     n_bad: int
     bad_by_reason: dict[str, int]
 
@@ -81,11 +81,11 @@ def prepare_prompts(
     flags = EVAL_FLAGS if name == "eval" else TRAIN_FLAGS
     spec_list = [spec.strip() for spec in specs.split(",")]
     checker = _RowChecker(rules)
-    paths, all_bad, empty, n_rows = [], [], [], 0
+    paths, all_bad, empty, counts = [], [], [], []
     out_dir.mkdir(parents=True, exist_ok=True)
     for i, spec in enumerate(spec_list):
         rows, bad = read_dataset(
-            spec, rules.input_key, rules.label_key, split, max_rows, flags=flags, answers=rules.answers
+            spec, rules.input_key, rules.label_key, split, max_rows, flags=flags, answers=rules.answers, log=log
         )
         good, refused = checker.split(rows)
         bad = sorted(bad + refused, key=lambda row: (row.file, row.row))
@@ -94,7 +94,7 @@ def prepare_prompts(
         _report(spec, name, len(good), bad, log)
         paths.append(path)
         all_bad += bad
-        n_rows += len(good)
+        counts.append(len(good))
         empty += [] if good else [spec]
 
     bad_path = out_dir / f"bad_rows_{name}.jsonl"
@@ -108,7 +108,7 @@ def prepare_prompts(
             f"{flags.dataset}: no row of {', '.join(empty)} can be used ({_counts(reasons) or 'no rows'}). "
             + (f"Mend the rows listed in {bad_path}." if all_bad else "Give a dataset with rows.")
         )
-    return Prepared(paths, n_rows, len(all_bad), reasons)
+    return Prepared(paths, counts, len(all_bad), reasons)
 
 
 class _RowChecker:

@@ -7,11 +7,13 @@ import decimal
 import itertools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openrlhf_orz.data.json_lines import Broken
+from openrlhf_orz.data.options import BadChoices, with_options
 from openrlhf_orz.data.sources import READERS, TRAIN_FLAGS, DataError, DataFlags, records, suffix_of
 from openrlhf_orz.reward.extract import reference_text
 from openrlhf_orz.reward.verifiers import VerifierSet
@@ -43,8 +45,8 @@ class BadRow:
     """One row that can't be trained on.
 
     `reason` is one of broken_json, broken_csv, duplicate_key, not_utf8, not_an_object, bad_dialogue, bad_messages,
-    no_question, no_answer (missing, null or empty), question_not_text, answer_not_text, unknown_verifier. `prepare`
-    adds prompt_too_long, several_turns and reference_unparsable.
+    no_question, no_answer (missing, null or empty), question_not_text, answer_not_text, unknown_verifier, bad_choices.
+    `prepare` adds prompt_too_long, several_turns and reference_unparsable.
     """
 
     file: str
@@ -80,6 +82,7 @@ def read_dataset(
     *,
     flags: DataFlags = TRAIN_FLAGS,
     answers: AnswerRules = AnswerRules(),
+    log: Callable[[str], None] = print,
 ) -> tuple[list[Row], list[BadRow]]:
     """Read the questions and reference answers of one dataset, in order.
 
@@ -89,17 +92,20 @@ def read_dataset(
     a list of messages with role and content. A row's own verifier stands under "verifier" or "meta.verifier", as
     curation writes it. A row that is a two-turn dialogue as in the ORZ release (`[{"from": "human", "value": ...},
     {"from": "assistant", "ground_truth": {"value": ...}}]`) needs no keys. In a folder, files whose names carry
-    another split are left out. `max_rows` bounds the rows read, good and bad. `flags` are named in errors. A bad row
+    another split are left out. A row with `choices` becomes a question with lettered options (data/options.py).
+    `max_rows` bounds the rows read, good and bad. `flags` are named in errors. A bad row
     never raises. Raises DataError when there is nothing to read at `spec`, or when no row has `input_key` or
     `label_key`.
     """
-    columns = {"datasource", "0", "1", "verifier", "meta"}
+    columns = {"datasource", "0", "1", "verifier", "meta", "choices"}
     columns |= {part for key in (input_key, label_key) if key for part in (key, key.split(".")[0])}
     rows: list[Row] = []
     bad: list[BadRow] = []
+    unused = 0  # rows that ask for more than a reward of one's own is told
     keys: dict[str, None] = {}  # seen in rows that are objects; a dict for its order
     found_keys: set[str | None] = set()  # of input_key and label_key, those that a row has
     for file, number, record in itertools.islice(records(spec, split, columns, flags), max_rows):
+        unused += answers.own_reward and asks_for_more(record)
         try:
             dialogue = as_dialogue(record)
             if dialogue is None and isinstance(record, dict):
@@ -112,6 +118,11 @@ def read_dataset(
     needs_label = answers.label_key_given or not answers.own_reward
     if keys and (not rows or (answers.own_reward and needs_label)):
         _check_keys(keys, found_keys, spec, input_key, label_key, needs_label)
+    if unused:
+        log(
+            f"data: {spec}: {unused} rows have a verifier or choices of their own, which are not used: your reward or"
+            " agent judges, by the question and the label alone"
+        )
     return rows, bad
 
 
@@ -133,6 +144,8 @@ def _read_row(
     where = f"key {label_key!r}"
     if answers.own_reward:
         return question, _any_answer(answer, where), None
+    if record.get("choices"):
+        return *_with_options(record["choices"], question, answer_of(answer, where)), "letter"
     name = row_verifier(record)
     if answers.verifiers is None:
         return question, answer_of(answer, where), name
@@ -146,6 +159,25 @@ def _read_row(
         except TypeError:
             raise BadValue("answer_not_text", f"{where} is an object: only reasoning_gym's entries may be") from None
     return question, answer_of(answer, where), name
+
+
+def _with_options(choices: Any, question: str | list, answer: str) -> tuple[str, str]:
+    """Question and right letter of a multiple-choice row; the question itself fixes the order of its options."""
+    try:
+        if not isinstance(question, str):
+            raise BadChoices("its choices go with a question of one turn")
+        return with_options(question, choices, answer, 0, question)
+    except BadChoices as error:
+        raise BadValue("bad_choices", str(error)) from None
+
+
+def asks_for_more(record: Any) -> bool:
+    """Whether a row has a verifier or choices, of which a reward of one's own learns nothing."""
+    if not isinstance(record, dict):
+        return False
+    with contextlib.suppress(BadValue):
+        return bool(row_verifier(record) or record.get("choices"))
+    return True
 
 
 def row_verifier(record: dict) -> str | None:

@@ -49,10 +49,10 @@ TRAIN_FLAGS = DataFlags("--data.prompt_dataset", "--data.prompt_split")
 EVAL_FLAGS = DataFlags("--eval.dataset", "--eval.split")
 
 
-def records(spec: str, split: str, columns: set[str], flags: DataFlags = TRAIN_FLAGS) -> Iterator[Record]:
+def records(spec: str, split: str, columns: set[str] | None, flags: DataFlags = TRAIN_FLAGS) -> Iterator[Record]:
     """Every record of `spec` in order (see `rows.read_dataset` for what a spec may be).
 
-    Of tables (Parquet, saved and hub datasets) only `columns` are decoded; the other columns are None.
+    Of tables (Parquet, saved and hub datasets) only `columns` are decoded, or all (None); the others are None.
     Raises DataError when there is no such file, folder or dataset, or it can't be read at all.
     """
     name, data_dir, path = _place(spec, flags)
@@ -98,7 +98,7 @@ def _looks_like_path(name: str) -> bool:
     return suffix_of(Path(name)) in READERS or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
 
 
-def _file(path: Path, columns: set[str], flags: DataFlags) -> Iterator[Record]:
+def _file(path: Path, columns: set[str] | None, flags: DataFlags) -> Iterator[Record]:
     suffix = suffix_of(path)
     if suffix not in READERS:
         raise DataError(
@@ -171,13 +171,13 @@ def _json(path: Path, flags: DataFlags) -> Iterator[Record]:
         yield str(path), number, record
 
 
-def _parquet(path: Path, columns: set[str]) -> Iterator[Record]:
+def _parquet(path: Path, columns: set[str] | None) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(path)
-        names, wanted = schema.names, [name for name in schema.names if name in columns]
+        names, wanted = schema.names, [name for name in schema.names if columns is None or name in columns]
         # a dictionary's text is stored once, and would be copied for each of its rows
         flat = [name for name in wanted if not pa.types.is_nested(schema.field(name).type)]
         file = pq.ParquetFile(path, read_dictionary=flat)
@@ -211,7 +211,7 @@ def _decode_table_row(one: Any) -> Any:
         return Broken("not_utf8", str(error))
 
 
-def _folder(path: Path, split: str, columns: set[str], flags: DataFlags) -> Iterator[Record]:
+def _folder(path: Path, split: str, columns: set[str] | None, flags: DataFlags) -> Iterator[Record]:
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         yield from _saved(path, split, columns, flags)
         return
@@ -248,7 +248,7 @@ def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
     return sorted(named + plain) if split == "train" else named or plain
 
 
-def _saved(path: Path, split: str, columns: set[str], flags: DataFlags) -> Iterator[Record]:
+def _saved(path: Path, split: str, columns: set[str] | None, flags: DataFlags) -> Iterator[Record]:
     import datasets
 
     try:
@@ -262,7 +262,7 @@ def _saved(path: Path, split: str, columns: set[str], flags: DataFlags) -> Itera
     yield from _dataset_records(data, str(path), columns)
 
 
-def _hub(name: str, data_dir: str | None, split: str, columns: set[str], flags: DataFlags) -> Iterator[Record]:
+def _hub(name: str, data_dir: str | None, split: str, columns: set[str] | None, flags: DataFlags) -> Iterator[Record]:
     import datasets
 
     try:
@@ -276,9 +276,9 @@ def _hub(name: str, data_dir: str | None, split: str, columns: set[str], flags: 
     yield from _dataset_records(data, name, columns)
 
 
-def _dataset_records(data: Any, file: str, columns: set[str]) -> Iterator[Record]:
+def _dataset_records(data: Any, file: str, columns: set[str] | None) -> Iterator[Record]:
     names = list(data.column_names)
-    wanted = [name for name in names if name in columns]
+    wanted = [name for name in names if columns is None or name in columns]
     if not wanted:  # nothing to decode, yet every row counts
         yield from ((file, number, dict.fromkeys(names)) for number in range(1, len(data) + 1))
         return

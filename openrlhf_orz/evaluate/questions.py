@@ -9,20 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
-import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from openrlhf_orz.data.json_lines import Broken
+from openrlhf_orz.data.options import BadChoices, lettered, with_options
 from openrlhf_orz.data.rows import BadValue, row_verifier
+from openrlhf_orz.data.sources import DataFlags, records
 from openrlhf_orz.reward.verifiers import VERIFIERS
 
 _QUESTION_KEYS = ("question", "prompt", "problem", "Question", "Problem")
 _ANSWER_KEYS = ("answer", "label", "Answer", "Correct Answer")
-CHOICE_REQUEST = "Answer with the letter of the right option."
+DATA_FLAGS = DataFlags("--data", "--data")
 
 
 class EvaluationError(ValueError):
@@ -75,13 +75,13 @@ HARNESS = {
 
 @dataclass(frozen=True)
 class Question:
-    """One question. The template is put around ``text``; ``verifier`` is a name in reward.verifiers."""
+    """One question. The template is put around ``text``; ``verifier`` names one of reward.verifiers, or none."""
 
     bench: str
     id: str
     text: str
     reference: str
-    verifier: str = "math"
+    verifier: str | None = None
 
 
 def sample_seed(seed: int, bench: str, question_id: str, sample: int) -> int:
@@ -90,46 +90,17 @@ def sample_seed(seed: int, bench: str, question_id: str, sample: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def lettered(text: str, right: str, wrong: list[str], seed: int, name: str) -> tuple[str, str]:
-    """(text, right letter) of a multiple-choice question, its options in an order drawn by ``seed`` and ``name``."""
-    options = [right, *wrong]
-    random.Random(f"{seed}|{name}").shuffle(options)
-    lines = [f"{letter}. {option.strip()}" for letter, option in zip(string.ascii_uppercase, options)]
-    letter = string.ascii_uppercase[options.index(right)]
-    return "\n".join([text.strip(), "", *lines, "", CHOICE_REQUEST]), letter
-
-
 def read_file(path: Path) -> list[dict]:
-    """The rows of a JSON-lines, JSON or Parquet file; a .json file may hold an object a line.
-
-    EvaluationError names the line that is not JSON or not UTF-8.
-    """
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise EvaluationError(f"--data: {path}:{number} is not UTF-8 ({error.reason}): convert the file") from None
-    rows: Any = None
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except ValueError:
-            pass  # an object a line, then
-    if not isinstance(rows, list):
-        rows = []
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except (ValueError, RecursionError) as error:
-                    raise EvaluationError(f"--data: {path}:{number} is no JSON ({error}): mend or remove it") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
-        raise EvaluationError(f"--data: {path} is not a list of objects with a question and an answer")
+    """The rows of a file of any kind that training reads. EvaluationError names the line that is broken."""
+    rows = []
+    for _, number, record in records(str(path), "train", None, DATA_FLAGS):
+        if isinstance(record, Broken):
+            raise EvaluationError(f"--data: {path}:{number}: {record.reason}: {record.detail}. Mend or remove it")
+        if not isinstance(record, dict):
+            raise EvaluationError(f"--data: {path}:{number} is not an object with a question and an answer")
+        rows.append(record)
+    if not rows:
+        raise EvaluationError(f"--data: {path} has no rows")
     return rows
 
 
@@ -162,59 +133,29 @@ def questions_of(
         if taken[identity] > 1:
             identity += f"#{taken[identity]}"
         verifier = _verifier(row, f"{where}, row {number}")
-        choices, labels = _options(row.get("choices"))
-        if row.get("choices") and not choices:
-            raise EvaluationError(f"{where}, row {number}: its choices are not 2 to 26 options, each with a label")
-        if spec and spec.wrong:
-            wrong = [field((key,), "option") for key in spec.wrong]
-        elif choices:
-            options = [str(choice) for choice in choices]
-            place = options.index(answer) if answer in options else _place(answer, labels, len(options))
-            if place is None:
-                raise EvaluationError(
-                    f"{where}, row {number}: the answer {answer!r} names none, or several, of its choices"
-                )
-            answer, wrong = options[place], options[:place] + options[place + 1 :]
-        else:
-            wrong = None
-        if wrong is not None:
-            text, answer = lettered(text, answer, wrong, seed, f"{bench}|{identity}")
-            verifier = "letter"
+        try:
+            if spec and spec.wrong:
+                wrong = [field((key,), "option") for key in spec.wrong]
+                text, answer = lettered(text, answer, wrong, seed, f"{bench}|{identity}")
+                verifier = "letter"
+            elif row.get("choices"):
+                text, answer = with_options(text, row["choices"], answer, seed, f"{bench}|{identity}")
+                verifier = "letter"
+        except BadChoices as error:
+            raise EvaluationError(f"{where}, row {number}: {error}") from None
         questions.append(Question(bench, identity, text, answer, verifier))
     return questions
 
 
-def _verifier(row: dict, where: str) -> str:
-    """The name of the row's verifier. EvaluationError names the row of an unknown one."""
+def _verifier(row: dict, where: str) -> str | None:
+    """The name of the row's verifier, if it has one. EvaluationError names the row of an unknown one."""
     try:
-        name = row_verifier(row) or "math"
+        name = row_verifier(row)
     except BadValue as error:
         raise EvaluationError(f"{where}: {error.args[1]}") from None
-    if name not in VERIFIERS:
+    if name is not None and name not in VERIFIERS:
         raise EvaluationError(f"{where}: no verifier is called {name!r}; there are {', '.join(sorted(VERIFIERS))}")
     return name
-
-
-def _options(choices: Any) -> tuple[list, list[str]]:
-    """(options, labels) of a list, of {"text": [...], "label": [...]} or of {"A": ..., "B": ...}; else nothing."""
-    if isinstance(choices, dict):
-        if isinstance(choices.get("text"), (list, tuple)):
-            options = list(choices["text"])
-            labels = [str(label) for label in choices.get("label") or string.ascii_uppercase]
-        else:
-            options, labels = list(choices.values()), [str(label) for label in choices]
-    else:
-        options, labels = list(choices) if isinstance(choices, (list, tuple)) else [], list(string.ascii_uppercase)
-    return (options, labels) if 1 < len(options) <= len(labels) else ([], [])
-
-
-def _place(answer: str, labels: list[str], options: int) -> int | None:
-    """The index of the one option that a label or a number from 0 names; None if there is none."""
-    bare = answer.strip("(). ").upper()
-    named = [place for place, label in enumerate(labels[:options]) if label.strip("(). ").upper() == bare]
-    if not named and bare.isdigit() and len(bare) < 4:
-        named = [int(bare)]
-    return named[0] if len(named) == 1 and named[0] < options else None
 
 
 def load_hub(spec: Benchmark) -> tuple[list[dict], str]:

@@ -153,17 +153,23 @@ def response_identity(options: Namespace, settings: EngineSettings, sources: dic
         "weights": weights_fingerprint(options.model),
         "template": options.prompt_template,
         "seed": options.seed,
+        "verifier": options.verifier,
         "plain_math_verify": options.plain_math_verify,
         "data": sources,
     }
 
 
 def take_run_settings(options: Namespace, log: Callable[[str], Any] = print) -> None:
-    """Set template and stop strings that were not given: as the model's run was trained, else the paper's.
+    """Set template, stop strings and verifier that were not given: as the model's run was trained, else the paper's.
 
     The run's config.json lies beside the model's directory, ``RUN_DIR/hf``.
     """
-    trained: dict[str, Any] = {"prompt_template": "paper", "stop": list(STOP_STRINGS)}
+    trained: dict[str, Any] = {
+        "prompt_template": "paper",
+        "stop": list(STOP_STRINGS),
+        "verifier": "math",
+        "plain_math_verify": False,
+    }
     path = Path(options.model).resolve().parent / "config.json"
     try:
         flags = json.loads(path.read_text())["flags"]
@@ -172,6 +178,8 @@ def take_run_settings(options: Namespace, log: Callable[[str], Any] = print) -> 
         trained = {
             "prompt_template": "chat" if flags["data"]["apply_chat_template"] else template,
             "stop": list(flags["orz"]["stop"]),
+            "verifier": flags["orz"]["verifier"],
+            "plain_math_verify": flags["orz"]["plain_math_verify"],
         }
         taken = [f"--{name}" for name in trained if getattr(options, name) is None]
         if taken:
@@ -238,7 +246,7 @@ def evaluate_sets(options: Namespace, benches: list[str]) -> dict:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     responses = Responses(options.out / "responses.jsonl")
-    verifiers = VerifierSet(workers=options.grader_workers, plain=options.plain_math_verify)
+    verifiers = VerifierSet(options.verifier, workers=options.grader_workers, plain=options.plain_math_verify)
     try:
         began = time.monotonic()
         answer_questions(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from command_line import check
@@ -95,6 +96,39 @@ def test_the_default_verifier_is_a_flag(run, tmp_path):
     rows(tmp_path, {"question": "one", "answer": "(C)"}, {"question": "two", "answer": "\\frac{1}{2}"})
     check(run("--orz.verifier", "letter"), "starts", ["1 rows kept, 1 bad (reference_unparsable 1)"])
     check(run("--orz.verifier", "lettre"), 2, ["--orz.verifier", "lettre", "letter"])
+
+
+def test_choices_are_asked_and_graded_by_letter(run, tmp_path):
+    """As evaluation asks them; a reward of one's own gets the rows as they are, and the run says so."""
+    choice = {"question": "Which gas?", "choices": ["N2", "O2", "H2"], "answer": "B"}
+    rows(
+        tmp_path, choice, {**choice, "answer": 1, "verifier": "math"}, {**choice, "answer": "D"},
+        {"question": "1+1?", "answer": "2"}, {**choice, "choices": ["N2"]}, {**choice, "choices": []},
+    )  # fmt: skip
+    check(run(), "starts", ["4 rows kept, 2 bad (bad_choices 2)"])
+    first, again, plain, _ = prompts(tmp_path)
+    letter, name = unpack_label(first["label"])
+    assert name == "letter" and f"\n{letter}. O2\n" in first["prompt"] and plain["label"] == "2"
+    assert (again["prompt"], again["label"]) == (first["prompt"], first["label"])
+    assert "names none" in bad_rows(tmp_path)[0][2] and "2 to 26 options" in bad_rows(tmp_path)[1][2]
+    (tmp_path / "own.py").write_text(REWARD)
+    said = "4 rows have a verifier or choices of their own, which are not used"
+    check(run("--reward.remote_url", str(tmp_path / "own.py")), "starts", ["6 rows kept, 0 bad", said])
+    assert (prompts(tmp_path)[0]["question"], prompts(tmp_path)[0]["label"]) == ("Which gas?", "B")
+
+
+def test_steps_are_counted_of_the_blend(run, tmp_path):
+    """--data.prompt_probs repeats the smaller set until the larger one is exhausted, as OpenRLHF does it."""
+    from openrlhf.datasets.utils import blending_datasets
+
+    rows(tmp_path, *({"question": f"a{i}", "answer": "1"} for i in range(3)))
+    (tmp_path / "b.jsonl").write_text("".join(f'{{"question": "b{i}", "answer": "1"}}\n' for i in range(40)))
+    both = f"{tmp_path}/rows.jsonl,{tmp_path}/b.jsonl"
+    flags = ("--data.prompt_dataset", both, "--data.prompt_probs", "0.5,0.5", "--train.seed", "7")
+    strategy = SimpleNamespace(print=print, is_rank_0=lambda: False, args=None)
+    count = len(blending_datasets(both, "0.5,0.5", strategy, 7))
+    assert count > 43
+    check(run(*flags), "starts", [f"{count} prompts, "])
 
 
 USER = {"role": "user", "content": "What is 1+1?"}

@@ -62,7 +62,7 @@ def test_good_rows_are_written_and_bad_ones_reported(tmp_path, tokenizer):
     checker, log = Checker(), []
     done = prepare(file, tmp_path / "out", tokenizer, answers=AnswerRules(checker), log=log.append)
     assert done.paths == [tmp_path / "out" / "prompts_train.jsonl"]
-    assert (done.n_rows, done.n_bad) == (2, 4)
+    assert (done.counts, done.n_bad) == ([2], 4)
     assert done.bad_by_reason == {"reference_unparsable": 2, "prompt_too_long": 1, "broken_json": 1}
     assert checker.asked == ["1", "junk", "2"]
     first = {"prompt": "Q: one two three four", "label": "1", "datasource": "some", "question": "one two three four"}

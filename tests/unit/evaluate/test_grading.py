@@ -217,7 +217,8 @@ def test_template_and_stops_are_those_of_the_models_run(tmp_path):
 
     def config(**flags):
         known = {"data": {"input_template": None, "apply_chat_template": False},
-                 "orz": {"prompt_template": "released", "stop": ["#"]}}  # fmt: skip
+                 "orz": {"prompt_template": "released", "stop": ["#"], "verifier": "math",
+                         "plain_math_verify": False}}  # fmt: skip
         content = {name: {**known[name], **flags.get(name, {})} for name in known}
         (tmp_path / "config.json").write_text(json.dumps({"flags": content}))
 
@@ -229,7 +230,13 @@ def test_template_and_stops_are_those_of_the_models_run(tmp_path):
     assert options(*model).prompt_template == "Q: {}"
     config(data={"apply_chat_template": True})
     assert options(*model).prompt_template == "chat"
+    config(orz={"verifier": "exact"})
+    assert (options(*model).verifier, options(*model, "--verifier", "letter").verifier) == ("exact", "letter")
+    config(orz={"plain_math_verify": True})
+    assert options(*model).plain_math_verify is True and options(*model).verifier == "math"
+    assert options(*model, "--no-plain_math_verify").plain_math_verify is False
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')  # a model's, beside a folder of it
+    assert (options(*model).verifier, options(*model).plain_math_verify) == ("math", False)
     assert options(*model).prompt_template == "paper"
 
 

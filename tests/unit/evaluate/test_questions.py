@@ -1,17 +1,20 @@
 """Questions from rows and files, seeds, multiple choice, going on after a kill, the harness's command and results."""
 
+import gzip
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from openrlhf_orz.cli.evaluate import main
+from openrlhf_orz.data.options import lettered
 from openrlhf_orz.evaluate.grading import same_for
 from openrlhf_orz.evaluate.harness import harness_command, read_harness_results
 from openrlhf_orz.evaluate.questions import (
     BENCHMARKS,
     EvaluationError,
-    lettered,
     load_questions,
     questions_of,
     sample_seed,
@@ -66,9 +69,9 @@ def test_options_of_every_form_are_asked(choices, answer):
     "name, content, said",
     [
         ("nan.jsonl", b'{"question": "q", "answer": NaN}\n', "nan.jsonl, row 1: the answer is nan"),
-        ("latin.jsonl", b'{"question": "a", "answer": "1"}\n{"question": "caf\xe9"}\n', "latin.jsonl:2 is not UTF-8"),
-        ("deep.jsonl", b"[" * 100_000, "deep.jsonl:1 is no JSON"),
-        ("broken.json", b'{"question": "q"\n', "broken.json:1 is no JSON"),
+        ("latin.jsonl", b'{"question": "a", "answer": "1"}\n{"question": "caf\xe9"}\n', "latin.jsonl:2: not_utf8"),
+        ("deep.jsonl", b"[" * 100_000, "deep.jsonl:1: broken_json"),
+        ("broken.json", b'{"question": "q"\n', "broken.json:1: broken_json"),
     ],
 )
 def test_files_that_cannot_be_asked_are_named_with_the_row(tmp_path, name, content, said):
@@ -81,6 +84,25 @@ def test_a_json_file_may_hold_an_object_a_line(tmp_path):
     rows = [{"question": "q", "answer": "1"}, {"question": "r", "answer": "2"}]
     file = write(tmp_path / "lines.json", rows)
     assert [question.text for question in load_questions([str(file)], [], 0, None)[0]] == ["q", "r"]
+
+
+def test_files_of_all_kinds_that_training_reads(tmp_path):
+    """CSV, packed lines and Parquet; one with a broken line is refused by name; choices of Parquet are asked."""
+    rows = [{"question": "q", "answer": "1"}, {"question": "r", "answer": "2"}]
+    (tmp_path / "a.csv").write_text('question,answer\n"q",1\nr,2\n')
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "c.parquet")
+    for name in ("a.csv", "b.jsonl.gz", "c.parquet"):
+        found, sources = load_questions([str(tmp_path / name)], [], 0, None)
+        assert [(q.text, q.reference, q.verifier) for q in found] == [("q", "1", None), ("r", "2", None)]
+        assert list(sources.values())[0]["file"] == name
+    (tmp_path / "d.csv").write_text("question,answer\nq\n")
+    with pytest.raises(EvaluationError, match="d.csv:2: broken_csv"):
+        load_questions([str(tmp_path / "d.csv")], [], 0, None)
+    choice = [{"question": "?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answer": "B"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(choice), tmp_path / "e.parquet")
+    (found,) = load_questions([str(tmp_path / "e.parquet")], [], 0, None)[0]
+    assert f"\n{found.reference}. y\n" in found.text and found.verifier == "letter"
 
 
 def test_seeds_are_each_samples_own():
