@@ -174,7 +174,8 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
     def training_step(self, experience, kl_ctl, step, loss_batch_info=None):
         share_cores(self.args)
         if self.args.orz.positive_nll > 0:
-            self.actor_loss_fn.right_B = experience.info["right"].to(experience.action_mask.device)
+            right_B = [float(right) for right in experience.info["right"]]  # OpenRLHF's buffer makes a list of them
+            self.actor_loss_fn.right_B = torch.tensor(right_B, device=experience.action_mask.device)
             self.actor_loss_fn.right_tokens = self.replay_buffer.right_tokens[step]
         result = super().training_step(experience, kl_ctl, step, loss_batch_info)
         if self.args.orz.positive_nll > 0:

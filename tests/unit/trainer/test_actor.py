@@ -9,13 +9,15 @@ import pytest
 import torch
 
 pytest.importorskip("openrlhf")
-from glue import bare, make_args
+from glue import bare, make_args, make_sample
+from openrlhf.trainer.ppo_utils.experience import make_experience_batch, split_experience_batch
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.trainer import actor as module
 from openrlhf_orz.trainer.actor import OrzActor, OrzActorPPOTrainer, OrzPolicyLoss, OrzPolicyModelActor
+from openrlhf_orz.trainer.metrics import as_numbers
 
 
 def make(cls, **kwargs):
@@ -160,8 +162,12 @@ def test_the_likelihood_term_is_a_metric_of_its_own(monkeypatch, tmp_path):
         return step(self, experience, *given)
 
     def ppo_train(self, kl_ctl):
+        (sample,) = split_experience_batch(make_sample(right=1))
+        sample.info = as_numbers(sample.info)
+        (item,) = split_experience_batch(make_experience_batch([sample]))
+        one = make_experience_batch([item])  # on the way that it comes from the buffer
+        assert isinstance(one.info["right"], list)
         for number in range(2):
-            one = SimpleNamespace(info={"right": torch.tensor([1.0])}, action_mask=torch.ones(1, 2))
             self.training_step(one, kl_ctl, number)
         return {}
 
