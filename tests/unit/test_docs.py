@@ -35,3 +35,21 @@ def test_every_room_is_in_the_notes():
 def test_one_version_of_ruff():
     pin = re.search(r"(?m)^ruff==(.+)$", (ROOT / "requirements-dev.txt").read_text())[1]
     assert f"rev: v{pin} " in (ROOT / ".pre-commit-config.yaml").read_text()
+
+
+def test_each_promise_of_security_names_tests_that_exist():
+    """Files by path or by name, test functions as ``test_x.py::test_y`` or alone, of the file named before them."""
+    promised = (ROOT / "docs" / "security.md").read_text().split("## Promised")[1].split("\n## ")[0]
+    rows = [row for row in promised.splitlines()[4:] if row.startswith("|")]
+    assert len(rows) > 10
+    for row in rows:
+        files: list[Path] = []
+        for name in re.findall(r"`((?:tests/|test_)[\w/.:]*)`", row):
+            path, _, function = name.rpartition("::") if "::" in name else (name, "", "")
+            if path.startswith("test_") and not path.endswith(".py"):
+                path, function = "", path
+            if path:
+                files = [ROOT / path] if "/" in path else list((ROOT / "tests").rglob(path))
+            assert len(files) == 1 and files[0].exists(), f"docs/security.md: {name} is not there, or not alone"
+            assert not function or f"def {function}(" in files[0].read_text(), f"docs/security.md: no {name}"
+        assert files, f"docs/security.md: no test holds this: {row}"
