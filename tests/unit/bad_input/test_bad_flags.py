@@ -133,6 +133,7 @@ FLAGS = [
         for word in ("none", "agent", "orz", "http://host,none")
     ),
     ("--train.agent_func_path {tmp}/gone.py", ["--train.agent_func_path", "gone.py"]),
+    ("--ds.param_dtype fp16 --orz.device cpu", ["--ds.param_dtype fp16 needs GPUs", "bf16 or fp32"]),
     ("--data.max_images_per_prompt 2", ["--data.max_images_per_prompt 2", "Leave it out"]),
     ("--use_ms", ["--use_ms", "modelscope"]),
     # lengths
