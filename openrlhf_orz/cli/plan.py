@@ -20,7 +20,9 @@ from openrlhf_orz.plan.seconds import CPU_RATES, Rates
 from openrlhf_orz.plan.shapes import KNOWN, Shape, UnknownShape, shape_of
 from openrlhf_orz.plan.text import plan_dict, plan_text
 from openrlhf_orz.runtime import ray_session
+from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.families import fit_to_models
 from openrlhf_orz.settings.finished import finished
 
 PROGRAM = "python -m openrlhf_orz.cli.plan"
@@ -166,11 +168,16 @@ def plan_from_flags(own: argparse.Namespace, rest: list[str]) -> tuple[Plan, str
     if own.host_gib:
         hardware = replace(hardware, host_gib=own.host_gib)
     policy, critic = _shapes(args, own.model_config, own.critic_config)
+    families: list[str] = []
+    if own.model_config is None and Path(args.actor.model_name_or_path).is_dir():
+        args, families = fit_to_models(args, explicit)
     lengths = default_lengths(args, own.prompt_tokens, own.response_tokens)
     names = ("training", "prefill", "decode", "concurrent")
     chosen = {name: getattr(own, name) for name in names if getattr(own, name)}
     rates = replace(CPU_RATES if hardware.is_cpu else Rates(), **chosen)
-    return choose_layout(plan_run(args, hardware, policy, critic, lengths, rates), explicit), remark
+    found = choose_layout(plan_run(args, hardware, policy, critic, lengths, rates), explicit)
+    found.notes.extend(families)
+    return found, remark
 
 
 def look_at_data(args) -> list[str]:
@@ -214,7 +221,7 @@ def main(argv: list[str] | None = None, with_data: bool = False) -> int:
     try:
         found, remark = plan_from_flags(own, rest)
         found.notes.extend(look_at_data(found.args) if with_data else [])
-    except (PlanError, UnknownShape, machines.UnknownHardware, DataError) as error:
+    except (PlanError, UnknownShape, machines.UnknownHardware, DataError, ConfigError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     if remark:

@@ -60,6 +60,20 @@ def test_a_dry_run_looks_at_the_data(capsys, tmp_path):
     assert plan.main([*TINY, "--data.prompt_dataset", str(tmp_path / "none.jsonl")]) == 0
 
 
+def test_a_padded_family_is_said_and_planned_so(capsys, tmp_path):
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(BASE)
+    config.layer_types = ["linear_attention"] * config.num_hidden_layers
+    (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "layer_types": config.layer_types}))
+    given = [*TINY, "--actor.model_name_or_path", str(tmp_path)]
+    assert plan.main(given) == 0
+    said = capsys.readouterr().out
+    assert "qwen2 trains in padded micro-batches" in said and "padding comes on top" in said
+    assert plan.main([*given, "--ds.packing_samples"]) == 2
+    assert "cannot be packed" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_here_is_said_to_be_looked_for(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
