@@ -11,7 +11,8 @@ from sympy import factorint
 DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _TEN_TO = r"(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)"
 _NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?:(?:(?P<whole>\d+)\s*)?\\frac\s*\{{\s*(?P<top>-?\s*{DECIMAL})\s*\}}\s*\{{\s*(?P<bottom>-?\s*{DECIMAL})\s*\}}"
+    rf"(?P<sign>[+-]?)\s*(?:(?:(?P<whole>\d+)\s*)?\\frac\s*\{{\s*(?P<top>-?\s*{DECIMAL})\s*\}}"
+    rf"\s*\{{\s*(?P<bottom>-?\s*{DECIMAL})\s*\}}"
     rf"|(?P<plain>{DECIMAL})(?:\s*{_TEN_TO}\s*(?P<exponent>\{{\s*[+-]?\d+\s*\}}|[+-]?\d+))?"
     rf"|(?P<start>\d*\.\d*)\\overline\s*\{{?(?P<cycle>\d+)\}}?"
     r"|10\s*\^\s*(?P<power>\{\s*[+-]?\d+\s*\}|\d))$"
@@ -118,7 +119,8 @@ _CURRENCY = re.compile(
 _TAIL = re.compile(
     r"\s*(?:\\text\{(?P<words>[^{}]*)\}\s*(?:\^\s*\{?\s*(?P<power>-?[123])\s*\}?)?"
     r"|\\text\{(?P<top>[^{}]*)\}\s*/\s*\\text\{(?P<bottom>[^{}]*)\}"
-    r"|\\frac\{\s*\\text\{(?P<over>[^{}]*)\}\s*\}\{\s*\\text\{(?P<under>[^{}]*)\}\s*\}|(?P<sign>\\\$|[€£¥₹¢]))$"
+    r"|\\frac\{\s*\\text\{(?P<over>[^{}]*)\}\s*\}\{\s*\\text\{(?P<under>[^{}]*)\}\s*\}"
+    r"|(?P<sign>\\\$|[€£¥₹¢]))$"
 )
 _WORD = r"[a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?"
 _WORDS = re.compile(rf"(?P<gap>\s*)(?P<words>{_WORD}(?: {_WORD}){{0,3}})(?:\s*\^\s*\{{?(?P<power>[23])\}}?)?$")
