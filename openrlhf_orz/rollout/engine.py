@@ -300,6 +300,10 @@ class OrzRolloutActor(RolloutRayActor):
                 total += member.memory_info().rss
         return total / 2**20
 
+    async def gpu_memory_mib(self) -> float | None:
+        """Return the memory in use on its GPUs, the largest of them, in MiB; None on a CPU."""
+        return max((mib for mib in await self.llm.collective_rpc("gpu_memory_mib") if mib is not None), default=None)
+
     async def shutdown(self) -> None:
         """End the engine's processes and the graders."""
         self.llm.shutdown()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 
 import ray
@@ -16,6 +17,7 @@ logger = init_logger(__name__)
 
 POLL_S = 1.0
 HEALTH_S = 30.0
+GROWTH_MIB = 256.0  # of a sleeping engine's GPU; more is said
 DEATHS_IN_A_ROW = 5  # of one engine, without an answer in between; the next one ends the run
 
 
@@ -47,6 +49,8 @@ class EngineRecovery:
         self.sync_engine: Callable[[int], None] | None = None
         self.incarnations: dict[int, str] = {}  # by engine: its start that was last seen at work
         self.faults = {"engines_restarted": 0, "prompts_redone": 0}
+        self.asleep: dict[str, float] = {}  # the metric gpu_memory_mib_asleep of the last sleep
+        self.memory_bound: dict[int, float] = {}  # by engine: what its GPU may hold before the next warning, MiB
 
     def set_sync(self, sync_engine: Callable[[int], None]) -> None:
         """Set the function that gives engine ``index`` the current weights. The synchronous trainer has one.
@@ -60,10 +64,32 @@ class EngineRecovery:
 
     def sleep(self) -> None:
         """Put all engines to sleep. One that cannot has no vLLM from then on, and is revived when it is needed."""
-        for engine, error in self._ask_all("sleep").items():
+        lost = self._ask_all("sleep")
+        for engine, error in lost.items():
             logger.warning(f"engine {engine} is lost, while it is put to sleep: {reason(error)}")
             if has_process(error):
                 ray.kill(self.engines[engine], no_restart=False)
+        self._watch_memory([i for i in range(len(self.engines)) if i not in lost])
+
+    def _watch_memory(self, engines: list[int]) -> None:
+        """Note what the GPUs of the sleeping ``engines`` hold, the trainers asleep, too, and say that it grows.
+
+        What vLLM does not give back is missing when the trainers wake: a run then ends for want of it, hours later.
+        """
+        found = {}
+        for i, ref in [(i, self.engines[i].gpu_memory_mib.remote()) for i in engines]:
+            with suppress(RayError, TimeoutError):  # it has just died: seen when it is to wake
+                found[i] = ray.get(ref, timeout=self.args.orz.sync_timeout_s or None)
+        found = {i: mib for i, mib in found.items() if mib is not None}
+        self.asleep = {"gpu_memory_mib_asleep": max(found.values())} if found else {}
+        for i, mib in found.items():
+            bound = self.memory_bound.setdefault(i, mib + GROWTH_MIB)
+            if mib > bound:
+                text = (
+                    f"the GPU of engine {i} holds {mib:.0f} MiB while it sleeps, {mib - bound + GROWTH_MIB:.0f} more"
+                )
+                logger.warning(f"{text} than before: it may run out of memory. A restart of the run gives it back")
+                self.memory_bound[i] = mib + GROWTH_MIB
 
     def wake(self) -> None:
         """Wake all engines. Raises EngineLost."""

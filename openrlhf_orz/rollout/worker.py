@@ -75,6 +75,13 @@ class OrzWorkerExtension(WorkerWrap):
             old.destroy()
         return super().init_process_group(*args, **kwargs)
 
+    def gpu_memory_mib(self) -> float | None:
+        """Return the memory in use on this worker's GPU, by all processes, in MiB; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        free, total = torch.cuda.mem_get_info(self.device)
+        return (total - free) / 2**20
+
     def load_synced_weights(
         self, source: tuple, places: list, last: bool = True, check: bool = False
     ) -> tuple[str, list[str]]:

@@ -264,6 +264,10 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
         self.run_dir.append("eval.jsonl", {"step": global_step, **logs})
         return logs
 
+    def broadcast_to_vllm(self):
+        super().broadcast_to_vllm()
+        self.metrics.add(self.samples_generator.engines.asleep)
+
     def send_weights(self) -> None:
         """The weight sync, once more if an engine dies in it: the trainer's own weights are whole all the same."""
         engines = self.samples_generator.engines

@@ -68,7 +68,11 @@ class FakeEngine:
         self.starts, self.asked, self.calls, self.dies_at, self.start_error = 0, [], [], set(), None
         self.dead, self.started, self.asleep = False, False, False
         self._start()
-        for name in ("start", "incarnation", "wake_up", "sleep", "get_num_unfinished_requests", "generate_responses"):
+        self.gpu_mib = None
+        for name in (
+            "start", "incarnation", "wake_up", "sleep", "get_num_unfinished_requests", "generate_responses",
+            "gpu_memory_mib",
+        ):  # fmt: skip
             setattr(self, name, SimpleNamespace(remote=partial(self._call, name)))
 
     def restart_process(self):
@@ -113,6 +117,9 @@ class FakeEngine:
 
     def _sleep(self):
         self.asleep = True
+
+    def _gpu_memory_mib(self):
+        return self.gpu_mib
 
     def _get_num_unfinished_requests(self):
         return 0

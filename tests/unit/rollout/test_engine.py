@@ -372,3 +372,12 @@ def test_a_user_whom_the_machine_does_not_know(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     assert default_cache_dir()
+
+
+@pytest.mark.parametrize("workers, expected", [([3.0, 8.0], 8.0), ([None], None)])
+def test_the_memory_of_an_engines_gpus_is_the_largest(workers, expected):
+    async def asked(method):
+        assert method == "gpu_memory_mib"
+        return workers
+
+    assert asyncio.run(make(SimpleNamespace(collective_rpc=asked)).gpu_memory_mib()) == expected

@@ -10,7 +10,7 @@ import torch
 from fake_ray import FakeEngine, FakeRay, Ref
 from openrlhf.trainer.ppo_utils import samples_generator
 from openrlhf.trainer.ppo_utils.experience import Experience
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from vllm import SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -346,6 +346,25 @@ def test_a_death_while_engines_wake_or_fall_asleep(make, phase, how, kind):
     assert len(generator.generate_samples()[0]) == BATCH and generator.synced == [1]
 
 
+def test_memory_that_grows_while_engines_sleep_is_said(make, monkeypatch):
+    generator, warnings = make(sleep=True), []
+    monkeypatch.setattr(recovery.logger, "warning", warnings.append)
+    first, second = generator.vllm_engines
+    second.gpu_mib = 500.0
+    for mib, said in ((1000.0, 0), (1256.0, 0), (1257.0, 1), (1300.0, 1), (1600.0, 2), (900.0, 2)):
+        first.gpu_mib = mib
+        generator.generate_samples()
+        assert generator.engines.asleep == {"gpu_memory_mib_asleep": max(mib, 500.0)} and len(warnings) == said
+    assert "engine 0 holds 1257 MiB" in warnings[0] and "257 more" in warnings[0]
+    first.dies_at.add("gpu_memory_mib")
+    generator.generate_samples()
+    assert generator.engines.asleep == {"gpu_memory_mib_asleep": 500.0}
+    second.gpu_mib = None  # as on a CPU
+    first.gpu_mib = None
+    generator.generate_samples()
+    assert generator.engines.asleep == {}
+
+
 def test_engines_wake_once_for_an_evaluation(make):
     generator = make(sleep=True)
     generator.generate_eval_samples()  # two batches of prompts
@@ -371,6 +390,23 @@ def test_an_engine_that_dies_whenever_it_is_started_ends_the_run(make):
     with pytest.raises(EngineLost, match="engine 0 dies whenever it is started"):
         generator.generate_samples()
     assert generator.fake.clock < 10
+
+
+def test_a_process_that_ray_is_starting_again_has_not_died_anew(make):
+    """A busy machine takes long for it, and Ray answers each call meanwhile that the actor is not available."""
+    generator = make()
+    victim = generator.vllm_engines[0]
+    real, calls = victim.start, []
+
+    def start():
+        calls.append(1)
+        if len(calls) <= 3 * recovery.DEATHS_IN_A_ROW:
+            return Ref(victim._actor_id, raises(ActorUnavailableError("restarting", None)))
+        return real.remote()
+
+    victim.restart_process()
+    victim.start = SimpleNamespace(remote=start)
+    assert names(generator.generate_samples()[0]) == order(BATCH) and generator.synced == [0]
 
 
 def test_in_the_weight_sync_nobody_stops(make, tmp_path):

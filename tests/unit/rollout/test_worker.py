@@ -190,3 +190,11 @@ def test_names_are_those_of_the_models_mapper():
     found = report(make(model), ["model.embed.weight", "model.a.weight", "x"])
     assert found.sources["embed.weight"] == ["model.embed.weight"]
     assert found.sources["linear.weight"] == ["model.a.weight"] and found.absent == {"linear.weight": ["b"]}
+
+
+def test_memory_in_use_is_that_of_the_workers_own_gpu(monkeypatch):
+    extension = make(Model())
+    assert extension.gpu_memory_mib() is None
+    extension.device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30 * device.index, 2**32))
+    assert extension.gpu_memory_mib() == 3072

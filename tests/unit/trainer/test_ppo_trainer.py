@@ -144,6 +144,14 @@ def test_a_sync_is_measured(monkeypatch, tmp_path):
     assert trainer.metrics.values["driver_memory_mib"] > 0
 
 
+def test_the_memory_of_sleeping_engines_is_a_metric(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path, cls=OrzPPOTrainer)
+    monkeypatch.setattr(OrzTrainer, "broadcast_to_vllm", lambda self: self.calls.append("sync"))
+    trainer.samples_generator = SimpleNamespace(engines=SimpleNamespace(asleep={"gpu_memory_mib_asleep": 7.0}))
+    trainer.broadcast_to_vllm()
+    assert trainer.calls == ["sync"] and trainer.metrics.values["gpu_memory_mib_asleep"] == 7.0
+
+
 @pytest.mark.parametrize(
     "error", [ray.exceptions.RayTaskError("sync", "traceback", RuntimeError("engine")), ray.exceptions.RayActorError()]
 )
