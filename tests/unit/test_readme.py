@@ -19,3 +19,17 @@ def test_links_and_layout_exist():
 
 def test_nothing_left_to_fill_in():
     assert not re.findall(r"@[A-Z]+@", README)
+
+
+def test_the_index_leads_to_every_page():
+    """And no page links to one that is not there."""
+    docs = ROOT / "docs"
+    index = (docs / "README.md").read_text()
+    assert not [page.name for page in docs.glob("*.md") if f"]({page.name})" not in index and page.name != "README.md"]
+    lost = [
+        f"{page.name}: {target}"
+        for page in docs.glob("*.md")
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)[^)]*\)", page.read_text())
+        if not (docs / target).exists()
+    ]
+    assert not lost
