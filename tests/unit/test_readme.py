@@ -28,8 +28,8 @@ def test_the_index_leads_to_every_page():
     assert not [page.name for page in docs.glob("*.md") if f"]({page.name})" not in index and page.name != "README.md"]
     lost = [
         f"{page.name}: {target}"
-        for page in docs.glob("*.md")
+        for page in docs.rglob("*.md")
         for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)[^)]*\)", page.read_text())
-        if not (docs / target).exists()
+        if not (page.parent / target).exists()
     ]
     assert not lost
