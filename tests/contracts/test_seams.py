@@ -336,7 +336,13 @@ core = (
 subprocess.run([sys.executable, "-c", core], check=True)
 """
     run = tmp_path / "run"
-    env = {**os.environ, "TMPDIR": str(tmp_path / "machine"), "VLLM_RPC_BASE_PATH": str(run), "RAY_ADDRESS": "none"}
+    env = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "TMPDIR": str(tmp_path / "machine"),
+        "VLLM_RPC_BASE_PATH": str(run),
+        "RAY_ADDRESS": "none",
+    }
     env.pop("TORCHINDUCTOR_CACHE_DIR", None)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert result.returncode == 0, result.stderr
