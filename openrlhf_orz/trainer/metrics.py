@@ -249,6 +249,22 @@ class StepMetrics:
         return step_record(step, status, self.values)
 
 
+def token_record(sample) -> dict:
+    """The tokens of a single-sample experience as a rollout's line has them: after ``prompt_tokens`` of the prompt.
+
+    ``token_ids`` reach from the first action token to the last. Where an agent has put tokens between them that are no
+    actions, ``between`` has their [start, stop) in ``token_ids``.
+    """
+    mask = sample.action_mask[0].bool()
+    places = mask.nonzero().flatten().tolist()
+    if not places:
+        return {"prompt_tokens": int(sample.attention_mask.sum()), "token_ids": []}
+    first, last = places[0], places[-1]
+    gaps = [[a + 1 - first, b - first] for a, b in zip(places, places[1:]) if b > a + 1]
+    ids = sample.sequences[0][first + 1 : last + 2].tolist()
+    return {"prompt_tokens": first + 1, "token_ids": ids, **({"between": gaps} if gaps else {})}
+
+
 def rollout_row(sample, tokenizer, stop: list[str], trained: float | None = None, right_reward: float = 1.0) -> dict:
     """One response as a line of rollouts/step_N.jsonl.
 
@@ -267,6 +283,7 @@ def rollout_row(sample, tokenizer, stop: list[str], trained: float | None = None
         "reward": float(sample.rewards),
         "right": float(sample.rewards) >= right_reward,
         "tokens": int(sample.action_mask.sum()),
+        **token_record(sample),
         "reflection": reflects(response),
         "verdict": Verdict(numbers["verdict"]).label if "verdict" in numbers else None,
         "rule": RULES[numbers["rule"]] if "rule" in numbers else None,

@@ -104,6 +104,18 @@ def test_a_row_of_a_rollout_has_label_and_verifier_apart():
     assert row["reference"] == {"tests": [1]} and row["stop_reason"] == "length" and "verifier" not in row
 
 
+def test_a_row_has_the_sampled_token_ids():
+    sample = make_sample(prompt=3, response=4)
+    row = rollout_row(sample, Tokenizer(), [])
+    assert (row["prompt_tokens"], row["token_ids"], row["tokens"]) == (3, [4, 5, 6, 7], 4) and "between" not in row
+    sample.action_mask[0, 3:5] = 0  # an agent's own tokens, 5 and 6, between actions
+    row = rollout_row(sample, Tokenizer(), [])
+    assert (row["token_ids"], row["between"], row["tokens"]) == ([4, 5, 6, 7], [[1, 3]], 2)
+    sample.action_mask[:] = 0
+    row = rollout_row(sample, Tokenizer(), [])
+    assert (row["prompt_tokens"], row["token_ids"]) == (7, []) and "between" not in row
+
+
 def test_step_record_names_and_nan():
     status = {"timing/step_total": 4.0, "timing/generation": 1.0, "values": 0.5, "reward": 9.0, "kl": 0.0, "odd": "x",
               "critic_lr": 1e-5}  # fmt: skip
