@@ -7,8 +7,10 @@ import pytest
 import torch
 from runs import succeed
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from openrlhf_orz.data.arithmetic import generate_additions
+from openrlhf_orz.evaluate.critic import load_critic, response_values
 
 pytestmark = pytest.mark.e2e
 BASE = Path(__file__).parents[2] / "examples" / "tiny_base"
@@ -89,6 +91,14 @@ SLOW = {
         "--algo.advantage.is_correction_level", "seq", "--algo.advantage.is_correction_gating", "tv",
         "--algo.advantage.is_correction_threshold", "0.1",
     ),
+    "a histogram of returns, the group's mean, frozen attention, in bfloat16": (
+        "--orz.value_loss", "hl_gauss", "--orz.baseline", "group", "--orz.freeze_critic", "attention",
+        "--ds.param_dtype", "bf16", "--critic.save_value_network",
+    ),
+    "a histogram of returns, padded, ZeRO-3, cross-fitted": (
+        "--orz.value_loss", "hl_gauss", "--ds.attn_implementation", "sdpa", "--ds.zero_stage", "3",
+        "--orz.cross_fit_values", "--orz.critic_epochs", "2",
+    ),
     "muon": ("--actor.optim", "muon", "--actor.max_norm", "0", "--actor.muon.lr", "1e-3"),
     "lora in bfloat16 at ZeRO-2": ("--ds.param_dtype", "bf16", "--ds.zero_stage", "2", "--ds.lora.rank", "8"),
 }  # fmt: skip
@@ -102,3 +112,38 @@ def test_other_groups_of_flags(tmp_path, flags):
     assert all(0 <= m.get("dynamic_filtering_pass_rate", 0) <= 100 for m in metrics)
     moved = distance(weights(tmp_path / "run" / "hf"), weights(BASE))
     assert 0 < moved < float("inf")
+
+
+def write_critic(path: Path) -> Path:
+    """A random model of half the policy's width, with its vocabulary."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(BASE)
+    half = {name: getattr(config, name) // 2 for name in ("hidden_size", "intermediate_size")}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**config.to_dict(), **half})).save_pretrained(path)
+    return path
+
+
+CRITIC = (
+    "--orz.critic_epochs", "2", "--orz.lambda_policy", "length", "--orz.baseline", "auto", "--orz.positive_nll", "0.1",
+    "--orz.value_loss", "bce", "--orz.value_base_rate", "0.3", "--critic.freezing_steps", "1",
+    "--orz.freeze_critic", "layers:1", "--critic.save_value_network",
+    "--critic.adam.lr", "1e-3",
+)  # fmt: skip
+
+
+def test_the_critics_flags_together_in_a_critic_of_half_the_width(tmp_path):
+    small = write_critic(tmp_path / "small")
+    metrics = succeed(
+        tmp_path / "run", BASE, additions(tmp_path, 12), *LEARN, *CRITIC, "--critic.model_name_or_path", str(small)
+    )
+    assert [m["policy_updates"] for m in metrics] == [0, 1, 1] and all(m["critic_updates"] == 6 for m in metrics)
+    assert all("explained_variance_minibatch_06" in m and 0 < m["value_mean"] < 1 for m in metrics)
+    assert all(0 <= m["lambda_policy"] < 0.5 and m["baseline_critic"] in (0, 1) for m in metrics)
+    assert metrics[0]["value_mean"] == pytest.approx(0.3, abs=0.2), "the head begins near the base rate"
+    assert any(m["positive_nll"] > 0 for m in metrics[1:])
+    before, after = weights(small), weights(tmp_path / "run" / "hf_critic")
+    moved = {name for name in before if name in after and not torch.equal(before[name], after[name])}
+    assert moved and not any("embed_tokens" in name or "layers.0." in name for name in moved)
+    critic = load_critic(str(tmp_path / "run" / "hf_critic"), "cpu", torch.float32)
+    values = response_values(critic, [5, 6, 7], [8, 9, 10, 11], "cpu")
+    assert values.shape == (4,) and ((values > 0) & (values < 1)).all()
