@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
@@ -171,9 +172,12 @@ def lock_ray() -> None:
 def start_ray(ray: ModuleType, **options) -> None:
     """``ray.init``, again where a busy machine takes longer than the 30 s that Ray allows its start.
 
+    SIGTERM stays blocked in all processes of this Ray, as Ray itself has it with SIGINT: ``timeout`` and schedulers
+    send it to the whole process group, and the driver alone shall answer, by a stop that saves.
     Raises ConfigError if it has not started in three tries.
     """
     for left in (2, 1, 0):
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             return ray.init(**options)
         except Exception as error:  # of no class of its own
@@ -183,6 +187,8 @@ def start_ray(ray: ModuleType, **options) -> None:
                 with suppress(psutil.Error):
                     if options["_temp_dir"] in " ".join(process.cmdline()):
                         process.kill()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if left:
             say("this machine is busy, and Ray's start took too long: trying again")
     raise ConfigError(

@@ -21,6 +21,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESTARTS_VARIABLE = "ORZ_RESTARTS"  # in the child's environment: how often it has been started again
 SHORTEST_STOP_S = 120.0
 LAST_LINES = 100  # of metrics.jsonl, in which the last checkpoint is looked for
+SAME_REQUEST_S = 0.5  # ``timeout`` and schedulers signal a process and its group: twice within a moment
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 
@@ -79,7 +80,7 @@ class StopHandler:
     def __init__(self, args: SimpleNamespace):
         self.args = args
         self.signum = signal.SIGINT  # the last one that came
-        self.asked = False
+        self.asked: float | None = None  # when the run was first asked to stop, in time.monotonic()
 
     def install(self) -> None:
         """Handle both signals from now on."""
@@ -87,12 +88,14 @@ class StopHandler:
             signal.signal(signum, self)
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        if self.asked or not training_mark(self.args).exists():
+        self.signum, seconds = signum, stop_window(self.args)
+        if self.asked is not None and time.monotonic() - self.asked < min(SAME_REQUEST_S, seconds):
+            return
+        if self.asked is not None or not training_mark(self.args).exists():
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = time.monotonic()
         stop_mark(self.args).touch()
-        seconds, needed = stop_window(self.args), last_seconds(self.args.orz.run_dir)
+        needed = last_seconds(self.args.orz.run_dir)
         if needed > seconds:
             say(f"the last step and checkpoint took {needed:.0f} s, more than --orz.stop_timeout_s {seconds:g}")
         say(

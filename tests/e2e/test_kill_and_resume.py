@@ -92,8 +92,9 @@ def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
     attack(run)
     assert unanswered(stranger)
 
-    # SIGTERM: the step in hand is finished and saved, and nothing stays behind
+    # SIGTERM, as timeout sends it: the step in hand is finished and saved, and nothing stays behind
     run.process.send_signal(signal.SIGTERM)
+    os.killpg(run.process.pid, signal.SIGTERM)
     assert run.wait(120) == 128 + signal.SIGTERM, run.output()
     assert "resume with the same flags and --ckpt.load_enable" in run.output()
     no_traces(family, memory, folders)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -167,3 +168,24 @@ def test_a_slow_start_is_tried_again_and_leaves_nothing(failures, starts, tmp_pa
             process.wait()
     with pytest.raises(ValueError):
         ray_session.start_ray(SimpleNamespace(init=lambda **_: int("another error")), _temp_dir="x")
+
+
+def test_a_signal_to_the_whole_group_leaves_ray_alone():
+    """As ``timeout`` sends it."""
+    children, started = [], "import time; print(flush=True); time.sleep(60)"
+
+    def init(**_):
+        children.append(subprocess.Popen([sys.executable, "-c", started], stdout=subprocess.PIPE))
+        children[-1].stdout.readline()
+
+    try:
+        ray_session.start_ray(SimpleNamespace(init=init), _temp_dir="x")
+        init()
+        for child in children:
+            child.terminate()
+        assert children[1].wait(20) == -signal.SIGTERM, "started later"
+        assert children[0].poll() is None
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()

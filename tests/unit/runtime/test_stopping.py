@@ -172,15 +172,32 @@ def test_the_first_signal_leaves_a_mark_and_the_second_stops_at_once(args, said,
     training_mark(args).touch()
     stop_if_asked(args)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert handler.asked and handler.signum == signal.SIGTERM and "within 600 s (--orz.stop_timeout_s)" in said[0]
+    assert (
+        handler.asked is not None
+        and handler.signum == signal.SIGTERM
+        and "within 600 s (--orz.stop_timeout_s)" in said[0]
+    )
     assert timers == [(600, os.kill, (os.getpid(), signal.SIGTERM))]  # which is the second signal
     with pytest.raises(StopRequested):
         stop_if_asked(args)
+    os.kill(os.getpid(), signal.SIGTERM)  # timeout signals the process, then its group: one request
+    assert len(said) == len(timers) == 1
+    monkeypatch.setattr(stopping, "SAME_REQUEST_S", 0)  # a moment later
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     assert handler.signum == signal.SIGINT and len(said) == 1
     handler.clear()
     assert not stop_mark(args).exists() and not training_mark(args).exists()
+
+
+def test_a_window_shorter_than_a_moment_ends_the_run(args, said, monkeypatch):
+    monkeypatch.setattr(stopping.threading, "Timer", lambda *call: threading.Thread())
+    args.orz.stop_timeout_s = 0.0
+    training_mark(args).touch()
+    handler = StopHandler(args)
+    handler(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        handler(signal.SIGTERM, None)  # the timer's
 
 
 def test_the_window_follows_from_the_last_step_and_checkpoint(args, tmp_path, said, monkeypatch):
