@@ -115,12 +115,15 @@ PICTURES = {
 }
 
 
-def write_pictures(runs: list[Run], folder: str | Path, span: int = 1, kind: str = "png") -> list[Path]:
+def write_pictures(
+    runs: list[Run], folder: str | Path, span: int = 1, kind: str = "png", only: str | None = None
+) -> list[Path]:
     """Write the pictures for which there are numbers, and return their paths.
 
     Args:
         span: smoothing, in steps; the values themselves are drawn faintly beneath.
         kind: png or svg.
+        only: the name of the one picture that is wanted.
 
     Raises ModuleNotFoundError without matplotlib.
     """
@@ -128,7 +131,7 @@ def write_pictures(runs: list[Run], folder: str | Path, span: int = 1, kind: str
     for name, contents in PICTURES.items():
         found = [(title, list(lines(runs)), limits) for title, lines, limits in contents]
         found = [panel for panel in found if panel[1]]
-        if not found:
+        if not found or only not in (None, name):
             continue
         path = Path(folder) / f"{name}.{kind}"
         with panels(path, len(found)) as axes:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -213,7 +214,8 @@ def stack_versions() -> dict[str, str]:
 
 
 def save_config(args: SimpleNamespace, explicit: set[str], path: Path) -> None:
-    """Write config.json: every resolved flag, the versions of the stack and the git commit, without keys and tokens.
+    """Write config.json: every resolved flag, the command, the versions of the stack and the git commit, without keys
+    and tokens.
 
     Args:
         args: final, nested arguments.
@@ -238,4 +240,5 @@ def save_config(args: SimpleNamespace, explicit: set[str], path: Path) -> None:
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
     content = {"flags": flags, "explicit": sorted(explicit), "versions": versions, "git_commit": commit or None}
+    content["command"] = ["python", *sys.orig_argv[1:]]
     path.write_text(redact(json.dumps(content, indent=2, default=str)) + "\n")

@@ -151,8 +151,16 @@ def test_the_critic_judges_responses(run):
 
 
 def test_plain_vllm_loads_the_policy(run):
+    """As it is published, which is what RUN/hf holds and a card."""
+    from openrlhf_orz.cli.publish import main
+
+    published = run[0].parent / "published"
+    assert main([str(run[0]), "--output", str(published), "--critic"]) == 0
+    card = (published / "README.md").read_text()
+    assert "--data.prompt_dataset rows.jsonl" in card and str(run[0].parent) not in card
+    assert "openrlhf_orz.cli.train_ppo_ray" in card and "| rows | " in card and (published / "critic").is_dir()
     env = ENV | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    result = subprocess.run([sys.executable, "-c", LOAD_IN_VLLM, run[0] / "hf"], env=env, capture_output=True,
+    result = subprocess.run([sys.executable, "-c", LOAD_IN_VLLM, published], env=env, capture_output=True,
                             text=True, timeout=600)  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     lines = dict(line.split(" ", 1) for line in result.stdout.splitlines() if line.startswith(("PROMPT ", "TEXT ")))
