@@ -98,6 +98,14 @@ ORZ_FLAGS = (
         AT_LEAST_1,
     ),
     Flag(
+        "orz.critic_minibatch",
+        MEANING,
+        "samples",
+        "what the critic's mini-batches are cut from: samples (the paper), or groups: all responses to a prompt are in"
+        " one mini-batch, which computes the prompt once (--orz.share_prefixes)",
+        choices=("samples", "groups"),
+    ),
+    Flag(
         "orz.lambda_policy",
         MEANING,
         None,

@@ -8,7 +8,13 @@ from openrlhf.trainer.ppo_utils.replay_buffer import NaiveReplayBuffer
 from openrlhf.utils.logging_utils import init_logger
 from torch import distributed as dist
 
-from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
+from openrlhf_orz.algo.minibatch import (
+    count_micro_batches,
+    cut_group_batches,
+    cut_micro_batches,
+    cut_mini_batches,
+    sharing_key,
+)
 
 logger = init_logger(__name__)
 
@@ -31,6 +37,10 @@ class OrzReplayBuffer(NaiveReplayBuffer):
         """Optimizer steps for each rollout."""
         raise NotImplementedError
 
+    def groups(self, args) -> list[bytes] | None:
+        """A key of each sample where samples with equal keys belong into one mini-batch, else None."""
+        return None
+
     def partition_micro_batches(self, strategy):
         passes = range(self.wanted_passes(strategy.args))
         steps = [step for number in passes for step in self._cut_pass(strategy, number)]
@@ -47,17 +57,23 @@ class OrzReplayBuffer(NaiveReplayBuffer):
             dist.all_reduce(tensor, op=op, group=group)
             return tensor.tolist()
 
-        wanted = self.wanted_updates(args)
-        updates = min(wanted, *agree([len(self.items)], dist.ReduceOp.MIN))
+        wanted, groups = self.wanted_updates(args), self.groups(args)
+        most = len(self.items) if groups is None else len(set(groups))
+        updates = min(wanted, *agree([most], dist.ReduceOp.MIN))
         if updates < wanted:
+            what = "samples" if groups is None else "prompts"
             logger.warning(
-                f"this rollout has fewer samples on a rank than --orz.{self.model}_updates {wanted}: {updates} steps"
+                f"this rollout has fewer {what} on a rank than --orz.{self.model}_updates {wanted}: {updates} steps"
             )
         # the same for all ranks that hold the same samples (ring attention, tensor parallel)
         again = f"-{number}" if number else ""
         rng = random.Random(f"{args.train.seed}-{dist.get_rank(group)}-{self.model}_updates-{self.rollouts}{again}")
         lengths = [int(item.total_length) for item in self.items]
-        mini_batches = cut_mini_batches(len(lengths), updates, rng if updates > 1 else None)
+        shuffle = rng if updates > 1 else None
+        if groups is None:
+            mini_batches = cut_mini_batches(len(lengths), updates, shuffle)
+        else:
+            mini_batches = cut_group_batches(groups, updates, shuffle)
 
         keys = (
             [sharing_key(x.sequences, int(x.response_length)) for x in self.items] if args.ds.packing_samples else None
@@ -125,3 +141,8 @@ class CriticReplayBuffer(OrzReplayBuffer):
 
     def wanted_passes(self, args) -> int:
         return args.orz.critic_epochs
+
+    def groups(self, args) -> list[bytes] | None:
+        if args.orz.critic_minibatch == "samples":
+            return None
+        return [sharing_key(x.sequences, int(x.response_length), look=0) for x in self.items]

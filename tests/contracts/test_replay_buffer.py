@@ -25,7 +25,9 @@ def partitions(mesh, cls, lengths, rollouts=1, fixed=False, tokens=None, ring=1,
     args = SimpleNamespace(
         train=SimpleNamespace(seed=1, max_tokens_per_gpu=100, micro_batch_size=3),
         ds=SimpleNamespace(packing_samples=tokens is not None, ring_attn_size=ring, tensor_parallel_size=tensor),
-        orz=SimpleNamespace(policy_updates=1, critic_updates=4, critic_epochs=1, fixed_micro_batches=fixed),
+        orz=SimpleNamespace(
+            policy_updates=1, critic_updates=4, critic_epochs=1, critic_minibatch="samples", fixed_micro_batches=fixed
+        ),  # fmt: skip
     )
     vars(args.orz).update(orz)
     buffer = cls(1, dynamic_batch=True)
@@ -66,6 +68,25 @@ def test_each_pass_of_the_critic_is_shuffled_anew(mesh):
     once, after = partitions(mesh, CriticReplayBuffer, lengths, rollouts=2)
     assert steps[:4] == once and following[:4] == after, "the first pass is that of a run with one"
     assert len(partitions(mesh, PolicyReplayBuffer, lengths, critic_epochs=3)[0]) == 1
+
+
+def test_the_critic_s_mini_batches_of_whole_groups(mesh, monkeypatch):
+    from openrlhf_orz.trainer import mini_batches
+
+    tokens = [[prompt] * (20 + prompt) + [response] * 5 for response in range(4) for prompt in range(6)]
+    lengths = [len(row) for row in tokens]
+    given = {"tokens": tokens, "critic_minibatch": "groups"}
+    first, second = partitions(mesh, mini_batches.CriticReplayBuffer, lengths, rollouts=2, **given)
+    for steps in map(flat, (first, second)):
+        assert sorted(sum(steps, [])) == list(range(24)) and [len(step) for step in steps] == [8, 8, 4, 4]
+        prompts = [{tokens[i][0] for i in step} for step in steps]
+        assert [len(found) for found in prompts] == [2, 2, 1, 1]
+    assert flat(first) != flat(second)
+    assert len(partitions(mesh, mini_batches.PolicyReplayBuffer, lengths, policy_updates=2, **given)[0]) == 2
+    said = []
+    monkeypatch.setattr(mini_batches, "logger", SimpleNamespace(warning=said.append))
+    (steps,) = partitions(mesh, mini_batches.CriticReplayBuffer, lengths, critic_updates=12, **given)
+    assert len(steps) == 6 and "fewer prompts" in said[0] and "--orz.critic_updates 12: 6 steps" in said[0]
 
 
 def test_one_policy_step_with_all_samples(mesh):

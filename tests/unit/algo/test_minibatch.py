@@ -6,6 +6,7 @@ import torch
 from openrlhf_orz.algo.minibatch import (
     balance_ranks,
     count_micro_batches,
+    cut_group_batches,
     cut_micro_batches,
     cut_mini_batches,
     sharing_key,
@@ -33,6 +34,17 @@ def test_shuffled_mini_batches_are_not_sorted_by_length():
     assert max(means) / min(means) < 2
     in_order = [sum(lengths[i] for i in part) / len(part) for part in cut_mini_batches(1200, 12)]
     assert max(in_order) / min(in_order) > 10
+
+
+def test_groups_stay_whole_and_are_shuffled():
+    keys = [bytes([i % 5]) for i in range(20)]
+    parts = cut_group_batches(keys, 3, random.Random(1))
+    assert sorted(sum(parts, [])) == list(range(20)) and [len(part) for part in parts] == [8, 8, 4]
+    assert all({keys[i] for i in a}.isdisjoint(keys[i] for i in b) for a in parts for b in parts if a is not b)
+    assert parts != cut_group_batches(keys, 3, random.Random(2)) != cut_group_batches(keys, 3)
+    assert cut_group_batches([b"a", b"b", b"a"], 2) == [[0, 2], [1]]
+    with pytest.raises(ValueError, match="non-empty"):
+        cut_group_batches([b"a", b"a"], 2)
 
 
 @pytest.mark.parametrize("samples, updates", [(3, 4), (0, 1), (5, 0)])
