@@ -70,7 +70,8 @@ case $DEVICE in
          --train.max_epochs 2
          --adam.lr 1e-3
          --ds.zero_stage 2
-         --ds.attn_implementation sdpa
+         --ds.attn_implementation orz_packed
+         --ds.packing_samples
          --ds.param_dtype fp32
       )
       processes=("${one_process[@]}")

@@ -33,7 +33,8 @@ sft=(
    --train.micro_batch_size 16
    --train.max_epochs 4
    --adam.lr 1e-3
-   --ds.attn_implementation sdpa
+   --ds.attn_implementation orz_packed
+   --ds.packing_samples
    --ds.param_dtype fp32
    --ds.zero_stage 2
    --ckpt.disable_ds
