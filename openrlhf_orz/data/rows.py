@@ -19,7 +19,7 @@ from openrlhf_orz.reward.extract import reference_text
 from openrlhf_orz.reward.verifiers import VerifierSet
 
 QUESTION_KEYS = ("question", "prompt", "problem", "Question", "Problem")  # where a question stands if no key is given
-_MISSING = object()
+MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_dataset(
             dialogue = as_dialogue(record)
             if dialogue is None and isinstance(record, dict):
                 keys |= dict.fromkeys(record)
-                found_keys |= {key for key in (input_key, label_key) if key and value_at(record, key) is not _MISSING}
+                found_keys |= {key for key in (input_key, label_key) if key and value_at(record, key) is not MISSING}
             question, answer, verifier = _read_row(record, dialogue, input_key, label_key, answers)
             rows.append(Row(question, answer, _source(record, file), file, number, verifier))
         except BadValue as found:
@@ -140,7 +140,7 @@ def _read_row(
     question = (
         _messages(question, input_key) if isinstance(question, list) else question_of(question, f"key {input_key!r}")
     )
-    answer = _MISSING if label_key is None else value_at(record, label_key)
+    answer = MISSING if label_key is None else value_at(record, label_key)
     where = f"key {label_key!r}"
     if answers.own_reward:
         return question, _any_answer(answer, where), None
@@ -198,13 +198,13 @@ def row_verifier(record: dict) -> str | None:
 
 
 def value_at(record: dict, key: str) -> Any:
-    """The value under `key`, else `_MISSING`; "a.b" goes into objects, unless the record has that very key."""
+    """The value under `key`, else `MISSING`; "a.b" goes into objects, unless the record has that very key."""
     if key in record:
         return record[key]
     value: Any = record
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            return _MISSING
+            return MISSING
         value = value[part]
     return value
 
@@ -224,7 +224,7 @@ def _messages(turns: list, key: str) -> str | list[dict[str, str]]:
 
 def _any_answer(value: Any, where: str) -> Any:
     """The answer for a reward of one's own: text stripped, a number as text, else any JSON value; None without one."""
-    if value is _MISSING or value is None:
+    if value is MISSING or value is None:
         return None
     if isinstance(value, str):
         return value.strip()
@@ -268,8 +268,8 @@ def from_dialogue(turns: list) -> tuple[str, str]:
         raise BadValue("bad_dialogue", f"{len(turns)} turns, not a question and a ground truth")
     truth = turns[1].get("ground_truth")
     truth = truth if isinstance(truth, dict) else {}
-    question = question_of(turns[0].get("value", _MISSING), "value")
-    return question, answer_of(truth.get("value", _MISSING), "ground_truth.value")
+    question = question_of(turns[0].get("value", MISSING), "value")
+    return question, answer_of(truth.get("value", MISSING), "ground_truth.value")
 
 
 def question_of(value: Any, where: str) -> str:
@@ -289,7 +289,7 @@ def answer_of(value: Any, where: str) -> str:
 
 
 def _text(value: Any, where: str, what: str) -> str:
-    if value is _MISSING:
+    if value is MISSING:
         raise BadValue(f"no_{what}", f"{where} is missing")
     if value is None:
         raise BadValue(f"no_{what}", f"{where} is null")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from openrlhf_orz.data.prompts import render
-from openrlhf_orz.data.rows import QUESTION_KEYS
+from openrlhf_orz.data.rows import MISSING, QUESTION_KEYS, value_at
 from openrlhf_orz.data.sources import DataError, records
 
 _ANSWER_KEYS = ("answer", "label")
@@ -84,9 +84,8 @@ def read_worked(
 
 
 def _worked(row: dict, input_key: str, label_key: str, solution_key: str) -> Worked | None:
-    question, answer, solution = (
-        "" if row.get(key) is None else str(row[key]) for key in (input_key, label_key, solution_key)
-    )
+    found = (value_at(row, key) for key in (input_key, label_key, solution_key))
+    question, answer, solution = ("" if value in (None, MISSING) else str(value) for value in found)
     solution, answer = solution.split("####")[0], answer.split("####")[-1]
     solution = _CALCULATOR.sub("", solution).strip()
     if solution_key == label_key and solution == answer.strip():  # an answer alone is no solution

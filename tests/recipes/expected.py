@@ -64,7 +64,12 @@ RECIPES = {
         {}, {},
     ),
     "train_orz_reasoning_gym_cpu.sh": ({"rollout.batch_size": 16, "data.max_samples": 160}, {}, {}),
-    "train_orz_smollm2_135m_cpu.sh": ({"rollout.batch_size": 8, "data.max_samples": 40}, {}, {}),
+    "train_orz_smollm2_135m_cpu.sh": (
+        {"rollout.batch_size": 16, "rollout.n_samples_per_prompt": 8, "data.max_samples": 384, "train.num_episodes": 1,
+         "orz.policy_updates": 1, "orz.critic_updates": 12, "orz.critic_minibatch": "groups", "ckpt.load_enable": True,
+         "algo.advantage.lambd": 1.0, "algo.kl.init_coef": 0.0},
+        {}, {"MAWPS": "m.csv", "SVAMP": "s.json"},
+    ),
     "train_orz_qwen2.5_0.5b_1gpu.sh": (placed("Qwen/Qwen2.5-0.5B", 1, 1) | SMALL, {}, {}),
     "train_orz_qwen2.5_0.5b.sh": (placed("Qwen/Qwen2.5-0.5B", 1, 8) | SMALL, {}, {}),
     "train_orz_qwen2.5_1.5b.sh": (placed("Qwen/Qwen2.5-1.5B", 2, 8), {}, {}),

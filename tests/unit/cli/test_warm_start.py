@@ -56,6 +56,11 @@ def test_named_keys_win_and_rows_without_a_solution_are_left_out(tmp_path):
     assert read_worked(write(tmp_path / "a.jsonl", rows), "q", "a", "s") == [Worked("Q", "S", "A")]
 
 
+def test_a_key_goes_into_objects_as_curation_writes_them(tmp_path):
+    row = {"question": "Q", "answer": "A", "meta": {"solution": "S"}}
+    assert read_worked(write(tmp_path / "a.jsonl", [row]), solution_key="meta.solution") == [Worked("Q", "S", "A")]
+
+
 def test_answers_alone_are_an_error_that_names_the_keys(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"question": "Q", "answer": "72"}])
     with pytest.raises(DataError, match="INPUT_KEY=question, LABEL_KEY=answer, SOLUTION_KEY=answer.*Keys seen"):

@@ -1,4 +1,4 @@
-"""The recipe of SmolLM2: its model is right or not there at all, and its commands fit together."""
+"""The recipe of SmolLM2: its model is right or not there at all, its commands fit together, its numbers."""
 
 import json
 import os
@@ -8,9 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from smollm2 import get_model
+from lib import one_process
+from smollm2 import get_model, results, word_problems
 
-from openrlhf_orz.cli import warm_start
+from openrlhf_orz.cli import curate, evaluate, warm_start
 
 
 def write(path, rows):
@@ -18,24 +19,147 @@ def write(path, rows):
     return str(path)
 
 
-@pytest.mark.parametrize("how", [["d.jsonl"], ["--data.prompt_dataset", "d.jsonl"], ["--data.prompt_dataset=d.jsonl"]])
-def test_the_recipe_takes_data_models_and_flags(how):
+def commands(*flags, **given):
+    """What the recipe would run."""
     recipe = Path(__file__).parents[3] / "examples/train_orz_smollm2_135m_cpu.sh"
+    env = os.environ | {"DRY_RUN": "1", "RUN_DIR": "r", "ORZ_VENV": "/no/venv"} | given
+    shown = subprocess.run(["bash", recipe, *flags], env=env, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    return [shlex.split(line) for line in shown.stdout.splitlines()]
 
-    def commands(**env):
-        env = os.environ | {"DRY_RUN": "1", "RUN_DIR": "r", "ORZ_VENV": "/no/venv"} | env
-        shown = subprocess.run(["bash", recipe, *how, "--orz.check_sync"], env=env, capture_output=True, text=True)
-        assert shown.returncode == 0, shown.stderr
-        return [shlex.split(line) for line in shown.stdout.splitlines()]
 
-    fetch, make_rows, warm_up, train = commands()
-    assert get_model.build_parser().parse_args(fetch[2:]).data == "d.jsonl"
-    assert warm_start.build_parser().parse_args(make_rows[3:]).data == "d.jsonl"
-    assert "openrlhf.cli.train_sft" in warm_up and train[-1] == "--orz.check_sync"
-    assert train[train.index("--data.prompt_dataset") + 1] == "r/data/rl.jsonl"
-    make_rows, train = commands(MODEL="m", WARM_MODEL="w")
-    assert make_rows[make_rows.index("--model") + 1] == "m"
+def test_the_commands_of_the_study_fit_together():
+    here = {"MAWPS": "a.csv b.csv", "SVAMP": "s.json", "GSM8K": "g.jsonl"}
+    words, fetch, pool, rows, warm_up, rates, before, train, after, numbers = commands("--orz.check_sync", **here)
+    assert (
+        words[3:5] == [f"{os.getcwd()}/{name}.csv" for name in "ab"]
+        and words[words.index("--svamp") + 1][-6:] == "s.json"
+    )
+    assert get_model.build_parser().parse_args(fetch[2:]).data == "r/words/mawps.jsonl"
+    pooled, rated = (curate.configuration(command[3:])[1] for command in (pool, rates))
+    assert pooled.inputs[0]["path"] == "r/words/mawps.jsonl" and pooled.heldout > 0 and pooled.shuffle
+    assert "r/words/svamp.jsonl" in pooled.decontaminate.against
+    made = warm_start.build_parser().parse_args(rows[3:])
+    assert made.data == f"{pooled.output}/kept/train.jsonl" and made.solution_key == "meta.solution"
+    assert "openrlhf.cli.train_sft" in warm_up and warm_up[warm_up.index("--ckpt.output_dir") + 1] == "r/warm_start"
+    assert rated.inputs[0]["path"] == "r/data/rl.jsonl" and rated.pass_rate.model == "r/warm_start"
+    asked = [evaluate.evaluate_parser().parse_args(command[3:]) for command in (before, after)]
+    for options in asked:
+        evaluate.check_options(options)
+        assert options.data[0] == f"mawps={pooled.output}/kept/test.jsonl" and options.n == 8
+        assert [word.split("=")[0] for word in options.data] == ["mawps", "svamp", "gsm8k"]
+    assert [(str(options.out), options.model) for options in asked] == [
+        ("r/before", "r/warm_start"),
+        ("r/after", "r/hf"),
+    ]
+    assert train[-1] == "--orz.check_sync"
+    assert train[train.index("--data.prompt_dataset") + 1] == f"{rated.output}/kept/train.jsonl"
+    assert numbers[2:] == ["--run", "r", "--sft_rows", "r/data/sft.jsonl", "--output", "r/study.json"]
+
+
+def test_models_and_sizes_of_one_s_own():
+    here = {"MAWPS": "a.csv", "SVAMP": "s.json", "MODEL": "m", "WARM_MODEL": "w", "SHORT": "1", "RESULTS": "n.json"}
+    _, _, rows, rates, before, train, _, numbers = commands(**here)
+    assert rows[rows.index("--model") + 1] == "m" and before[before.index("--model") + 1] == "w"
     assert train[train.index("--actor.model_name_or_path") + 1] == "w"
+    assert int(train[train.index("--data.max_samples") + 1]) == 3 * 16
+    assert numbers[-1] == f"{os.getcwd()}/n.json"
+
+
+def test_without_data_their_repository_is_cloned():
+    clone, words, *_ = commands()
+    assert clone[:2] == ["git", "clone"] and clone[-1] == ".cache/SVAMP"
+    assert words[3:5] == [f".cache/SVAMP/data/cv_mawps/fold0/{name}.csv" for name in ("train", "dev")]
+
+
+# ---- word problems
+
+
+def test_an_equation_becomes_the_steps_of_its_computation():
+    assert word_problems.worked_solution("- + number0 number2 number1", ["3", "2", "4"]) == (
+        "3 + 4 = 7. 7 - 2 = 5.",
+        "5",
+    )
+    assert word_problems.worked_solution("/ number0 4.0", ["1"]) == ("1 / 4 = 0.25.", "0.25")
+    for wrong in ("+ number0", "number0", "+ 1 2 3", "/ 1 0", "/ 1 3", "+ number7 1", "+ a 1"):
+        with pytest.raises(ValueError):
+            word_problems.worked_solution(wrong, ["1"])
+
+
+def test_both_forms_of_the_data_give_the_same_rows(tmp_path, capsys):
+    csv = "Question,Numbers,Equation,Answer\n"
+    csv += '"Tom has number0 cats , and number1 dogs . How many ?",56.0 9.0,* number0 number1,504.0\n'
+    csv += "Wrong number0 ?,5.0,+ number0 1,7.0\n"
+    (tmp_path / "m.csv").write_text(csv)
+    text = "Tom has 56 cats, and 9 dogs. How many?"
+    lines = write(tmp_path / "m.jsonl", [{"prompt": text, "answer": "504", "equation": "* number0 number1"}])
+    (tmp_path / "s.json").write_text(json.dumps([{"Body": "A cat", "Question": "How many?", "Answer": 1.0}]))
+    plain = write(tmp_path / "s.jsonl", [{"prompt": "A cat. How many?", "answer": "1"}])
+    for mawps, svamp in ((tmp_path / "m.csv", tmp_path / "s.json"), (lines, plain)):
+        out = tmp_path / "out"
+        assert word_problems.main(["--mawps", str(mawps), "--svamp", str(svamp), "--output", str(out)]) == 0
+        worked = json.loads((out / "mawps.jsonl").read_text())
+        assert worked == {"question": text, "answer": "504", "solution": "56 * 9 = 504."}
+        assert json.loads((out / "svamp.jsonl").read_text()) == {"question": "A cat. How many?", "answer": "1"}
+    bad = write(tmp_path / "bad.jsonl", [{"prompt": "Q"}])
+    assert word_problems.main(["--mawps", bad, "--svamp", plain, "--output", str(out)]) == 2
+    assert "no 'equation'" in capsys.readouterr().err
+
+
+# ---- the warm-up's packs, the numbers
+
+
+def test_the_warm_up_computes_what_its_loss_reads():
+    """Packed rows with a shared template, log-probs where the mask says so: as OpenRLHF's padded model."""
+    import torch
+    from openrlhf.models import Actor
+
+    tiny = str(Path(__file__).parents[3] / "examples/tiny_base")
+    plain = Actor(tiny, attn_implementation="sdpa", param_dtype="fp32")
+    packed = one_process.SftActor(tiny, attn_implementation="orz_packed", param_dtype="fp32", packing_samples=True)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 90, (3, 24), generator=generator)
+    ids[:, :12] = ids[0, :12]
+    attention, mask = torch.ones_like(ids), torch.zeros_like(ids)
+    attention[1, 20:] = 0
+    mask[:, 14:19] = 1
+    told = one_process.tell_masks(lambda window, *_: ((batch, {}) for batch in window))
+    ((batch, _),) = told([(ids, attention, mask)], None, 1, lambda batch: batch[2][:, :-1])
+    found, _ = packed(ids, attention_mask=attention, return_output=True, return_logprobs=True, ring_attn_group=None)
+    expected = plain(ids, attention_mask=attention, return_logprobs=True)
+    assert torch.allclose(found, expected * mask[:, :-1], atol=1e-4) and found.count_nonzero() == 15
+
+
+def test_the_numbers_of_a_study(tmp_path, capsys):
+    side = {"avg_at_n": 0.25, "low": 0.2, "high": 0.3, "n": 8, "questions": 2, "response_length": 31.0,
+            "truncated": 0.0, "format": 1.0}  # fmt: skip
+    write(tmp_path / "metrics.jsonl", [{"seconds_step": 1, "reward": 0.2, "response_length": 30, "format": 1}] * 2)
+    write(tmp_path / "rows.jsonl", [{}] * 3)
+    flags = {"train": {"seed": 42}, "orz": {"critic_updates": 12}}
+    for name, content in {
+        "before/results.json": {"results": {"mawps": side}, "settings": {"seed": 0}},
+        "after/results.json": {"results": {"mawps": side | {"avg_at_n": 0.5}}, "settings": {"seed": 0}},
+        "config.json": {"flags": flags, "explicit": ["orz.critic_updates"], "git_commit": "abc"},
+        "rl/funnel.json": {"train": 7, "seed": 0},
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    arguments = [
+        "--run",
+        str(tmp_path),
+        "--sft_rows",
+        str(tmp_path / "rows.jsonl"),
+        "--output",
+        str(tmp_path / "n.json"),
+    ]
+    assert results.main(arguments) == 0
+    found = json.loads((tmp_path / "n.json").read_text())
+    assert found["sets"]["mawps"]["before"]["avg"] == 0.25 and found["sets"]["mawps"]["after"]["avg"] == 0.5
+    assert found["steps"] == 2 and found["sft_rows"] == 3 and found["flags"] == {"orz.critic_updates": 12}
+    assert found["seeds"] == {"training": 42, "evaluation": 0, "curation": 0} and found["hardware"]["cores"]
+    assert "| mawps | after | 50.0 | 20.0 to 30.0 | 2 x 8 | 31 | 0.0 | 100.0 |" in capsys.readouterr().out
+    (tmp_path / "after/results.json").unlink()
+    assert results.main(arguments) == 2 and "no finished study" in capsys.readouterr().err
 
 
 @pytest.fixture

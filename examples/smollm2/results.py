@@ -1,0 +1,95 @@
+"""The numbers of the study of SmolLM2-135M, before and after ORZ, in one JSON file and as a table.
+
+python examples/smollm2/results.py --run RUN_DIR --sft_rows FILE --output FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from common import hardware, versions
+
+from openrlhf_orz.data.json_lines import read_records, write_whole
+
+NUMBERS = {
+    "avg": "avg_at_n", "low": "low", "high": "high", "n": "n", "questions": "questions",
+    "tokens": "response_length", "cut": "truncated", "format": "format",
+}  # fmt: skip
+
+CURVES = ("reward", "response_length", "format", "seconds_step")  # of each step
+
+
+def compared(before: dict, after: dict) -> dict[str, dict]:
+    """For each set of two evaluations' results its numbers before and after."""
+    sides = {"before": before, "after": after}
+    return {
+        name: {side: {key: found["results"][name][of] for key, of in NUMBERS.items()} for side, found in sides.items()}
+        for name in before["results"]
+    }
+
+
+def table(sets: dict[str, dict]) -> str:
+    """The sets as a Markdown table, shares in percent."""
+    lines = ["| set | | right % | 95 % interval | questions x n | tokens | cut % | format % |", "|---" * 8 + "|"]
+    for name, sides in sets.items():
+        for side, at in sides.items():
+            avg, low, high, cut, form = (f"{100 * at[key]:.1f}" for key in ("avg", "low", "high", "cut", "format"))
+            cells = (name, side, avg, f"{low} to {high}", f"{at['questions']} x {at['n']}", f"{at['tokens']:.0f}")
+            lines.append("| " + " | ".join([*cells, cut, form]) + " |")
+    return "\n".join(lines)
+
+
+def study(run: Path, sft_rows: Path) -> dict:
+    """What the folder of a finished study says. Raises OSError or KeyError for what is missing."""
+    before, after = (json.loads((run / name / "results.json").read_text()) for name in ("before", "after"))
+    config, rates = (json.loads((run / name).read_text()) for name in ("config.json", "rl/funnel.json"))
+    steps = list(read_records(run / "metrics.jsonl"))
+    flags = {name: reduce(getitem, name.split("."), config["flags"]) for name in config["explicit"]}
+    return {
+        "command": "bash examples/train_orz_smollm2_135m_cpu.sh",
+        "git_commit": config["git_commit"],
+        "hardware": hardware(),
+        "versions": versions(),
+        "seeds": {
+            "training": config["flags"]["train"]["seed"],
+            "evaluation": before["settings"]["seed"],
+            "curation": rates["seed"],
+        },
+        "sft_rows": sum(1 for _ in read_records(sft_rows)),
+        "rl_questions": rates["train"],
+        "steps": len(steps),
+        "flags": flags,
+        "sets": compared(before, after),
+        "step": {key: [round(step[key], 4) for step in steps] for key in CURVES},
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python examples/smollm2/results.py", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--sft_rows", type=Path, required=True, help="the rows of the warm-up")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args(argv)
+    try:
+        found = study(args.run, args.sft_rows)
+    except (OSError, KeyError) as error:
+        print(f"error: {args.run} is no finished study ({error!r}); the recipe goes on with it: RUN_DIR={args.run}",
+            file=sys.stderr)  # fmt: skip
+        return 2
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(args.output, json.dumps(found, indent=1) + "\n")
+    print(table(found["sets"]))
+    print(f"the numbers are in {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
