@@ -85,19 +85,23 @@ def forward_activations(shape: Shape, b: int, tokens: int, tensor_parallel: int 
     return tokens * (_norm_activations(shape.hidden, b) + _temporary_activations(shape, b, tensor_parallel))
 
 
-def head_activations(shape: Shape, b: int, tokens: int, device: str, gradient: bool) -> float:
+def head_activations(shape: Shape, b: int, tokens: int, device: str, gradient: bool, fp32: bool = False) -> float:
     """Bytes of the log-prob head, which computes logits tile by tile; with ``gradient`` also those of its backward.
 
     A logit is held as the product gives it, in float32, and with ``gradient`` as its gradient in the parameters'
     dtype. The gradient of the head's weight is summed in float32 and then cast, unless one tile holds all tokens. On
-    a CPU all logits of a small pack are kept for the backward, in half precision.
+    a CPU all logits of a small pack are kept for the backward, in half precision. With ``fp32`` (``--orz.fp32_head``)
+    the product is in float32, and a CPU makes it of float32 copies of a tile's inputs.
     """
     elements = LOGITS_PER_TILE[device]
     rows = min(tokens, max(math.isqrt(elements), elements // shape.vocabulary))
     half = 0 if b == 4 else b
-    each = 4 + half + (half if gradient else 4)
+    each = 4 + (0 if fp32 else half) + (half if gradient else 4)
     logits = min(elements, tokens * shape.vocabulary) * each
     weight = shape.vocabulary * shape.hidden * (4 + half if rows < tokens else b) if gradient else 0
+    if fp32:
+        columns = min(shape.vocabulary, elements // rows)
+        return logits + weight + (4 * shape.hidden * (rows + columns) if half and device == "cpu" else 0)
     kept = half * tokens * shape.vocabulary
     return logits + weight + (kept if gradient and kept <= half * LOGITS_KEPT[device] else 0)
 

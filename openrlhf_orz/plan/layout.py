@@ -77,6 +77,7 @@ class Batches:
 
     ``samples_per_rank`` and the mini-batches are those of the rank with most samples. A pack is a micro-batch of one
     rank; packs are counted for samples of mean length, ``longest_pack`` and ``forward_pack`` are most tokens of one.
+    Padded, they are counted for lengths that vary, and the ``_padding`` are tokens with padding over those without.
     """
 
     samples: int
@@ -93,6 +94,9 @@ class Batches:
     forward_packs: int
     policy_micro_batches: int
     critic_micro_batches: int
+    forward_padding: float = 1.0
+    policy_padding: float = 1.0
+    critic_padding: float = 1.0
 
 
 def _pack_tokens(args: SimpleNamespace, budget: int, fixed: int) -> int:
@@ -104,6 +108,28 @@ def _pack_tokens(args: SimpleNamespace, budget: int, fixed: int) -> int:
     return -(-max(budget * together, longest) // args.ds.ring_attn_size)
 
 
+def padded_batches(lengths: Lengths, size: int, budget: int | None, fixed: int) -> tuple[int, float]:
+    """(micro-batches, tokens with padding over those without) of ``size`` samples, longest first.
+
+    Responses are taken to end at a constant rate until the longest (an exponential distribution, cut there).
+    ``budget``: tokens of a micro-batch, padding included; None: ``fixed`` samples are in each.
+    """
+    low, high = lengths.response, 1e9  # the rate's inverse, for which the mean is as given
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        if middle * -math.expm1(-lengths.longest_response / middle) < lengths.response:
+            low = middle
+        else:
+            high = middle
+    each = [lengths.prompt + min(lengths.longest_response, -low * math.log((i + 0.5) / size)) for i in range(size)]
+    batches, first, tokens = 0, 0, 0.0
+    while first < size:
+        count = fixed if budget is None else max(1, int(budget // each[first]))
+        tokens += each[first] * min(count, size - first)
+        batches, first = batches + 1, first + count
+    return batches, tokens / sum(each)
+
+
 def cut_batches(args: SimpleNamespace, lengths: Lengths) -> Batches:
     """How a rollout is divided, from OpenRLHF's nested, checked arguments."""
     samples = args.rollout.batch_size * args.rollout.n_samples_per_prompt
@@ -112,16 +138,24 @@ def cut_batches(args: SimpleNamespace, lengths: Lengths) -> Batches:
     policy = min(args.orz.policy_updates, smallest)
     critic = min(args.orz.critic_updates, smallest) if args.critic.model_name_or_path else 0
 
-    def packs(size: int, part: SimpleNamespace) -> int:
-        if args.orz.fixed_micro_batches:
-            return -(-size // part.micro_batch_size)
+    def packs(size: int, part: SimpleNamespace) -> tuple[int, float]:
+        """(packs, padding) of ``size`` samples."""
         budget = part.max_tokens_per_gpu * args.ds.ring_attn_size * args.ds.tensor_parallel_size
+        if not args.ds.packing_samples:
+            fixed = args.orz.fixed_micro_batches
+            return padded_batches(lengths, size, None if fixed else budget, part.micro_batch_size)
+        if args.orz.fixed_micro_batches:
+            return -(-size // part.micro_batch_size), 1.0
         fit = max(1, int(budget // lengths.sample))  # a pack holds whole samples only
-        return math.ceil(size / fit)
+        return math.ceil(size / fit), 1.0
 
-    def micro_batches(updates: int) -> int:
-        return updates * packs(-(-largest // updates), args.train) if updates else 0
+    def micro_batches(updates: int) -> tuple[int, float]:
+        count, padding = packs(-(-largest // updates), args.train) if updates else (0, 1.0)
+        return updates * count, padding
 
+    forward_packs, forward_padding = packs(largest, args.rollout)
+    of_policy, policy_padding = micro_batches(policy)
+    of_critic, critic_padding = micro_batches(critic)
     return Batches(
         samples=samples,
         data_parallel_ranks=ranks,
@@ -134,7 +168,10 @@ def cut_batches(args: SimpleNamespace, lengths: Lengths) -> Batches:
         tokens=round(samples * lengths.sample),
         longest_pack=_pack_tokens(args, args.train.max_tokens_per_gpu, args.train.micro_batch_size),
         forward_pack=_pack_tokens(args, args.rollout.max_tokens_per_gpu, args.rollout.micro_batch_size),
-        forward_packs=packs(largest, args.rollout),
-        policy_micro_batches=micro_batches(policy) * args.train.max_epochs,
-        critic_micro_batches=micro_batches(critic) * args.train.max_epochs * args.orz.critic_epochs,
+        forward_packs=forward_packs,
+        policy_micro_batches=of_policy * args.train.max_epochs,
+        critic_micro_batches=of_critic * args.train.max_epochs * args.orz.critic_epochs,
+        forward_padding=forward_padding,
+        policy_padding=policy_padding,
+        critic_padding=critic_padding,
     )

@@ -88,8 +88,9 @@ class _Model:
         self.forward_pack = forward_activations(shape, b, cut.forward_pack, tp)
         self.train_head = self.forward_head = 0.0
         if role != "critic":
-            self.train_head = head_activations(shape, b, cut.longest_pack, device, gradient=True)
-            self.forward_head = head_activations(shape, b, cut.forward_pack, device, gradient=False)
+            fp32 = args.orz.fp32_head
+            self.train_head = head_activations(shape, b, cut.longest_pack, device, gradient=True, fp32=fp32)
+            self.forward_head = head_activations(shape, b, cut.forward_pack, device, gradient=False, fp32=fp32)
         self.sleeps = args.ds.enable_sleep and not args.ds.adam_offload and role != "ref"
 
     def resident(self) -> dict[str, float]:

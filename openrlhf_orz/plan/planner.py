@@ -55,7 +55,7 @@ def unmodelled(args: SimpleNamespace) -> list[str]:
         (args.ds.lora.rank > 0, "--ds.lora.rank: planned as full training, which needs more"),
         (args.ds.load_in_4bit, "--ds.load_in_4bit: planned in --ds.param_dtype"),
         ("muon" in (args.actor.optim, args.critic.optim), "muon: planned as Adam, which needs more"),
-        (not args.ds.packing_samples, "without --ds.packing_samples padding comes on top of tokens and FLOPs"),
+        (args.orz.fp32_head, "--orz.fp32_head: what its float32 logits take in time"),
         (bool(args.eval.dataset), "evaluation during training is left out"),
     ):
         if on:

@@ -54,7 +54,7 @@ CPU_RATE_SOURCES = RATE_SOURCES | {
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of one step over all ranks: ``useful`` counts no recomputation, ``computed`` does."""
+    """FLOPs of one step over all ranks: ``useful`` counts neither recomputation nor padding, ``computed`` does."""
 
     useful: dict[str, float]
     computed: dict[str, float]
@@ -101,7 +101,7 @@ def step_work(args: SimpleNamespace, policy: Shape, critic: Shape | None, cut: B
             values = planned.name == "values"
             packs = cut.forward_packs * cut.data_parallel_ranks
             useful[planned.name] = forward(critic if values and critic else policy, not values, count, packs)
-    computed = dict(useful)
+    computed = {name: flops * (1 if name == "generation" else cut.forward_padding) for name, flops in useful.items()}
     extra = 4 if args.actor.gradient_checkpointing_enable else 3
     for name, model, size, packs, updates in (
         ("critic training", critic, cut.critic_mini_batch, cut.critic_micro_batches, cut.critic_updates),
@@ -111,7 +111,8 @@ def step_work(args: SimpleNamespace, policy: Shape, critic: Shape | None, cut: B
             passes = args.train.max_epochs * (args.orz.critic_epochs if name == "critic training" else 1)
             one = forward(model, name == "policy training", size, packs / updates) * passes
             backward = model.backward_forwards(args.orz.freeze_critic) if name == "critic training" else 2
-            useful[name], computed[name] = (1 + backward) * one, (extra - 2 + backward) * one
+            padding = cut.critic_padding if name == "critic training" else cut.policy_padding
+            useful[name], computed[name] = (1 + backward) * one, (extra - 2 + backward) * one * padding
     return Work(useful, computed)
 
 

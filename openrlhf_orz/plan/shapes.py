@@ -1,5 +1,7 @@
 """The shape of a decoder from its transformers configuration, and its parameters counted as transformers counts them.
 
+Families in KINDS are counted by formula, without torch; of others cli/plan.py builds the model, without memory.
+
 Notation: H hidden, L layers, Q = heads x head size, K = key-value heads x head size, I intermediate, V vocabulary.
 """
 
@@ -41,6 +43,8 @@ class Shape:
     active_experts: int = 0
     expert_intermediate: int = 0
     shared_intermediate: int = 0  # width of the expert that every token passes (Qwen2-MoE)
+    # (parameters of the body, weights that a token is multiplied with in all layers); None: by formula
+    counted: tuple[int, int] | None = None
 
     @property
     def queries(self) -> int:
@@ -65,6 +69,8 @@ class Shape:
 
     def layer_products(self) -> int:
         """Weights that one token is multiplied with in all layers; only the experts that it is sent to count."""
+        if self.counted:
+            return self.counted[1]
         routed = self.active_experts * self._mlp(self.expert_intermediate) + self.hidden * self.experts
         shared = self._mlp(self.shared_intermediate) + self.hidden * bool(self.shared_intermediate)
         dense = (self.layers - self.moe_layers) * self._mlp(self.intermediate)
@@ -72,6 +78,8 @@ class Shape:
 
     def body_parameters(self) -> int:
         """Embedding, layers and last norm: the decoder without its output head."""
+        if self.counted:
+            return self.counted[0]
         inactive = (self.experts - self.active_experts) * self._mlp(self.expert_intermediate) * self.moe_layers
         biases = self.mlp_bias * (2 * self.intermediate + self.hidden) * (self.layers - self.moe_layers)
         layers = self.layer_products() + inactive + self.layers * self._small() + biases

@@ -32,6 +32,15 @@ def assumptions(plan: Plan) -> list[str]:
         f"lengths: prompt {lengths.prompt:g}, response {lengths.response:g}, longest {lengths.longest_response:g}"
         f" tokens ({lengths.source})",
     ]
+    if not plan.args.ds.packing_samples:
+        cut = plan.batches
+        padding = [cut.forward_padding, cut.policy_padding, *([cut.critic_padding] if plan.critic else [])]
+        lines.append(
+            f"padding: {', '.join(f'{factor:.2f}' for factor in padding)} times the tokens in forwards and training"
+            " (responses end at a constant rate until the longest)"
+        )
+    if plan.policy.counted:
+        lines.append(f"activations and cache of a {plan.policy.kind} as of a llama of its sizes (an assumption)")
     for name, value in (asdict(rates) | {"concurrent": at_once(plan.args, rates)}).items():
         lines.append(f"{name} {value:g} ({sources[name]})")
     if hardware.is_cpu:

@@ -99,6 +99,10 @@ def test_a_tile_of_logits():
     assert costs.head_activations(shape, 2, 800, "cpu", gradient=True) == few * 2 + tile * 8 + weight * 2
     assert costs.head_activations(shape, 4, 800, "cpu", gradient=True) == tile * 4 + weight * 4
     assert costs.head_activations(shape, 2, 3, "cuda", gradient=True) == 3 * shape.vocabulary * 8 + weight * 2
+    # --orz.fp32_head: no logit in half precision, none kept, and on a CPU float32 copies of a tile's inputs
+    assert costs.head_activations(shape, 2, 3000, "cuda", gradient=True, fp32=True) == 2**27 * 6 + weight * 2
+    copies = 4 * shape.hidden * sum(log_prob_head.tile_shape(800, shape.vocabulary, tile))
+    assert costs.head_activations(shape, 2, 800, "cpu", gradient=True, fp32=True) == tile * 6 + weight * 2 + copies
 
 
 def test_kv_cache():

@@ -1,5 +1,6 @@
 """Whole plans: batches, FLOPs, seconds, advice, and the recipes that must fit."""
 
+import math
 import shlex
 import subprocess
 import time
@@ -11,7 +12,7 @@ from planned import COLOCATED, arguments, make, ranks
 from openrlhf_orz.plan.advice import advise, possible_changes, replan
 from openrlhf_orz.plan.costs import decode_flops, forward_flops
 from openrlhf_orz.plan.hardware import UnknownHardware, parse_hardware
-from openrlhf_orz.plan.layout import Lengths, cut_batches, default_lengths
+from openrlhf_orz.plan.layout import Lengths, cut_batches, default_lengths, padded_batches
 from openrlhf_orz.plan.planner import PlanError, plan_run
 from openrlhf_orz.plan.seconds import Rates, prompts_computed
 from openrlhf_orz.plan.shapes import KNOWN, Shape
@@ -372,3 +373,24 @@ def test_a_small_model_waits_for_its_launches():
     found = make(*flags, model="Qwen/Qwen2.5-0.5B", lengths=Lengths(10, 50, 100, "test"))
     assert found.seconds.bound_by["critic training"] == "launching kernels"
     assert found.seconds.phases["critic training"] > found.batches.critic_micro_batches * 4 * 24 * 0.15e-3
+
+
+def test_padded_micro_batches_by_hand():
+    """Where the mean is the longest, all are alike; without a longest, four samples have these quantiles."""
+    lengths = Lengths(10, 100, 100, "")
+    assert padded_batches(lengths, 5, 330, 1) == (2, pytest.approx(1))  # all are the longest: 3 and 2 of 110 tokens
+    lengths = Lengths(10, 50, 1e9, "")
+    each = [10 - 50 * math.log(u) for u in (0.125, 0.375, 0.625, 0.875)]
+    padded = 2 * each[0] + 2 * each[2]
+    assert padded_batches(lengths, 4, None, 2) == (2, pytest.approx(padded / sum(each)))
+    assert padded_batches(lengths, 4, 120, 1) == (3, pytest.approx((each[0] + 2 * each[1] + each[3]) / sum(each)))
+
+
+def test_padding_is_computed_and_not_useful():
+    packed, padded = (make(*COLOCATED, *ranks(1, 8), *flags) for flags in ((), ("--orz.share_prefixes", "never")))
+    args = changed(padded.args, {"ds.packing_samples": False})
+    more = plan_run(args, padded.hardware, padded.policy, padded.critic)
+    assert more.work.useful == padded.work.useful and packed.batches.policy_padding == 1
+    for phase, factor in (("values", more.batches.forward_padding), ("critic training", more.batches.critic_padding)):
+        assert more.work.computed[phase] == pytest.approx(factor * padded.work.computed[phase]) and factor > 1.01
+    assert more.seconds.phases["critic training"] > padded.seconds.phases["critic training"]
