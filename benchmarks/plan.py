@@ -123,7 +123,7 @@ def training_flags(model: Path, data: Path, run_dir: Path, options) -> list[str]
 
 def measure_memory(size: str, options, rate: float) -> dict:
     """One real run; what its trainers held at most, and what the plan says of the same flags."""
-    from openrlhf_orz.cli.plan import plan_from_flags, plan_parser
+    from openrlhf_orz.cli.plan import plan_parser, plan_settings, settings_to_plan
     from openrlhf_orz.plan.memory import TRAINER_HOST
 
     with tempfile.TemporaryDirectory() as name:
@@ -144,7 +144,7 @@ def measure_memory(size: str, options, rate: float) -> dict:
         rates = ["--prompt_tokens", str(PROMPT), "--response_tokens", str(max(1.0, last["response_length"])),
                  "--peak_tflops", str(rate / 1e12), "--hardware", "cpu"]  # fmt: skip
         own, rest = plan_parser().parse_known_args([*rates, *flags])
-        plan, _ = plan_from_flags(own, rest)
+        plan = plan_settings(own, *settings_to_plan(own, rest))
     base = baseline_mib()
     (training,) = [phase for phase in plan.memory.phases if phase.name.startswith("training")]
     result = {"baseline_mib": base, "response_length": last["response_length"], "samples": plan.batches.samples}

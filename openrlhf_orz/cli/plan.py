@@ -6,10 +6,13 @@ FLAGS are those of train_ppo_ray. No GPU is needed, no weights are read, Ray is 
 import argparse
 import contextlib
 import json
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from openrlhf_orz.plan import hardware as machines
 from openrlhf_orz.plan.advice import advise
@@ -17,13 +20,14 @@ from openrlhf_orz.plan.choice import choose_layout, describe_layout
 from openrlhf_orz.plan.layout import default_lengths
 from openrlhf_orz.plan.planner import Plan, PlanError, plan_run
 from openrlhf_orz.plan.seconds import CPU_RATES, Rates
-from openrlhf_orz.plan.shapes import KNOWN, Shape, UnknownShape, shape_of
+from openrlhf_orz.plan.shapes import KINDS, KNOWN, Shape, UnknownShape, shape_of
 from openrlhf_orz.plan.text import plan_dict, plan_text
 from openrlhf_orz.runtime import ray_session
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.families import fit_to_models
 from openrlhf_orz.settings.finished import finished
+from openrlhf_orz.settings.models import load_config
 
 PROGRAM = "python -m openrlhf_orz.cli.plan"
 
@@ -90,6 +94,55 @@ def choose_hardware(own: argparse.Namespace, rest: list[str]) -> tuple[machines.
     return machines.parse_hardware("cpu"), "hardware: this machine's processors; --hardware names a GPU"
 
 
+def _shape(config: Any) -> Shape:
+    """By formula where there is one."""
+    kind = config.get("model_type") if isinstance(config, dict) else config.model_type
+    return shape_of(config) if kind in KINDS else built_shape(config)
+
+
+def built_shape(config: Any) -> Shape:
+    """As ``shape_of``, of any causal language model that transformers builds; its layers keep what a Llama's keep."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind = str(config.get("model_type") if isinstance(config, dict) else config.model_type)
+    try:
+        whole = AutoConfig.for_model(**config) if isinstance(config, dict) else config
+        text = whole.get_text_config()
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(text)
+        heads, hidden = text.num_attention_heads, text.hidden_size
+        kv_heads = getattr(text, "num_key_value_heads", None) or heads
+        layers, vocabulary = text.num_hidden_layers, text.vocab_size
+    except Exception as error:  # whatever transformers raises of a family without such a model, or one it cannot build
+        words = " ".join(str(error).split())[:200]
+        raise UnknownShape(f"a model of type {kind!r} cannot be counted: {type(error).__name__}: {words}") from None
+    head = model.get_output_embeddings()
+    each = getattr(text, "num_local_experts", None) or getattr(text, "n_routed_experts", None)
+    each = each or getattr(text, "num_experts", None)
+    share = (getattr(text, "num_experts_per_tok", None) or each) / each if each else 1.0
+    products = 0.0
+    for path, module in model.named_modules():
+        if module is head or isinstance(module, torch.nn.Embedding):
+            continue
+        routed = share if re.search(r"\bexperts\b", path) else 1.0
+        products += routed * sum(p.numel() for p in module.parameters(recurse=False) if p.ndim > 1)
+    body = sum(p.numel() for p in model.parameters())  # a tied head counts once
+    tied = head is None or head.weight is model.get_input_embeddings().weight
+    return Shape(
+        kind=kind,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=getattr(text, "head_dim", None) or hidden // heads,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
+        vocabulary=vocabulary,
+        tied=tied,
+        counted=(body - (0 if tied else vocabulary * hidden), round(products)),
+    )
+
+
 def model_shape(flag: str, name: str, file: Path | None) -> Shape:
     """The shape of a model, from a file, the table, a directory or the hub's config.json; the model's code never runs.
 
@@ -97,7 +150,9 @@ def model_shape(flag: str, name: str, file: Path | None) -> Shape:
     """
     if file is not None:
         try:
-            return shape_of(json.loads(file.read_text()))
+            return _shape(json.loads(file.read_text()))
+        except UnknownShape as error:
+            raise UnknownShape(f"--{flag}_config: {file}: {error}") from None
         except (OSError, ValueError) as error:
             raise PlanError(f"--{flag}_config: {file}: {error}") from None
     if name in KNOWN and not Path(name).exists():
@@ -106,9 +161,9 @@ def model_shape(flag: str, name: str, file: Path | None) -> Shape:
 
     where = f"--{'actor' if flag == 'model' else 'critic'}.model_name_or_path"
     try:
-        return shape_of(AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config())
+        return _shape(AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config())
     except UnknownShape as error:
-        raise PlanError(f"{where}: {name}: {error}") from None
+        raise UnknownShape(f"{where}: {name}: {error}") from None
     except Exception as error:  # transformers, the hub and a broken file raise many classes
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if not Path(name).is_absolute():
@@ -148,8 +203,26 @@ def settings_of_run(argv: list[str]) -> tuple[SimpleNamespace, set[str]]:
     return finished(found.args), explicit
 
 
-def plan_from_flags(own: argparse.Namespace, rest: list[str]) -> tuple[Plan, str | None]:
-    """(plan, remark) from the plan's own flags and those of training. Exits with status 2 on wrong training flags."""
+def _fit(own: argparse.Namespace, args: SimpleNamespace, explicit: set[str]) -> tuple[SimpleNamespace, list[str]]:
+    """As ``fit_to_models``, also from the files that --model_config and --critic_config name."""
+
+    def config_of(flag: str, name: str, trust: bool) -> Any | None:
+        file = own.model_config if name == args.actor.model_name_or_path else None
+        if flag.startswith("--critic") and own.critic_config:
+            file = own.critic_config
+        known = file is None and name in KNOWN and not Path(name).exists()
+        return None if known else load_config(flag, str(file or name), trust)
+
+    return fit_to_models(args, explicit, config_of)
+
+
+def settings_to_plan(
+    own: argparse.Namespace, rest: list[str]
+) -> tuple[SimpleNamespace, set[str], machines.Hardware, list[str]]:
+    """The settings of a run with these flags, which of them were given, its hardware, and remarks.
+
+    Exits with status 2 on wrong training flags; raises PlanError, ConfigError.
+    """
     hardware, remark = choose_hardware(own, rest)
     given = {part.split("=", 1)[0] for part in rest}
     flags = list(rest)
@@ -167,65 +240,55 @@ def plan_from_flags(own: argparse.Namespace, rest: list[str]) -> tuple[Plan, str
         hardware = replace(hardware, flops=own.peak_tflops * 1e12, source=f"--peak_tflops; else {hardware.source}")
     if own.host_gib:
         hardware = replace(hardware, host_gib=own.host_gib)
+    return args, explicit, hardware, [remark] if remark else []
+
+
+def plan_settings(
+    own: argparse.Namespace,
+    args: SimpleNamespace,
+    explicit: set[str],
+    hardware: machines.Hardware,
+    remarks: list[str],
+) -> Plan:
+    """The plan of what ``settings_to_plan`` returns. Raises PlanError, ConfigError, and UnknownShape for a model."""
     policy, critic = _shapes(args, own.model_config, own.critic_config)
-    families: list[str] = []
-    if own.model_config is None and Path(args.actor.model_name_or_path).is_dir():
-        args, families = fit_to_models(args, explicit)
+    args, families = _fit(own, args, explicit)
     lengths = default_lengths(args, own.prompt_tokens, own.response_tokens)
     names = ("training", "prefill", "decode", "concurrent")
     chosen = {name: getattr(own, name) for name in names if getattr(own, name)}
     rates = replace(CPU_RATES if hardware.is_cpu else Rates(), **chosen)
     found = choose_layout(plan_run(args, hardware, policy, critic, lengths, rates), explicit)
     found.notes.extend(families)
-    return found, remark
+    found.notes.extend(remarks)
+    return found
 
 
-def look_at_data(args) -> list[str]:
-    """A line for each of the run's data sets that is here, with its good and bad rows; one on the hub is not fetched.
+def main(argv: list[str] | None = None, look: Callable[[Any, set[str]], list[str]] | None = None) -> int:
+    """The command; its exit status.
 
-    Raises DataError, as training does, where there is no such file or no good row in it.
+    ``look``, for a dry run, takes settings and given flags, looks at what a run looks at before it starts, and returns
+    lines for the plan. It also is asked where a model cannot be counted, so that there is no plan.
     """
-    from openrlhf_orz.data.rows import AnswerRules, read_dataset
-    from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError, is_here
-    from openrlhf_orz.reward.verifiers import VerifierSet
-
-    # a label is needed under a key that was chosen
-    answers = AnswerRules(
-        own_reward=not args.orz.own_agent,
-        verifiers=VerifierSet(args.orz.verifier) if args.orz.own_agent else None,
-        label_key_given=args.data.label_key != "answer",
-    )
-    lines = []
-    for flags, names, split in (
-        (TRAIN_FLAGS, args.data.prompt_dataset, args.data.prompt_split),
-        (EVAL_FLAGS, args.eval.dataset, args.eval.split),
-    ):
-        for name in filter(None, (names or "").split(",")):
-            if not is_here(name, flags):
-                lines.append(f"data: {name} is on the hub, and not looked at")
-                continue
-            keys = args.data.input_key, args.data.label_key
-            most = args.data.max_samples
-            good, bad = read_dataset(name, *keys, split, most, flags=flags, answers=answers, log=lines.append)
-            if not good:
-                raise DataError(f"{flags.dataset}: no row of {name} can be used: give a data set with rows")
-            lines.append(f"data: {name}: {len(good)} rows, {len(bad)} without a question or an answer")
-    return lines
-
-
-def main(argv: list[str] | None = None, with_data: bool = False) -> int:
     from openrlhf_orz.data.sources import DataError
 
     argv = sys.argv[1:] if argv is None else argv
     own, rest = plan_parser().parse_known_args(argv)
     try:
-        found, remark = plan_from_flags(own, rest)
-        found.notes.extend(look_at_data(found.args) if with_data else [])
+        args, explicit, *about = settings_to_plan(own, rest)
+        with contextlib.redirect_stdout(sys.stderr):
+            seen = look(args, explicit) if look else []
+        try:
+            found = plan_settings(own, args, explicit, *about)
+        except UnknownShape as error:
+            if look is None:
+                raise
+            _, families = _fit(own, args, explicit)
+            print("\n  ".join([f"no plan: {error}", *families, *seen]))
+            return 0
     except (PlanError, UnknownShape, machines.UnknownHardware, DataError, ConfigError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
-    if remark:
-        found.notes.append(remark)
+    found.notes.extend(seen)
     if own.json:
         print(json.dumps(plan_dict(found, advise(found), own.steps), indent=1))
     else:

@@ -75,3 +75,41 @@ def answer_rules(args, explicit: Set[str], verifiers):
 
     own = not args.orz.own_agent
     return AnswerRules(None if own else verifiers, own, "data.label_key" in explicit)
+
+
+def short_rollout(args, prompts: int) -> str | None:
+    """A remark on a last rollout with fewer prompts than the others."""
+    batch, last = args.rollout.batch_size, prompts % args.rollout.batch_size
+    if not last or args.algo.dynamic_filtering_enable:
+        return None
+    whole = f"; --data.max_samples {prompts - last} leaves it out" if prompts > batch else ""
+    return f"the last rollout of an episode has {last} of {batch} prompts and takes as many optimizer steps{whole}"
+
+
+def look_at_data(args, explicit: Set[str]) -> list[str]:
+    """A line for each of the run's data sets that is here, with its good and bad rows; one on the hub is not fetched.
+
+    Raises DataError, as training does, where there is no such file or no good row in it.
+    """
+    from openrlhf_orz.data.rows import read_dataset
+    from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError, is_here
+    from openrlhf_orz.reward.verifiers import VerifierSet
+
+    lines: list[str] = []
+    for flags, names, split in (
+        (TRAIN_FLAGS, args.data.prompt_dataset, args.data.prompt_split),
+        (EVAL_FLAGS, args.eval.dataset, args.eval.split),
+    ):
+        for name in filter(None, (names or "").split(",")):
+            if not is_here(name, flags):
+                lines.append(f"data: {name} is on the hub, and not looked at")
+                continue
+            keys = args.data.input_key, args.data.label_key
+            most = args.data.max_samples
+            with VerifierSet(args.orz.verifier, plain=args.orz.plain_math_verify) as verifiers:
+                answers = answer_rules(args, explicit, verifiers)
+                good, bad = read_dataset(name, *keys, split, most, flags=flags, answers=answers, log=lines.append)
+            if not good:
+                raise DataError(f"{flags.dataset}: no row of {name} can be used: give a data set with rows")
+            lines.append(f"data: {name}: {len(good)} rows, {len(bad)} without a question or an answer")
+    return lines

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from openrlhf_orz.cli import plan
-from openrlhf_orz.cli.run_prompts import prepare_data
+from openrlhf_orz.cli.run_prompts import look_at_data, prepare_data, short_rollout
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
 from openrlhf_orz.runtime.nodes import ask_agents, keep_logs, mark_shared
 from openrlhf_orz.runtime.private import new_scratch
@@ -23,15 +23,6 @@ from openrlhf_orz.settings.redact import printable, redact
 from openrlhf_orz.settings.skip_plan import describe_attention, describe_forwards
 
 CLASSES = ("trainer", "actor", "critic", "agent", "reward")  # of one's own: --orz.trainer_cls and its like
-
-
-def short_rollout(args, prompts: int) -> str | None:
-    """A remark on a last rollout with fewer prompts than the others."""
-    batch, last = args.rollout.batch_size, prompts % args.rollout.batch_size
-    if not last or args.algo.dynamic_filtering_enable:
-        return None
-    whole = f"; --data.max_samples {prompts - last} leaves it out" if prompts > batch else ""
-    return f"the last rollout of an episode has {last} of {batch} prompts and takes as many optimizer steps{whole}"
 
 
 def begin(args, explicit: Set[str] = frozenset()) -> RunFacts:
@@ -116,6 +107,22 @@ def require_plain_head(args) -> None:
         raise ConfigError(f"--orz.fp32_head: {config.model_type} ({flag}) {NO_FP32_HEAD}")
 
 
+def look_ahead(args, explicit: set[str]) -> list[str]:
+    """For --dry_run: own code, models and data as a run looks at them, if they are here; lines for the plan.
+
+    Raises what a run raises: ConfigError, DataError.
+    """
+    from openrlhf_orz.settings.models import check_models
+
+    args = own_code(args, explicit, {})
+    named = {args.actor.model_name_or_path, args.critic.model_name_or_path} - {None, ""}
+    if all(os.path.isdir(name) for name in named):
+        check_models(args)
+        if args.orz.fp32_head:
+            require_plain_head(args)
+    return look_at_data(args, explicit)
+
+
 def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, type]) -> None:
     """``train``, in a directory that is this run's alone."""
     from openrlhf_orz.runtime.console import LiveReport, Progress
@@ -134,6 +141,8 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
     steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes
     print(describe_forwards(args), describe_attention(args), sep="\n")
     print(f"[orz] {run.prompts} prompts, {steps} steps, into {run_dir}", flush=True)
+    if said := short_rollout(args, run.prompts):
+        print(f"[orz] {said}", flush=True)
     report = LiveReport(run_dir, args.orz.report_every)
     progress = Progress(run_dir, steps, report.step)
     console.tell_stage(run_dir, "starting Ray" if run.own_ray else "joining Ray")
@@ -249,7 +258,7 @@ def main(argv: list[str] | None = None, **classes: type) -> int:
         raise TypeError(f"main() has no {min(unknown)}; there are {', '.join(f'{name}_cls' for name in CLASSES)}")
     argv += [f"--orz.{name}={cls.__module__}:{cls.__qualname__}" for name, cls in classes.items()]
     if "--dry_run" in argv:
-        return plan.main([part for part in argv if part != "--dry_run"], with_data=True)
+        return plan.main([part for part in argv if part != "--dry_run"], look_ahead)
     args, explicit = plan.settings_of_run(argv)
     console.keep_terminal()
     if args.orz.max_restarts > 0 and classes:

@@ -4,6 +4,7 @@ A family is packed only if tests/unit/models/test_families.py has it: there a pa
 has the log-probs and gradients of each sequence alone. All others are padded, by the attention that does theirs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -67,10 +68,13 @@ def _attention(config: Any) -> str:
     return "sdpa" if model._supports_sdpa and not capped else "eager"
 
 
-def fit_to_models(args: SimpleNamespace, explicit: set[str]) -> tuple[Settings | SimpleNamespace, list[str]]:
+def fit_to_models(
+    args: SimpleNamespace, explicit: set[str], config_of: Callable[[str, str, bool], Any | None] = load_config
+) -> tuple[Settings | SimpleNamespace, list[str]]:
     """Choose packing and attention for the policy and the critic; returns the settings and lines for the console.
 
     ``explicit``: names of the flags that the user gave, which stay as they are.
+    ``config_of``: as ``load_config``; None for a model that is known to be packed.
     Raises ConfigError, naming flag and remedy, if a model cannot be computed rightly with them.
     """
     lines: list[str] = []
@@ -80,7 +84,9 @@ def fit_to_models(args: SimpleNamespace, explicit: set[str]) -> tuple[Settings |
         path = getattr(getattr(args, role), field)
         if not path:
             continue
-        config = load_config(f"--{flag}", path, args.orz.trust_remote_code)
+        config = config_of(f"--{flag}", path, args.orz.trust_remote_code)
+        if config is None:
+            continue
         family = family_of(config.get_text_config())
         if role == "critic" and family.name in NO_CRITIC:
             raise ConfigError(

@@ -45,9 +45,11 @@ def test_files_are_imported_before_ray(run, tmp_path, flag, good, name):
     ):
         file.write_text(text)
         check(run(flag, str(file)), 2, [flag, *words, "Mend the file"])
+    check(run(flag, str(file), "--dry_run"), 2, [flag, *words, "Mend the file"])
     assert not (tmp_path / "run" / "data").exists()
     file.write_text(good)
-    check(run(flag, str(file)), "starts", ["1 prompts, 1 steps"])
+    check(run(flag, str(file)), "starts", ["1 prompts, 1 steps", "the last rollout of an episode has 1 of 4 prompts"])
+    check(run(flag, str(file), "--dry_run"), 0, ["1 rows, 0 without a question"])
 
 
 def test_with_an_own_reward_labels_are_what_it_takes(run, tmp_path):

@@ -69,9 +69,24 @@ def test_a_padded_family_is_said_and_planned_so(capsys, tmp_path):
     given = [*TINY, "--actor.model_name_or_path", str(tmp_path)]
     assert plan.main(given) == 0
     said = capsys.readouterr().out
-    assert "qwen2 trains in padded micro-batches" in said and "padding comes on top" in said
+    assert "qwen2 trains in padded micro-batches" in said and "times the tokens in forwards and training" in said
     assert plan.main([*given, "--ds.packing_samples"]) == 2
     assert "cannot be packed" in capsys.readouterr().err
+    file = ["--actor.model_name_or_path", "some/where", "--model_config", str(tmp_path / "config.json")]
+    assert plan.main([*TINY, *file]) == 0
+    assert "qwen2 trains in padded micro-batches" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_counted_still_has_its_dry_run(capsys, tmp_path):
+    """Without a plan the flags, the model's family and the data are looked at all the same."""
+    (tmp_path / "config.json").write_text('{"model_type": "mamba", "architectures": ["MambaForCausalLM"]}')
+    given = [*TINY, "--actor.model_name_or_path", "some/where", "--model_config", str(tmp_path / "config.json")]
+    assert plan.main(given) == 2
+    assert "mamba" in capsys.readouterr().err
+    assert train_ppo_ray.main(["--dry_run", *given]) == 0
+    said = capsys.readouterr().out
+    assert "no plan: --model_config" in said and "mamba trains in padded micro-batches" in said
+    assert "data: d is on the hub" in said
 
 
 def test_a_model_that_is_not_here_is_said_to_be_looked_for(capsys, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from openrlhf_orz.cli.plan import built_shape
 from openrlhf_orz.plan.shapes import KNOWN, Shape, UnknownShape, shape_of
 
 # config.json of the hub, as far as it says what has parameters
@@ -77,10 +78,32 @@ def test_by_hand():
     assert shape.kv_bytes_per_token(2) == 2 * 1 * 2 * 2
 
 
+@pytest.mark.parametrize("name", ["llama, all biases", "qwen3_moe, one layer dense", "qwen2_moe", "mixtral"])
+def test_families_without_a_formula_are_built(name):
+    """Built, these have the numbers of their formulas; a token is multiplied with its own experts alone."""
+    kind, values = CASES[name]
+    by_formula = shape_of({"model_type": kind, **values})
+    built = built_shape({"model_type": kind, **values})
+    assert built.counted == (by_formula.body_parameters(), by_formula.layer_products())
+    assert (built.policy_parameters(), built.critic_parameters(), built.kv_bytes_per_token(2)) == (
+        by_formula.policy_parameters(), by_formula.critic_parameters(), by_formula.kv_bytes_per_token(2)
+    )  # fmt: skip
+
+
+def test_the_size_of_a_built_model():
+    found = built_shape({"model_type": "gpt_oss"})  # transformers' defaults are the 120B's
+    assert found.policy_parameters() == pytest.approx(116.83e9, rel=1e-4), "as on its card"
+    assert found.layer_products() + found.hidden * found.vocabulary == pytest.approx(5.13e9, rel=1e-2), "active ones"
+
+
 @pytest.mark.parametrize(
     "config, named",
-    [({"model_type": "bert"}, "bert"), ({"model_type": "qwen2", "num_attention_heads": 2}, "hidden_size")],
+    [
+        ({"model_type": "mamba"}, "mamba"),
+        ({"model_type": "no_such"}, "no_such"),
+        ({"model_type": "qwen2", "num_attention_heads": 2}, "hidden_size"),
+    ],
 )
 def test_what_cannot_be_counted_is_said(config, named):
     with pytest.raises(UnknownShape, match=named):
-        shape_of(config)
+        (shape_of if named == "hidden_size" else built_shape)(config)
