@@ -9,6 +9,7 @@ from pathlib import Path
 from openrlhf_orz.evaluate.questions import EvaluationError
 
 Key = tuple[str, str, int]  # benchmark, question, sample
+ADDED_SETTINGS = {"verifier": "math"}  # what a folder was made with whose settings.json is older than the setting
 
 
 class Responses:
@@ -78,6 +79,7 @@ def check_settings(folder: Path, settings: dict) -> None:
             before = None
         if not isinstance(before, dict):
             raise EvaluationError(f"{path} is damaged: remove {folder}, or choose another --out")
+        before = {key: value for key, value in ADDED_SETTINGS.items() if key in settings} | before
         for key in sorted({*before, *settings}):
             if before.get(key) != settings.get(key):
                 raise EvaluationError(

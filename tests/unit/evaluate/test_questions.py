@@ -195,6 +195,10 @@ def test_responses_of_other_settings_are_not_mixed(tmp_path):
     check_settings(tmp_path, {"seed": 0, "stop": ("a",)})
     with pytest.raises(EvaluationError, match="seed = 0, now it is 1"):
         check_settings(tmp_path, {"seed": 1, "stop": ("a",)})
+    older = {"seed": 0, "stop": ("a",), "verifier": "math"}  # which that folder does not name yet
+    check_settings(tmp_path, older)
+    with pytest.raises(EvaluationError, match="verifier = 'math', now it is 'letter'"):
+        check_settings(tmp_path, older | {"verifier": "letter"})
 
 
 def test_equal_answers_are_equal_for_the_majority():
