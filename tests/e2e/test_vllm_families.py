@@ -66,8 +66,10 @@ def main(folder: Path) -> None:
             for text, output in zip(texts, outputs)
         ])  # fmt: skip
 
-    def load(*what):
-        missing.extend(name for each in llm.collective_rpc("load_synced_weights", args=(*what, True)) for name in each)
+    def load(source, places, last, meanwhile):
+        found = llm.collective_rpc("load_synced_weights", args=(source, places, last, True))
+        missing.extend(name for _, names in found for name in names)
+        return [device for device, _ in found]
 
     def sync():
         weights = Weights(model, DTYPE, limit=50_000)

@@ -1,6 +1,8 @@
 """What the engine actor asks of vLLM and its executor, without vLLM's engine; its arguments; how engines start."""
 
 import asyncio
+import os
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -372,6 +374,21 @@ def test_a_user_whom_the_machine_does_not_know(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     assert default_cache_dir()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gpus_compilers_do_not_write_into_memory(monkeypatch, tmp_path, device):
+    """On a GPU vLLM's sockets alone lie in the run's folder, which is in memory and perhaps may not be executed."""
+    base = tmp_path / "run" / "ipc"
+    monkeypatch.setattr(RolloutRayActor, "_configure_vllm_env", lambda self: None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    for name, value in (
+        ("TMPDIR", str(tmp_path)), ("VLLM_RPC_BASE_PATH", str(base)), ("DS_ACCELERATOR", device),
+        ("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled")), ("VLLM_NO_USAGE_STATS", "1"),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    make()._configure_vllm_env()
+    assert base.is_dir() and os.environ["TMPDIR"] == str(base if device == "cpu" else tmp_path)
 
 
 @pytest.mark.parametrize("workers, expected", [([3.0, 8.0], 8.0), ([None], None)])

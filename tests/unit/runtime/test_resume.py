@@ -17,11 +17,12 @@ def args(tmp_path, *more):
     return parse([*flags, "--orz.device", "cpu", "--ckpt.load_enable", *more])[0]
 
 
-def checkpoint(tmp_path, step=3, prompts="same", **changes):
+def checkpoint(tmp_path, step=3, prompts="same", versions=None, **changes):
     now = args(tmp_path)
     partial = checkpoints.partial_path(now.ckpt.path, f"global_step{step}")
     partial.mkdir(parents=True)
     state = {"global_step": step, "flags": {**resume.flag_values(now), **changes}, "prompts_sha256": prompts}
+    state |= {} if versions is None else {"versions": versions}
     (partial / checkpoints.TRAINER).write_text(json.dumps(state))
     (partial / checkpoints.STATE).write_bytes(b"")
     return checkpoints.commit(partial)
@@ -51,6 +52,13 @@ def test_another_meaning_is_refused_by_name_unless_allowed(tmp_path, capsys, fla
     assert all(name in str(refusal.value) for name in names) and "--orz.allow_changed_flags" in str(refusal.value)
     assert resume.find_checkpoint(args(tmp_path, *flags, "--orz.allow_changed_flags"), "same") == found
     assert names[0] in capsys.readouterr().out
+
+
+def test_other_versions_are_said(tmp_path, capsys):
+    found = checkpoint(tmp_path, versions={**resume.stack_versions(), "torch": "1.0"})
+    assert resume.find_checkpoint(args(tmp_path), "same") == found
+    told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert told == [f"[orz] warning: {found} was written with torch 1.0, this is {resume.stack_versions()['torch']}"]
 
 
 def test_other_prompts_are_refused(tmp_path):

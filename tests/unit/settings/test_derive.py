@@ -163,4 +163,5 @@ def test_folders(tmp_path, monkeypatch):
     assert values["logger.tensorboard_dir"] == f"{tmp_path}/out/tensorboard"
     assert derived(ckpt__path="there", logger__tensorboard_dir="tb")["ckpt.path"] == "there"
     assert derived()["orz.run_dir"].startswith(f"{tmp_path}/runs/orz-2")
+    assert len({derived()["orz.run_dir"] for _ in range(20)}) == 20, "jobs that start in one second do not meet"
     assert list(tmp_path.iterdir()) == []

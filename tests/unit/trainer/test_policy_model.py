@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from openrlhf_orz.models.packed_attention import PACKED_ATTENTION
+from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.trainer.actor import OrzActor
 
 LENGTHS = [9, 12, 5, 12]
@@ -75,3 +76,21 @@ def test_log_probs_of_all_tokens_where_nobody_says_which():
     expected = actor.model(sequences, position_ids=positions).logits.log_softmax(-1).gather(-1, labels[..., None])
     torch.testing.assert_close(log_probs, expected[..., 0], rtol=1e-4, atol=1e-5)
     assert output["logits"].shape == (*sequences.shape, 2) and entropy is None
+
+
+def test_a_float32_head_needs_a_head_of_ours():
+    """Capped logits come from the model's own head, in half precision: refused, never trained so in silence."""
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+                 num_key_value_heads=1, head_dim=16)  # fmt: skip
+    capped = Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=30.0))
+    with pytest.raises(ConfigError, match="--orz.fp32_head: gemma2 .*Leave the flag out"):
+        OrzActor(capped, fp32_head=True)
+    OrzActor(capped)
+    actor = OrzActor(model("sdpa").bfloat16(), fp32_head=True)
+    sequences, attention, action = batch()
+    _, output = actor(sequences, action, attention_mask=attention, return_output=True)
+    hidden = actor.model.model(sequences, attention_mask=attention).last_hidden_state
+    logits = hidden.float() @ actor.model.lm_head.weight.float().T
+    rounded = (hidden @ actor.model.lm_head.weight.T).float()
+    found = actor.model(sequences, attention_mask=attention).logits.float()
+    assert (found - logits).abs().max() < 0.01 * (rounded - logits).abs().max()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import resource
 import time
 from datetime import timedelta
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from openrlhf_orz.rollout.sync import transport
 from openrlhf_orz.rollout.sync.checksums import EngineReport, SyncError, checksum
-from openrlhf_orz.rollout.sync.send import Weights, verify_sync
+from openrlhf_orz.rollout.sync.send import Weights, as_in_checkpoint, verify_sync
 from openrlhf_orz.rollout.sync.transport import (
     BroadcastBroken,
     BroadcastTransport,
@@ -27,8 +28,16 @@ LIMIT = 2000  # bytes: the model below takes several buckets
 CPU = torch.device("cpu")
 
 
-def model():
+def model(kind=""):
     torch.manual_seed(1)
+    if kind == "broadcast of experts":
+        from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+        config = Qwen3MoeConfig(
+            hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, moe_intermediate_size=4,
+            num_experts=3, num_experts_per_tok=2, intermediate_size=12, vocab_size=16, head_dim=4,
+        )  # fmt: skip
+        return Qwen3MoeForCausalLM(config)
     net = torch.nn.Sequential(torch.nn.Embedding(50, 16), torch.nn.Linear(16, 40), torch.nn.Linear(40, 50, bias=False))
     net[2].weight.data = net[2].weight.data.t().contiguous().t()  # not contiguous
     net.head = torch.nn.Linear(16, 50, bias=False)
@@ -86,25 +95,28 @@ def rank_of_trainer(rank, kind, directory):
             self.group = getattr(self, "group", None) or GlooGroup(directory, 0)
             self.group.broadcast(tensor, src, stream)
 
-    weights = Weights(model(), torch.bfloat16, LIMIT)
+    weights = Weights(model(kind), torch.bfloat16, LIMIT)
     path = f"{directory}/weights"
     ways = {
         "file": FileTransport(path, torch.bfloat16, call),
         "ipc": IpcTransport(CPU, torch.bfloat16, call),
         "broadcast": BroadcastTransport(FirstBroadcast(), CPU, torch.bfloat16, call),
     }
-    nbytes = weights.send(ways[kind])
+    nbytes = weights.send(ways[kind.split()[0]])
     dist.barrier()  # rank 0 alone knows of the file: the other one may be here before the engine has read it
     assert not os.path.exists(path)
     if rank == 0:
         ours.send(None)
         process.join(60)
-        expected = [(n, checksum(p.detach().bfloat16()), torch.bfloat16, tuple(p.shape)) for n, p in weights.params]
+        sent = as_in_checkpoint(weights.model, [(name, param.detach()) for name, param in weights.params])
+        expected = [(name, checksum(tensor.bfloat16()), torch.bfloat16, tuple(tensor.shape)) for name, tensor in sent]
         assert [each for answer, _ in answers for each in answer] == expected
+        experts = [name for name, *_ in expected if re.search(r"experts\.\d", name)]
+        assert len(experts) == (18 if "experts" in kind else 0), "three matrices each, by the checkpoint's names"
         buckets = len(weights.buckets())
         assert buckets > 2 and [last for _, last in answers] == [False] * (len(answers) - 1) + [True]
         assert len(answers) == (1 if kind == "file" else buckets)
-        assert nbytes == 2 * sum(p.numel() for p in model().parameters())
+        assert nbytes == 2 * sum(p.numel() for p in model(kind).parameters())
     if kind == "ipc":
         count_exports(rank)
     fails_on_all_ranks(rank, f"{directory}/other")
@@ -172,7 +184,7 @@ def fails_on_all_ranks(rank, path):
     dist.barrier()
 
 
-@pytest.mark.parametrize("kind", ["file", "ipc", "broadcast"])
+@pytest.mark.parametrize("kind", ["file", "ipc", "broadcast", "broadcast of experts"])
 def test_weights_cross_processes(kind, tmp_path):
     # new processes by a fork server, which alone imports torch, once for both kinds
     multiprocessing.set_forkserver_preload(["openrlhf_orz.rollout.sync.send"])
