@@ -58,7 +58,11 @@ def evaluate_parser() -> argparse.ArgumentParser:
     add("--gpu_memory_utilization", type=float, default=0.9)
     add("--engine_args", type=json.loads, default={}, metavar="JSON", help="more arguments for vLLM's engine")
     add("--trust_remote_code", action="store_true", help="let the model's repository run its own code")
-    add("--critic", metavar="PATH", help="a critic's checkpoint: adds its values of the first and last tokens")
+    add(
+        "--critic",
+        metavar="PATH",
+        help="a critic's checkpoint: adds its values of all response tokens, and how well they fit",
+    )
     add("--harness_python", default=os.environ.get("ORZ_HARNESS_PYTHON"), metavar="PATH",
         help="the python of an environment with lighteval (or ORZ_HARNESS_PYTHON)")  # fmt: skip
     add("--allow_code_execution", action="store_true", help="LiveCodeBench: run programs that the model wrote")

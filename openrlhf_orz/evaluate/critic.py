@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from openrlhf_orz.algo.token_stats import explained_variances, fit_sums
+from openrlhf_orz.algo.value_fit import FitTable
 from openrlhf_orz.algo.value_losses import ValueForm
 from openrlhf_orz.evaluate.results import Responses
 from openrlhf_orz.settings.models import stored_tensor
@@ -53,21 +54,26 @@ def add_values(
     encode: Callable[[str], list[int]],
     device: str,
     log: Callable[[str], Any] = print,
-) -> dict[str, float | None]:
-    """Add ``value_first`` and ``value_last`` to each of ``rows`` (responses), and return ``explained_variance``.
+) -> dict[str, Any]:
+    """Add ``values``, ``value_first`` and ``value_last`` to each of ``rows`` (responses).
 
-    It is taken over all response tokens. The return at each is the response's reward (gamma = lambda = 1).
+    Returns ``explained_variance`` over all response tokens, and ``value_fit``, by place in the response. The return at
+    each token is the response's reward (gamma = lambda = 1).
     """
     total = torch.zeros(5, dtype=torch.float64)
+    rewards = [row["reward"] for row in rows]
+    table = FitTable(min([0.0, *rewards]), max([1.0, *rewards]))
     for number, row in enumerate(rows, 1):
         values_A = response_values(critic, encode(row["prompt"]), row["token_ids"], device)
         row["value_first"], row["value_last"] = values_A[0].item(), values_A[-1].item()
+        row["values"] = [float(f"{value:.5g}") for value in values_A.tolist()]
         returns_A = torch.full_like(values_A, row["reward"])
+        table.add(values_A.numpy(), returns_A.numpy())
         total += fit_sums(values_A, returns_A, torch.ones_like(values_A))
         if number % 200 == 0:
             log(f"values of {number} of {len(rows)} responses")
     (fit,) = explained_variances(total[None])
-    return {"explained_variance": None if fit != fit else fit}
+    return {"explained_variance": None if fit != fit else fit, "value_fit": table.summary()["by_position"]}
 
 
 def critic_numbers(

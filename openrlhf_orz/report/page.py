@@ -15,7 +15,16 @@ from openrlhf_orz.report.rollout_sample import sample_rollouts
 from openrlhf_orz.report.run_data import Run, columns, flatten_flags
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("vendor/uPlot.iife.min.js", "data.js", "chart.js", "charts.js", "rollouts.js", "config.js", "main.js")
+SCRIPTS = (
+    "vendor/uPlot.iife.min.js",
+    "data.js",
+    "chart.js",
+    "charts.js",
+    "tokens.js",
+    "rollouts.js",
+    "config.js",
+    "main.js",
+)
 STYLES = ("vendor/uPlot.min.css", "report.css")
 MAX_PAGE_BYTES = 4_800_000  # of the page
 METRIC_BYTES = 1_500_000  # of all runs' metrics, packed
@@ -75,7 +84,9 @@ def build_page(runs: list[Run], refresh_s: int = 0) -> str:
     budget = (MAX_PAGE_BYTES - fixed - METRIC_BYTES) * 3 // 4 // len(runs)
     while True:
         samples = [sample_rollouts(run, budget) for run in runs]
-        rollouts = pack_json([{"rows": s.rows, "prompts": s.prompts, "leftOut": s.left_out} for s in samples])
+        rollouts = pack_json(
+            [{"rows": s.rows, "prompts": s.prompts, "leftOut": s.left_out, "fit": s.fit} for s in samples]
+        )
         if len(rollouts) <= MAX_PAGE_BYTES - fixed - METRIC_BYTES:
             break
         budget = budget * 3 // 4

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 # these do nothing without a critic; a value other than the default is refused then
-ABOUT_THE_CRITIC = ("critic_epochs", "lambda_policy", "lambda_alpha", "baseline", "freeze_critic", "value_loss")
+ABOUT_THE_CRITIC = (
+    "critic_epochs", "lambda_policy", "lambda_alpha", "baseline", "freeze_critic", "value_loss", "rollout_values",
+)  # fmt: skip
 
 
 def critic_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
@@ -15,6 +17,11 @@ def critic_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
         if f"orz.{name}" in explicit and estimator != "gae":
             without = f"--algo.advantage.estimator {estimator} has none"
             yield f"--orz.{name} is about the critic, and {without}: leave it out"
+    if args.orz.rollout_values and args.orz.cross_fit_values:
+        late = "with --orz.cross_fit_values values come when the rollout is on the ranks"
+        yield f"--orz.rollout_values: {late}: leave one of them out"
+    if args.orz.rollout_values and not args.orz.rollout_dump_every:
+        yield "--orz.rollout_values does nothing with --orz.rollout_dump_every 0: leave one of them out"
     yield from _lambda(args, explicit)
     yield from _baseline(args)
     yield from _frozen(args)

@@ -250,6 +250,14 @@ ORZ_FLAGS = (
     Flag("orz.rollout_dump_every", FREE, 1, "write rollouts/step_N.jsonl every N steps; 0: never", int, AT_LEAST_0),
     Flag("orz.rollout_dump_max", FREE, None, "most responses in each of these files (default: all)", int, AT_LEAST_1),
     Flag(
+        "orz.rollout_values",
+        FREE,
+        0,
+        "responses of each rollout file, spread over it, that have the critic's value and the advantage of each token",
+        int,
+        AT_LEAST_0,
+    ),
+    Flag(
         "orz.report_every",
         FREE,
         0,

@@ -6,11 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from openrlhf_orz.algo.text_stats import reflects, repetition
-from openrlhf_orz.reward.extract import extract_answer
-from openrlhf_orz.reward.rules import RULES
 from openrlhf_orz.reward.verdict import Verdict
-from openrlhf_orz.reward.verifiers import unpack_label
-from openrlhf_orz.rollout.agent import stop_reason
 
 QUANTILES = (10, 50, 90)  # per cent
 
@@ -247,47 +243,3 @@ class StepMetrics:
     def record(self, step: int, status: dict) -> dict[str, float | None]:
         """The step's line of metrics.jsonl, from what was collected and OpenRLHF's ``status``."""
         return step_record(step, status, self.values)
-
-
-def token_record(sample) -> dict:
-    """The tokens of a single-sample experience as a rollout's line has them: after ``prompt_tokens`` of the prompt.
-
-    ``token_ids`` reach from the first action token to the last. Where an agent has put tokens between them that are no
-    actions, ``between`` has their [start, stop) in ``token_ids``.
-    """
-    mask = sample.action_mask[0].bool()
-    places = mask.nonzero().flatten().tolist()
-    if not places:
-        return {"prompt_tokens": int(sample.attention_mask.sum()), "token_ids": []}
-    first, last = places[0], places[-1]
-    gaps = [[a + 1 - first, b - first] for a, b in zip(places, places[1:]) if b > a + 1]
-    ids = sample.sequences[0][first + 1 : last + 2].tolist()
-    return {"prompt_tokens": first + 1, "token_ids": ids, **({"between": gaps} if gaps else {})}
-
-
-def rollout_row(sample, tokenizer, stop: list[str], trained: float | None = None, right_reward: float = 1.0) -> dict:
-    """One response as a line of rollouts/step_N.jsonl.
-
-    ``stop`` are the run's stop strings, ``trained`` is the reward that was trained on, where it is another one. What
-    was not measured, as an agent or reward of the user's does not say it, is None.
-    """
-    response = tokenizer.decode(response_tokens(sample), skip_special_tokens=False)
-    numbers = {key: int(sample.info[key]) for key in ("verdict", "rule", "ended") if key in sample.info}
-    label, verifier = unpack_label(sample.labels[0])
-    cut = "length" if bool(sample.truncated) else None
-    return {
-        "prompt": sample.prompts[0],
-        "response": response,
-        "extracted": extract_answer(response),
-        "reference": label,
-        "reward": float(sample.rewards),
-        "right": float(sample.rewards) >= right_reward,
-        "tokens": int(sample.action_mask.sum()),
-        **token_record(sample),
-        "reflection": reflects(response),
-        "verdict": Verdict(numbers["verdict"]).label if "verdict" in numbers else None,
-        "rule": RULES[numbers["rule"]] if "rule" in numbers else None,
-        "stop_reason": stop_reason(numbers["ended"], stop) if "ended" in numbers else cut,
-        **({} if trained is None else {"reward_trained": trained}),
-        **({"verifier": verifier} if verifier else {}),
-    }

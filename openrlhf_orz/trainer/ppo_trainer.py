@@ -40,7 +40,8 @@ from openrlhf_orz.runtime.watchdog import phase_limit, start_heartbeat
 from openrlhf_orz.settings.finished import policy_steps
 from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, side_by_side, with_tokens
-from openrlhf_orz.trainer.metrics import StepMetrics, as_numbers, rank_metrics, rollout_row
+from openrlhf_orz.trainer.metrics import StepMetrics, as_numbers, rank_metrics
+from openrlhf_orz.trainer.rollout_rows import rollout_row, spread_places, token_numbers
 
 logger = init_logger(__name__)
 
@@ -60,6 +61,7 @@ class OrzTrainer(BasePPOTrainer):
     """A training step of ORZ, in OpenRLHF's synchronous and asynchronous trainers alike."""
 
     experience_maker_cls = OrzExperienceMaker
+    token_numbers: dict[int, dict] = {}  # of the step's responses that the rollout file shows by token
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -133,8 +135,12 @@ class OrzTrainer(BasePPOTrainer):
         if every and step % every == 0:
             chosen = rollout_samples[: self.args.orz.rollout_dump_max]
             stop, trained = list(self.args.orz.stop), self.metrics.trained or [None] * len(chosen)
-            rows, least = zip(chosen, trained), self.args.orz.right_reward  # of a rollout not dumped whole, the first
-            self.run_dir.dump_rollouts(step, lambda: (rollout_row(a, self.tokenizer, stop, b, least) for a, b in rows))
+            # of a rollout not dumped whole, the first
+            rows, least, by_token = enumerate(zip(chosen, trained)), self.args.orz.right_reward, self.token_numbers
+            self.run_dir.dump_rollouts(
+                step,
+                lambda: (rollout_row(a, self.tokenizer, stop, b, least, by_token.get(i)) for i, (a, b) in rows),
+            )
         return status, step
 
     def _compute_rollout_stats(self, experiences):
@@ -142,6 +148,7 @@ class OrzTrainer(BasePPOTrainer):
         stats = super()._compute_rollout_stats(experiences)
         self.metrics.note_trained(experiences, self.args)
         self.metrics.add(self.experience_maker.notes)
+        self.token_numbers = self._chosen_numbers(experiences)
         mask = torch.cat([e.action_mask.flatten() for e in experiences])
         returns = torch.cat([e.returns.flatten() for e in experiences])
         stats["return_mean"] = masked_mean(returns, mask).item()
@@ -149,6 +156,14 @@ class OrzTrainer(BasePPOTrainer):
             values = torch.cat([e.values.flatten() for e in experiences])
             stats["explained_variance"] = explained_variance(values, returns, mask)
         return stats
+
+    def _chosen_numbers(self, experiences) -> dict[int, dict]:
+        """Values and advantages of the responses that the rollout file shows by token, by place in the rollout."""
+        if not self.args.orz.rollout_values:
+            return {}
+        responses = sum(len(experience.index) for experience in experiences)
+        dumped = min(responses, self.args.orz.rollout_dump_max or responses)
+        return token_numbers(experiences, spread_places(dumped, self.args.orz.rollout_values))
 
     def balance_experiences(self, experiences, args):
         """One experience for each data-parallel rank, by work instead of by count."""

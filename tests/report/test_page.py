@@ -174,6 +174,53 @@ def test_keyboard(browser, pages):
     )
 
 
+def test_a_response_is_read_token_by_token(browser, pages):
+    browser.size(1400, 900)
+    browser.open(pages / "hostile.html")
+    rows = [row for row in browser.ask("Report.rollouts[0].rows") if "pieces" in row]
+    choose(browser, "values", True)
+    assert shown(browser) == len(rows) >= 24
+    row, tokens = rows[0], "[...document.querySelectorAll('.tokens .tok')]"
+    assert browser.ask("document.querySelector('.tokens').textContent") == row["response"]
+    assert browser.ask(f"{tokens}.length") == len(row["values"])
+    # above the middle of 0 to 1 a solid line, below it dots; the farther, the thicker
+    looks = browser.ask(
+        f"{tokens}.map((t) => [t.classList.contains('above'), parseFloat(t.style.getPropertyValue('--thick'))])"
+    )
+    assert [above for above, _ in looks] == [value >= 0.5 for value in row["values"]]
+    for (_, thick), value in zip(looks, row["values"]):
+        assert thick == pytest.approx(4 * min(1, abs(2 * value - 1)), abs=0.051)
+    style = f"getComputedStyle({tokens}.find((t) => t.classList.contains('%s'))).borderBottomStyle"
+    assert browser.ask(style % "below") == "dotted" and browser.ask(style % "above") == "solid"
+    assert browser.ask("[...document.querySelectorAll('.scale .tok')].map((t) => t.textContent)")[:7] == [
+        "0", "0.17", "0.33", "0.5", "0.67", "0.83", "1"]  # fmt: skip
+    browser.ask("document.querySelector('.tokens').focus()")
+    browser.press("ArrowRight"), browser.press("ArrowRight")
+    read = browser.ask("document.querySelector('.readout').textContent")
+    assert read.startswith(f"token 2 of {len(row['values'])} ") and f"value {row['values'][1]:.4g}" in read
+    browser.ask(f"{tokens}[4].dispatchEvent(new MouseEvent('mouseover', {{bubbles: true}}))")
+    assert browser.ask("document.querySelector('.readout').textContent").startswith("token 5 of")
+    browser.ask("document.getElementById('tint-advantages').click()")
+    assert browser.ask("document.activeElement.id") == "tint-advantages"
+    signs = browser.ask(f"{tokens}.map((t) => t.classList.contains('above'))")
+    assert signs == [advantage >= 0 for advantage in row["advantages"]]
+    browser.ask("document.getElementById('tint-none').click()")
+    assert browser.ask("document.querySelectorAll('.tok').length") == 0
+    assert browser.ask("document.querySelector('.response').textContent") == row["response"]
+    quiet(browser, pages / "hostile.html")
+
+
+def test_reflection_and_what_stood_before_are_marked(browser, pages):
+    browser.open(pages / "hostile.html")
+    marks = browser.ask("""(() => {
+        const pieces = ['a', ' b', ' c', ' d', ' Wa', 'it,', ' b', ' c', ' d', ' Wa', 'x'], n = pieces.map(() => 0.25);
+        const view = Report.tokenView({pieces, values: n, advantages: n}, 'values', {values: [0, 1]}, ' c');
+        return [...view.querySelectorAll('.tokens .tok')].map((t) => t.className.replace('tok below', '').trim());
+    })()""")
+    assert marks == ["", "", "found", "", "reflects", "reflects", "repeats", "repeats found", "repeats", "repeats",
+                     ""]  # fmt: skip
+
+
 def test_configurations_are_compared(browser, pages):
     browser.open(pages / "both.html")
     rows = browser.ask("[...document.querySelectorAll('.flags tbody tr')].map((row) => row.innerText)")

@@ -17,7 +17,7 @@ from openrlhf_orz.cli.report import main
 from openrlhf_orz.report import rollout_sample
 from openrlhf_orz.report.page import write_page
 from openrlhf_orz.report.pictures import smooth, write_bars, write_pictures
-from openrlhf_orz.report.rollout_sample import evenly_spaced, order, page_row, sample_rollouts
+from openrlhf_orz.report.rollout_sample import evenly_spaced, fit_by_position, order, page_row, sample_rollouts
 from openrlhf_orz.report.run_data import RunError, columns, flatten_flags, load_run, load_runs, read_objects
 
 
@@ -86,6 +86,28 @@ def test_sample_is_bounded_and_keeps_every_kind(tmp_path, monkeypatch):
     assert {row["verdict"] for row in few.rows} == {"right", "wrong"}
 
 
+def test_values_by_token_are_whole_or_not_there():
+    row = {"response": "ab", "token_texts": ["a", "b"], "values": [0.123456789, None], "advantages": [1, -1]}
+    found = page_row(row, 1, 0)
+    assert (found["pieces"], found["values"], found["advantages"]) == (["a", "b"], [0.12346, None], [1, -1])
+    changes = [{"response": "abc"}, {"values": [1]}, {"values": None}, {"token_texts": ["a", 1]}]
+    for change in [*changes, {"values": [None] * 2}, {"token_texts": [], "response": ""}]:
+        assert "pieces" not in page_row({**row, **change}, 1, 0), change
+
+
+def test_the_critics_fit_by_position_by_hand():
+    base = {"response": "x" * 10, "token_texts": list("x" * 10), "advantages": [0] * 10}
+    rows = [page_row({**base, "values": [value] * 10, "reward": reward}, step, 0)
+            for step in (1, 2, 3, 7) for value, reward in ((0.5, 1.0), (0.25, 0.0))]  # fmt: skip
+    fit = fit_by_position([*rows, page_row({"response": "y", "reward": 1}, 9, 0)], 1.0)
+    assert fit["labels"] == ["steps 1 to 2", "step 3", "step 7"] and fit["position"][:2] == [5, 15]
+    assert fit["value_0"] == [0.375] * 10 and fit["return_2"] == [0.5] * 10 and fit["calibration_1"] == [0.375] * 10
+    # returns 1, 0; errors 0.5, -0.25: 1 - 0.140625 / 0.25
+    assert fit["variance_0"] == [0.4375] * 10
+    assert fit_by_position(rows[:1], 0.5)["return_0"] == pytest.approx([0.5**i for i in range(9, -1, -1)], rel=1e-3)
+    assert fit_by_position([], 1.0) == {}
+
+
 def test_rows_of_every_kind_come_first():
     rows = [page_row({"response": "a", "reward": 0.0, "verdict": "wrong"}, 1, i) for i in range(50)]
     rows += [page_row({"response": "wait, b", "reward": 1.0, "verdict": "right"}, 1, 50)]
@@ -110,7 +132,7 @@ def test_the_policy_lets_only_the_pages_own_scripts_run(tmp_path):
     directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    assert len(scripts) == 7 and directives.pop("script-src").split() == [f"'sha256-{each}'" for each in hashes]
+    assert len(scripts) == 8 and directives.pop("script-src").split() == [f"'sha256-{each}'" for each in hashes]
     assert directives == {"default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data:"}
     # what else is in a script element is data
     kinds = re.findall(r"<script([^>]*)>", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))

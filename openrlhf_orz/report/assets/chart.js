@@ -18,7 +18,7 @@
         found.push({
           label: several ? `${run.name}${line.label ? ": " + line.label : ""}` : line.label || line.key,
           colour: several ? r : line.colour ?? l, dash: several ? DASHES[l % DASHES.length] : [],
-          x: Report.xOf(run, rows, state.axis), values, scale: line.scale || 1, layer: line.layer,
+          x: spec.x ? rows[spec.x] : Report.xOf(run, rows, state.axis), values, scale: line.scale || 1, layer: line.layer,
         });
       });
     });
@@ -26,7 +26,7 @@
     const place = new Map(x.map((value, i) => [value, i]));
     for (const line of found) {
       const raw = new Array(x.length).fill(null), smooth = new Array(x.length).fill(null);
-      const smoothed = Report.smooth(line.values, state.span);
+      const smoothed = Report.smooth(line.values, spec.x ? 1 : state.span);
       line.x.forEach((value, i) => {
         if (value === null || line.values[i] === null) return;
         raw[place.get(value)] = line.values[i] * line.scale;
@@ -43,18 +43,18 @@
     const names = { step: "step", hours: "hours of training", tokens: "tokens" };
     const common = { stroke: text, grid, ticks: grid, font: "12px system-ui, sans-serif", labelFont: "12px system-ui, sans-serif" };
     return [
-      { ...common, label: names[state.axis], labelSize: 18, size: 30, values: (u, ticks) => ticks.map((v) => (state.axis === "step" && !Number.isInteger(v) ? "" : format(v))) },
+      { ...common, label: spec.xLabel || names[state.axis], labelSize: 18, size: 30, values: (u, ticks) => ticks.map((v) => (!spec.x && state.axis === "step" && !Number.isInteger(v) ? "" : format(v))) },
       { ...common, label: spec.unit || "", labelSize: 18, size: 54, values: (u, ticks) => ticks.map(format) },
     ];
   }
 
   /** The table for uPlot: each line smoothed, and beneath it, faint, as measured. */
-  function plain(data) {
-    const columns = [data.x], series = [{ label: state.axis, value: (u, v) => format(v) }];
+  function plain(data, own) {
+    const columns = [data.x], series = [{ label: own || state.axis, value: (u, v) => format(v) }];
     for (const line of data.lines) {
       const points = { show: line.values.length < 40, size: 5 };
       const look = { spanGaps: true, dash: line.dash };
-      if (state.span > 1) {
+      if (state.span > 1 && !own) {
         columns.push(line.raw);
         series.push({ ...look, label: line.label + " (measured)", stroke: () => Report.series(line.colour) + "44", width: 1, points: { show: false }, value: (u, v) => format(v), faint: true });
       }
@@ -102,7 +102,7 @@
         this.plot.removeAttribute("tabindex");
         return;
       }
-      const { columns, series } = (this.spec.stack ? stacked : plain)(data);
+      const { columns, series } = (this.spec.stack ? stacked : plain)(data, this.spec.xLabel);
       const low = this.spec.stack ? 0 : this.spec.low, high = this.spec.high;
       const cap = this.spec.stack ? this.outlier(columns[1]) : null;
       const range = (u, min, max) => {
@@ -118,7 +118,7 @@
         scales: { x: { time: false, range: (u, min, max) => (single ? [xs[0] - 1, xs[0] + 1] : [min, max]) }, y: { range } },
         axes: axes(this.spec), series, legend: { live: true, markers: { width: 0, fill: (u, i) => (i ? u.series[i].stroke(u, i) : "transparent") } },
         hooks: { setCursor: [(u) => { if (u.cursor.idx === null || u.cursor.left < 0) u.setLegend({ idx: xs.length - 1 }, false); }] },
-        cursor: { sync: { key: `orz-${state.axis}` }, focus: { prox: 24 }, points: { size: 6 } }, focus: { alpha: 0.35 },
+        cursor: { sync: { key: `orz-${this.spec.x || state.axis}` }, focus: { prox: 24 }, points: { size: 6 } }, focus: { alpha: 0.35 },
       };
       this.u = new uPlot(options, columns, this.plot);
       this.u.root.querySelectorAll(".u-series").forEach((row, i) => {

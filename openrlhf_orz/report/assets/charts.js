@@ -80,5 +80,26 @@
     Report.charts.push(any);
   };
 
+  const parts = (name) => (run) => (run.fit.labels || []).map((label, i) => ({ key: `${name}_${i}`, label, colour: [7, 5, 0][i] }));
+  const FIT = [
+    { id: "fit-variance", title: "Critic: explained variance by position", hint: "tenths of a response; rollouts with values, before the step's updates", high: 1, lines: parts("variance") },
+    { id: "fit-calibration", title: "Critic: calibration by position", hint: "mean distance of value and return by tenth of the values", low: 0, lines: parts("calibration") },
+    { id: "fit-means", title: "Mean value and return by position", hint: "of the last of these steps", lines: (run) => {
+      const last = (run.fit.labels || []).length - 1;
+      return [{ key: `value_${last}`, label: "value", colour: 0 }, { key: `return_${last}`, label: "return", colour: 1 }];
+    } },
+  ];
+
+  /** What the rollouts with values say of the critic; they are unpacked after the other charts are drawn. */
+  Report.buildFit = function () {
+    Report.runs.forEach((run, i) => (run.fit = Report.rollouts[i].fit || {}));
+    for (const spec of FIT) {
+      const chart = new Report.Chart({ ...spec, of: "fit", x: "position", xLabel: "per cent of the response", missing: "Not recorded: --orz.rollout_values N writes values into the rollouts." }, Report.runs);
+      document.querySelector("#health .charts").append(chart.figure);
+      Report.charts.push(chart);
+      chart.draw();
+    }
+  };
+
   Report.redraw = () => Report.charts.forEach((chart) => chart.draw());
 })();

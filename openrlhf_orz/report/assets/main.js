@@ -78,6 +78,7 @@
     new ResizeObserver(() => { clearTimeout(timer); timer = setTimeout(() => Report.charts.forEach((chart) => chart.fit()), 100); }).observe($("content"));
     Report.buildConfig();
     Report.rollouts = await Report.unpack("rollout-data");
+    Report.buildFit();
     Report.buildRollouts();
     refreshing(Report.about.refresh);
     if (location.hash) { // the sections have their height only now

@@ -3,8 +3,8 @@
 (function () {
   const { el } = Report;
   const PAGE = 150; // rows of the list drawn at a time
-  const state = { run: 0, step: "all", verdict: "all", outcome: "all", truncated: false, reflection: false, text: "", sort: "order", limit: PAGE, chosen: null, compare: false };
-  let parts = {};
+  const state = { run: 0, step: "all", verdict: "all", outcome: "all", truncated: false, reflection: false, values: false, text: "", sort: "order", limit: PAGE, chosen: null, compare: false, tint: "values" };
+  let parts = {}, limits = [];
 
   const isRight = (row) => row.right;
   const isCut = (row) => row.stop_reason === "length";
@@ -74,6 +74,20 @@
     return box;
   }
 
+  /** The response by token where it has values and a tint is chosen, else as text. */
+  function shown(run, row) {
+    if (!row.pieces || state.tint === "none") return response(row.response);
+    limits[run] = limits[run] || Report.tokenLimits(Report.rollouts[run].rows.filter((other) => other.pieces));
+    return Report.tokenView(row, state.tint, limits[run], state.text);
+  }
+
+  /** What tokens are tinted by; only where a response that is shown has values. */
+  function tints(rows) {
+    if (!rows.some((row) => row.pieces)) return "";
+    const button = (tint, text) => el("button", { type: "button", id: `tint-${tint}`, "aria-pressed": String(state.tint === tint), onclick: () => { state.tint = tint; showDetail(); document.getElementById(`tint-${tint}`).focus(); } }, text);
+    return el("span", { class: "tints", role: "group", "aria-label": "tint tokens by" }, "Tint by ", button("values", "value"), button("advantages", "advantage"), button("none", "nothing"));
+  }
+
   function facts(row) {
     const stop = { length: "cut by length", eos: "end-of-text token" }[row.stop_reason] || (row.stop_reason ? `“${row.stop_reason}”` : "not recorded");
     const pairs = [["extracted", row.extracted || "(none)"], ["reference", row.reference], ["why", why(row)], ["ended at", stop], ["tokens", Report.format(row.tokens)]];
@@ -88,7 +102,7 @@
       (state.step === "all" || row.step === Number(state.step)) &&
       (state.outcome === "all" || (state.outcome === "right") === isRight(row)) &&
       (state.verdict === "all" || row.verdict === state.verdict) &&
-      (!state.truncated || isCut(row)) && (!state.reflection || row.reflection) &&
+      (!state.truncated || isCut(row)) && (!state.reflection || row.reflection) && (!state.values || row.pieces) &&
       (!wanted || row.response.toLowerCase().includes(wanted) || promptOf(row).toLowerCase().includes(wanted) || row.reference.toLowerCase().includes(wanted)));
     const by = { longest: (a, b) => b.tokens - a.tokens, shortest: (a, b) => a.tokens - b.tokens };
     if (state.sort in by) rows.sort(by[state.sort]);
@@ -115,12 +129,12 @@
     const prompt = promptOf(row);
     const compare = el("button", { type: "button", id: "compare", "aria-pressed": String(state.compare), onclick: () => { state.compare = !state.compare; showDetail(); } },
       state.compare ? "Back to one response" : `Compare ${others.length} responses to this prompt (${steps} ${steps === 1 ? "step" : "steps"})`);
-    const head = el("div", { class: "bar" }, chip(row), el("strong", {}, where(state.run, row)), compare);
+    const head = el("div", { class: "bar" }, chip(row), el("strong", {}, where(state.run, row)), compare, tints(state.compare ? others.slice(0, 60).map((other) => other.row) : [row]));
     const question = el("details", { open: prompt.length < 1500 }, el("summary", {}, "Prompt"), el("div", { class: "text prompt", dir: "auto" }, ...marked(prompt)));
-    if (!state.compare) return parts.detail.replaceChildren(head, question, facts(row), response(row.response));
-    const shown = others.slice(0, 60);
-    const cards = shown.map(({ run, row: other }) => el("article", { class: "card" }, el("div", { class: "bar" }, chip(other), el("strong", {}, where(run, other))), facts(other), response(other.response)));
-    const rest = others.length - shown.length;
+    if (!state.compare) return parts.detail.replaceChildren(head, question, facts(row), shown(state.run, row));
+    const drawn = others.slice(0, 60);
+    const cards = drawn.map(({ run, row: other }) => el("article", { class: "card" }, el("div", { class: "bar" }, chip(other), el("strong", {}, where(run, other))), facts(other), shown(run, other)));
+    const rest = others.length - drawn.length;
     parts.detail.replaceChildren(head, question, el("div", { class: "cards" }, ...cards), rest ? el("p", { class: "hint" }, `${rest} more are not drawn.`) : "");
   }
 
@@ -131,7 +145,7 @@
     const buttons = rows.slice(0, state.limit).map((row) => {
       const text = row.response.replace(/\s+/g, " ").slice(0, 90);
       const button = el("button", { type: "button", "aria-current": String(row === state.chosen), onclick: () => choose(row, button) },
-        chip(row), ` step ${row.step} · ${Report.format(row.tokens)} tokens`, el("small", { dir: "auto" }, text));
+        chip(row), ` step ${row.step} · ${Report.format(row.tokens)} tokens${row.pieces ? " · values" : ""}`, el("small", { dir: "auto" }, text));
       return button;
     });
     if (rows.length > state.limit) buttons.push(el("button", { type: "button", class: "more", onclick: () => { state.limit += PAGE; showList(); } }, `Show more (${(rows.length - state.limit).toLocaleString("en")} left)`));
@@ -164,7 +178,7 @@
     const data = Report.rollouts[state.run], home = document.getElementById("browser");
     document.getElementById("left-out").textContent = data.leftOut;
     const several = Report.runs.length > 1;
-    const run = el("select", { id: "filter-run", onchange: () => { Object.assign(state, { run: run.selectedIndex, step: "all", verdict: "all", outcome: "all", truncated: false, reflection: false, text: "", chosen: null, compare: false }); build(); } }, ...Report.runs.map((one) => el("option", {}, one.name)));
+    const run = el("select", { id: "filter-run", onchange: () => { Object.assign(state, { run: run.selectedIndex, step: "all", verdict: "all", outcome: "all", truncated: false, reflection: false, values: false, text: "", chosen: null, compare: false }); build(); } }, ...Report.runs.map((one) => el("option", {}, one.name)));
     run.selectedIndex = state.run;
     const pick = several ? [el("label", {}, "Run ", run)] : [];
     if (!data.rows.length) return home.replaceChildren(el("div", { class: "filters" }, ...pick), el("p", { class: "hint" }, "No rollouts to show."));
@@ -190,6 +204,7 @@
         select("Outcome", "outcome", [["all", "all"], ["right", "right"], ["wrong", "not right"]]),
         select("Verdict", "verdict", [["all", "all"], ...verdicts.map((verdict) => [verdict, verdict.replace("_", " ")])]),
         tick("cut by length", "truncated"), tick("reflection", "reflection"),
+        ...(data.rows.some((row) => row.pieces) ? [tick("with values", "values")] : []),
         select("Sort", "sort", [["order", "as generated"], ["longest", "longest first"], ["shortest", "shortest first"]]),
         search, parts.count),
       el("div", { class: "panes" }, parts.list, parts.detail));

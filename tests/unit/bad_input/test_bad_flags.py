@@ -45,6 +45,9 @@ FLAGS = [
     ("--orz.baseline group --rollout.n_samples_per_prompt 1", ["--orz.baseline group", "2 or more"]),
     ("--orz.baseline batch --orz.lambda_policy 0.9", ["--orz.lambda_policy", "--orz.baseline batch uses none"]),
     ("--orz.baseline auto --orz.cross_fit_values", ["--orz.cross_fit_values", "leave --orz.baseline out"]),
+    ("--orz.rollout_values 4 --orz.cross_fit_values", ["--orz.rollout_values", "--orz.cross_fit_values"]),
+    ("--orz.rollout_values 4 --orz.rollout_dump_every 0", ["--orz.rollout_values does nothing", "rollout_dump_every"]),
+    ("--orz.rollout_values 4 --algo.advantage.estimator rloo", ["--orz.rollout_values is about the critic"]),
     ("--orz.freeze_critic layers:0", ["--orz.freeze_critic layers:0", "layers:N with N at least 1"]),
     ("--orz.freeze_critic mlp", ["--orz.freeze_critic mlp", "attention, embeddings"]),
     ("--orz.freeze_critic attention --ds.lora.rank 8", ["--orz.freeze_critic attention", "--ds.lora.rank"]),
@@ -209,7 +212,8 @@ ckpt.save_steps 0, -2; ckpt.max_mem 0, -inf, nan
 orz.policy_updates 0; orz.critic_updates 0; orz.warmup_steps -1; orz.max_prompt_len 0; orz.grader_workers 0
 orz.critic_epochs 0; orz.lambda_alpha 0; orz.positive_nll -0.1
 orz.value_bins 7; orz.value_base_rate 0, 1
-orz.report_every -2; orz.rollout_dump_every -1; orz.rollout_dump_max 0; orz.max_restarts -1; orz.max_skipped_steps 0
+orz.report_every -2; orz.rollout_dump_every -1; orz.rollout_dump_max 0; orz.rollout_values -1
+orz.max_restarts -1; orz.max_skipped_steps 0
 orz.sync_timeout_s -1; orz.sync_bucket_mib 0
 """
 AT_THE_EDGE = """

@@ -336,6 +336,7 @@ def test_critics_values_by_hand():
     rows = [{"prompt": "ab", "token_ids": [4, 5], "reward": 1.0}, {"prompt": "ab", "token_ids": [0, 0], "reward": 0.0}]
     fit = add_values(critic, rows, lambda text: [1, 2, 3], "cpu")
     assert [(row["value_first"], row["value_last"]) for row in rows] == [(4, 5), (0, 0)]
+    assert rows[0]["values"] == [4, 5] and fit["value_fit"][0]["value_mean"] == 2.0
     # returns 1, 1, 0, 0; errors -3, -4, 0, 0: 1 - var(errors) / var(returns) = 1 - 3.1875 / 0.25
     assert fit["explained_variance"] == pytest.approx(1 - 3.1875 / 0.25)
 
@@ -352,6 +353,7 @@ def test_critics_values_go_into_the_files(tmp_path, monkeypatch):
     results = {"a": {"n": 1}}
     critic.critic_numbers("C", responses, results, lambda text: [1], "cpu")
     # all returns are 1: nothing to explain
+    assert len(results["a"].pop("value_fit")) == 10
     assert results == {"a": {"n": 1, "explained_variance": None, "critic": "C"}}
     lines = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
     assert [line.get("value_first") for line in lines] == [1.0, None] and lines[0]["value_last"] == 0.25

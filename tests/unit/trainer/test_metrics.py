@@ -18,10 +18,10 @@ from openrlhf_orz.trainer.metrics import (
     info,
     rank_metrics,
     rollout_metrics,
-    rollout_row,
     step_record,
     trained_rewards,
 )
+from openrlhf_orz.trainer.rollout_rows import rollout_row, spread_places, token_numbers, token_texts
 
 
 def test_rollout_metrics_by_hand():
@@ -114,6 +114,33 @@ def test_a_row_has_the_sampled_token_ids():
     sample.action_mask[:] = 0
     row = rollout_row(sample, Tokenizer(), [])
     assert (row["prompt_tokens"], row["token_ids"]) == (7, []) and "between" not in row
+
+
+def test_values_and_advantages_of_chosen_responses_by_token():
+    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]])
+    values, advantages = torch.arange(12.0).reshape(3, 4) / 3, -torch.arange(12.0).reshape(3, 4)
+    batch = SimpleNamespace(index=[2, 0, 1], action_mask=mask, values=values, advantages=advantages)
+    found = token_numbers([batch], [0, 1])
+    assert found[0] == {"values": [2.0, 2.3333], "advantages": [-6, -7]}
+    assert found[1]["advantages"] == [-8, None, None, -11], "an agent's tokens between actions have none"
+    assert set(found) == {0, 1}
+    assert spread_places(10, 4) == [0, 2, 5, 7] and spread_places(2, 5) == [0, 1] and spread_places(5, 0) == []
+    row = rollout_row(make_sample(prompt=2, response=3), Tokenizer(), [], None, 1.0, {"values": [0, 1, 2]})
+    assert row["values"] == [0, 1, 2] and "".join(row["token_texts"]) == row["response"]
+    assert "token_texts" not in rollout_row(make_sample(), Tokenizer(), [])
+
+
+def test_each_token_has_the_text_that_it_adds():
+    class Bytes:
+        """A token a byte; as sentencepiece's, it drops a blank at the beginning."""
+
+        def decode(self, ids, skip_special_tokens):
+            return bytes(ids).decode(errors="replace").removeprefix(" ")
+
+    text = "a é b🧠."
+    texts = token_texts(Bytes(), list(text.encode()))
+    assert "".join(texts) == text and texts == ["a", " ", "", "é", " ", "b", "", "", "", "🧠", "."]
+    assert token_texts(Bytes(), list("é".encode())[:1]) == ["\ufffd"] and token_texts(Bytes(), []) == []
 
 
 def test_step_record_names_and_nan():

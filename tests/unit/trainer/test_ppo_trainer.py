@@ -104,6 +104,25 @@ def test_rollouts_are_written_as_often_and_as_many_as_asked(monkeypatch, tmp_pat
     assert len((tmp_path / "rollouts" / "step_2.jsonl").read_text().splitlines()) == 3
 
 
+def test_chosen_rows_have_values_by_token(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path, "--orz.rollout_values", "2", "--orz.rollout_dump_max", "3")
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 1, 1]])
+
+    def train_step(self, samples, step):
+        batch = {"values": mask * 0.5, "advantages": mask * -0.5, "returns": mask.float(), "action_mask": mask}
+        experience = SimpleNamespace(index=[1, 0, 2, 3], rewards=torch.zeros(4), **batch)
+        monkeypatch.setattr(BasePPOTrainer, "_compute_rollout_stats", lambda self, experiences: {})
+        return self._compute_rollout_stats([experience]), step + 1
+
+    monkeypatch.setattr(BasePPOTrainer, "train_step", train_step)
+    trainer.train_step(rollouts(), 0)
+    trainer.run_dir.wait()
+    rows = [json.loads(line) for line in (tmp_path / "rollouts" / "step_1.jsonl").read_text().splitlines()]
+    assert [row.get("values") for row in rows] == [[0.5] * 3, [0.5] * 2, None], "two of the three rows written"
+    assert rows[1]["advantages"] == [-0.5] * 2 and "".join(rows[0]["token_texts"]) == rows[0]["response"]
+    assert trainer_of(tmp_path)._chosen_numbers([]) == {}
+
+
 def test_the_metrics_of_a_step_do_not_leak_into_the_next(monkeypatch, tmp_path):
     trainer = trainer_of(tmp_path)
     monkeypatch.setattr(BasePPOTrainer, "train_step", lambda self, samples, step: ({}, step + 1))
