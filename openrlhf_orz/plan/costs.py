@@ -106,6 +106,15 @@ def head_activations(shape: Shape, b: int, tokens: int, device: str, gradient: b
     return logits + weight + (kept if gradient and kept <= half * LOGITS_KEPT[device] else 0)
 
 
+def value_activations(outputs: int, tokens: int, gradient: bool) -> float:
+    """Bytes of a critic's K outputs a token (--orz.value_loss hl_gauss): of one output or none they are not counted.
+
+    An output is held as the head gives it, masked, and as softmax in float32: 10 bytes. The loss holds targets in
+    float64 on the way: 37 bytes, counted by torch's profiler at 8,192 tokens of 51 and 101 bins, in both dtypes.
+    """
+    return tokens * outputs * (37 if gradient else 10) if outputs > 1 else 0.0
+
+
 @dataclass(frozen=True)
 class States:
     """Bytes of one rank.

@@ -13,6 +13,7 @@ from openrlhf_orz.plan.costs import (
     reference_states,
     trained_states,
     training_activations,
+    value_activations,
 )
 from openrlhf_orz.plan.hardware import GIB, Hardware
 from openrlhf_orz.plan.layout import Batches, places
@@ -91,6 +92,10 @@ class _Model:
             fp32 = args.orz.fp32_head
             self.train_head = head_activations(shape, b, cut.longest_pack, device, gradient=True, fp32=fp32)
             self.forward_head = head_activations(shape, b, cut.forward_pack, device, gradient=False, fp32=fp32)
+        else:
+            self.train_head = value_activations(shape.value_outputs, cut.longest_pack, gradient=True)
+            self.forward_head = value_activations(shape.value_outputs, cut.forward_pack, gradient=False)
+        self.outputs = f"{role} {'outputs' if role == 'critic' else 'logits'}"
         self.sleeps = args.ds.enable_sleep and not args.ds.adam_offload and role != "ref"
 
     def resident(self) -> dict[str, float]:
@@ -113,7 +118,7 @@ class _Model:
             f"{self.role} gathered weights": states.gathered,
             f"{self.role} gradient bucket": states.bucket,
             f"{self.role} activations": self.train_pack,
-            f"{self.role} logits": self.train_head,
+            self.outputs: self.train_head,
         }
         step = {f"{self.role} float32 gradients": states.step}
         return parts | max(backward, step, key=lambda part: sum(part.values()))
@@ -123,7 +128,7 @@ class _Model:
         return self.resident() | {
             f"{self.role} gathered weights": self.states.gathered,
             f"{self.role} activations": self.forward_pack,
-            f"{self.role} logits": self.forward_head,
+            self.outputs: self.forward_head,
         }
 
     def host(self) -> float:

@@ -88,6 +88,9 @@ def plan_run(
     elif critic is None:
         same = args.critic.model_name_or_path == args.actor.model_name_or_path
         critic = policy if same else known_shape(args.critic.model_name_or_path)
+    if critic is not None:
+        outputs = {"mse": 0, "bce": 1, "hl_gauss": args.orz.value_bins}[args.orz.value_loss]
+        critic = replace(critic, value_outputs=outputs)
     needed = sum(devices(args).values())
     if not hardware.per_node:
         per_node = min(needed, max(args.actor.num_gpus_per_node, 1))

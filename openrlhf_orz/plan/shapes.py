@@ -45,6 +45,7 @@ class Shape:
     shared_intermediate: int = 0  # width of the expert that every token passes (Qwen2-MoE)
     # (parameters of the body, weights that a token is multiplied with in all layers); None: by formula
     counted: tuple[int, int] | None = None
+    value_outputs: int = 0  # of a critic's head with biases (--orz.value_loss bce, hl_gauss); 0: one without
 
     @property
     def queries(self) -> int:
@@ -90,8 +91,8 @@ class Shape:
         return self.body_parameters() + (0 if self.tied else self.vocabulary * self.hidden)
 
     def critic_parameters(self) -> int:
-        """The decoder with a value head (1, H) without bias; no output head."""
-        return self.body_parameters() + self.hidden
+        """The decoder with a value head: (1, H) without bias, or (K, H) with K biases; no output head."""
+        return self.body_parameters() + (self.value_outputs * (self.hidden + 1) or self.hidden)
 
     def frozen_parameters(self, what: str) -> int:
         """Parameters that ``--orz.freeze_critic`` leaves as they are."""

@@ -131,6 +131,17 @@ def test_peak_grows_with_tokens():
     assert peaks == sorted(peaks) and peaks[-1] > peaks[0]
 
 
+def test_a_histogram_of_returns_by_hand():
+    flags = (*COLOCATED, *ranks(1, 8), "--ds.zero_stage", 3)
+    plain, found = make(*flags), make(*flags, "--orz.value_loss", "hl_gauss", "--orz.value_bins", 101)
+    hidden = found.critic.hidden
+    assert found.critic.critic_parameters() - plain.critic.critic_parameters() == 100 * hidden + 101
+    assert make(*flags, "--orz.value_loss", "bce").critic.critic_parameters() - plain.critic.critic_parameters() == 1
+    assert phase(found, "values")["critic outputs"] == 10 * 101 * found.batches.forward_pack
+    assert phase(found, "training of critic")["critic outputs"] == 37 * 101 * found.batches.longest_pack
+    assert "critic outputs" not in phase(plain, "values") and found.policy == plain.policy
+
+
 @pytest.mark.parametrize("stage", range(4))
 def test_more_ranks_never_need_more(stage):
     asleep = [flag for flag in COLOCATED if flag != "--ds.enable_sleep" or stage >= 2]
