@@ -96,5 +96,11 @@ def test_a_critic_is_fitted_goes_on_after_a_kill_and_loads(tmp_path, capfd):
     loaded = table.summary()
     for key in ("explained_variance", "value_mean", "calibration_error"):
         assert loaded[key] == pytest.approx(best[key], abs=1e-4), key
+    further = [*command, "--model", str(out), "--output", str(tmp_path / "further"), "--rounds", "1"]
+    rest = subprocess.run(further, env=ENV, capture_output=True, text=True, timeout=600)
+    assert rest.returncode == 0, rest.stdout[-2000:] + rest.stderr[-3000:]
+    started = json.loads((tmp_path / "further" / "pretraining.json").read_text())["rounds"][0]
+    for key in ("explained_variance", "value_mean", "calibration_error"):  # loaded by the trainer's own class
+        assert started[key] == pytest.approx(best[key], abs=1e-4), key
     assert main(command[6:]) == 0 and "is finished" in capfd.readouterr().out
     assert main([*command[6:], "--held_out", "0.5"]) == 2 and "is finished, with" in capfd.readouterr().err
