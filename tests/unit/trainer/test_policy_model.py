@@ -87,8 +87,7 @@ def test_a_float32_head_needs_a_head_of_ours():
         OrzActor(capped, fp32_head=True)
     OrzActor(capped)
     actor = OrzActor(model("sdpa").bfloat16(), fp32_head=True)
-    sequences, attention, action = batch()
-    _, output = actor(sequences, action, attention_mask=attention, return_output=True)
+    sequences, attention, _ = batch()
     hidden = actor.model.model(sequences, attention_mask=attention).last_hidden_state
     logits = hidden.float() @ actor.model.lm_head.weight.float().T
     rounded = (hidden @ actor.model.lm_head.weight.T).float()
