@@ -1,9 +1,10 @@
 """The data of a run, before Ray starts: its prompts, written for OpenRLHF."""
 
+import json
 from collections.abc import Set
 from pathlib import Path
 
-from openrlhf_orz.settings.checks import check_rollouts
+from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.derive import prompt_budget
 
 
@@ -51,6 +52,31 @@ def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:
     prompts = min(blended(train.counts, args.data.prompt_probs, args.train.seed), args.data.max_samples)
     check_rollouts(args, prompts)
     return prepared, prompts
+
+
+def replayed_steps(args, prompts: list[str], start_step: int) -> int:
+    """The last step of ``--orz.replay``, whose first rollout must be to some of the prepared ``prompts`` (files).
+
+    Says on the console that what follows is not on-policy. Raises ConfigError.
+    """
+    from openrlhf_orz.rollout.replay_rows import OTHER, last_replayable, read_rollout
+
+    first = start_step + 1
+    try:
+        last = last_replayable(args.orz.replay, first)
+        texts = (Path(file).read_text(encoding="utf-8") for file in prompts)
+        known = {json.loads(line)["prompt"] for text in texts for line in text.splitlines()}
+        for place, row in read_rollout(args.orz.replay, first):
+            if row["prompt"] not in known:
+                raise ConfigError(f"{place} answers a prompt that is not among this run's: {OTHER}")
+    except ConfigError as error:
+        raise ConfigError(f"--orz.replay: {error}") from None
+    print(
+        f"[orz] --orz.replay: trains on what {args.orz.replay} has dumped, steps {first} to {last}; another policy has"
+        " sampled it, so this is NOT on-policy. No engine starts, and nothing is generated",
+        flush=True,
+    )
+    return last
 
 
 def blended(counts: list[int], probabilities: str | None, seed: int) -> int:

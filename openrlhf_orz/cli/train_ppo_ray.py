@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from openrlhf_orz.cli import plan
-from openrlhf_orz.cli.run_prompts import look_at_data, prepare_data, short_rollout
+from openrlhf_orz.cli.run_prompts import look_at_data, prepare_data, replayed_steps, short_rollout
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
 from openrlhf_orz.runtime.nodes import ask_agents, keep_logs, mark_shared
 from openrlhf_orz.runtime.private import new_scratch
@@ -31,11 +31,13 @@ def begin(args, explicit: Set[str] = frozenset()) -> RunFacts:
     Raises DataError if there is nothing to train on, ConfigError if the directory is another run's.
     """
     prepared, prompts = prepare_data(args, explicit)
-    prompts_sha256 = resume.prompts_sha256(prepared["data.prompt_dataset"].split(","))
+    files = prepared["data.prompt_dataset"].split(",")
+    prompts_sha256 = resume.prompts_sha256(files)
     found = resume.find_checkpoint(args, prompts_sha256)
     for folder in (args.ckpt.path, args.orz.run_dir):
         checkpoints.clear_partial(folder)
     own_ray = ray_session.running_ray() is None
+    start_step = 0 if found is None else checkpoints.step_of(found)
     run = RunFacts(
         prompts=prompts,
         policy_steps=policy_steps(args, prompts),
@@ -46,7 +48,8 @@ def begin(args, explicit: Set[str] = frozenset()) -> RunFacts:
         checkpoints=args.ckpt.path,
         save_steps=args.ckpt.save_steps,
         resume_from=None if found is None else str(found),
-        start_step=0 if found is None else checkpoints.step_of(found),
+        start_step=start_step,
+        last_step=replayed_steps(args, files, start_step) if args.orz.replay else None,
         restarts=int(os.environ.get(RESTARTS_VARIABLE, 0)),
         own_ray=own_ray,
         shared={} if own_ray else mark_shared((args.orz.run_dir, args.ckpt.path)),
@@ -139,6 +142,7 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
     run = begin(args, explicit)
     save_config(args, explicit, run_dir / "config.json")
     steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes
+    steps = min(steps, run.last_step or steps)
     print(describe_forwards(args), describe_attention(args), sep="\n")
     print(f"[orz] {run.prompts} prompts, {steps} steps, into {run_dir}", flush=True)
     if said := short_rollout(args, run.prompts):
@@ -188,20 +192,8 @@ def driver_output(args):
     if args.orz.worker_logs:
         yield
         return
-    path = Path(args.orz.run_dir) / "logs" / "driver.log"
-    path.parent.mkdir(exist_ok=True)
-    console = os.dup(1), os.dup(2)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:  # the file descriptors: compilers that DeepSpeed starts write there, too
-        for fd in (1, 2):
-            os.dup2(log, fd)
+    with console.output_to(Path(args.orz.run_dir) / "logs" / "driver.log"):
         yield
-    finally:
-        sys.stdout.flush()
-        for fd, saved in enumerate(console, start=1):
-            os.dup2(saved, fd)
-            os.close(saved)
-        os.close(log)
 
 
 def summary(args) -> str:

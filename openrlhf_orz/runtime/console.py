@@ -3,13 +3,14 @@
 Both work while the driver's own output goes to a file.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _terminal: int | None = None
@@ -28,6 +29,25 @@ def say(text: str) -> None:
         os.write(2 if _terminal is None else _terminal, f"[orz] {text}\n".encode(errors="replace"))
     except OSError:
         pass  # the terminal has gone
+
+
+@contextlib.contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """What this process and those that it starts print goes to the end of ``path`` in the body."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    console = os.dup(1), os.dup(2)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    try:  # the file descriptors: compilers and engines write there, too
+        for fd in (1, 2):
+            os.dup2(log, fd)
+        yield
+    finally:
+        sys.stdout.flush()
+        for fd, saved in enumerate(console, start=1):
+            os.dup2(saved, fd)
+            os.close(saved)
+        os.close(log)
 
 
 # ---- progress
@@ -59,17 +79,17 @@ def tell_stage(run_dir: str | Path, text: str) -> None:
 
 
 class Countdown:
-    """Tells the stage of the first rollout: how many of its prompts are answered, every ``every_s`` seconds."""
+    """Tells how many prompts of the first rollout, or of an evaluation, are answered, every ``every_s`` seconds."""
 
-    def __init__(self, run_dir: str | Path, every_s: float = 10.0):
-        self.run_dir, self.every_s = run_dir, every_s
+    def __init__(self, run_dir: str | Path, every_s: float = 10.0, what: str = "first rollout"):
+        self.run_dir, self.every_s, self.what = run_dir, every_s, what
         self.answered, self.told_at, self.over = 0, time.monotonic(), False
 
     def add(self, answered: int, pending: int) -> None:
         """So many more are answered, and so many are not yet."""
         self.answered += answered
         if not self.over and (not pending or time.monotonic() - self.told_at >= self.every_s):
-            tell_stage(self.run_dir, f"first rollout: {self.answered} of {self.answered + pending} prompts")
+            tell_stage(self.run_dir, f"{self.what}: {self.answered} of {self.answered + pending} prompts")
             self.told_at, self.over = time.monotonic(), not pending
 
 

@@ -1,5 +1,6 @@
 """Checks of batches, ranks, modes and losses: what must divide, fit or go together. checks.py raises it."""
 
+import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -264,3 +265,29 @@ def _lengths(args) -> Iterator[str]:
             f"--rollout.max_new_tokens {new_tokens} leaves no room for a prompt in --data.max_len {args.data.max_len}:"
             " leave it out to give each response what its prompt leaves"
         )
+
+
+def replay_problems(args, explicit: set[str]) -> Iterator[str]:
+    """What a rollout that is read back cannot have: --orz.replay starts no engines."""
+    if args.orz.replay is None:
+        return
+    if not os.path.isdir(os.path.join(args.orz.replay, "rollouts")):
+        yield f"--orz.replay: {args.orz.replay} has no rollouts/: name a run's directory"
+    elif os.path.realpath(args.orz.replay) == os.path.realpath(args.orz.run_dir):
+        yield "--orz.replay: a run cannot replay itself, as it writes there: choose another --ckpt.output_dir"
+    own = ("train.agent_func_path", "orz.agent_cls", "orz.reward_cls", "reward.remote_url")
+    for name, given, why in (
+        ("train.async_enable", args.train.async_enable, "draws rollouts in a process of its own"),
+        ("algo.dynamic_filtering_enable", args.algo.dynamic_filtering_enable, "draws other prompts"),
+        *((name, name in explicit, "would not be asked: rewards are read") for name in own),
+        ("eval.dataset", args.eval.dataset, "is answered by engines"),
+        ("orz.check_sync", args.orz.check_sync, "asks engines"),
+        ("orz.on_logprob_gap", args.orz.on_logprob_gap != "warn", "needs vLLM's log-probs"),
+        (
+            "algo.advantage.is_correction_level",
+            args.algo.advantage.is_correction_level != "off",
+            "needs vLLM's log-probs",
+        ),
+    ):
+        if given:
+            yield f"--{name} {why}, and --orz.replay starts none: leave one of them out"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
 
-from openrlhf_orz.settings.batch_checks import batch_problems, loss_problems, step_problems
+from openrlhf_orz.settings.batch_checks import batch_problems, loss_problems, replay_problems, step_problems
 from openrlhf_orz.settings.critic_checks import critic_problems
 from openrlhf_orz.settings.derive import data_parallel_ranks
 from openrlhf_orz.settings.effects import Effect
@@ -79,6 +79,7 @@ def check_flags(args: SimpleNamespace, explicit: set[str], idle: dict[str, Effec
             *_grading(args, explicit),
             *loss_problems(args, explicit),
             *critic_problems(args, explicit),
+            *replay_problems(args, explicit),
             *_packages(args),
         ]
     )

@@ -36,6 +36,7 @@ class RunFacts:
         recorded_flags: what a checkpoint keeps of the flags, to compare on resume.
         checkpoints: folder of the checkpoints (``--ckpt.path``).
         save_steps: a checkpoint every so many steps (``--ckpt.save_steps``; -1: none).
+        last_step: at which ``--orz.replay`` ends; None: that of the data.
         resume_from, start_step: the checkpoint to resume from and its step; None and 0 for a new run.
         restarts: how often ``--orz.max_restarts`` has started it again.
         own_ray: Ray is started for this run, on loopback, and ends with it.
@@ -55,6 +56,7 @@ class RunFacts:
     recorded_flags: Any = None
     resume_from: str | None = None
     start_step: int = 0
+    last_step: int | None = None
     restarts: int = 0
     own_ray: bool = True
     shared: dict[str, str] = field(default_factory=dict)
@@ -110,6 +112,8 @@ def for_openrlhf(args: SimpleNamespace, run: RunFacts) -> Settings:
         "ckpt.path": run.resume_from or args.ckpt.path,
         "train.enable_ema": False,  # OpenRLHF would average in the model's dtype: trainer/saving.py does in float32
     }
+    if args.orz.replay:  # nothing is generated
+        changes |= {"vllm.num_engines": 0, "vllm.enable_sleep": False}
     if args.eval.steps == -1:
         changes["eval.steps"] = float("inf")
     if args.algo.advantage.estimator not in ("gae", "reinforce"):

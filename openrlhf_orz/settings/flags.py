@@ -247,6 +247,13 @@ ORZ_FLAGS = (
         int,
         AT_LEAST_1,
     ),
+    Flag(
+        "orz.replay",
+        MEANING,
+        None,
+        "RUN: train on the rollouts that this run has dumped instead of generating; for debugging a critic, a loss or"
+        " a resumption, as it is not on-policy",
+    ),
     Flag("orz.rollout_dump_every", FREE, 1, "write rollouts/step_N.jsonl every N steps; 0: never", int, AT_LEAST_0),
     Flag("orz.rollout_dump_max", FREE, None, "most responses in each of these files (default: all)", int, AT_LEAST_1),
     Flag(

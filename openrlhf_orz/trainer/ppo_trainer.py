@@ -31,8 +31,10 @@ from openrlhf_orz.algo.token_stats import explained_variance, masked_mean
 from openrlhf_orz.data.prompts import PromptLoader
 from openrlhf_orz.evaluate.grading import evaluate_samples
 from openrlhf_orz.rollout.generation import OrzSamplesGenerator
+from openrlhf_orz.rollout.replay import samples_generator
 from openrlhf_orz.rollout.sync.check import SyncCheck, engine_memory, fill_log_probs
 from openrlhf_orz.rollout.sync.transport import BroadcastBroken
+from openrlhf_orz.runtime.console import tell_stage
 from openrlhf_orz.runtime.memory import memory_metrics
 from openrlhf_orz.runtime.run_dir import RunDir, TolerantLogger
 from openrlhf_orz.runtime.stopping import StopRequested, training_mark
@@ -125,6 +127,8 @@ class OrzTrainer(BasePPOTrainer):
             self.sync_check.keep(rollout_samples)
         fill_log_probs(rollout_samples)
         self.metrics.start(rollout_samples)
+        if self.args.orz.replay:
+            self.metrics.add(replayed=1.0)
         self.metrics.add(self.sync_check.take_start())
         # all of the step: a rank that hangs may do so while it is handed its samples
         with phase_limit(self.args.orz.training_timeout_s, "training", "training_timeout_s", self.logs):
@@ -243,7 +247,7 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
     """The synchronous trainer: one process draws the rollouts and steers the training on them."""
 
     prepare_datasets = staticmethod(load_prompts)
-    samples_generator_cls = OrzSamplesGenerator
+    samples_generator_cls = staticmethod(samples_generator)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -253,7 +257,8 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
         return DrawnRollouts(self.samples_generator, self.prompts_dataloader)
 
     def fit(self, *args, **kwargs):
-        self.check_start()
+        if not self.args.orz.replay:  # it has no engines
+            self.check_start()
         if self.eval_dataloader and self.args.eval.steps != float("inf") and self.args.run.resume_from is None:
             self.evaluate_start()
         super().fit(*args, **kwargs)
@@ -270,6 +275,7 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
     @torch.no_grad()
     def evaluate(self, global_step, **generate_kwargs):
         start = time.time()
+        tell_stage(self.run_dir.path, f"evaluating after step {global_step}")
         samples = self.samples_generator.generate_eval_samples(**generate_kwargs)
         n = generate_kwargs["n_samples_per_prompt"]
         logs = evaluate_samples(self.eval_dataloader, samples, n, self.tokenizer, self.args)
@@ -280,6 +286,8 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
         return logs
 
     def broadcast_to_vllm(self):
+        if self.args.orz.replay:  # OpenRLHF asks for it on resumption, engines or not
+            return
         super().broadcast_to_vllm()
         self.metrics.add(self.samples_generator.engines.asleep)
 

@@ -6,8 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from faults import Run, attack, is_loopback, listening, no_traces, of_run, shared_memory, speak_to_ray, unanswered
 from runs import read_jsonl
+from safetensors.torch import load_file
 
 from openrlhf_orz.data.arithmetic import generate_additions
 from openrlhf_orz.runtime import checkpoints
@@ -59,6 +61,20 @@ def undisturbed(tmp_path_factory, data):
     run = Run(tmp_path_factory.mktemp("undisturbed") / "run", *flags(data))
     assert run.wait(600) == 0, run.output()
     return run
+
+
+def test_a_replay_trains_as_the_run_did(undisturbed, data, tmp_path):
+    """On the same rollouts from the same weights: the same losses and the same policy, without an engine."""
+    run = Run(tmp_path / "run", *flags(data), "--orz.replay", undisturbed.run_dir, "--orz.rollout_dump_every", "0")
+    assert run.wait(300) == 0, run.output()
+    assert "NOT on-policy" in run.output() and "engine" not in run.output().split("NOT on-policy")[1].lower()
+    metrics, whole = (read_jsonl(path / "metrics.jsonl") for path in (run.run_dir, undisturbed.run_dir))
+    assert [m["replayed"] for m in metrics] == [1] * STEPS and "replayed" not in whole[0]
+    for ours, theirs in zip(metrics, whole, strict=True):
+        for key in ("reward", "response_length", "critic_loss", "actor_grad_norm", "value_mean", "verdict_right"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-7), (ours["step"], key)
+    policy, other = (load_file(path / "hf" / "model.safetensors") for path in (run.run_dir, undisturbed.run_dir))
+    assert all(torch.equal(policy[name], other[name]) for name in other)
 
 
 def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
