@@ -15,6 +15,7 @@ from openrlhf.trainer.ppo_trainer import PPOTrainer
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor
 from openrlhf.trainer.ray.ppo_critic import CriticModelActor
+from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 
 from openrlhf_orz.runtime.private import new_scratch
 from openrlhf_orz.runtime.ray_session import ray_session, trainer_env
@@ -254,17 +255,23 @@ class Side:
                 self.ray.kill(actor)
 
 
+class StockEngine(RolloutRayActor):
+    """OpenRLHF's engine, which leaves nothing behind."""
+
+    def _configure_vllm_env(self, *args, **kwargs):
+        super()._configure_vllm_env(*args, **kwargs)
+        os.makedirs(os.environ["VLLM_RPC_BASE_PATH"], exist_ok=True)  # ours makes it itself, and may start later
+
+    async def shutdown(self):
+        """Killed with Ray, its processes would leave their shared memory behind."""
+        self.llm.shutdown()
+
+
 def start_engine(kind: str, args, pg, extra: dict):
     """A vLLM engine as the side starts it. Stock's grades nothing: it has no grader but the user's."""
     from openrlhf.trainer.ray import create_vllm_engines
-    from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 
     from openrlhf_orz.rollout.engine import Engines, OrzRolloutActor
-
-    class StockEngine(RolloutRayActor):
-        async def shutdown(self):
-            """Killed with Ray, its processes would leave their shared memory behind."""
-            self.llm.shutdown()
 
     return create_vllm_engines(
         1, 1, args.actor.model_name_or_path, args.train.seed, False, args.vllm.enable_prefix_caching, True,

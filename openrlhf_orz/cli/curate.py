@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from openrlhf_orz.data.curate.config import Config, PassRate, load_config
 from openrlhf_orz.data.curate.pass_rate import Sampler
 from openrlhf_orz.data.curate.pipeline import run_pipeline
 from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.runtime.console import keep_terminal, output_to, say
+from openrlhf_orz.runtime.private import vllm_files
 from openrlhf_orz.settings.redact import printable
 
 
@@ -54,17 +57,30 @@ def configuration(argv: list[str] | None) -> tuple[argparse.ArgumentParser, Conf
 def main(argv: list[str] | None = None) -> int:
     try:
         _, config = configuration(argv)
-        run_pipeline(config, lambda line: print(line, flush=True), _sampler)
+        if config.pass_rate and config.pass_rate.model:
+            keep_terminal()
+        with vllm_files():
+            run_pipeline(config, lambda line: print(line, flush=True), partial(_sampler, Path(config.output)))
     except DataError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 
 
-def _sampler(options: PassRate) -> Sampler:
-    from openrlhf_orz.evaluate.generate import pass_rate_sampler
+def _sampler(folder: Path, options: PassRate, questions: int) -> Sampler:
+    """The model's answers; what vLLM prints goes to work/vllm.log, and how far it is to the terminal."""
+    from openrlhf_orz.evaluate.pass_rates import pass_rate_sampler
 
-    return pass_rate_sampler(options)
+    log = folder / "work" / "vllm.log"
+    say(f"pass rates of {questions} questions: loading {options.model} (vLLM's own lines: {log})")
+    with output_to(log):
+        sample = pass_rate_sampler(options, questions, say)
+
+    def quietly(*batch: list[str]) -> list[int]:
+        with output_to(log):
+            return sample(*batch)
+
+    return quietly
 
 
 if __name__ == "__main__":

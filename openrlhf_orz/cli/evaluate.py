@@ -87,10 +87,12 @@ def main(argv: list[str] | None = None) -> int:
     options = evaluate_parser().parse_args(argv)
     from openrlhf_orz.data.rows import DataError
     from openrlhf_orz.evaluate.run import evaluate_model
+    from openrlhf_orz.runtime.private import vllm_files
 
     try:
         check_options(options)
-        content = evaluate_model(options)
+        with vllm_files():
+            content = evaluate_model(options)
     except (EvaluationError, DataError, OSError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2

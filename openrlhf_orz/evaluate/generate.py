@@ -1,4 +1,4 @@
-"""Responses from vLLM: engines in processes for an evaluation, and one in this process for pass rates.
+"""Responses from vLLM: engines in processes for an evaluation. pass_rates.py has one in its own process.
 
 Both sample as training does: with its stop strings, which stay in the response, and with special tokens in the text.
 """
@@ -13,26 +13,19 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.queues import Queue
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from openrlhf_orz.data.sources import DataError
 from openrlhf_orz.evaluate.questions import EvaluationError
-from openrlhf_orz.reward.verifiers import VerifierSet
 from openrlhf_orz.settings.flags import STOP_STRINGS
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
 
-    from openrlhf_orz.data.curate.config import PassRate
-    from openrlhf_orz.data.curate.pass_rate import Sampler
-
 PROGRESS_S = 15
-_GRADED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,7 @@ class EngineSettings:
     max_len: int | None = None
     trust_remote_code: bool = False
     engine_args: dict = field(default_factory=dict)
+    log: str | None = None  # where the engines' processes print to; None: where the command does
 
 
 def sampling_params(
@@ -158,6 +152,10 @@ def engine_process(number: int, settings: EngineSettings, requests: list[Request
     (number, "failed", traceback).
     """
     _end_with_parent()
+    if settings.log:
+        handle = os.open(settings.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for fd in (1, 2):
+            os.dup2(handle, fd)
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     # the engine runs in this process: a further one would not notice that this one was killed
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -205,9 +203,10 @@ def run_engines(
         for i, share in enumerate(shares)
         if share
     }
+    log(f"loading {settings.model} in {len(processes)} engines" + (f" (log: {settings.log})" if settings.log else ""))
     for process in processes.values():
         process.start()
-    working, received, last = set(processes), 0, time.monotonic()
+    working, received, pace = set(processes), 0, Pace(len(requests), "responses", log)
     try:
         while working:
             try:
@@ -218,14 +217,13 @@ def run_engines(
                     code = processes[dead[0]].exitcode
                     raise EvaluationError(
                         f"engine {dead[0]} died (exit code {code}): run the same command to go on"
+                        + (f"; what it printed: {settings.log}" if settings.log else "")
                     ) from None
                 continue
             if kind == "row":
                 accept(content)
                 received += 1
-                if time.monotonic() - last > PROGRESS_S:
-                    last = time.monotonic()
-                    log(f"{received} of {len(requests)} responses")
+                pace.tell(received)
             elif kind == "done":
                 working.discard(number)
             else:
@@ -239,37 +237,21 @@ def run_engines(
                 process.kill()
 
 
-def pass_rate_sampler(options: PassRate) -> Sampler:
-    """Load the model of the pass-rate stage; the result answers each prompt n times and counts the right answers.
+class Pace:
+    """Says now and then how far the work is: "120 of 613 questions, 0.85/s, 10 min left"."""
 
-    Raises DataError if vLLM is not installed or does not load the model.
-    """
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read on CPU only
-    try:
-        from vllm import LLM
+    def __init__(self, total: int, what: str, log: Callable[[str], object]):
+        self.total, self.what, self.log = total, what, log
+        self.start = self.told_at = time.monotonic()
 
-        model = LLM(
-            options.model, dtype=options.dtype, max_model_len=options.max_model_len or None, seed=0, enforce_eager=True
+    def tell(self, done: int) -> None:
+        """So many are done. Silent for PROGRESS_S after a line, but for the last one."""
+        now = time.monotonic()
+        if now - self.told_at < PROGRESS_S and done < self.total:
+            return
+        self.told_at, rate = now, done / max(now - self.start, 1e-9)
+        left = (self.total - done) / rate if rate else 0.0
+        time_left = f"{left / 60:.0f} min" if left >= 120 else f"{left:.0f} s"
+        self.log(
+            f"{done} of {self.total} {self.what}, {rate:.2g}/s" + (f", {time_left} left" if rate and left else "")
         )
-    except Exception as error:
-        raise DataError(f"pass_rate.model {options.model}: vLLM did not load it: {error}") from error
-    # the engine has a seed, the requests have none: chunked prefill is on, with which seeds fail on a CPU (above)
-    params = sampling_params(options.temperature, options.top_p, options.max_new_tokens, n=options.n)
-    verifiers = VerifierSet(shared=True)
-    threads = ThreadPoolExecutor(_GRADED_AT_ONCE)
-
-    def reward(answer: Any, reference: str, name: str) -> float:
-        return verifiers.named(name).grade(answer.text, reference, answer.finish_reason == "stop").reward
-
-    def sample(prompts: list[str], references: list[str], names: list[str]) -> list[int]:
-        outputs = model.generate(prompts, params, use_tqdm=False)
-        asked = [
-            threads.submit(reward, answer, reference, name)
-            for output, reference, name in zip(outputs, references, names)
-            for answer in output.outputs
-        ]
-        rewards = [future.result() for future in asked]
-        return [int(sum(rewards[i : i + options.n])) for i in range(0, len(rewards), options.n)]
-
-    return sample

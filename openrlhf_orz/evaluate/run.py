@@ -142,7 +142,7 @@ def engine_settings(options: Namespace) -> EngineSettings:
         batch_size=options.batch_size or (32 if device == "cpu" else 256), tensor_parallel=options.tensor_parallel,
         cores=max(1, len(os.sched_getaffinity(0)) // options.engines), kvcache_mib=options.cpu_kvcache_mib,
         gpu_memory=options.gpu_memory_utilization, trust_remote_code=options.trust_remote_code,
-        engine_args=options.engine_args,
+        engine_args=options.engine_args, log=str(options.out / "engines.log"),
     )  # fmt: skip
 
 

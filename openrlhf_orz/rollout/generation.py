@@ -124,6 +124,10 @@ class OrzSamplesGenerator(SamplesGenerator):
             self.awake = True
         self.engines.revive_dead()
         self._begin()
+        if numbering is not None:
+            self.countdown = Countdown(self.args.orz.run_dir, what="evaluation")
+        elif not self.rollouts:
+            self.countdown = Countdown(self.args.orz.run_dir)
         if numbering is None:
             self.rollouts += 1
             numbering = self.training_prompts

@@ -8,6 +8,7 @@ the folder, as a process number would not.
 
 import contextlib
 import fcntl
+import getpass
 import glob
 import hashlib
 import os
@@ -18,6 +19,7 @@ import socket
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from openrlhf_orz.runtime.processes import ProcessRecord
@@ -122,6 +124,32 @@ def private_folder(path: str):
             bury(path)
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def vllm_files() -> Iterator[None]:
+    """For a command that starts vLLM itself: what it leaves behind, sockets and rendezvous files, goes with the body.
+
+    What killed commands and runs have left goes before.
+    """
+    clean_leftovers((shared_folder(),))
+    folder, temporary = new_scratch().rstrip("/"), tempfile.tempdir
+    compiled = f"torchinductor_{getpass.getuser()}"  # torch's name for it, below TMPDIR
+    cache = compile_cache(os.path.join(tempfile.gettempdir(), compiled))
+    places = {"VLLM_RPC_BASE_PATH": folder, "TMPDIR": folder}
+    before = {name: os.environ.get(name) for name in places}
+    with private_folder(folder):
+        os.symlink(cache, os.path.join(folder, compiled))
+        os.environ.update(places)
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = temporary
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def bury(folder: str) -> None:

@@ -14,6 +14,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.runtime import checkpoints
+from openrlhf_orz.runtime.console import tell_stage
 from openrlhf_orz.runtime.run_dir import RunDir, stack_versions
 from openrlhf_orz.runtime.stopping import SHORTEST_STOP_S, Stopped, StopRequested, last_seconds, stop_if_asked
 from openrlhf_orz.runtime.watchdog import phase_limit
@@ -96,6 +97,7 @@ class TrainerCheckpoints:
         self.last_states = dict(client_states)
         self.warn_of_stop()
         if self.args.run.save_steps >= 1 and step % self.args.run.save_steps == 0:
+            tell_stage(self.run_dir.path, f"writing the checkpoint of step {step}")
             begin = time.monotonic()
             self.save(f"global_step{step}")
             self.seconds = time.monotonic() - begin

@@ -46,3 +46,14 @@ def test_stock_is_given_our_zero_and_its_own(load, tmp_path):
     assert {(args.ds.zero_stage, args.ds.grad_accum_dtype) for args in both} == {(1, "fp32")}
     own = sides.stock_args(flags, "packed:512:zero2", 16).ds
     assert (own.zero_stage, own.grad_accum_dtype, own.packing_samples) == (2, None, True)
+
+
+def test_stocks_engine_makes_the_folder_of_its_sockets(load, tmp_path, monkeypatch):
+    """Ours makes it, too, but may start later."""
+    import vllm
+    from packaging import version
+
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path / "scratch" / "ipc"))
+    engine = load("sides").StockEngine
+    engine._configure_vllm_env(object.__new__(engine), version, vllm, False)
+    assert (tmp_path / "scratch" / "ipc").is_dir()

@@ -43,6 +43,12 @@ def estimate(rows: Iterable[dict], options: PassRate, sample: Sampler, file: Pat
     return known
 
 
+def unasked(source: Path, file: Path) -> int:
+    """How many rows of a shard the model has not answered yet."""
+    known = _known(file)
+    return sum(row["id"] not in known for row in read_records(source))
+
+
 def _known(file: Path) -> dict[str, tuple[int, int]]:
     """The estimates in the file; a last line that a kill cut short is removed."""
     found: dict[str, tuple[int, int]] = {}

@@ -25,15 +25,15 @@ from openrlhf_orz.data.json_lines import read_records
 from openrlhf_orz.data.sources import READERS, DataError, suffix_of
 
 Log = Callable[[str], None]
-MakeSampler = Callable[[PassRate], pass_rate.Sampler] | None
+MakeSampler = Callable[[PassRate, int], pass_rate.Sampler] | None
 _made: dict[str, Any] = {}  # objects that a worker process makes once: detector, references, evaluation sets
 
 
 def run_pipeline(config: Config, log: Log = print, make_sampler: MakeSampler = None) -> dict:
     """Curate; returns the summary that funnel.json holds.
 
-    `make_sampler(config.pass_rate)` makes the sampler of a model when one is needed. Raises DataError, naming key or
-    flag, when the run can't start on these inputs with this configuration.
+    `make_sampler(config.pass_rate, questions)` makes the sampler of a model when one is needed. Raises
+    DataError, naming key or flag, when the run can't start on these inputs with this configuration.
     """
     folder = Path(config.output)
     inputs = parse_inputs(config.inputs)
@@ -253,6 +253,10 @@ def _run_dedup(before: Stage, stage: Stage, options: Dedup, config: Config, _: M
     stage.finish(clusters=decision.clusters, conflicts=decision.conflicts)
 
 
+def _estimates(stage: Stage, shard: int) -> Path:
+    return stage.folder / f"{shard:05d}.estimates.jsonl"
+
+
 def _run_pass_rate(before: Stage, stage: Stage, options: PassRate, config: Config, make_sampler: MakeSampler) -> None:
     mined = pass_rate.mine_rollouts(options.rollouts, options.template) if options.rollouts else None
     sample = None
@@ -262,8 +266,10 @@ def _run_pass_rate(before: Stage, stage: Stage, options: PassRate, config: Confi
         if mined is None and sample is None:
             if make_sampler is None:
                 raise DataError("pass_rate.model: this caller has no way to sample a model. Use the command.")
-            sample = make_sampler(options)
-        file = stage.folder / f"{shard:05d}.estimates.jsonl"
+            left = [s for s in before.shards() if not stage.has(s)]
+            todo = sum(pass_rate.unasked(before.kept(s), _estimates(stage, s)) for s in left)
+            sample = make_sampler(options, todo)
+        file = _estimates(stage, shard)
         stage.write(shard, *pass_rate.filter_shard(before.kept(shard), options, sample, mined, file))
     stage.finish()
 

@@ -7,15 +7,16 @@ import pytest
 
 from openrlhf_orz.data.curate.config import PassRate
 from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.evaluate import generate
 from openrlhf_orz.evaluate.generate import (
     EngineSettings,
     Request,
     engine_devices,
     generate_responses,
     make_engine,
-    pass_rate_sampler,
     sampling_params,
 )
+from openrlhf_orz.evaluate.pass_rates import pass_rate_sampler
 from openrlhf_orz.settings.flags import STOP_STRINGS
 
 SETTINGS = EngineSettings("m", 0.7, 0.9, 50, ("</answer>", "User:"), batch_size=2, device="cpu", dtype="float32")
@@ -125,6 +126,13 @@ def test_pass_rates_count_right_answers_that_ended(vllm, monkeypatch):
 
         def generate(self, prompts, params, use_tqdm):
             asked["params"] = params
+            assert use_tqdm([1], desc="Adding requests") == [1]
+            bar = use_tqdm(total=len(prompts), desc="Processed prompts")  # as vLLM does
+            for _ in prompts:
+                assert bar.format_dict["elapsed"] > 0
+                bar.postfix = "so many tokens/s"
+                bar.update(3)
+            bar.close()
             answers = {
                 "a": [completion(boxed(4)), completion(boxed(5)), completion(boxed(4), "length")],
                 "b": [completion(boxed("10")), completion(boxed("10")), completion("none")],
@@ -133,8 +141,13 @@ def test_pass_rates_count_right_answers_that_ended(vllm, monkeypatch):
 
     vllm.LLM = LLM
     options = PassRate(model="M", n=3, temperature=0.5, top_p=0.8, max_new_tokens=9)
-    sample = pass_rate_sampler(options)
+    told = []
+    monkeypatch.setattr(generate, "PROGRESS_S", 0)
+    sample = pass_rate_sampler(options, 3, told.append)
     assert sample(["a", "b"], ["4", "10"], ["math", "math"]) == [1, 2]
+    assert sample(["b"], ["10"], ["math"]) == [2]
+    assert [line.split(",")[0] for line in told] == [f"{n} of 3 questions" for n in (1, 2, 3)]
+    assert told[0].endswith(" left") and "left" not in told[2]
     assert asked["model"] == "M" and asked["seed"] == 0
     params = asked["params"]
     assert (params.n, params.temperature, params.top_p, params.max_tokens) == (3, 0.5, 0.8, 9)

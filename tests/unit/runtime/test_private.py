@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -175,3 +176,24 @@ def test_compiled_code_of_others_is_not_run(tmp_path, somebody_else, monkeypatch
     somebody_else()
     with pytest.raises(PermissionError):
         compile_cache(wanted)  # here the one in the home folder is a stranger's, too
+
+
+def test_what_vllm_leaves_goes_with_the_command(monkeypatch, tmp_path):
+    """Also where the command fails; what a killed one has left goes with the next."""
+    monkeypatch.setattr(private, "shared_folder", lambda: str(tmp_path))
+    monkeypatch.setattr(private, "compile_cache", lambda wanted: str(tmp_path / "cache"))
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", "/before")
+    temporary = tempfile.gettempdir()
+    dead = tmp_path / private.new_scratch().rstrip("/").rpartition("/")[2]
+    dead.mkdir(mode=0o700)
+    (dead / private.LOCK).touch()
+    with pytest.raises(KeyError), private.vllm_files():
+        (folder,) = tmp_path.iterdir()
+        assert os.environ["VLLM_RPC_BASE_PATH"] == os.environ["TMPDIR"] == str(folder) != str(dead)
+        assert tempfile.gettempdir() == str(folder)
+        (compiled,) = folder.glob("torchinductor_*")
+        assert compiled.is_symlink() and os.path.realpath(compiled) == os.path.realpath(str(tmp_path / "cache"))
+        (folder / "socket").touch()
+        raise KeyError
+    assert not list(tmp_path.iterdir()) and os.environ["VLLM_RPC_BASE_PATH"] == "/before"
+    assert tempfile.gettempdir() == temporary
