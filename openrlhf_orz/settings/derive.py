@@ -227,6 +227,8 @@ def _folders(values, explicit) -> None:
     run_dir = os.path.abspath(os.path.join("runs", name) if given is None else given)
     values["orz.run_dir"] = run_dir
     values["ckpt.output_dir"] = os.path.join(run_dir, "hf")
+    if values["orz.replay"] is not None:  # the trainer's process may be elsewhere
+        values["orz.replay"] = os.path.abspath(values["orz.replay"])
     if values["ckpt.path"] is None:
         values["ckpt.path"] = os.path.join(run_dir, "checkpoints")
     _default(values, explicit, "logger.tensorboard_dir", os.path.join(run_dir, "tensorboard"))

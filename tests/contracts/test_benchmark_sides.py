@@ -54,6 +54,8 @@ def test_stocks_engine_makes_the_folder_of_its_sockets(load, tmp_path, monkeypat
     from packaging import version
 
     monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path / "scratch" / "ipc"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # as in an engine's process
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
     engine = load("sides").StockEngine
     engine._configure_vllm_env(object.__new__(engine), version, vllm, False)
     assert (tmp_path / "scratch" / "ipc").is_dir()

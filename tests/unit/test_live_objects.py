@@ -13,6 +13,7 @@ METHODS = {"__class__", "forward", "train", "eval", "step", "backward", "generat
 FOREIGN = {"engine", "optimizer", "model", "module", "critic", "head", "norm", "decoder", "llm", "model_runner"}
 MEANT_TO_BE_SET = {
     ("rollout/engine.py", "tempfile.tempdir"),  # documented by Python
+    ("runtime/private.py", "tempfile.tempdir"),
     ("trainer/rank.py", "torch.utils.deterministic.fill_uninitialized_memory"),  # documented by torch
     # our own head
     ("trainer/actor.py", "head.labels"),

@@ -1,24 +1,29 @@
 """The code of docs/extending.md does what the page says."""
 
 import asyncio
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("openrlhf")
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 from test_ppo_trainer import rollouts, trainer_of
 
+from openrlhf_orz.evaluate import questions
+from openrlhf_orz.reward import verifiers
 from openrlhf_orz.rollout.agent import AgentExecutor
+from openrlhf_orz.settings import command_line, flags
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.trainer.classes import run_classes
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
 from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
-TRAINER, REWARD, AGENT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+TRAINER, REWARD, AGENT, VERIFIER, ESTIMATOR, FLAG, BENCHMARK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def made_by(code, name):
@@ -52,6 +57,38 @@ def test_an_agent(monkeypatch):
 
     monkeypatch.setattr(AgentExecutor, "execute", once)
     assert asyncio.run(agent(stop=()).execute())["reward"] == 1.0
+
+
+def test_a_verifier_by_row(monkeypatch):
+    monkeypatch.setattr(verifiers, "VERIFIERS", dict(verifiers.VERIFIERS))
+    exec(VERIFIER, vars(verifiers))
+    row = json.loads(re.search(r"\{\"question.*?\}", PAGE)[0])
+    with verifiers.VerifierSet() as found:
+        verifier = found.named(row["verifier"])
+        grades = [
+            verifier.grade(f"</think> <answer> \\boxed{{{x}}} </answer>", row["answer"]) for x in ("paris", "Rome")
+        ]
+    assert [grade.reward for grade in grades] == [1.0, 0.0]
+
+
+def test_an_estimator(monkeypatch):
+    trainer = made_by(ESTIMATOR, "Trainer")
+    maker = object.__new__(trainer.experience_maker_cls)
+    maker.args = SimpleNamespace(orz=SimpleNamespace(baseline="critic", lambda_policy=None))
+    values = torch.tensor([[0.25], [0.75]])
+    advantages, returns = maker.get_advantages_and_returns(values, torch.tensor([[1.0], [0.0]]), values > 0, 1.0, 1.0)
+    assert advantages.tolist() == [[0.75], [0.0]] and returns.tolist() == [[1.0], [0.0]]
+
+
+def test_a_flag(monkeypatch):
+    monkeypatch.setattr(command_line, "ORZ_FLAGS", (*command_line.ORZ_FLAGS, eval(FLAG, vars(flags))))
+    assert vars(command_line.training_parser().parse_args(["--orz.mine", "3"]))["orz.mine"] == 3
+
+
+def test_a_benchmark():
+    bench = eval(BENCHMARK, vars(questions))
+    (question,) = questions.questions_of([{"problem": "1+1?", "answer": "2"}], "mine", 0, "here", bench)
+    assert (question.text, question.reference) == ("1+1?", "2")
 
 
 def arguments(asynchronous=False, **given):
