@@ -15,9 +15,10 @@ from types import ModuleType, SimpleNamespace
 import psutil
 
 from openrlhf_orz.runtime.console import say
+from openrlhf_orz.runtime.fork_server import fork_server
 from openrlhf_orz.runtime.nodes import AGENTS_VARIABLE, ask_agents, start_agents
 from openrlhf_orz.runtime.private import clean_leftovers, owned, private_folder, ray_root, shared_folder
-from openrlhf_orz.runtime.stopping import StopHandler
+from openrlhf_orz.runtime.stopping import StopHandler, signals_blocked
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.finished import RunFacts
 
@@ -167,6 +168,8 @@ def lock_ray() -> None:
         read_auth_again()
     # Ray would give its workers, which do all the computing, low priority (nice 15)
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # and start workers at once that no actor of the run can have: they are without its environment
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 
 def start_ray(ray: ModuleType, **options) -> None:
@@ -177,9 +180,9 @@ def start_ray(ray: ModuleType, **options) -> None:
     Raises ConfigError if it has not started in three tries.
     """
     for left in (2, 1, 0):
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            return ray.init(**options)
+            with signals_blocked(signal.SIGTERM):
+                return ray.init(**options)
         except Exception as error:  # of no class of its own
             if "timed out during startup" not in str(error):
                 raise
@@ -187,8 +190,6 @@ def start_ray(ray: ModuleType, **options) -> None:
                 with suppress(psutil.Error):
                     if options["_temp_dir"] in " ".join(process.cmdline()):
                         process.kill()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if left:
             say("this machine is busy, and Ray's start took too long: trying again")
     raise ConfigError(
@@ -232,6 +233,7 @@ def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> 
             local = dict(address="local", include_dashboard=False, _temp_dir=f"{private}/r")
             if args.orz.device == "cpu":  # logical GPUs and CPUs: enough for OpenRLHF's placement
                 local.update(num_gpus=needed, num_cpus=max(os.cpu_count(), needed + 4))
+                common["runtime_env"]["py_executable"] = folders.enter_context(fork_server(run.scratch))
             start_ray(ray, **local, **common)
         folders.callback(ray.shutdown)
         stopping.install()  # Ray has replaced them

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 
@@ -72,6 +74,16 @@ def stop_window(args: SimpleNamespace) -> float:
     """Seconds that a stop may take: --orz.stop_timeout_s, or what the last step and checkpoint took, and a half."""
     given = args.orz.stop_timeout_s
     return max(SHORTEST_STOP_S, 1.5 * last_seconds(args.orz.run_dir)) if given is None else given
+
+
+@contextmanager
+def signals_blocked(*signums: int) -> Iterator[None]:
+    """Processes that the body starts have these signals blocked, and so have theirs."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopHandler:

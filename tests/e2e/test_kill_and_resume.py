@@ -85,6 +85,8 @@ def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
     run.kill_engine()
     run.wait_for_step(3)
     left = run.folders()
+    for name in ("OrzRolloutActor", "OrzPolicyModelActor", "OrzCriticModelActor", "OrzPPOTrainer"):
+        assert "openrlhf_orz.runtime.fork_server" in run.named(name)[0].parent().cmdline(), "nothing is imported twice"
     run.kill_tree()
     assert len(left) == 2 and all(map(os.path.isdir, left))
 

@@ -12,6 +12,7 @@ METHODS = {"__class__", "forward", "train", "eval", "step", "backward", "generat
 # names under which objects of DeepSpeed, transformers and vLLM go in the package
 FOREIGN = {"engine", "optimizer", "model", "module", "critic", "head", "norm", "decoder", "llm", "model_runner"}
 MEANT_TO_BE_SET = {
+    ("runtime/fork_server.py", "sys.argv"),  # what a script is started with
     ("rollout/engine.py", "tempfile.tempdir"),  # documented by Python
     ("runtime/private.py", "tempfile.tempdir"),
     ("trainer/rank.py", "torch.utils.deterministic.fill_uninitialized_memory"),  # documented by torch

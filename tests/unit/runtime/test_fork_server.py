@@ -1,0 +1,101 @@
+"""Ray's workers as forks of a process that has imported everything; here without Ray, and with one small module."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from openrlhf_orz.runtime.fork_server import FIRST, fork_server
+
+SCRIPT = """
+import ctypes, json, os, signal, subprocess, sys
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(c, ctypes.c_size_t) for c in "abcdefghij"]})
+mapped = libc.mallinfo2().d  # hblks: blocks that have a mapping of their own
+libc.malloc(ctypes.c_size_t(2**26))
+report = {
+    "argv": sys.argv, "path": sys.path[0], "cwd": os.getcwd(), "env": dict(os.environ), "name": __name__,
+    "imported": "colorsys" in sys.modules, "ray": "ray" in sys.modules, "false": subprocess.run(["false"]).returncode,
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "line": sys.stdin.readline(), "pid": os.getpid(),
+    "mapped": libc.mallinfo2().d - mapped, "first": open("/proc/self/environ").read(20),
+}
+print(json.dumps(report), flush=True)
+print("an error", file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scripts") / "worker.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def ask(executable, script, cwd, **env):
+    command = [*shlex.split(executable), str(script), "--flag", "a b"]
+    # the pipe ends when the fork ends, which the client does not wait for
+    run = subprocess.run(command, cwd=cwd, env=env, input="hello\n", capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and run.stderr == "an error\n"
+    return json.loads(run.stdout)
+
+
+def test_a_fork_is_as_a_python_of_its_own_that_has_the_modules(tmp_path, script, monkeypatch):
+    monkeypatch.setenv("OF_THE_SERVER", "1")
+    with fork_server(str(tmp_path), ["colorsys"]) as executable:
+        seen = ask(executable, script, tmp_path, LC_CTYPE="C.UTF-8", PATH=os.environ["PATH"])
+        again = ask(executable, script, tmp_path, MALLOC_MMAP_MAX_="0", PATH=os.environ["PATH"])
+        server = psutil.Process().children()[-1]
+        assert "fork_server" in " ".join(server.cmdline())
+        end = time.monotonic() + 20
+        while server.children() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not server.children(), "forks that have ended are no zombies"
+    assert not psutil.pid_exists(server.pid)
+    assert seen["argv"] == [str(script), "--flag", "a b"] and seen["path"] == str(script.parent)
+    assert (seen["cwd"], seen["name"], seen["line"]) == (str(tmp_path), "__main__", "hello\n")
+    assert seen["imported"] and not seen["ray"] and seen["pid"] != again["pid"]
+    assert seen["env"] == {FIRST: "1", "LC_CTYPE": "C.UTF-8", "PATH": os.environ["PATH"]}
+    assert seen["first"].startswith(f"{FIRST}=1"), "where Ray looks for the process's title"
+    assert seen["false"] == 1, "a fork waits for children of its own"
+    assert seen["blocked"] == [signal.SIGINT, signal.SIGTERM]
+    assert seen["mapped"] == 1 and again["mapped"] == 0, "MALLOC_MMAP_MAX_=0: big blocks come from the heap"
+
+
+def test_without_a_server_the_client_is_an_ordinary_python(tmp_path, script):
+    with fork_server(str(tmp_path), ["colorsys"]) as executable:
+        server = psutil.Process().children()[-1]
+        server.kill()
+        server.wait()
+        seen = ask(executable, script, tmp_path, PATH=os.environ["PATH"], MALLOC_MMAP_MAX_="0")
+    assert seen["argv"] == [str(script), "--flag", "a b"] and not seen["imported"] and seen["mapped"] == 0
+
+
+def test_a_server_that_has_imported_ray_forks_nothing(tmp_path, script):
+    (tmp_path / "ray.py").touch()
+    source = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from openrlhf_orz.runtime.fork_server import serve;"
+        "import os, socket; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1] + '/s'); s.listen();"
+        "serve(os.getppid(), s, ['ray'])"
+    )
+    subprocess.run([sys.executable, "-c", source, str(tmp_path)], check=True, timeout=60)
+
+
+def test_the_server_ends_with_its_parent(tmp_path):
+    source = (
+        "import os, psutil, sys; from openrlhf_orz.runtime.fork_server import fork_server\n"
+        "with fork_server(sys.argv[1], ['colorsys']):\n"
+        "    print(psutil.Process().children()[0].pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    run = subprocess.run([sys.executable, "-c", source, str(tmp_path)], timeout=60, capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL
+    end = time.monotonic() + 20
+    while psutil.pid_exists(int(run.stdout)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(int(run.stdout))
