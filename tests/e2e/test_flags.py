@@ -127,7 +127,7 @@ CRITIC = (
     "--orz.critic_epochs", "2", "--orz.lambda_policy", "length", "--orz.baseline", "auto", "--orz.positive_nll", "0.1",
     "--orz.value_loss", "bce", "--orz.value_base_rate", "0.3", "--critic.freezing_steps", "1",
     "--orz.freeze_critic", "layers:1", "--critic.save_value_network",
-    "--critic.adam.lr", "1e-3",
+    "--critic.adam.lr", "1e-3", "--orz.rollout_values", "3",
 )  # fmt: skip
 
 
@@ -141,6 +141,12 @@ def test_the_critics_flags_together_in_a_critic_of_half_the_width(tmp_path):
     assert all(0 <= m["lambda_policy"] < 0.5 and m["baseline_critic"] in (0, 1) for m in metrics)
     assert metrics[0]["value_mean"] == pytest.approx(0.3, abs=0.2), "the head begins near the base rate"
     assert any(m["positive_nll"] > 0 for m in metrics[1:])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts" / "step_2.jsonl").read_text().splitlines()]
+    shown = [row for row in rows if "values" in row]
+    assert len(shown) == 3 and all("".join(row["token_texts"]) == row["response"] for row in shown)
+    for row in shown:
+        assert len(row["values"]) == len(row["advantages"]) == len(row["token_ids"]) == row["tokens"]
+        assert all(0 < value < 1 for value in row["values"])
     before, after = weights(small), weights(tmp_path / "run" / "hf_critic")
     moved = {name for name in before if name in after and not torch.equal(before[name], after[name])}
     assert moved and not any("embed_tokens" in name or "layers.0." in name for name in moved)
