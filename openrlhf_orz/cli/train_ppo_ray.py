@@ -25,8 +25,8 @@ from openrlhf_orz.settings.skip_plan import describe_attention, describe_forward
 CLASSES = ("trainer", "actor", "critic", "agent", "reward")  # of one's own: --orz.trainer_cls and its like
 
 
-def begin(args, explicit: Set[str] = frozenset()) -> RunFacts:
-    """Prepare the prompts, look where the run starts, and put its directory into that state.
+def begin(args, explicit: Set[str] = frozenset(), **facts) -> RunFacts:
+    """Prepare the prompts, look where the run starts, and put its directory into that state. ``facts`` are known.
 
     Raises DataError if there is nothing to train on, ConfigError if the directory is another run's.
     """
@@ -53,7 +53,7 @@ def begin(args, explicit: Set[str] = frozenset()) -> RunFacts:
         restarts=int(os.environ.get(RESTARTS_VARIABLE, 0)),
         own_ray=own_ray,
         shared={} if own_ray else mark_shared((args.orz.run_dir, args.ckpt.path)),
-        scratch=new_scratch(),
+        **({"scratch": new_scratch()} | facts),
     )
     if args.ckpt.load_enable:
         for name in ("metrics.jsonl", "eval.jsonl"):
@@ -96,7 +96,9 @@ def train(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, t
     with held(args):
         start_clean(args)
         stopping.clear()
-        run_held(args, explicit, stopping, given)
+        scratch = new_scratch()
+        with ray_session.warm_workers(args, scratch) as python:
+            run_held(args, explicit, stopping, given, scratch=scratch, worker_python=python)
 
 
 def require_plain_head(args) -> None:
@@ -126,8 +128,8 @@ def look_ahead(args, explicit: set[str]) -> list[str]:
     return look_at_data(args, explicit)
 
 
-def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, type]) -> None:
-    """``train``, in a directory that is this run's alone."""
+def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, type], **facts) -> None:
+    """``train``, in a directory that is this run's alone. ``facts``: of RunFacts, as far as they are known."""
     from openrlhf_orz.runtime.console import LiveReport, Progress
     from openrlhf_orz.runtime.watchdog import require_heartbeats, watched
     from openrlhf_orz.settings.families import fit_to_models
@@ -139,7 +141,7 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
         require_plain_head(args)
     for remark in remarks:
         print(f"[orz] {remark}", flush=True)
-    run = begin(args, explicit)
+    run = begin(args, explicit, **facts)
     save_config(args, explicit, run_dir / "config.json")
     steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes
     steps = min(steps, run.last_step or steps)

@@ -59,7 +59,7 @@ import importlib
 import runpy
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from openrlhf_orz.runtime.stopping import STOP_SIGNALS, signals_blocked
 
@@ -71,11 +71,12 @@ FIRST = (
 
 
 @contextlib.contextmanager
-def fork_server(folder: str, modules: Sequence[str] = MODULES) -> Iterator[str]:
+def fork_server(folder: str, env: Mapping[str, str], modules: Sequence[str] = MODULES) -> Iterator[str]:
     """A server for the body, which imports ``modules``; gives the ``py_executable`` of its workers.
 
-    Its socket lies in ``folder``: whoever may enter that can have it run code. The signals that stop a run are blocked
-    in it and its forks, as they are in Ray's workers.
+    Its socket lies in ``folder``: whoever may enter that can have it run code. ``env`` is what libraries read when
+    they are imported, such as OMP_NUM_THREADS. The signals that stop a run are blocked in the server and its
+    forks, as they are in Ray's workers. An import that fails is told by the workers, which import for themselves then.
     """
     path = os.path.join(folder, "fork")
     listener = socket.socket(socket.AF_UNIX)
@@ -83,9 +84,10 @@ def fork_server(folder: str, modules: Sequence[str] = MODULES) -> Iterator[str]:
     listener.listen(64)  # who connects while the server imports waits
     command = [sys.executable, "-m", "openrlhf_orz.runtime.fork_server", "serve", str(os.getpid())]
     command += [str(listener.fileno()), *modules]
-    env = {FIRST: "1"} | {name: value for name, value in os.environ.items() if name != FIRST}
+    env = {FIRST: "1"} | {name: value for name, value in os.environ.items() if name != FIRST} | dict(env)
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     with signals_blocked(*STOP_SIGNALS):
-        server = subprocess.Popen(command, env=env, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
+        server = subprocess.Popen(command, env=env, pass_fds=[listener.fileno()], **streams)
     listener.close()
     try:
         yield shlex.join([sys.executable, "-I", "-S", __file__, path])

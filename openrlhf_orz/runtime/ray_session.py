@@ -48,6 +48,25 @@ def trainer_env(device: str) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in keep.items() if device == "cpu"}
 
 
+def cpu_env(args: SimpleNamespace) -> dict[str, str]:
+    """The part of ``worker_env`` that makes all processes compute on the cores; nothing on GPUs."""
+    if args.orz.device != "cpu":
+        return {}
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "DS_ACCELERATOR": "cpu",
+        # Ray's one thread for each worker would leave cores idle; the trainers share them by phase
+        "OMP_NUM_THREADS": str(max(1, cores // args.vllm.num_engines)),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # else vLLM's core and its worker are two processes, and one spins while it waits for the other
+        "VLLM_ENABLE_V1_MULTIPROCESSING": os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
+        # threads that wait must not spin for long, as critic, policy, engine and graders share the cores; but without
+        # any spinning a forward of many small operations on two cores takes a third longer
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000"),
+    }
+
+
 def worker_env(args: SimpleNamespace, run: RunFacts) -> dict[str, str]:
     """Environment of all Ray workers of the run; with a Ray of its own every socket is kept on loopback."""
     env = {
@@ -60,21 +79,10 @@ def worker_env(args: SimpleNamespace, run: RunFacts) -> dict[str, str]:
         "WANDB_DIR": os.environ.get("WANDB_DIR", args.orz.run_dir),  # else below the directory of the moment
         # vLLM does not remove its sockets: put them where the end of the run does
         "VLLM_RPC_BASE_PATH": f"{run.scratch}ipc",
+        **cpu_env(args),
     }
     if args.orz.batch_invariant:
         env["VLLM_BATCH_INVARIANT"] = "1"
-    if args.orz.device == "cpu":
-        cores = len(os.sched_getaffinity(0))
-        env["DS_ACCELERATOR"] = "cpu"
-        # Ray's one thread for each worker would leave cores idle; the trainers share them by phase
-        env["OMP_NUM_THREADS"] = str(max(1, cores // args.vllm.num_engines))
-        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        # else vLLM's core and its worker are two processes, and one spins while it waits for the other
-        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        # threads that wait must not spin for long, as critic, policy, engine and graders share the cores; but without
-        # any spinning a forward of many small operations on two cores takes a third longer
-        env["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-        env["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "10000")
     if not run.own_ray:
         env[AGENTS_VARIABLE] = "1"
     else:
@@ -199,6 +207,19 @@ def start_ray(ray: ModuleType, **options) -> None:
 
 
 @contextmanager
+def warm_workers(args: SimpleNamespace, scratch: str) -> Iterator[str | None]:
+    """The Python of Ray's workers, for ``RunFacts.worker_python``: forks of a server, which begins its imports here.
+
+    None on GPUs, where cores are many, and with a Ray that runs already. ``scratch``: the run's folder, made here.
+    """
+    if args.orz.device != "cpu" or running_ray() is not None:
+        yield None
+        return
+    with private_folder(scratch), fork_server(scratch, cpu_env(args)) as python:
+        yield python
+
+
+@contextmanager
 def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> Iterator[ModuleType]:
     """The module ray, initialised for the run. Raises ConfigError if Ray has too few GPUs or does not answer.
 
@@ -215,7 +236,8 @@ def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> 
         lock_ray()
     import ray
 
-    common = dict(runtime_env={"env_vars": worker_env(args, run)}, log_to_driver=args.orz.worker_logs)
+    python = {"py_executable": run.worker_python} if run.worker_python else {}
+    common = dict(runtime_env={"env_vars": worker_env(args, run), **python}, log_to_driver=args.orz.worker_logs)
     with ExitStack() as folders:
         folders.enter_context(private_folder(run.scratch))
         if address is not None:
@@ -233,7 +255,6 @@ def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> 
             local = dict(address="local", include_dashboard=False, _temp_dir=f"{private}/r")
             if args.orz.device == "cpu":  # logical GPUs and CPUs: enough for OpenRLHF's placement
                 local.update(num_gpus=needed, num_cpus=max(os.cpu_count(), needed + 4))
-                common["runtime_env"]["py_executable"] = folders.enter_context(fork_server(run.scratch))
             start_ray(ray, **local, **common)
         folders.callback(ray.shutdown)
         stopping.install()  # Ray has replaced them

@@ -43,6 +43,7 @@ class RunFacts:
         shared: folders that all machines of the run must see, with the driver's mark in each (runtime/nodes.py).
         scratch: the private folder (runtime/private.py), with a slash at its end, of the files that its processes
             leave to each other, in shared memory where there is any.
+        worker_python: the command that Ray starts workers with (runtime/fork_server.py); None: this Python.
     """
 
     checkpoints: str
@@ -60,6 +61,7 @@ class RunFacts:
     restarts: int = 0
     own_ray: bool = True
     shared: dict[str, str] = field(default_factory=dict)
+    worker_python: str | None = None
 
 
 def finished(args: SimpleNamespace | Namespace) -> Settings:

@@ -43,6 +43,9 @@ def test_a_new_run(tmp_path, prepared, monkeypatch):
     assert run.own_ray and not run.shared and run.scratch.startswith("/dev/shm/orz-") and run.scratch.endswith("/")
     assert not list((tmp_path / "checkpoints").iterdir()), "what an interrupted write has left is gone"
     monkeypatch.setattr(ray_session, "running_ray", lambda: "127.0.0.1:6379")
+    assert run.worker_python is None
+    known = command.begin(args, scratch="/dev/shm/orz-1/", worker_python="python fork")
+    assert (known.scratch, known.worker_python, known.prompts) == ("/dev/shm/orz-1/", "python fork", 6)
     joined = command.begin(args)
     assert not joined.own_ray and set(joined.shared) == {str(tmp_path), str(tmp_path / "checkpoints")}
 

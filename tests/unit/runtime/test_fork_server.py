@@ -22,7 +22,8 @@ mapped = libc.mallinfo2().d  # hblks: blocks that have a mapping of their own
 libc.malloc(ctypes.c_size_t(2**26))
 report = {
     "argv": sys.argv, "path": sys.path[0], "cwd": os.getcwd(), "env": dict(os.environ), "name": __name__,
-    "imported": "colorsys" in sys.modules, "ray": "ray" in sys.modules, "false": subprocess.run(["false"]).returncode,
+    "imported": "colorsys" in sys.modules,
+    "threads": vars(sys.modules.get("reader", sys)).get("THREADS"), "false": subprocess.run(["false"]).returncode,
     "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "line": sys.stdin.readline(), "pid": os.getpid(),
     "mapped": libc.mallinfo2().d - mapped, "first": open("/proc/self/environ").read(20),
 }
@@ -48,7 +49,9 @@ def ask(executable, script, cwd, **env):
 
 def test_a_fork_is_as_a_python_of_its_own_that_has_the_modules(tmp_path, script, monkeypatch):
     monkeypatch.setenv("OF_THE_SERVER", "1")
-    with fork_server(str(tmp_path), ["colorsys"]) as executable:
+    (tmp_path / "reader.py").write_text("import os; THREADS = os.environ['THREADS']")
+    env = {"THREADS": "7", "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    with fork_server(str(tmp_path), env, ["colorsys", "reader"]) as executable:
         seen = ask(executable, script, tmp_path, LC_CTYPE="C.UTF-8", PATH=os.environ["PATH"])
         again = ask(executable, script, tmp_path, MALLOC_MMAP_MAX_="0", PATH=os.environ["PATH"])
         server = psutil.Process().children()[-1]
@@ -60,7 +63,7 @@ def test_a_fork_is_as_a_python_of_its_own_that_has_the_modules(tmp_path, script,
     assert not psutil.pid_exists(server.pid)
     assert seen["argv"] == [str(script), "--flag", "a b"] and seen["path"] == str(script.parent)
     assert (seen["cwd"], seen["name"], seen["line"]) == (str(tmp_path), "__main__", "hello\n")
-    assert seen["imported"] and not seen["ray"] and seen["pid"] != again["pid"]
+    assert seen["imported"] and seen["threads"] == "7" and seen["pid"] != again["pid"]
     assert seen["env"] == {FIRST: "1", "LC_CTYPE": "C.UTF-8", "PATH": os.environ["PATH"]}
     assert seen["first"].startswith(f"{FIRST}=1"), "where Ray looks for the process's title"
     assert seen["false"] == 1, "a fork waits for children of its own"
@@ -69,7 +72,7 @@ def test_a_fork_is_as_a_python_of_its_own_that_has_the_modules(tmp_path, script,
 
 
 def test_without_a_server_the_client_is_an_ordinary_python(tmp_path, script):
-    with fork_server(str(tmp_path), ["colorsys"]) as executable:
+    with fork_server(str(tmp_path), {}, ["colorsys"]) as executable:
         server = psutil.Process().children()[-1]
         server.kill()
         server.wait()
@@ -90,7 +93,7 @@ def test_a_server_that_has_imported_ray_forks_nothing(tmp_path, script):
 def test_the_server_ends_with_its_parent(tmp_path):
     source = (
         "import os, psutil, sys; from openrlhf_orz.runtime.fork_server import fork_server\n"
-        "with fork_server(sys.argv[1], ['colorsys']):\n"
+        "with fork_server(sys.argv[1], {}, ['colorsys']):\n"
         "    print(psutil.Process().children()[0].pid, flush=True); os.kill(os.getpid(), 9)"
     )
     run = subprocess.run([sys.executable, "-c", source, str(tmp_path)], timeout=60, capture_output=True, text=True)

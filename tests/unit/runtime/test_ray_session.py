@@ -1,5 +1,6 @@
 """Which Ray a run joins, and what it asks for. No Ray is started here."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -189,3 +190,25 @@ def test_a_signal_to_the_whole_group_leaves_ray_alone():
         for child in children:
             child.kill()
             child.wait()
+
+
+def test_workers_are_forks_on_a_cpu_with_ray_of_its_own(tmp_path, monkeypatch):
+    args, used = arguments(), []
+    gpu = changed(args, {"orz.device": "cuda"})
+
+    @contextlib.contextmanager
+    def server(folder, env):
+        used.append((folder, env, os.path.isdir(folder)))
+        yield "python"
+
+    monkeypatch.setattr(ray_session, "fork_server", server)
+    monkeypatch.setattr(ray_session, "running_ray", lambda: None)
+    scratch = f"{tmp_path}/scratch/"
+    with ray_session.warm_workers(args, scratch) as python:
+        assert python == "python" and used == [(scratch, ray_session.cpu_env(args), True)]
+    assert not os.path.exists(scratch) and used[0][1]["OMP_NUM_THREADS"] and not ray_session.cpu_env(gpu)
+    with ray_session.warm_workers(gpu, scratch) as python:
+        assert python is None
+    monkeypatch.setattr(ray_session, "running_ray", lambda: "127.0.0.1:6379")
+    with ray_session.warm_workers(args, scratch) as python:
+        assert python is None and len(used) == 1 and not os.path.exists(scratch)
