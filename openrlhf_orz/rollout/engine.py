@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import tempfile
 import threading
 import time
 import uuid
+from multiprocessing import resource_tracker
 
 import numpy as np
 import psutil
@@ -25,6 +27,7 @@ from openrlhf_orz.rollout.sync.checksums import SyncError
 from openrlhf_orz.runtime.console import tell_stage
 from openrlhf_orz.runtime.private import compile_cache, require_private
 from openrlhf_orz.runtime.processes import ProcessRecord
+from openrlhf_orz.runtime.stopping import STOP_SIGNALS
 from openrlhf_orz.runtime.watchdog import RunFailed
 
 
@@ -164,6 +167,8 @@ class OrzRolloutActor(RolloutRayActor):
         run_dir, number: where it tells that it is ready, and as which engine; None: nowhere.
     """
 
+    END_S = 0.5  # then vLLM kills its process, which has nothing to save and takes seconds to end
+
     def __init__(
         self, *args, orz: dict | None = None, scratch: str = "", run_dir: str | None = None, number: int = 1, **kwargs
     ):
@@ -204,6 +209,10 @@ class OrzRolloutActor(RolloutRayActor):
         self.record = ProcessRecord(f"{scratch}engine-{ray.get_runtime_context().get_actor_id()}")
         self.record.kill_leftovers()
         args, kwargs = self.arguments
+        # Python unblocks the signals that stop a run where it starts this helper of multiprocessing, and so in vLLM's
+        # processes. They would end by a signal to the whole process group, which is the driver's to answer.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         await super().__init__(*args, **kwargs)
         self.record.write()
         if self.orz is not None:
@@ -306,7 +315,7 @@ class OrzRolloutActor(RolloutRayActor):
 
     async def shutdown(self) -> None:
         """End the engine's processes and the graders."""
-        self.llm.shutdown()
+        self.llm.shutdown(timeout=self.END_S)
         self.record.delete()
         if isinstance(self.executor, AgentExecutor):
             self.executor.close()

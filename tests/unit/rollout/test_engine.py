@@ -1,9 +1,12 @@
 """What the engine actor asks of vLLM and its executor, without vLLM's engine; its arguments; how engines start."""
 
 import asyncio
+import multiprocessing
 import os
+import signal
 import tempfile
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 from openrlhf_orz.rollout import engine
 from openrlhf_orz.rollout.engine import EngineNotStarted, Engines, OrzRolloutActor, engine_args, logged_cause
 from openrlhf_orz.rollout.sync.checksums import SyncError
+from openrlhf_orz.runtime.stopping import STOP_SIGNALS
 from openrlhf_orz.settings.command_line import parse
 
 
@@ -145,12 +149,15 @@ def test_an_incarnation_is_told_only_by_a_healthy_engine():
 def process(monkeypatch, tmp_path):
     """Builds an engine's process without Ray. ``restarted``: Ray has started it again."""
 
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
     def build(restarted=False):
         context = SimpleNamespace(was_current_actor_reconstructed=restarted, get_actor_id=lambda: "id")
         monkeypatch.setattr(engine, "ray", SimpleNamespace(get_runtime_context=lambda: context))
         return OrzRolloutActor("model", scratch=f"{tmp_path}/run-", num_gpus=1)
 
-    return build
+    yield build
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def starts(monkeypatch, error=None):
@@ -181,6 +188,33 @@ def test_the_process_comes_before_vllm(process, monkeypatch):
         assert first == second == await early and given == [(("model",), {"num_gpus": 1})]
 
     asyncio.run(run())
+
+
+def test_vllms_processes_have_the_signals_blocked_that_stop_a_run(process, monkeypatch):
+    """Also those that Python's multiprocessing starts, which unblocks them first."""
+    seen = []
+
+    async def start(self, *args, **kwargs):
+        child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        child.start()
+        lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("SigBlk"))
+        seen.extend(signum for signum in STOP_SIGNALS if int(line.split()[1], 16) & (1 << (signum - 1)))
+        child.kill()
+        child.join()
+        self.executor, self.llm = Executor(), Llm()
+
+    monkeypatch.setattr(RolloutRayActor, "__init__", start)
+    asyncio.run(process().start())
+    assert seen == list(STOP_SIGNALS)
+
+
+def test_the_end_of_an_engine_is_not_waited_for_long():
+    actor, waits, deleted = make(), [], []
+    actor.llm.shutdown = lambda timeout: waits.append(timeout)
+    actor.record = SimpleNamespace(delete=lambda: deleted.append(True))
+    asyncio.run(actor.shutdown())
+    assert waits == [0.5] and deleted
 
 
 def test_a_process_that_ray_has_started_again_waits(process, monkeypatch):
