@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from common import hardware, versions
 
 from openrlhf_orz.data.json_lines import read_records, write_whole
+from openrlhf_orz.evaluate.statistics import avg_at_n, bootstrap_interval
 
 NUMBERS = {
     "avg": "avg_at_n", "low": "low", "high": "high", "n": "n", "questions": "questions",
@@ -36,14 +37,37 @@ def compared(before: dict, after: dict) -> dict[str, dict]:
     }
 
 
-def table(sets: dict[str, dict]) -> str:
-    """The sets as a Markdown table, shares in percent."""
+def gains(before: list[dict], after: list[dict], seed: int) -> dict[str, dict[str, float]]:
+    """For each set the mean over its questions of what a question's share of right answers has gained.
+
+    The interval is of that mean: the two evaluations ask the same questions, so it is narrower than their own.
+    """
+    shares: list[dict] = []
+    for rows in (before, after):
+        scores: dict = {}
+        for row in rows:
+            right = row["verdict"] == "right" and row["stop_reason"] != "length"
+            scores.setdefault((row["bench"], row["id"]), []).append(right)
+        shares.append({key: sum(found) / len(found) for key, found in scores.items()})
+    found = {}
+    for name in dict.fromkeys(bench for bench, _ in shares[0]):
+        gained = [[shares[1][key] - share] for key, share in shares[0].items() if key[0] == name]
+        low, high = bootstrap_interval(gained, seed)
+        found[name] = {"avg": avg_at_n(gained), "low": low, "high": high}
+    return found
+
+
+def table(sets: dict[str, dict], gained: dict[str, dict[str, float]]) -> str:
+    """The sets as a Markdown table, and the gains, in percent."""
     lines = ["| set | | right % | 95 % interval | questions x n | tokens | cut % | format % |", "|---" * 8 + "|"]
     for name, sides in sets.items():
         for side, at in sides.items():
             avg, low, high, cut, form = (f"{100 * at[key]:.1f}" for key in ("avg", "low", "high", "cut", "format"))
             cells = (name, side, avg, f"{low} to {high}", f"{at['questions']} x {at['n']}", f"{at['tokens']:.0f}")
             lines.append("| " + " | ".join([*cells, cut, form]) + " |")
+    for name, gain in gained.items():
+        avg, low, high = (f"{100 * gain[key]:.1f}" for key in ("avg", "low", "high"))
+        lines.append(f"\n{name}: {avg} points more, 95 % interval {low} to {high}, question by question")
     return "\n".join(lines)
 
 
@@ -52,6 +76,7 @@ def study(run: Path, sft_rows: Path) -> dict:
     before, after = (json.loads((run / name / "results.json").read_text()) for name in ("before", "after"))
     config, rates = (json.loads((run / name).read_text()) for name in ("config.json", "rl/funnel.json"))
     steps = list(read_records(run / "metrics.jsonl"))
+    answers = [list(read_records(run / name / "responses.jsonl")) for name in ("before", "after")]
     flags = {name: reduce(getitem, name.split("."), config["flags"]) for name in config["explicit"]}
     return {
         "command": "bash examples/train_orz_smollm2_135m_cpu.sh",
@@ -68,6 +93,7 @@ def study(run: Path, sft_rows: Path) -> dict:
         "steps": len(steps),
         "flags": flags,
         "sets": compared(before, after),
+        "gain": gains(*answers, before["settings"]["seed"]),
         "step": {key: [round(step[key], 4) for step in steps] for key in CURVES},
     }
 
@@ -86,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.output, json.dumps(found, indent=1) + "\n")
-    print(table(found["sets"]))
+    print(table(found["sets"], found["gain"]))
     print(f"the numbers are in {args.output}")
     return 0
 

@@ -62,7 +62,7 @@ def test_models_and_sizes_of_one_s_own():
     _, _, rows, rates, before, train, _, numbers = commands(**here)
     assert rows[rows.index("--model") + 1] == "m" and before[before.index("--model") + 1] == "w"
     assert train[train.index("--actor.model_name_or_path") + 1] == "w"
-    assert int(train[train.index("--data.max_samples") + 1]) == 3 * 16
+    assert int(train[train.index("--data.max_samples") + 1]) == 3 * 8
     assert numbers[-1] == f"{os.getcwd()}/n.json"
 
 
@@ -135,6 +135,11 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
             "truncated": 0.0, "format": 1.0}  # fmt: skip
     write(tmp_path / "metrics.jsonl", [{"seconds_step": 1, "reward": 0.2, "response_length": 30, "format": 1}] * 2)
     write(tmp_path / "rows.jsonl", [{}] * 3)
+    for side_name, verdicts in (("before", "wwrw"), ("after", "rrrw")):
+        (tmp_path / side_name).mkdir()
+        rows = [{"bench": "mawps", "id": str(i // 2), "verdict": {"r": "right", "w": "wrong"}[v], "stop_reason": "eos"}
+                for i, v in enumerate(verdicts)]  # fmt: skip
+        write(tmp_path / side_name / "responses.jsonl", rows)
     flags = {"train": {"seed": 42}, "orz": {"critic_updates": 12}}
     for name, content in {
         "before/results.json": {"results": {"mawps": side}, "settings": {"seed": 0}},
@@ -155,6 +160,7 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
     assert results.main(arguments) == 0
     found = json.loads((tmp_path / "n.json").read_text())
     assert found["sets"]["mawps"]["before"]["avg"] == 0.25 and found["sets"]["mawps"]["after"]["avg"] == 0.5
+    assert found["gain"] == {"mawps": {"avg": 0.5, "low": 0.0, "high": 1.0}}
     assert found["steps"] == 2 and found["sft_rows"] == 3 and found["flags"] == {"orz.critic_updates": 12}
     assert found["seeds"] == {"training": 42, "evaluation": 0, "curation": 0} and found["hardware"]["cores"]
     assert "| mawps | after | 50.0 | 20.0 to 30.0 | 2 x 8 | 31 | 0.0 | 100.0 |" in capsys.readouterr().out
