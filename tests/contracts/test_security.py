@@ -74,11 +74,12 @@ def test_what_unpickles_is_known():
         and keyword(call, "weights_only") != "True"
         and keyword(call, "allow_pickle") != "False"
     }
-    # config.py imports curation's own libraries, by names that stand in the code; own_code.py what the user's own
-    # flags name
+    # config.py imports curation's own libraries and fork_server.py those of a run, by names that stand in the code;
+    # own_code.py what the user's own flags name
     assert found <= {
         ("rollout/sync/transport.py", "pickle.loads"),
         ("data/curate/config.py", "importlib.import_module"),
+        ("runtime/fork_server.py", "importlib.import_module"),
         ("settings/own_code.py", "importlib.import_module"),
     }
 
