@@ -30,6 +30,25 @@ def test_flops_by_hand(load):
     assert common.flops("one", [3], [2]) == {"body": 2 * 144 * 3 + 2 * 4 * 9, "head": 2 * 4 * 10 * 2}
 
 
+def test_a_starts_processes_and_stages(load):
+    start = load("start")
+    assert start.kind_of("python -m openrlhf_orz.runtime.fork_server serve 7 3 deepspeed") == "imports, once"
+    assert start.kind_of("ray::OrzPolicyModelActor.fit") == "policy" and start.kind_of("ray::IDLE") == "Ray"
+    assert (
+        start.kind_of("python -m openrlhf_orz.cli.train_ppo_ray --x y") == "driver" and start.kind_of("ls") == "others"
+    )
+    lines = [(1.0, "[orz] starting Ray (1 s)"), (3.0, "[orz] policy is loaded (2 s)"), (4.0, "[orz] critic is loaded")]
+    lines += [(9.004, "step 1/2  reward 0.000"), (11.0, "step 2/2"), (14.0, "[orz] 14 s in all")]
+    assert start.stages_of(lines) == {
+        "driver's imports and data": 1.0, "policy and critic loaded": 4.0, "first step": 9.0, "last step": 11.0,
+        "saved and shut down": 14.0,
+    }  # fmt: skip
+    assert start.middle([{"a": {"x": 1.0}}, {"a": {"x": 3.0, "y": 4.0}}, {"a": {"x": 2.0}}], "a") == {
+        "x": 2.0,
+        "y": 0.0,
+    }
+
+
 def test_shared_prompts_count_once(load):
     common = load("common")
     pairs = [(5, 3)] * common.GROUP
