@@ -1,5 +1,6 @@
 """How vLLM is asked, by stand-ins for it: sampling, batches, ends of responses, engines' settings, pass rates."""
 
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -119,10 +120,12 @@ def boxed(answer):
 
 def test_pass_rates_count_right_answers_that_ended(vllm, monkeypatch):
     asked = {}
+    names = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE")
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name not in names})
 
     class LLM:
         def __init__(self, model, **given):
-            asked.update(given, model=model)
+            asked.update(given, model=model, env=[os.environ.get(name) for name in names])
 
         def generate(self, prompts, params, use_tqdm):
             asked["params"] = params
@@ -149,6 +152,7 @@ def test_pass_rates_count_right_answers_that_ended(vllm, monkeypatch):
     assert [line.split(",")[0] for line in told] == [f"{n} of 3 questions" for n in (1, 2, 3)]
     assert told[0].endswith(" left") and "left" not in told[2]
     assert asked["model"] == "M" and asked["seed"] == 0
+    assert asked["env"] == ["0", "nobind", "4"]  # no step is too slow for it, no core idle, no answer computed twice
     params = asked["params"]
     assert (params.n, params.temperature, params.top_p, params.max_tokens) == (3, 0.5, 0.8, 9)
     assert params.stop == list(STOP_STRINGS) and params.include_stop_str_in_output and not params.skip_special_tokens
