@@ -84,6 +84,7 @@ evaluation=(
    --max_new_tokens 64
    --max_len 512
    --batch_size 128
+   --cpu_kvcache_mib 2048
    --device cpu
 )
 model=(
