@@ -6,7 +6,7 @@
 # model is sometimes right; pass rates of the rest by the curation, which keeps what is sometimes but not always right;
 # ORZ on these; evaluation before and after on held-out MAWPS and on SVAMP, which is never trained on. The numbers go
 # into RESULTS.
-# Hardware: 2 CPU cores, 16 GiB of memory. Time: docs/smollm2.md; SHORT=1 takes less than 25 minutes.
+# Hardware: 2 CPU cores, 16 GiB of memory. Time: docs/smollm2.md says what is measured; SHORT=1 takes less.
 #
 #   bash examples/train_orz_smollm2_135m_cpu.sh [more flags of python -m openrlhf_orz.cli.train_ppo_ray]
 #   MAWPS="FILE ..." SVAMP=FILE  as in https://github.com/arkilpatel/SVAMP (default: that repository, cloned into
