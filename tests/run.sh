@@ -20,20 +20,21 @@ if [ $# -gt 0 ]; then
     done
     "$PYTHON" -m pytest ${suites[@]+"${suites[@]}"} "$@" || status=$?
 else
-    # Two at a time, which have work for a core each; the training runs of e2e take both as soon as there is room.
+    # Two streams: each has work for a core, and at the start and the end of a training run that is all there is.
     log=$(mktemp)
     set -m # a process group of its own, to end it whole
     {
         failed=0
         "$PYTHON" -m pytest -p no:cacheprovider tests/contracts tests/recipes || failed=$?
-        "$PYTHON" -m pytest -p no:cacheprovider tests/e2e || failed=$?
+        "$PYTHON" -m pytest -p no:cacheprovider --durations=10 tests/e2e/test_[k-z]*.py || failed=$?
         exit $failed
     } >"$log" 2>&1 &
     beside=$!
     set +m
     trap 'rm -f "$log"' EXIT
     trap 'kill -- -"$beside" 2>/dev/null; exit 130' INT TERM
-    "$PYTHON" -m pytest tests/unit tests/report || status=$?
+    "$PYTHON" -m pytest --durations=10 tests/unit tests/report || status=$?
+    "$PYTHON" -m pytest --durations=10 tests/e2e/test_[a-j]*.py || status=$?
     tail -n +1 -f --pid="$beside" "$log"
     wait "$beside" || status=$?
 fi
