@@ -50,7 +50,7 @@ def pass_rate_sampler(options: PassRate, questions: int = 0, log: Callable[[str]
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # an engine in a process of its own is given up where a step takes five minutes, as on cores that others use, too
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    # read on CPU only. GiB: with one, the answers to 256 questions do not fit, and are computed again and again
+    # read on CPU only. GiB: with one there were 180 blocks of 128 tokens, fewer than 256 answers take at once
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM's own choice leaves one core idle
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
