@@ -110,7 +110,10 @@ def accept_forks(listener: socket.socket) -> dict:
             (length,) = struct.unpack("!I", head)
             message = bytearray()
             while len(message) < length:
-                message += client.recv(min(CHUNK, length - len(message)))
+                part = client.recv(min(CHUNK, length - len(message)))
+                if not part:
+                    os._exit(1)  # the client has died
+                message += part
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
                 os.close(stream)

@@ -178,6 +178,8 @@ def lock_ray() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # and start workers at once that no actor of the run can have: they are without its environment
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    # and give a worker up that has not come within a minute; on a busy machine the fork server imports for longer
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "180")
 
 
 def start_ray(ray: ModuleType, **options) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import shlex
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -69,6 +71,24 @@ def test_a_fork_is_as_a_python_of_its_own_that_has_the_modules(tmp_path, script,
     assert seen["false"] == 1, "a fork waits for children of its own"
     assert seen["blocked"] == [signal.SIGINT, signal.SIGTERM]
     assert seen["mapped"] == 1 and again["mapped"] == 0, "MALLOC_MMAP_MAX_=0: big blocks come from the heap"
+
+
+def test_a_client_that_dies_leaves_no_fork(tmp_path, script):
+    with fork_server(str(tmp_path), {}, ["colorsys"]) as executable:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(tmp_path / "fork"))
+        socket.send_fds(client, [struct.pack("!I", 1000)], [0, 1, 2])
+        client.sendall(b"{")
+        server = psutil.Process().children()[-1]
+        end = time.monotonic() + 20
+        while not server.children() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert server.children(), "it waits for the rest"
+        client.close()
+        while server.children() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not server.children()
+        assert ask(executable, script, tmp_path, PATH=os.environ["PATH"])["imported"], "others are served"
 
 
 def test_without_a_server_the_client_is_an_ordinary_python(tmp_path, script):
