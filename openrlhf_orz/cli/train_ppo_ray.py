@@ -1,6 +1,7 @@
 """Train: ``python -m openrlhf_orz.cli.train_ppo_ray --actor.model_name_or_path M --data.prompt_dataset D``."""
 
 import contextlib
+import gc
 import math
 import os
 import sys
@@ -282,4 +283,6 @@ def main(argv: list[str] | None = None, **classes: type) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # all is shut down: else the interpreter looks for garbage, for seconds, in all that was imported
+    sys.exit(status)
