@@ -8,6 +8,11 @@ from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.derive import prompt_budget
 
 
+def template_of(args) -> str:
+    """The template of the run's prompts, by whichever of the two flags names it."""
+    return args.orz.prompt_template if args.data.input_template is None else args.data.input_template
+
+
 def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:
     """Write the run's prompts; returns the settings that point OpenRLHF at them, and how many there are to train on.
 
@@ -18,12 +23,11 @@ def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:
     from openrlhf_orz.settings.models import check_models
 
     tokenizer = check_models(args)
-    template = args.orz.prompt_template if args.data.input_template is None else args.data.input_template
     data_dir = Path(args.orz.run_dir) / "data"
     with VerifierSet(args.orz.verifier, plain=args.orz.plain_math_verify) as verifiers:
         rules = PromptRules(
             tokenizer=tokenizer,
-            template=template,
+            template=template_of(args),
             input_key=args.data.input_key,
             label_key=args.data.label_key,
             max_prompt_len=prompt_budget(args),
@@ -115,12 +119,16 @@ def short_rollout(args, prompts: int) -> str | None:
 def look_at_data(args, explicit: Set[str]) -> list[str]:
     """A line for each of the run's data sets that is here, with its good and bad rows; one on the hub is not fetched.
 
-    Raises DataError, as training does, where there is no such file or no good row in it.
+    Raises DataError, as training does, where there is no such file or no good row in it, and for a template without a
+    place for the question.
     """
+    from openrlhf_orz.data.prompts import render
     from openrlhf_orz.data.rows import read_dataset
     from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError, is_here
     from openrlhf_orz.reward.verifiers import VerifierSet
 
+    if not args.data.apply_chat_template:
+        render(template_of(args), "")
     lines: list[str] = []
     for flags, names, split in (
         (TRAIN_FLAGS, args.data.prompt_dataset, args.data.prompt_split),

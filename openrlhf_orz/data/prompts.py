@@ -47,7 +47,7 @@ def _parts(template: str) -> list[str]:
     if len(parts) == 1:
         raise DataError(
             f"--orz.prompt_template {template!r} is neither one of {', '.join(TEMPLATES)} nor text with {PLACEHOLDER} "
-            "(or {}) where the question goes"
+            "(or {}) where the question goes; the tokenizer's own is --data.apply_chat_template"
         )
     if len(parts) > 2:
         raise DataError(f"--orz.prompt_template {template!r} has several {{}}: mark the question's by {PLACEHOLDER}")

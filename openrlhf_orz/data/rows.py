@@ -14,7 +14,7 @@ from typing import Any
 
 from openrlhf_orz.data.json_lines import Broken
 from openrlhf_orz.data.options import BadChoices, with_options
-from openrlhf_orz.data.sources import READERS, TRAIN_FLAGS, DataError, DataFlags, records, suffix_of
+from openrlhf_orz.data.sources import EVAL_FLAGS, READERS, TRAIN_FLAGS, DataError, DataFlags, records, suffix_of
 from openrlhf_orz.reward.extract import reference_text
 from openrlhf_orz.reward.verifiers import VerifierSet
 
@@ -117,7 +117,7 @@ def read_dataset(
             bad.append(BadRow(file, number, *found.args))
     needs_label = answers.label_key_given or not answers.own_reward
     if keys and (not rows or (answers.own_reward and needs_label)):
-        _check_keys(keys, found_keys, spec, input_key, label_key, needs_label)
+        _check_keys(keys, found_keys, spec, input_key, label_key, needs_label, flags)
     if unused:
         log(
             f"data: {spec}: {unused} rows have a verifier or choices of their own, which are not used: your reward or"
@@ -243,14 +243,19 @@ def _check_keys(
     input_key: str,
     label_key: str | None,
     needs_label: bool,
+    flags: DataFlags,
 ) -> None:
     seen = ", ".join(sorted(map(str, keys)))
+    remedy = "Name one of them." if flags is not EVAL_FLAGS else (
+        f"{flags.dataset} is read by the keys of --data.prompt_dataset: give its rows the same."
+    )  # fmt: skip
     if input_key not in found:
-        raise DataError(f"--data.input_key {input_key}: no row of {spec} has it. Keys seen: {seen}. Name one of them.")
+        raise DataError(f"--data.input_key {input_key}: no row of {spec} has it. Keys seen: {seen}. {remedy}")
     if needs_label and label_key not in found:
         asked = f"--data.label_key {label_key}"
         missing = f"{asked}: no row of {spec} has it." if label_key else "--data.label_key is not given."
-        raise DataError(f"{missing} Keys seen in {spec}: {seen}. Name the one with the reference answers.")
+        remedy = remedy.replace("one of them", "the one with the reference answers")
+        raise DataError(f"{missing} Keys seen in {spec}: {seen}. {remedy}")
 
 
 def as_dialogue(record: Any) -> list | None:

@@ -57,6 +57,12 @@ def test_a_dry_run_looks_at_the_data(capsys, tmp_path):
     evaluation = ["--eval.dataset", str(tmp_path / "none.jsonl"), "--eval.steps", "1"]
     assert train_ppo_ray.main([*given, str(rows), *evaluation]) == 2
     assert "--eval.dataset" in capsys.readouterr().err
+    others = tmp_path / "others.jsonl"
+    others.write_text('{"q": "1+1?", "a": "2"}\n')
+    assert train_ppo_ray.main([*given, str(rows), "--eval.dataset", str(others), "--eval.steps", "1"]) == 2
+    assert "--eval.dataset is read by the keys of --data.prompt_dataset" in capsys.readouterr().err
+    assert train_ppo_ray.main([*given, str(rows), "--orz.prompt_template", "chat"]) == 2
+    assert "the tokenizer's own is --data.apply_chat_template" in capsys.readouterr().err
     assert plan.main([*TINY, "--data.prompt_dataset", str(tmp_path / "none.jsonl")]) == 0
 
 
