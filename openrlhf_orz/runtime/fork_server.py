@@ -65,9 +65,8 @@ from openrlhf_orz.runtime.stopping import STOP_SIGNALS, signals_blocked
 
 MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_MAX_": -4, "MALLOC_ARENA_MAX": -8}  # as in glibc's malloc.h
 PR_SET_PDEATHSIG = 1
-FIRST = (
-    "ORZ_FORK_SERVER"  # Ray finds where a process has its title by the first variable, which must be as at the start
-)
+# Ray finds where a process has its title by the first variable, which must be as at the start.
+FIRST = "ORZ_FORK_SERVER"
 
 
 @contextlib.contextmanager

@@ -134,7 +134,11 @@ def vllm_files() -> Iterator[None]:
     """
     clean_leftovers((shared_folder(),))
     folder, temporary = new_scratch().rstrip("/"), tempfile.tempdir
-    compiled = f"torchinductor_{getpass.getuser()}"  # torch's name for it, below TMPDIR
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a number without a name, as a container may be given
+        user = f"uid_{os.getuid()}"
+    compiled = f"torchinductor_{user}"  # torch's name for it, below TMPDIR
     cache = compile_cache(os.path.join(tempfile.gettempdir(), compiled))
     places = {"VLLM_RPC_BASE_PATH": folder, "TMPDIR": folder}
     before = {name: os.environ.get(name) for name in places}

@@ -197,3 +197,20 @@ def test_what_vllm_leaves_goes_with_the_command(monkeypatch, tmp_path):
         raise KeyError
     assert not list(tmp_path.iterdir()) and os.environ["VLLM_RPC_BASE_PATH"] == "/before"
     assert tempfile.gettempdir() == temporary
+
+
+def test_vllms_files_for_a_user_whom_the_machine_does_not_know(monkeypatch, tmp_path):
+    """As in a container that is given a number."""
+    import pwd
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(private, "shared_folder", lambda: str(tmp_path))
+    monkeypatch.setattr(private, "compile_cache", lambda wanted: str(tmp_path / "cache"))
+    with private.vllm_files():
+        (folder,) = tmp_path.iterdir()
+        assert (folder / f"torchinductor_uid_{os.getuid()}").is_symlink()
