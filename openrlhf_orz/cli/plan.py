@@ -24,7 +24,7 @@ from openrlhf_orz.plan.shapes import KINDS, KNOWN, Shape, UnknownShape, shape_of
 from openrlhf_orz.plan.text import plan_dict, plan_text
 from openrlhf_orz.runtime import ray_session
 from openrlhf_orz.settings.checks import ConfigError
-from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.command_line import parse, training_parser
 from openrlhf_orz.settings.families import fit_to_models
 from openrlhf_orz.settings.finished import finished
 from openrlhf_orz.settings.models import load_config
@@ -286,7 +286,8 @@ def main(argv: list[str] | None = None, look: Callable[[Any, set[str]], list[str
             print("\n  ".join([f"no plan: {error}", *families, *seen]))
             return 0
     except (PlanError, UnknownShape, machines.UnknownHardware, DataError, ConfigError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        program = PROGRAM if look is None else training_parser().prog
+        print(f"{program}: error: {error}", file=sys.stderr)
         return 2
     found.notes.extend(seen)
     if own.json:

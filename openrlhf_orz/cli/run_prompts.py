@@ -110,7 +110,12 @@ def answer_rules(args, explicit: Set[str], verifiers):
 def short_rollout(args, prompts: int) -> str | None:
     """A remark on a last rollout with fewer prompts than the others."""
     batch, last = args.rollout.batch_size, prompts % args.rollout.batch_size
-    if not last or args.algo.dynamic_filtering_enable:
+    if args.algo.dynamic_filtering_enable:
+        return (
+            "the last rollout of an episode has what the filter leaves when the prompts end, as few as one, and takes"
+            " as many optimizer steps"
+        )
+    if not last:
         return None
     whole = f"; --data.max_samples {prompts - last} leaves it out" if prompts > batch else ""
     return f"the last rollout of an episode has {last} of {batch} prompts and takes as many optimizer steps{whole}"
@@ -130,6 +135,8 @@ def look_at_data(args, explicit: Set[str]) -> list[str]:
     if not args.data.apply_chat_template:
         render(template_of(args), "")
     lines: list[str] = []
+    counts: list[int] = []  # of each training set
+    unknown = False
     for flags, names, split in (
         (TRAIN_FLAGS, args.data.prompt_dataset, args.data.prompt_split),
         (EVAL_FLAGS, args.eval.dataset, args.eval.split),
@@ -137,6 +144,7 @@ def look_at_data(args, explicit: Set[str]) -> list[str]:
         for name in filter(None, (names or "").split(",")):
             if not is_here(name, flags):
                 lines.append(f"data: {name} is on the hub, and not looked at")
+                unknown |= flags is TRAIN_FLAGS
                 continue
             keys = args.data.input_key, args.data.label_key
             most = args.data.max_samples
@@ -146,4 +154,14 @@ def look_at_data(args, explicit: Set[str]) -> list[str]:
             if not good:
                 raise DataError(f"{flags.dataset}: no row of {name} can be used: give a data set with rows")
             lines.append(f"data: {name}: {len(good)} rows, {len(bad)} without a question or an answer")
+            counts += [len(good)] * (flags is TRAIN_FLAGS)
+    if not unknown:
+        prompts = min(blended(counts, args.data.prompt_probs, args.train.seed), args.data.max_samples)
+        said = short_rollout(args, prompts)
+        try:
+            check_rollouts(args, prompts)
+        except ConfigError as error:
+            said = f"the run will be refused: {error}"
+        if said:
+            lines.append(f"data: if no prompt is too long, {said}")
     return lines

@@ -270,7 +270,9 @@ def main(argv: list[str] | None = None, **classes: type) -> int:
     try:
         train(args, explicit, stopping, classes)
     except KeyboardInterrupt:
-        print("stopped; what was written so far is in", args.orz.run_dir, file=sys.stderr)
+        written = os.path.isdir(args.orz.run_dir)
+        print("stopped;", f"what was written is in {args.orz.run_dir}" if written else "nothing was written",
+              file=sys.stderr)  # fmt: skip
         return 128 + stopping.signum
     except Stopped as stopped:
         print(getattr(stopped, "cause", stopped), file=sys.stderr)

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
 import string
 from typing import Any
 
+# An option about other options: true, and with the right letters, in the row's own order alone.
+_ABOUT_OTHERS = re.compile(
+    r"^\W*(?:all|both|either|neither|none|no correct|not given|cannot be determined)\b"
+    r"|\b(?:above|below|preceding|previous|other (?:options?|answers?|choices?))\b"
+    r"|\bof (?:the|these|those)(?: \w+)? (?:options|answers|choices|statements)\b|\bof these\b"
+    r"|\b[A-J]\b\)?\s*(?:,|and|or|nor|&)\s*\(?[A-J]\b",
+    re.I,
+)
 CHOICE_REQUEST = "Answer with the letter of the right option."
 
 
@@ -17,15 +26,19 @@ def lettered(text: str, right: str, wrong: list[str], seed: int, name: str) -> t
     """(text, right letter) of a multiple-choice question, its options in an order drawn by ``seed`` and ``name``."""
     options = [right, *wrong]
     random.Random(f"{seed}|{name}").shuffle(options)
+    return _asked(text, options, options.index(right))
+
+
+def _asked(text: str, options: list[str], right: int) -> tuple[str, str]:
     lines = [f"{letter}. {option.strip()}" for letter, option in zip(string.ascii_uppercase, options)]
-    letter = string.ascii_uppercase[options.index(right)]
-    return "\n".join([text.strip(), "", *lines, "", CHOICE_REQUEST]), letter
+    return "\n".join([text.strip(), "", *lines, "", CHOICE_REQUEST]), string.ascii_uppercase[right]
 
 
 def with_options(text: str, choices: Any, answer: str, seed: int, name: str) -> tuple[str, str]:
     """``lettered`` for a row's ``choices``: a list, ``{"text": [...], "label": [...]}`` or ``{"A": ..., "B": ...}``.
 
-    ``answer`` is a letter or label, an index from 0, or an option's text. Raises BadChoices if there are not 2 to 26
+    Where an option speaks of others ("none of these", "A and B") they keep their order. ``answer`` is a letter or
+    label, an index from 0, or an option's text. Raises BadChoices if there are not 2 to 26
     options, or if ``answer`` does not name one of them.
     """
     found, labels = _options(choices)
@@ -35,6 +48,8 @@ def with_options(text: str, choices: Any, answer: str, seed: int, name: str) -> 
     place = options.index(answer) if answer in options else _place(answer, labels, len(options))
     if place is None:
         raise BadChoices(f"the answer {answer!r} names none, or several, of its choices")
+    if any(_ABOUT_OTHERS.search(option) for option in options):
+        return _asked(text, options, place)
     return lettered(text, options[place], options[:place] + options[place + 1 :], seed, name)
 
 

@@ -84,11 +84,14 @@ def command_text(words: list[str]) -> str:
 
 
 def training_table(run: Run) -> list[str]:
-    """Reward, format and length over the first five and the last ten steps."""
-    lines = ["| | first 5 steps | last 10 steps |", "|---|---|---|"]
+    """Reward, format and length over the first five and the last ten steps; of a short run over its two halves."""
+    steps = len(run.metrics)
+    first = min(5, (steps + 1) // 2)
+    last = min(10, max(steps - first, 1))
+    lines = [f"| | first {first} of {steps} steps | last {last} |", "|---|---|---|"]
     for key, label in (("reward", "reward"), ("format", "in the format"), ("response_length", "tokens a response")):
         parts = []
-        for rows in (run.metrics[:5], run.metrics[-10:]):
+        for rows in (run.metrics[:first], run.metrics[-last:]):
             numbers = [row[key] for row in rows if isinstance(row.get(key), (int, float))]
             parts.append(f"{sum(numbers) / len(numbers):.3g}" if numbers else "-")
         lines.append(f"| {label} | {' | '.join(parts)} |")
@@ -151,6 +154,8 @@ def write_card(run: Run, about: Published, stop: list[str], name: str) -> str:
         else "**not known**: the base model's holds. Its folder names none; look it up before you hand this on"
     )
     steps = run.metrics[-1]["step"] if run.metrics else 0
+    longest = flatten_flags(run.config.get("flags")).get("rollout.max_new_tokens", "null")
+    longest = "None" if longest == "null" else longest  # as long as the context allows
     lines = [
         *meta, f"# {name}", "",
         f"`{about.base}`, trained by [openrlhf_orz](https://arxiv.org/abs/2503.24290) (Open-Reasoner-Zero) to reason: "
@@ -159,7 +164,7 @@ def write_card(run: Run, about: Published, stop: list[str], name: str) -> str:
         f"- licence: {licence}", *(["- its critic is in [critic/](critic)"] if about.critic else []), "",
         "## Use", "", "The chat template asks a question as in training: one turn, no system message.", "",
         "```python", "from vllm import LLM, SamplingParams", "", f'llm = LLM("{name}")',
-        f"params = SamplingParams(max_tokens=2048, stop={stop!r}, include_stop_str_in_output=True)",
+        f"params = SamplingParams(max_tokens={longest}, stop={stop!r}, include_stop_str_in_output=True)",
         'print(llm.chat([{"role": "user", "content": "What is 123+456?"}], params)[0].outputs[0].text)', "```", "",
         "## Training", "", *(["![Reward and response length](" + PICTURE + ".png)", ""] if run.metrics else []),
         *training_table(run), "", "The command:", "", "```bash", command_text(command_of(run)), "```", "",

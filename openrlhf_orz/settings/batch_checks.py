@@ -54,7 +54,7 @@ def _rollout(args, explicit) -> Iterator[str]:
     if "train.batch_size" not in explicit and each * batch % updates:
         yield (
             f"--orz.policy_updates {updates} does not divide the rollout of {each * batch} samples"
-            " (--rollout.batch_size x --rollout.n_samples_per_prompt)"
+            " (--rollout.batch_size x --rollout.n_samples_per_prompt): choose a number that does"
         )
 
 
@@ -145,7 +145,7 @@ def loss_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
     """The same for what is trained on: corrections, KL, adapters, optimizers. OpenRLHF checks them late or never."""
     yield from _correction(args.algo.advantage, args.actor.policy_loss_type, explicit)
     kl, estimator = args.algo.kl, args.algo.kl.estimator
-    if kl.use_loss and estimator == "k1" and not kl.unbiased_gradient:
+    if kl.use_loss and kl.init_coef > 0 and estimator == "k1" and not kl.unbiased_gradient:
         yield (
             "--algo.kl.use_loss with --algo.kl.estimator k1 has a gradient of mean 0: give k3 or k2, or"
             " --algo.kl.unbiased_gradient"
@@ -243,13 +243,15 @@ def _colocation(args) -> Iterator[str]:
     engines = args.vllm.num_engines * args.vllm.tensor_parallel_size
     if args.train.colocate_all and not args.train.async_enable and engines != ranks:
         yield (
-            f"--train.colocate_all needs --vllm.num_engines x --vllm.tensor_parallel_size ({engines}) to equal"
-            f" --actor.num_nodes x --actor.num_gpus_per_node ({ranks})"
+            "models share GPUs (--train.colocate_all, the default where none is laid out by hand):"
+            f" --vllm.num_engines x --vllm.tensor_parallel_size, now {engines}, must equal --actor.num_nodes x"
+            f" --actor.num_gpus_per_node, {ranks}"
         )
     if args.train.colocate_all and args.critic.model_name_or_path and critic_ranks != ranks:
         yield (
-            f"--train.colocate_all needs as many critic ranks ({critic_ranks}: --critic.num_nodes x"
-            f" --critic.num_gpus_per_node) as actor ranks ({ranks})"
+            "models share GPUs (--train.colocate_all, the default where none is laid out by hand):"
+            f" --critic.num_nodes x --critic.num_gpus_per_node, now {critic_ranks}, must equal --actor.num_nodes x"
+            f" --actor.num_gpus_per_node, {ranks}"
         )
     if args.orz.check_sync and args.vllm.enable_sleep:
         yield (

@@ -176,7 +176,7 @@ def _responses(args) -> Iterator[str]:
 def _grading(args, explicit) -> Iterator[str]:
     agent = args.train.agent_func_path
     if agent is not None and not (agent.endswith(".py") and os.path.isfile(agent)):
-        yield f"--train.agent_func_path: there is no Python file {agent}"
+        yield f"--train.agent_func_path: there is no Python file {agent}: check the path"
     if "reward.remote_url" in explicit:  # else it is our own mark, no address
         yield from _addresses(args.reward.remote_url.split(","))
     yield from _one_reward(args, explicit)
@@ -186,7 +186,7 @@ def _addresses(urls: list[str]) -> Iterator[str]:
     for url in urls:
         if url.endswith(".py"):
             if not os.path.isfile(url):
-                yield f"--reward.remote_url: there is no file {url}"
+                yield f"--reward.remote_url: there is no file {url}: check the path"
             if len(urls) > 1:
                 yield f"--reward.remote_url {url} gives the rewards alone: leave the other addresses out"
         elif not url.startswith(("http://", "https://")):

@@ -4,36 +4,24 @@ import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-# these do nothing without a critic; a value other than the default is refused then
-ABOUT_THE_CRITIC = (
-    "critic_epochs", "lambda_policy", "lambda_alpha", "baseline", "freeze_critic", "value_loss", "rollout_values",
-)  # fmt: skip
-
 
 def critic_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
     """A message for each of them that cannot be, or would do nothing."""
-    estimator = args.algo.advantage.estimator
-    for name in ABOUT_THE_CRITIC:
-        if f"orz.{name}" in explicit and estimator != "gae":
-            without = f"--algo.advantage.estimator {estimator} has none"
-            yield f"--orz.{name} is about the critic, and {without}: leave it out"
     if args.orz.rollout_values and args.orz.cross_fit_values:
         late = "with --orz.cross_fit_values values come when the rollout is on the ranks"
         yield f"--orz.rollout_values: {late}: leave one of them out"
     if args.orz.rollout_values and not args.orz.rollout_dump_every:
         yield "--orz.rollout_values does nothing with --orz.rollout_dump_every 0: leave one of them out"
-    yield from _lambda(args, explicit)
+    yield from _lambda(args)
     yield from _baseline(args)
     yield from _frozen(args)
     yield from _value_loss(args, explicit)
 
 
-def _lambda(args, explicit) -> Iterator[str]:
+def _lambda(args) -> Iterator[str]:
     given = args.orz.lambda_policy
     if given not in (None, "length") and not _is_share(given):
         yield f"--orz.lambda_policy {given} is neither a number in [0, 1] nor length"
-    if "orz.lambda_alpha" in explicit and given != "length":
-        yield "--orz.lambda_alpha does nothing without --orz.lambda_policy length: leave it out"
 
 
 def _baseline(args) -> Iterator[str]:
@@ -63,10 +51,6 @@ def returns_range(args: SimpleNamespace) -> tuple[float, float]:
 
 def _value_loss(args, explicit) -> Iterator[str]:
     loss, given = args.orz.value_loss, f"--orz.value_loss {args.orz.value_loss}"
-    if "orz.value_bins" in explicit and loss != "hl_gauss":
-        yield "--orz.value_bins does nothing without --orz.value_loss hl_gauss: leave it out"
-    if "orz.value_base_rate" in explicit and loss != "bce":
-        yield "--orz.value_base_rate does nothing without --orz.value_loss bce: leave it out"
     if loss == "mse":
         return
     if not args.orz.own_agent and "reward.clip_range" not in explicit:

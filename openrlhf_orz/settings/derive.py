@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_orz.settings.effects import Effect
-from openrlhf_orz.settings.openrlhf_flags import OPENRLHF_FLAGS
+from openrlhf_orz.settings.openrlhf_flags import RECORDS
 from openrlhf_orz.settings.upstream import openrlhf_parser
 
 MOST_SEQS = 1024  # vLLM's own where it generates offline
@@ -76,18 +76,18 @@ def derive(values: dict, explicit: set[str], gpus: tuple[int, int] | None = None
 
 
 @cache
-def openrlhfs_default(name: str) -> Any:
-    """OpenRLHF's default of its flag ``name``."""
-    return openrlhf_parser().get_default(name)
+def plain_default(name: str) -> Any:
+    """OpenRLHF's own default of a flag of its, or that of a flag of ours."""
+    return RECORDS[name].default if name.startswith("orz.") else openrlhf_parser().get_default(name)
 
 
 def idle_flags(values: dict, explicit: set[str]) -> dict[str, Effect]:
-    """OpenRLHF's flags that were given and do nothing beside the other ``values``, which are derived."""
-    effects = {flag.name: flag.effect for flag in OPENRLHF_FLAGS if flag.name in explicit}
+    """The flags that were given and do nothing beside the other ``values``, which are derived."""
+    effects = {name: RECORDS[name].effect for name in sorted(explicit & RECORDS.keys())}
     return {
         name: effect
-        for name, effect in sorted(effects.items())
-        if effect and effect.acts and values[name] != openrlhfs_default(name) and not effect.acts(values)
+        for name, effect in effects.items()
+        if effect and effect.acts and values[name] != plain_default(name) and not effect.acts(values)
     }
 
 
@@ -95,7 +95,7 @@ def _without_effect(values, explicit) -> list[str]:
     remarks = []
     for name, effect in idle_flags(values, explicit).items():
         if effect.off:
-            values[name] = openrlhfs_default(name)
+            values[name] = plain_default(name)
         if not effect.refused:
             remarks.append(f"--{name} has no effect: {effect.words.removeprefix('no effect: ')}")
     return remarks
@@ -118,8 +118,10 @@ def _default(values: dict, explicit: set[str], name: str, value) -> None:
 
 
 def _placement_on_cpu(values, explicit) -> None:
-    for role in ("actor", "critic", "ref", "reward"):
-        _default(values, explicit, f"{role}.num_gpus_per_node", 1)
+    _default(values, explicit, "actor.num_gpus_per_node", 1)
+    for role in ("critic", "ref"):
+        _default(values, explicit, f"{role}.num_gpus_per_node", values["actor.num_gpus_per_node"])
+    _default(values, explicit, "reward.num_gpus_per_node", 1)
     _default(values, explicit, "train.colocate_all", True)
     _default(values, explicit, "vllm.enforce_eager", True)
 

@@ -57,7 +57,7 @@ def flags_page() -> str:
     """The whole page."""
     theirs = {action.dest: action.default for action in openrlhf_parser()._actions}
     ours = (
-        (f"`--{flag.name}`", shown_default(flag.default), flag.help, _values(flag), flag.resume.value)
+        (f"`--{flag.name}`", shown_default(flag.default), _what(flag), _values(flag), flag.resume.value)
         for flag in ORZ_FLAGS
     )
     inherited = (
@@ -70,6 +70,10 @@ def flags_page() -> str:
         for flag in OPENRLHF_FLAGS
     )
     return HEAD + _rows(ours) + MIDDLE + _rows(inherited)
+
+
+def _what(flag: Flag) -> str:
+    return f"{flag.help} ({flag.effect.words})" if flag.effect else flag.help
 
 
 def _inherited_default(flag: Flag, theirs) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from openrlhf_orz.settings.effects import Effect
+from openrlhf_orz.settings.effects import CRITIC, Effect, only_with
 
 STOP_STRINGS = ("User:", "Human:", "Assistant:", "</answer>")
 
@@ -69,7 +69,7 @@ class Flag:
     range: NumberRange | None = None  # of each number, where there are several; None itself is always allowed
     choices: tuple[str, ...] | None = None
     nargs: str | None = None
-    effect: Effect | None = None  # of OpenRLHF's flags, each of which has one
+    effect: Effect | None = None  # each of OpenRLHF's flags has one; ours where they may do nothing
 
 
 ORZ_FLAGS = (
@@ -88,6 +88,7 @@ ORZ_FLAGS = (
         "critic steps per rollout: mini-batches, each sample exactly once",
         int,
         AT_LEAST_1,
+        effect=CRITIC,
     ),
     Flag(
         "orz.critic_epochs",
@@ -96,6 +97,7 @@ ORZ_FLAGS = (
         "passes of the critic over the rollout, each in --orz.critic_updates mini-batches, shuffled anew",
         int,
         AT_LEAST_1,
+        effect=CRITIC.or_refused(),
     ),
     Flag(
         "orz.critic_minibatch",
@@ -104,6 +106,7 @@ ORZ_FLAGS = (
         "what the critic's mini-batches are cut from: samples (the paper), or groups: all responses to a prompt are in"
         " one mini-batch, which computes the prompt once (--orz.share_prefixes)",
         choices=("samples", "groups"),
+        effect=CRITIC.or_refused(),
     ),
     Flag(
         "orz.lambda_policy",
@@ -111,6 +114,7 @@ ORZ_FLAGS = (
         None,
         "lambda of the policy's advantages: a number in [0, 1], or length for 1 - 1/(alpha l) of a response of l"
         " tokens; the critic's targets keep --algo.advantage.lambd, which is the default here, too",
+        effect=CRITIC.or_refused(),
     ),
     Flag(
         "orz.lambda_alpha",
@@ -119,6 +123,7 @@ ORZ_FLAGS = (
         "alpha of --orz.lambda_policy length",
         float,
         ABOVE_0,
+        effect=only_with("orz.lambda_policy length", lambda v: v["orz.lambda_policy"] == "length").or_refused(),
     ),
     Flag(
         "orz.value_loss",
@@ -127,8 +132,17 @@ ORZ_FLAGS = (
         "mse: Eq. 2; bce: the value is a probability, trained by cross-entropy; hl_gauss: a histogram of returns,"
         " trained by cross-entropy to a Gaussian around each return",
         choices=("mse", "bce", "hl_gauss"),
+        effect=CRITIC.or_refused(),
     ),
-    Flag("orz.value_bins", LAYOUT, 51, "bins of --orz.value_loss hl_gauss", int, AT_LEAST_8),
+    Flag(
+        "orz.value_bins",
+        LAYOUT,
+        51,
+        "bins of --orz.value_loss hl_gauss",
+        int,
+        AT_LEAST_8,
+        effect=only_with("orz.value_loss hl_gauss", lambda v: v["orz.value_loss"] == "hl_gauss").or_refused(),
+    ),
     Flag(
         "orz.value_base_rate",
         LAYOUT,
@@ -136,6 +150,7 @@ ORZ_FLAGS = (
         "with --orz.value_loss bce: the value that a new head's bias gives (default: 0.5)",
         float,
         INSIDE_0_1,
+        effect=only_with("orz.value_loss bce", lambda v: v["orz.value_loss"] == "bce").or_refused(),
     ),
     Flag(
         "orz.baseline",
@@ -144,6 +159,7 @@ ORZ_FLAGS = (
         "what advantages subtract from the return: the critic's values, the mean of the prompt's responses or of the"
         " batch; auto: the critic where it explains variance of this rollout's returns, else a mean",
         choices=("critic", "group", "batch", "auto"),
+        effect=CRITIC.or_refused(),
     ),
     Flag(
         "orz.positive_nll",
@@ -159,6 +175,7 @@ ORZ_FLAGS = (
         "none",
         "what of the critic does not train, and needs no gradients and no optimizer states: none, attention,"
         " embeddings, or layers:N for the embeddings and the first N layers",
+        effect=CRITIC.or_refused(),
     ),
     Flag(
         "orz.warmup_steps",
@@ -188,6 +205,7 @@ ORZ_FLAGS = (
         False,
         "take each value in the critic's training forward, before the update that uses it: saves the values' forward",
         bool,
+        effect=CRITIC.or_refused(),
     ),
     Flag(
         "orz.share_prefixes",
@@ -263,6 +281,7 @@ ORZ_FLAGS = (
         "responses of each rollout file, spread over it, that have the critic's value and the advantage of each token",
         int,
         AT_LEAST_0,
+        effect=CRITIC.or_refused(),
     ),
     Flag(
         "orz.report_every",

@@ -46,15 +46,19 @@ FLAGS = [
     ("--orz.lambda_alpha 0.1", ["--orz.lambda_alpha", "--orz.lambda_policy length"]),
     (
         "--orz.critic_epochs 2 --algo.advantage.estimator group_norm",
-        ["--orz.critic_epochs is about the critic", "group_norm has none: leave it out"],
+        ["--orz.critic_epochs (only with `--algo.advantage.estimator gae`, refused without): leave it out"],
     ),
+    ("--orz.critic_minibatch groups --algo.advantage.estimator rloo", ["--orz.critic_minibatch (only with"]),
+    ("--orz.cross_fit_values --algo.advantage.estimator rloo", ["--orz.cross_fit_values (only with"]),
+    ("--orz.value_bins 64", ["--orz.value_bins (only with `--orz.value_loss hl_gauss`, refused without)"]),
+    ("--reward.remote_url {tmp}/none.py", ["--reward.remote_url: there is no file", "none.py: check the path"]),
     ("--orz.baseline group --algo.advantage.gamma 0.9", ["--orz.baseline group", "--algo.advantage.gamma 1"]),
     ("--orz.baseline group --rollout.n_samples_per_prompt 1", ["--orz.baseline group", "2 or more"]),
     ("--orz.baseline batch --orz.lambda_policy 0.9", ["--orz.lambda_policy", "--orz.baseline batch uses none"]),
     ("--orz.baseline auto --orz.cross_fit_values", ["--orz.cross_fit_values", "leave --orz.baseline out"]),
     ("--orz.rollout_values 4 --orz.cross_fit_values", ["--orz.rollout_values", "--orz.cross_fit_values"]),
     ("--orz.rollout_values 4 --orz.rollout_dump_every 0", ["--orz.rollout_values does nothing", "rollout_dump_every"]),
-    ("--orz.rollout_values 4 --algo.advantage.estimator rloo", ["--orz.rollout_values is about the critic"]),
+    ("--orz.rollout_values 4 --algo.advantage.estimator rloo", ["--orz.rollout_values (only with"]),
     ("--orz.freeze_critic layers:0", ["--orz.freeze_critic layers:0", "layers:N with N at least 1"]),
     ("--orz.freeze_critic mlp", ["--orz.freeze_critic mlp", "attention, embeddings"]),
     ("--orz.freeze_critic attention --ds.lora.rank 8", ["--orz.freeze_critic attention", "--ds.lora.rank"]),
@@ -81,7 +85,10 @@ FLAGS = [
     ("--orz.fp32_head --algo.kl.init_coef 0.1", ["--orz.fp32_head", "--algo.kl.init_coef 0.1"]),
     ("--orz.max_num_seqs 600 --orz.max_num_batched_tokens 512", ["--orz.max_num_batched_tokens 512", "600"]),
     # ranks, engines, parallelism
-    ("--actor.num_gpus_per_node 2", ["--train.colocate_all", "--critic.num_gpus_per_node"]),
+    (
+        "--actor.num_gpus_per_node 2 --critic.num_gpus_per_node 1",
+        ["--train.colocate_all", "--critic.num_gpus_per_node"],
+    ),
     ("--vllm.num_engines 3", ["--vllm.num_engines", "--actor.num_gpus_per_node"]),
     ("--orz.batch_invariant", ["--orz.batch_invariant", "H100", "--orz.device cpu"]),
     ("--ds.enable_sleep --ds.zero_stage 0 --orz.device cuda", ["--ds.enable_sleep", "--ds.zero_stage 3"]),
@@ -97,7 +104,7 @@ FLAGS = [
     ),
     ("--ds.ring_attn_size 2 --actor.num_gpus_per_node 3", ["--ds.ring_attn_size 2", "3 ranks"]),
     (
-        "--algo.kl.init_coef 0.1 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2",
+        "--algo.kl.init_coef 0.1 --actor.num_gpus_per_node 2 --ref.num_gpus_per_node 1",
         ["--algo.kl.init_coef 0.1", "--ref.num_nodes 1 and --ref.num_gpus_per_node 2"],
     ),
     (

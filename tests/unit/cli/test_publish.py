@@ -39,7 +39,7 @@ def run(tmp_path):
     (path / "data" / "bad_rows_train.jsonl").write_text('{"row": 1, "reason": "no_answer"}\n' * 2)
     flags = {
         "actor": {"model_name_or_path": str(base), "adam": {"lr": 1e-6}},
-        "rollout": {"temperature": 0.7, "top_p": 1.0},
+        "rollout": {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 48},
         "data": {"prompt_dataset": str(pool / "kept" / "train.jsonl"), "apply_chat_template": False},
         "orz": {"prompt_template": "paper", "stop": ["</answer>"], "run_dir": str(path), "trust_remote_code": False},
         "reward": {"remote_url": "http://grader.internal:5000/x"}, "ckpt": {"path": str(path / "checkpoints")},
@@ -91,6 +91,9 @@ def test_it_loads_and_tells_what_it_is(run, capsys):
     assert "base model: `base` (a local folder)" in text and "base_model:" not in text
     assert (folder / "reward_and_length.png").stat().st_size > 5000 and "(reward_and_length.png)" in text
     assert "--actor.model_name_or_path=base" in text and "--orz.stop '</answer>'" in text
+    assert (
+        "max_tokens=48" in text and "| | first 1 of 2 steps | last 1 |" in text and "| reward | 0.25 | 0.5 |" in text
+    )
     assert "7 prompts; rows left out: no_answer 2" in text and "| math | 50.0 | 10.0 to 60.0 | 0.0 |" in text
     assert "| mine | rows.jsonl | MIT |" in (folder / "data.md").read_text()
     assert json.loads((folder / "training.json").read_text())["flags"]["rollout.temperature"] == "0.7"

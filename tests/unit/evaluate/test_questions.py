@@ -149,6 +149,19 @@ def test_choices_in_a_row():
         questions_of([{"question": "?", "choices": ["x", "y"], "answer": "Q"}], "b", 0, "f")
 
 
+@pytest.mark.parametrize(
+    "last",
+    ["None of these", "all of the above", "Both A and B", "(A) or (C)", "Neither", "more than one of the above"],
+)
+def test_options_that_speak_of_others_keep_the_rows_order(last):
+    """Shuffled, "none of these" would stand before others, and "A and B" would name other options."""
+    rows = [{"question": f"{n}?", "choices": ["x", "y", "z", last], "answer": "D"} for n in range(5)]
+    for found in questions_of(rows, "b", 0, "f"):
+        assert found.reference == "D" and f"\nA. x\nB. y\nC. z\nD. {last}\n" in found.text
+    plain = [{**row, "choices": ["x", "y", "z", "abovementioned handball"]} for row in rows]
+    assert {found.reference for found in questions_of(plain, "b", 0, "f")} != {"D"}
+
+
 def test_files_names_and_sizes_are_checked(tmp_path):
     rows = [{"prompt": "same?", "answer": "1"}] * 3
     file = write(tmp_path / "eval_aime2024.jsonl", rows)

@@ -28,10 +28,13 @@ def message(capsys, flags: str) -> str:
         (f"{SMALL} --orz.critic_updates 3", "--orz.critic_updates 3 needs as many samples on each of 8 ranks"),
         (f"{SMALL} --actor.num_nodes 3", "are 16 batches, fewer than the 24 ranks"),
         # GPUs that models share
-        ("--train.colocate_all --critic.num_gpus_per_node 4", "as many critic ranks (4:"),
-        ("--train.colocate_all --critic.num_nodes 2", "as many critic ranks (16:"),
-        ("--train.colocate_all --train.async_enable --critic.num_nodes 2", "as many critic ranks (16:"),
-        ("--train.colocate_all --vllm.num_engines 4", "--vllm.tensor_parallel_size (4) to equal"),
+        ("--train.colocate_all --critic.num_gpus_per_node 4", "--critic.num_gpus_per_node, now 4, must equal"),
+        ("--train.colocate_all --critic.num_nodes 2", "--critic.num_gpus_per_node, now 16, must equal"),
+        (
+            "--train.colocate_all --train.async_enable --critic.num_nodes 2",
+            "--critic.num_gpus_per_node, now 16, must equal",
+        ),
+        ("--train.colocate_all --vllm.num_engines 4", "--vllm.tensor_parallel_size, now 4, must equal"),
         ("--train.colocate_all --orz.check_sync --vllm.enable_sleep", "--vllm.enable_sleep has their cache asleep"),
         ("--algo.kl.init_coef 0.1 --train.colocate_all --ref.num_nodes 2", "give --ref.num_nodes 1"),
         ("--algo.kl.init_coef 0.1 --train.colocate_actor_ref --ref.num_gpus_per_node 4", "--ref.num_gpus_per_node 8"),

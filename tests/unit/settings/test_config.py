@@ -124,11 +124,14 @@ def test_off_policy_by_name():
     [
         (["--train.batch_size", "8"], ["--train.batch_size 8", "--orz.policy_updates"]),
         (["--train.max_epochs", "2"], ["--train.max_epochs 2", "--orz.policy_updates"]),
-        (["--orz.policy_updates", "3"], ["--orz.policy_updates 3", "16 samples"]),
+        (["--orz.policy_updates", "3"], ["--orz.policy_updates 3", "16 samples", "choose a number that does"]),
         (["--orz.policy_updates", "0"], ["--orz.policy_updates is 0"]),
         (["--orz.critic_updates", "17"], ["--orz.critic_updates 17", "--rollout.batch_size"]),
         (["--rollout.max_new_tokens", "2048"], ["--rollout.max_new_tokens 2048", "--data.max_len 2048"]),
-        (["--actor.num_gpus_per_node", "2"], ["--train.colocate_all", "--critic.num_gpus_per_node"]),
+        (
+            ["--actor.num_gpus_per_node", "2", "--critic.num_gpus_per_node", "1"],
+            ["--train.colocate_all, the default", "--critic.num_gpus_per_node, now 1, must equal"],
+        ),
         (["--vllm.num_engines", "3"], ["--vllm.num_engines"]),
         (["--actor.model_name_or_path", "./nowhere/model"], ["--actor.model_name_or_path", "no directory ./nowhere"]),
         (["--algo.advantage.lambd", "1.5"], ["--algo.advantage.lambd is 1.5"]),

@@ -36,6 +36,8 @@ def test_placement_on_a_cpu():
     assert [values[f"{role}.num_gpus_per_node"] for role in ("actor", "critic", "ref", "reward")] == [1] * 4
     assert values["train.colocate_all"] and values["vllm.enforce_eager"] and values["ds.param_dtype"] == "fp32"
     assert derived(orz__device="cpu", critic__num_gpus_per_node=3)["critic.num_gpus_per_node"] == 3
+    values = derived(orz__device="cpu", actor__num_gpus_per_node=2)
+    assert values["critic.num_gpus_per_node"] == values["ref.num_gpus_per_node"] == 2, "models share ranks"
     values = derived(orz__device="cuda")
     assert values["actor.num_gpus_per_node"] == 8 and not values["train.colocate_all"]
     assert not values["vllm.enforce_eager"] and values["ds.param_dtype"] == "bf16" and values["ds.zero_stage"] == 2
