@@ -60,6 +60,27 @@ def restore_random_states(state: dict) -> None:
         get_accelerator().set_rng_state(state["device"])
 
 
+def hold_settings(optimizer, scheduler, settings: dict) -> None:
+    """Let ``settings`` of an optimizer hold after a checkpoint has brought its own, as --orz.allow_changed_flags says.
+
+    Args:
+        optimizer: PyTorch's, or DeepSpeed's around it. Moments stay, and so does the step of ``scheduler``.
+        settings: lr, betas, eps, weight_decay; with Muon muon_lr, adam_lr and momentum, too.
+    """
+    groups = optimizer.param_groups
+    decayed = [group for group in groups if group["weight_decay"]] or groups[:1]  # norms and biases never are
+    rates = [settings.get("muon_lr" if group.get("use_muon") else "adam_lr", settings["lr"]) for group in groups]
+    for group, rate, multiple in zip(groups, rates, scheduler.lr_lambdas):
+        for name in ("betas", "eps", "momentum"):
+            if name in group and name in settings:
+                group[name] = type(group[name])(settings[name]) if name == "betas" else settings[name]
+        if any(group is one for one in decayed):
+            group["weight_decay"] = settings["weight_decay"]
+        group["initial_lr"], group["lr"] = rate, rate * multiple(scheduler.last_epoch)
+    scheduler.base_lrs = rates
+    scheduler._last_lr = [group["lr"] for group in groups]
+
+
 class Rank:
     """A training rank: its process on record, its memory by phase, and its part of a checkpoint beside DeepSpeed's.
 
@@ -88,7 +109,7 @@ class Rank:
         return partial_path(Path(self.args.run.checkpoints), tag)
 
     def resume(self, engine, buffer) -> None:
-        """After DeepSpeed's ``engine`` has loaded: the replay buffer's counter and the random states.
+        """After DeepSpeed's ``engine`` has loaded: this run's rates, the replay buffer's counter, the random states.
 
         Raises RuntimeError if DeepSpeed is not at the step of the checkpoint.
         """
@@ -97,6 +118,7 @@ class Rank:
         state = torch.load(self._file(self.args.run.resume_from), weights_only=True)
         if engine.global_steps != state["global_steps"]:
             raise RuntimeError(f"{self.args.run.resume_from}: DeepSpeed has not loaded {self.role}; see its log")
+        hold_settings(engine.optimizer, engine.lr_scheduler, engine.optimizer_params())
         buffer.rollouts = state["rollouts"]
         restore_random_states(state["random"])
 

@@ -14,7 +14,7 @@ pytest.importorskip("openrlhf")
 from glue import make_args
 
 from openrlhf_orz.trainer import rank as module
-from openrlhf_orz.trainer.rank import Rank, capture_random_states, meet_by_file, restore_random_states
+from openrlhf_orz.trainer.rank import Rank, capture_random_states, hold_settings, meet_by_file, restore_random_states
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +35,54 @@ def test_random_states_come_back():
     assert draw() == first
 
 
+def trained(lr: float, **options):
+    """An engine as DeepSpeed makes it, after three steps: warm-up over two, two groups, one of them never decayed."""
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": weights[:1]}, {"params": weights[1:], "weight_decay": 0.0}]
+    settings = dict(lr=lr, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1) | options
+    optimizer = torch.optim.AdamW(groups, **{**settings, "betas": tuple(settings["betas"])})
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 8))
+    for _ in range(3):
+        sum(weight.square().sum() for weight in weights).backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return SimpleNamespace(
+        global_steps=3, optimizer=optimizer, lr_scheduler=scheduler, optimizer_params=lambda: settings
+    )
+
+
+def test_the_rates_of_a_resumed_run_are_those_of_its_flags():
+    """DeepSpeed loads the checkpoint's; with --orz.allow_changed_flags the run said that the new ones hold."""
+    saved, now = trained(2e-4), trained(1e-4, betas=[0.8, 0.9], eps=1e-6, weight_decay=0.2)
+    saved_states = saved.optimizer.state_dict(), saved.lr_scheduler.state_dict()
+    now.optimizer.load_state_dict(saved_states[0])
+    now.lr_scheduler.load_state_dict(saved_states[1])
+    hold_settings(now.optimizer, now.lr_scheduler, now.optimizer_params())
+    for group, decay in zip(now.optimizer.param_groups, (0.2, 0.0)):
+        assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.5e-4, (0.8, 0.9), 1e-6, decay)
+    assert now.lr_scheduler.get_last_lr() == [0.5e-4] * 2
+    now.optimizer.step()
+    now.lr_scheduler.step()
+    assert now.lr_scheduler.get_last_lr() == pytest.approx([1e-4 * 5 / 8] * 2)
+    # the same flags change nothing, to the bit
+    hold_settings(saved.optimizer, saved.lr_scheduler, saved.optimizer_params())
+    assert str(saved.optimizer.state_dict()["param_groups"]) == str(saved_states[0]["param_groups"])
+    assert saved.lr_scheduler.get_last_lr() == saved_states[1]["_last_lr"]
+
+
+def test_muon_and_its_adam_have_rates_of_their_own():
+    engine = trained(2e-4)
+    engine.optimizer.param_groups[0] |= {"use_muon": True, "momentum": 0.9}
+    settings = dict(lr=2e-2, muon_lr=2e-2, adam_lr=1e-4, momentum=0.8, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0)
+    hold_settings(engine.optimizer, engine.lr_scheduler, settings)
+    assert engine.lr_scheduler.base_lrs == [2e-2, 1e-4] and engine.optimizer.param_groups[0]["momentum"] == 0.8
+
+
 def test_a_checkpoint_brings_back_step_rollouts_and_random_states(tmp_path):
     (tmp_path / "x").mkdir()
-    engine, buffer = SimpleNamespace(global_steps=7), SimpleNamespace(rollouts=3)
+    engine, buffer = trained(1e-4), SimpleNamespace(rollouts=3)
+    engine.global_steps = 7
     saving = Rank("_critic", make_args(tmp_path / "x"))
     saving.save("global_step7", engine, buffer)
     path = saving.checkpoint_path("global_step7")
