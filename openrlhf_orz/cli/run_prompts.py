@@ -1,9 +1,13 @@
 """The data of a run, before Ray starts: its prompts, written for OpenRLHF."""
 
+import contextlib
 import json
-from collections.abc import Set
+import os
+import shutil
+from collections.abc import Iterator, Set
 from pathlib import Path
 
+from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.derive import prompt_budget
 
@@ -11,6 +15,27 @@ from openrlhf_orz.settings.derive import prompt_budget
 def template_of(args) -> str:
     """The template of the run's prompts, by whichever of the two flags names it."""
     return args.orz.prompt_template if args.data.input_template is None else args.data.input_template
+
+
+@contextlib.contextmanager
+def data_kept(args) -> Iterator[None]:
+    """For a run that goes on: one that the body refuses leaves the data of the steps that are there as they were."""
+    from openrlhf_orz.data.sources import DataError
+
+    folder = Path(args.orz.run_dir) / "data"
+    aside = folder.with_name(f"{checkpoints.PARTIAL}data")
+    shutil.rmtree(aside, ignore_errors=True)
+    if args.ckpt.load_enable and folder.is_dir():
+        shutil.copytree(folder, aside)
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        for file in aside.iterdir() if aside.is_dir() else ():
+            if isinstance(error, ConfigError) or not file.name.startswith("bad_rows"):  # the error names these
+                os.replace(file, folder / file.name)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:

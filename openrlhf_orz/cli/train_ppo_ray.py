@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from openrlhf_orz.cli import plan
-from openrlhf_orz.cli.run_prompts import look_at_data, prepare_data, replayed_steps, short_rollout
+from openrlhf_orz.cli.run_prompts import data_kept, look_at_data, prepare_data, replayed_steps, short_rollout
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
 from openrlhf_orz.runtime.nodes import ask_agents, keep_logs, mark_shared
 from openrlhf_orz.runtime.private import new_scratch
@@ -31,10 +31,11 @@ def begin(args, explicit: Set[str] = frozenset(), **facts) -> RunFacts:
 
     Raises DataError if there is nothing to train on, ConfigError if the directory is another run's.
     """
-    prepared, prompts = prepare_data(args, explicit)
-    files = prepared["data.prompt_dataset"].split(",")
-    prompts_sha256 = resume.prompts_sha256(files)
-    found = resume.find_checkpoint(args, prompts_sha256)
+    with data_kept(args):
+        prepared, prompts = prepare_data(args, explicit)
+        files = prepared["data.prompt_dataset"].split(",")
+        prompts_sha256 = resume.prompts_sha256(files)
+        found = resume.find_checkpoint(args, prompts_sha256)
     for folder in (args.ckpt.path, args.orz.run_dir):
         checkpoints.clear_partial(folder)
     own_ray = ray_session.running_ray() is None

@@ -65,6 +65,32 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path, prepared
     assert "1 lines of metrics.jsonl lie after step 2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("error", [ConfigError("--data.prompt_dataset was a, is b"), DataError("no good row")])
+def test_a_refused_resumption_leaves_the_data_of_the_steps_that_are_there(tmp_path, prepared, monkeypatch, error):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("prompts_train.jsonl", "bad_rows_train.jsonl"):
+        (data / name).write_text("old\n")
+
+    def prepare(args, explicit):
+        for file in data.iterdir():
+            file.write_text("new\n")
+        if isinstance(error, DataError):
+            raise error
+        return prepared, 6
+
+    def refuse(args, prompts):
+        raise error
+
+    monkeypatch.setattr(command, "prepare_data", prepare)
+    monkeypatch.setattr(resume, "find_checkpoint", refuse)
+    with pytest.raises(type(error)):
+        command.begin(arguments(tmp_path, "--ckpt.load_enable"))
+    assert (data / "prompts_train.jsonl").read_text() == "old\n"
+    named = "new\n" if isinstance(error, DataError) else "old\n"
+    assert (data / "bad_rows_train.jsonl").read_text() == named and not list(tmp_path.glob(".partial-*"))
+
+
 class FromRay(Exception):
     __module__ = "ray.exceptions"
 
