@@ -100,8 +100,10 @@ class NodeAgent:
         self.folders.close()
 
 
-def start_agents(ray, scratch: str, marks: dict[str, str], needed: int) -> None:
-    """Start an agent on each machine of the cluster that has GPUs, and on the driver's.
+def start_agents(ray, scratch: str, marks: dict[str, str], needed: int) -> dict:
+    """Start an agent on each machine of the cluster that has GPUs, and on the driver's; returns them by node.
+
+    Keep what it returns for as long as the run: Ray ends an actor whose handle is gone.
 
     Raises ConfigError, before any model is loaded, if machines that the run cannot do without do not see its folders.
     """
@@ -136,6 +138,7 @@ def start_agents(ray, scratch: str, marks: dict[str, str], needed: int) -> None:
         )  # fmt: skip
     for line in blind.values():
         print(f"[orz] warning: {line}: a rank that Ray puts there will end the run", flush=True)
+    return agents
 
 
 def _host(node: dict) -> str:
@@ -160,15 +163,19 @@ def ask_agents(method: str, *args, named: bool = False) -> None:
         return
     import ray
 
-    refs = {}
+    refs, answers = {}, {}
     try:
-        for name in ray.util.list_named_actors():
-            if name.startswith(PREFIX):
-                node = name.removeprefix(PREFIX)
-                own = [str(Path(args[0]).with_stem(f"{Path(args[0]).stem}-{node[:8]}"))] if named else args
-                refs[node] = getattr(ray.get_actor(name), method).remote(*own)
+        names = [name for name in ray.util.list_named_actors() if name.startswith(PREFIX)]
     except Exception as error:
+        names = []
         print(f"no agents answer: {error}", file=sys.stderr, flush=True)
-    for node, answer in _answers(ray, refs).items():
+    for name in names:
+        node = name.removeprefix(PREFIX)
+        own = [str(Path(args[0]).with_stem(f"{Path(args[0]).stem}-{node[:8]}"))] if named else args
+        try:
+            refs[node] = getattr(ray.get_actor(name), method).remote(*own)
+        except Exception as error:  # its machine is lost; the others are asked all the same
+            answers[node] = error
+    for node, answer in (answers | _answers(ray, refs)).items():
         if isinstance(answer, Exception):
             print(f"agent on node {node[:8]}, {method}: {str(answer).splitlines()[0]}", file=sys.stderr, flush=True)

@@ -129,6 +129,7 @@ def cluster_gpus(address: str) -> list[tuple[str, int]]:
 
     Raises ConfigError if it does not answer.
     """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     try:
@@ -269,7 +270,8 @@ def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> 
             )
             raise ConfigError(f"the run needs {needed} GPUs and Ray has {available:g}: {remedy}")
         if address is not None:
-            start_agents(ray, run.scratch, run.shared, needed)
+            agents = start_agents(ray, run.scratch, run.shared, needed)
+            folders.callback(agents.clear)
             folders.callback(os.environ.pop, AGENTS_VARIABLE, None)
             folders.callback(ask_agents, "finish")
         yield ray

@@ -38,3 +38,34 @@ def test_without_agents_nobody_is_asked(monkeypatch):
     monkeypatch.delenv(nodes.AGENTS_VARIABLE, raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)  # an import would fail
     nodes.ask_agents("finish")
+
+
+def test_a_lost_machine_does_not_silence_the_others(monkeypatch, capsys):
+    asked = []
+
+    class Method:
+        def remote(self, *args):
+            asked.append(args)
+            return "ref"
+
+    class Agent:
+        write_stacks = Method()
+
+    class Ray:
+        util = type(
+            "util", (), {"list_named_actors": staticmethod(lambda: ["orz-node-gone", "other", "orz-node-here"])}
+        )
+        wait = staticmethod(lambda refs, **options: (refs, []))
+        get = staticmethod(lambda ref, timeout: None)
+
+        @staticmethod
+        def get_actor(name):
+            if name == "orz-node-gone":
+                raise ValueError("Failed to look up actor")
+            return Agent
+
+    monkeypatch.setitem(sys.modules, "ray", Ray)
+    monkeypatch.setenv(nodes.AGENTS_VARIABLE, "1")
+    nodes.ask_agents("write_stacks", "logs/hang-training-1.txt", named=True)
+    assert asked == [("logs/hang-training-1-here.txt",)]
+    assert "agent on node gone, write_stacks: Failed to look up actor" in capsys.readouterr().err
