@@ -25,7 +25,7 @@ from openrlhf_orz.reward.judge.notation import tidy_latex
 from openrlhf_orz.reward.judge.shapes import option_of
 from openrlhf_orz.reward.verdict import Grade, Verdict
 from openrlhf_orz.reward.workers import wire
-from openrlhf_orz.reward.workers.worker import SCORERS
+from openrlhf_orz.reward.workers.gym import SCORERS
 
 
 class Verifier(Protocol):
@@ -107,7 +107,7 @@ class ReasoningGym(Grader):
         raise TypeError(f"a reasoning-gym entry is expected, as an object or as JSON text, not {value!r:.80}")
 
     def compare(self, answer: str, gold: str) -> tuple[Verdict, str, str | None]:
-        if len(answer) > guards.MAX_ANSWER_CHARS:
+        if len(answer) > max(guards.MAX_ANSWER_CHARS, len(gold)):
             return Verdict.REFUSED, answer, "length"
         readable = self.reference_verdict(gold)
         if readable is not Verdict.RIGHT:
@@ -116,9 +116,15 @@ class ReasoningGym(Grader):
         return verdict, answer, "reasoning_gym"
 
     def reference_verdict(self, gold: str) -> Verdict:
-        """RIGHT for an entry of a data set in ``SCORERS``, REFUSED for one of another, UNPARSABLE for no entry."""
+        """RIGHT for an entry of a data set in ``SCORERS``, REFUSED for one of another, UNPARSABLE for no entry.
+
+        An entry without an answer ("no solution" of some tasks) is none: no box could say it.
+        """
         try:
-            name = json.loads(gold)["metadata"]["source_dataset"]
+            item = json.loads(gold)
+            name = item["metadata"]["source_dataset"]
+            if name in SCORERS and not str(item["answer"]).strip():
+                name = None
         except (ValueError, TypeError, KeyError, RecursionError):
             name = None
         if not isinstance(name, str) or len(gold) >= wire.MAX_MESSAGE_BYTES // 4:
@@ -148,7 +154,7 @@ def unsafe_scorer(task: str) -> str:
     """What to tell about a reasoning-gym task that is not in ``SCORERS``."""
     return (
         f"reasoning-gym's scorer of {task!r} may run an answer as code: only those listed in SCORERS"
-        " (reward/workers/worker.py), which compare, are used. Use the verifier math or exact with the task's answer,"
+        " (reward/workers/gym.py), which compare, are used. Use the verifier math or exact with the task's answer,"
         " or another task"
     )
 

@@ -14,7 +14,7 @@ from openrlhf_orz.data.curate.config import import_for_stage
 from openrlhf_orz.data.rows import QUESTION_KEYS
 from openrlhf_orz.data.sources import READERS, DataError, suffix_of
 from openrlhf_orz.reward.verifiers import unsafe_scorer
-from openrlhf_orz.reward.workers.worker import SCORERS
+from openrlhf_orz.reward.workers.gym import SCORERS
 
 _ANSWER_KEYS = ("answer", "label", "ground_truth", "Answer", "expected_answer", "gold", "solution")
 _DIFFICULTY_KEYS = ("difficulty", "level")

@@ -14,7 +14,6 @@ bounds.
 from __future__ import annotations
 
 import gc
-import json
 import mmap
 import os
 import resource
@@ -30,30 +29,13 @@ if __name__ == "__main__":  # run by path: import the package from its root, not
 
 from openrlhf_orz.reward.rules import rule_number
 from openrlhf_orz.reward.verdict import Verdict
-from openrlhf_orz.reward.workers import wire
+from openrlhf_orz.reward.workers import gym, wire
 
 TIMER_REPEAT = 0.25  # seconds of CPU; an alarm that some except clause swallowed comes again
 KERNEL_GRACE = 1.0  # seconds of CPU past the budget before the kernel kills a C call
 IDLE_CHECK = 5.0  # seconds between looks at whether the owner still lives
 MAX_SLOTS = 1024
 _BUSY = struct.Struct("<I")
-# The scorers of reasoning-gym 0.1.25 that only compare and count. Left out are those that run an answer or a reference
-# as code (eval, SymPy's parse_expr), hand it to a scorer of its naming (composite), or are of no use as a verifier.
-SCORERS = frozenset(
-    """
-    ab acre advanced_geometry aiw arc_1d arc_agi base_conversion basic_arithmetic bf binary_alternation
-    caesar_cipher calendar_arithmetic chain_sum circuit_logic coin_flip color_cube_rotation complex_arithmetic
-    count_bits count_primes course_schedule cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery
-    family_relationships figlet_font fraction_simplification futoshiki game_of_life gcd group_anagrams gsm_symbolic
-    isomorphic_strings jugs kakurasu knight_swap knights_knaves largest_island lcm leg_counting letter_counting
-    letter_jumble list_functions mahjong_puzzle manipulate_matrix maze mini_sudoku modulo_grid needle_haystack
-    number_filtering number_format number_sequence palindrome_generation palindrome_partitioning path_star
-    polynomial_equations power_function products quantum_lock ransom_note rearc rectangle_count rotate_matrix
-    rotten_oranges self_reference sentence_reordering shortest_path simple_equations simple_geometry
-    sokoban string_manipulation string_splitting string_synthesis sudoku survo syllogism time_intervals
-    tower_of_hanoi tsumego word_ladder word_sequence_reversal word_sorting zebra_puzzles
-    """.split()
-)
 
 
 class OutOfTime(BaseException):
@@ -86,19 +68,6 @@ class Budget:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def score_entry(entry: str, answer: str) -> tuple[Verdict, str]:
-    """RIGHT if ``answer`` has the full score for ``entry``, a row of a reasoning-gym data set as JSON."""
-    item = json.loads(entry)
-    name = item["metadata"]["source_dataset"]
-    if name not in SCORERS:  # before the import of what it could reach
-        return Verdict.REFUSED, "reasoning_gym"
-    import reasoning_gym
-
-    value = reasoning_gym.get_score_answer_fn(name)(answer, item)
-    right = isinstance(value, (int, float)) and value >= 1.0
-    return (Verdict.RIGHT if right else Verdict.WRONG), "reasoning_gym"
-
-
 def serve(channel: socket.socket, busy: mmap.mmap, place: int, owner: int, cpu_seconds: float, recycle: int) -> None:
     """Answer requests until the channel closes, the owner is gone, or ``recycle`` answers are given.
 
@@ -112,7 +81,7 @@ def serve(channel: socket.socket, busy: mmap.mmap, place: int, owner: int, cpu_s
         wire.JUDGE_PLAIN: judge.judge_plain,
         wire.CHECK_REFERENCE: lambda gold, _: judge.check_reference(gold),
         wire.CHECK_REFERENCE_PLAIN: lambda gold, _: judge.check_reference(gold, plain=True),
-        wire.REASONING_GYM: score_entry,
+        wire.REASONING_GYM: gym.score_entry,
     }
     channel.send(wire.REPLY.pack(os.getpid(), wire.READY, 0))
     for _ in range(recycle):
@@ -126,7 +95,7 @@ def serve(channel: socket.socket, busy: mmap.mmap, place: int, owner: int, cpu_s
         verdict, rule, replace = Verdict.CRASHED, "", True
         if task == wire.REASONING_GYM:
             try:
-                import reasoning_gym  # noqa: F401  it takes seconds, which are not the answer's
+                gym.warm(gold)
             except ImportError as error:
                 channel.send(wire.REPLY.pack(number, wire.CANNOT_START, 0) + repr(error).encode()[:1000])
                 continue

@@ -105,10 +105,18 @@ def test_the_verdict_on_a_reference_says_why():
 
 def test_reasoning_gym_sends_entries_and_short_answers_only():
     grader = grader_with((Verdict.RIGHT, rule_number("reasoning_gym")), kind=ReasoningGym)
-    entry = '{"metadata": {"source_dataset": "chain_sum"}}'
+    entry = '{"answer": "4", "metadata": {"source_dataset": "chain_sum"}}'
     assert grader.compare("4", entry) == (Verdict.RIGHT, "4", "reasoning_gym")
     assert grader.compare("4" * 1001, entry) == (Verdict.REFUSED, "4" * 1001, "length")
-    unreadable = ("", "{}", "[1]", '{"metadata": {"source_dataset": 1}}', "[" * 100_000, entry + " " * 25_000)
+    unreadable = (
+        "",
+        "{}",
+        "[1]",
+        entry.replace("4", " "),
+        '{"metadata": {"source_dataset": 1}}',
+        "[" * 100_000,
+        entry + " " * 25_000,
+    )
     for gold in unreadable:
         assert grader.compare("4", gold) == (Verdict.UNPARSABLE, "4", "reference")
     assert grader.pool.asked == [(wire.REASONING_GYM, entry, "4")]

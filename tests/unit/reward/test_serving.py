@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 import textwrap
+import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from openrlhf_orz.cli import grade as command
 from openrlhf_orz.reward import Grader, Verdict, reward_func
 from openrlhf_orz.reward.verifiers import VerifierSet, letter_of, make_verifier, pack_label, unpack_label
 from openrlhf_orz.reward.workers import wire
-from openrlhf_orz.reward.workers.worker import SCORERS
+from openrlhf_orz.reward.workers.gym import SCORERS, same_form, score_entry
 
 from . import hostile
 from .conftest import response
@@ -214,6 +215,80 @@ def test_hostile_answers_score_nothing(gym):
     grades = [verifier.grade(response(answer), entry) for answer in HOSTILE for entry in entries]
     assert {grade.reward for grade in grades} == {0.0}
     assert all(verifier.grade(response(entry["answer"]), entry).reward == 1 for entry in entries)
+
+
+# A wrong answer of the right form: the next letters and digits.
+SHIFTED = str.maketrans(
+    "abcdefghijklmnopqrstuvwxyABCDEFGHIJKLMNOPQRSTUVWXY012345678",
+    "bcdefghijklmnopqrstuvwxyzBCDEFGHIJKLMNOPQRSTUVWXYZ123456789",
+)
+
+
+def hostile_to(right, question, entry):
+    """Answers to a reasoning-gym entry that are not its answer ``right``."""
+    other = right.translate(SHIFTED) if right.translate(SHIFTED) != right else "1"
+    candidates = " ".join(["A B C D E", "yes no True False", *map(str, range(20)), right, other])
+    yield from ("", " \n\t", question, candidates, f"{right} " * 500, "[" * 400, "{" * 400, "(" * 300)
+    yield from (
+        "NaN",
+        "inf",
+        "-Infinity",
+        "nan + nani",
+        "nan, nan",
+        "1e400",
+        "9" * 900,
+        ".",
+        "None",
+        "null",
+        "[]",
+        "{}",
+    )
+    yield from (
+        f"{right}\n{other}",
+        f"{right} or {other}",
+        f"{right}, {other} 1",
+        f"{right} {right}",
+        f"{right}{other}",
+    )
+    yield from (json.dumps([right, other]), json.dumps({"answer": right}), f"[{right}]", json.dumps(entry))
+    yield from (other, f"not {right}", f"-{right} 7", right[: len(right) // 2].rstrip(".0"))
+    yield from {"True", "False", "Yes", "No", "100"} - {right}
+
+
+@pytest.mark.parametrize("task", sorted(SCORERS))
+def test_each_scorer_takes_its_answer_and_no_hostile_one(gym, task):
+    """In this process, as none of these scorers runs an answer as code."""
+    entry = gym[1].create_dataset(task, size=1, seed=8)[0]
+    text, right = json.dumps(entry), entry["answer"]
+    begin = time.process_time()
+    assert score_entry(text, right)[0] is Verdict.RIGHT and score_entry(text, f" {right}\n")[0] is Verdict.RIGHT
+    answers = hostile_to(right, entry["question"], entry)
+    assert [answer for answer in answers if score_entry(text, answer)[0] is Verdict.RIGHT] == []
+    assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize(
+    "task, reference, answer, fair",
+    [
+        ("coin_flip", "0.234375", "15/64", True),
+        ("coin_flip", "0.234375", "0.2", False),  # the scorer counts equal first characters
+        ("gsm_symbolic", "20", "-20", False),  # it searches for the first digits
+        ("gsm_symbolic", "20", "20.0", True),
+        ("number_format", "1234.5", "1,234.50", True),
+        ("complex_arithmetic", "8.0 + 3.0i", "8+3i", True),
+        ("complex_arithmetic", "8.0 + 3.0i", "NaN", False),
+        ("time_intervals", "5 days", "5 weeks", False),
+        ("quantum_lock", "C → A → A", "C A A", True),
+        ("knights_knaves", "Zoey is a knight, and Ann is a knave", "Ann is a knave and Zoey is a knight.", True),
+        ("knights_knaves", "Zoey is a knight", "It is not the case that Zoey is a knight", False),
+        ("word_ladder", "COLD,CORD,CARD", "COLD, BOLD, BALD, BARD, CARD", True),  # another ladder, to be scored
+        ("game_of_life", "[[0,1],[1,0]]", "[[0,1],[1,0],[1,1]]", False),
+        ("advanced_geometry", "(1.5, -2.0)", "(1.50, -2)", True),
+        ("advanced_geometry", "(1.5, -2.0)", "(1.5, -2.0), (3, 4)", False),
+    ],
+)
+def test_the_form_of_an_answer(task, reference, answer, fair):
+    assert same_form(reference, answer, "How many days?") is fair
 
 
 @pytest.mark.parametrize("payload", ["a command", "a poisoned worker", "a reference"])
