@@ -20,12 +20,18 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from openrlhf_orz.evaluate.questions import EvaluationError
+from openrlhf_orz.settings.derive import cpu_dtype
 from openrlhf_orz.settings.flags import STOP_STRINGS
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
 
 PROGRESS_S = 15
+
+
+def default_dtype(device: str) -> str:
+    """The dtype in which a model answers on ``device``; "cpu" for what is quick there."""
+    return {"bf16": "bfloat16", "fp32": "float32"}[cpu_dtype()] if device == "cpu" else "bfloat16"
 
 
 @dataclass(frozen=True)

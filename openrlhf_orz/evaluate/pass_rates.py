@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_orz.data.sources import DataError
-from openrlhf_orz.evaluate.generate import Pace, sampling_params
+from openrlhf_orz.evaluate.generate import Pace, default_dtype, sampling_params
 from openrlhf_orz.reward.verifiers import VerifierSet
+from openrlhf_orz.settings.derive import detect_device
 
 if TYPE_CHECKING:
     from openrlhf_orz.data.curate.config import PassRate
@@ -54,11 +55,13 @@ def pass_rate_sampler(options: PassRate, questions: int = 0, log: Callable[[str]
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM's own choice leaves one core idle
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # vLLM's own is bfloat16, which is emulated on many a CPU: 2 questions a minute there, instead of as many a second
+    dtype = default_dtype(detect_device()) if options.dtype == "auto" else options.dtype
     try:
         from vllm import LLM
 
         model = LLM(
-            options.model, dtype=options.dtype, max_model_len=options.max_model_len or None, seed=0, enforce_eager=True
+            options.model, dtype=dtype, max_model_len=options.max_model_len or None, seed=0, enforce_eager=True
         )
     except Exception as error:
         raise DataError(f"pass_rate.model {options.model}: vLLM did not load it: {error}") from error

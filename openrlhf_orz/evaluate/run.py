@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from openrlhf_orz.data.prompts import render
-from openrlhf_orz.evaluate.generate import EngineSettings, Request, run_engines
+from openrlhf_orz.evaluate.generate import EngineSettings, Request, default_dtype, run_engines
 from openrlhf_orz.evaluate.grading import graded_response, same_for
 from openrlhf_orz.evaluate.harness import check_harness, run_harness
 from openrlhf_orz.evaluate.questions import HARNESS, EvaluationError, Question, load_questions, sample_seed
 from openrlhf_orz.evaluate.results import Responses, check_settings
 from openrlhf_orz.evaluate.statistics import summarise
 from openrlhf_orz.reward.verifiers import VerifierSet
-from openrlhf_orz.settings.derive import cpu_dtype, detect_device
+from openrlhf_orz.settings.derive import detect_device
 from openrlhf_orz.settings.flags import STOP_STRINGS
 
 _WEIGHTS_READ = 4 * 2**20  # bytes of each weights file that are hashed
@@ -134,11 +134,10 @@ def weights_fingerprint(model: str) -> dict[str, str] | None:
 def engine_settings(options: Namespace) -> EngineSettings:
     """The engines' settings from the command's flags; what is "auto" is chosen by the device."""
     device = detect_device() if options.device == "auto" else options.device
-    default = {"bf16": "bfloat16", "fp32": "float32"}[cpu_dtype()] if device == "cpu" else "bfloat16"
     return EngineSettings(
         model=options.model, temperature=options.temperature, top_p=options.top_p, stop=tuple(options.stop),
         max_new_tokens=options.max_new_tokens, max_len=options.max_len, device=device,
-        dtype=default if options.dtype == "auto" else options.dtype,
+        dtype=default_dtype(device) if options.dtype == "auto" else options.dtype,
         batch_size=options.batch_size or (32 if device == "cpu" else 256), tensor_parallel=options.tensor_parallel,
         cores=max(1, len(os.sched_getaffinity(0)) // options.engines), kvcache_mib=options.cpu_kvcache_mib,
         gpu_memory=options.gpu_memory_utilization, trust_remote_code=options.trust_remote_code,

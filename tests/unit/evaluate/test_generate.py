@@ -8,7 +8,7 @@ import pytest
 
 from openrlhf_orz.data.curate.config import PassRate
 from openrlhf_orz.data.sources import DataError
-from openrlhf_orz.evaluate import generate
+from openrlhf_orz.evaluate import generate, pass_rates
 from openrlhf_orz.evaluate.generate import (
     EngineSettings,
     Request,
@@ -146,12 +146,14 @@ def test_pass_rates_count_right_answers_that_ended(vllm, monkeypatch):
     options = PassRate(model="M", n=3, temperature=0.5, top_p=0.8, max_new_tokens=9)
     told = []
     monkeypatch.setattr(generate, "PROGRESS_S", 0)
+    monkeypatch.setattr(generate, "cpu_dtype", lambda: "fp32")
+    monkeypatch.setattr(pass_rates, "detect_device", lambda: "cpu")
     sample = pass_rate_sampler(options, 3, told.append)
     assert sample(["a", "b"], ["4", "10"], ["math", "math"]) == [1, 2]
     assert sample(["b"], ["10"], ["math"]) == [2]
     assert [line.split(",")[0] for line in told] == [f"{n} of 3 questions" for n in (1, 2, 3)]
     assert told[0].endswith(" left") and "left" not in told[2]
-    assert asked["model"] == "M" and asked["seed"] == 0
+    assert asked["model"] == "M" and asked["seed"] == 0 and asked["dtype"] == "float32"
     assert asked["env"] == ["0", "nobind", "4"]  # no step is too slow for it, no core idle, no answer computed twice
     params = asked["params"]
     assert (params.n, params.temperature, params.top_p, params.max_tokens) == (3, 0.5, 0.8, 9)
