@@ -11,13 +11,16 @@ Each input row is a JSON object with ``gold`` and ``response`` (and optionally `
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
 
 from openrlhf_orz.evaluate.grading import grade_lines
+from openrlhf_orz.report.run_data import open_file
 from openrlhf_orz.reward.grader import Grader
 from openrlhf_orz.reward.verifiers import VERIFIERS, VerifierSet
+from openrlhf_orz.settings.redact import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,16 +40,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     plain = Grader(**common, plain=True) if options.compare_plain else None
     begin = time.monotonic()
-    # surrogateescape keeps bytes that are not UTF-8; lone surrogates are written as JSON escapes
-    with (
-        open(options.input, encoding="utf-8", errors="surrogateescape", newline="\n") as source,
-        open(options.output, "w", encoding="utf-8") as target,
-    ):
-        counts = grade_lines(source, target, verifiers, plain)
+    try:
+        # surrogateescape keeps bytes that are not UTF-8; lone surrogates are written as JSON escapes
+        with (
+            io.TextIOWrapper(open_file(options.input), "utf-8", errors="surrogateescape", newline="\n") as source,
+            open(options.output, "w", encoding="utf-8") as target,
+        ):
+            counts = grade_lines(source, target, verifiers, plain)
+    except OSError as error:
+        print(printable(f"error: {error}: --input must be a file of JSON lines, --output a new one"), file=sys.stderr)
+        return 2
+    finally:
+        verifiers.close()
+        if plain is not None:
+            plain.close()
     seconds = time.monotonic() - begin
-    verifiers.close()
-    if plain is not None:
-        plain.close()
     rows = counts.pop("rows")
     speed = round(rows / seconds, 1) if seconds else 0.0
     summary = {"rows": rows, "seconds": round(seconds, 3), "rows_per_second": speed, **counts}

@@ -22,6 +22,7 @@ from openrlhf_orz.plan.planner import Plan, PlanError, plan_run
 from openrlhf_orz.plan.seconds import CPU_RATES, Rates
 from openrlhf_orz.plan.shapes import KINDS, KNOWN, Shape, UnknownShape, shape_of
 from openrlhf_orz.plan.text import plan_dict, plan_text
+from openrlhf_orz.report.run_data import open_file
 from openrlhf_orz.runtime import ray_session
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.command_line import parse, training_parser
@@ -150,10 +151,14 @@ def model_shape(flag: str, name: str, file: Path | None) -> Shape:
     """
     if file is not None:
         try:
-            return _shape(json.loads(file.read_text()))
+            with open_file(file) as stream:
+                content = json.load(stream)
+            if not isinstance(content, dict):
+                raise ValueError("no JSON object: name a model's config.json")
+            return _shape(content)
         except UnknownShape as error:
             raise UnknownShape(f"--{flag}_config: {file}: {error}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise PlanError(f"--{flag}_config: {file}: {error}") from None
     if name in KNOWN and not Path(name).exists():
         return KNOWN[name]

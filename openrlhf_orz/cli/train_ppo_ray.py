@@ -168,7 +168,7 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
         steering = ray.remote(num_cpus=0, scheduling_strategy=here)
         trainer = ray.remote(num_gpus=1, runtime_env={"env_vars": ray_session.trainer_env(args.orz.device)})
         engines = Engines(OrzRolloutActor, run.scratch, run.start_step, str(run_dir))
-        console.tell_stage(run_dir, "starting engines, loading models")
+        console.tell_stage(run_dir, "loading models" if args.orz.replay else "starting engines, loading models")
         failed_start = partial(engines.failed_start, limit_s=args.orz.start_timeout_s)
         try:
             with require_heartbeats(args), watched(failed_start, "engines"):

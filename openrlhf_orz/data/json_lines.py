@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf_orz.report.run_data import open_file
+
 
 @dataclass(frozen=True)
 class Broken:
@@ -20,8 +22,11 @@ class Broken:
 
 
 def decoded_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, record or Broken) for every line that is not empty; ``.gz`` files are unpacked."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as lines:
+    """(line number from 1, record or Broken) for every line that is not empty; ``.gz`` files are unpacked.
+
+    Raises OSError for what is no file.
+    """
+    with open_file(path) as file, gzip.open(file) if path.name.lower().endswith(".gz") else file as lines:
         for number, line in enumerate(lines, 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():  # an empty line is the end of the file, not a row

@@ -48,6 +48,8 @@ def read_rollout(run: str | Path, step: int) -> list[tuple[str, dict]]:
             rows.append((f"{path}:{number}", row))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not rows:
+        raise ConfigError(f"{path} holds no response: name a run that has dumped this step")
     return rows
 
 

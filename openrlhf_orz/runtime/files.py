@@ -59,7 +59,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict | None]]:
         for number, line in enumerate(stream, 1):
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             yield number, row if isinstance(row, dict) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.report.run_data import open_file
 
+DEEPEST = 50  # levels of brackets in a configuration
 STAGES = ("clean", "exclude", "language", "dedup", "decontaminate", "pass_rate")  # between collect and write
 
 
@@ -109,8 +112,12 @@ def load_config(path: Path | None, overrides: typing.Sequence[str] = ()) -> Conf
     found: Any = {}
     if path is not None:
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            with open_file(path) as stream:
+                text = stream.read().decode("utf-8")
+            if _levels(text) > DEEPEST:
+                raise yaml.YAMLError(f"it is nested in more than {DEEPEST} levels")
+            found = yaml.safe_load(text) or {}
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             raise DataError(f"--config {path}: {error}. Give a YAML file, as docs/data.md shows.") from error
         if not isinstance(found, dict):
             raise DataError(f"--config {path}: a mapping of keys is expected, not {type(found).__name__}.")
@@ -125,6 +132,15 @@ def load_config(path: Path | None, overrides: typing.Sequence[str] = ()) -> Conf
     config = _build(Config, found, "")
     _check(config)
     return config
+
+
+def _levels(text: str) -> int:
+    """The deepest nesting of brackets; YAML's parser takes minutes for some thousand."""
+    level = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        level += 1 if bracket in "[{" else -1
+        deepest = max(deepest, level)
+    return deepest
 
 
 def _put(node: Any, keys: list[str], value: Any, override: str) -> None:

@@ -10,12 +10,18 @@ import resource
 import pytest
 from command_line import check
 
+from openrlhf_orz.cli.curate import main as curate
+from openrlhf_orz.cli.distill import main as distill
+from openrlhf_orz.cli.grade import main as grade
+from openrlhf_orz.cli.plan import main as plan
 from openrlhf_orz.cli.report import main as report
+from openrlhf_orz.cli.warm_start import main as warm_start
 from openrlhf_orz.data.sources import DataError, records
 from openrlhf_orz.evaluate import results
 from openrlhf_orz.report.page import describe_run
 from openrlhf_orz.report.rollout_sample import sample_rollouts
 from openrlhf_orz.report.run_data import load_run
+from openrlhf_orz.rollout.replay_rows import read_rollout
 from openrlhf_orz.runtime import checkpoints, resume
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.redact import printable
@@ -68,6 +74,54 @@ def test_names_do_not_steer_the_terminal(tmp_path, capsys):
     told = capsys.readouterr().err
     assert "\x1b" not in told and "run\\x1b[2J" in told
     assert printable("a\tb\nü\x07\u202e\ud800") == "a\tb\nü\\x07\\u202e\\ud800"
+
+
+LINES = {"lines.jsonl": DEEP + '\n\0\n[1]\n{"a\\u001b[2J": 1}\n'}
+NO_FILE = [{"lines.jsonl": None}, {"lines.jsonl/x": ""}, {}]
+COMMANDS = {
+    grade: ["--input", "{tmp}/lines.jsonl", "--output", "{tmp}/out.jsonl"],
+    distill: ["--responses", "{tmp}/lines.jsonl", "--output", "{tmp}/out.jsonl"],
+    warm_start: ["bare", "--data", "{tmp}/lines.jsonl", "--output", "{tmp}/out"],
+    curate: ["--input", "{tmp}/lines.jsonl", "--output", "{tmp}/out"],
+    plan: ["--actor.model_name_or_path", "x/y", "--data.prompt_dataset", "d", "--orz.device", "cpu", "--model_config",
+           "{tmp}/lines.jsonl"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("files", [LINES, *NO_FILE], ids=["lines", "pipe", "folder", "nothing"])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__module__.rpartition(".")[2])
+def test_other_commands(tmp_path, capsys, command, files):
+    make(tmp_path, files)
+    status = command([word.replace("{tmp}", str(tmp_path)) for word in COMMANDS[command]])
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    if status:
+        assert "error: " in told.err and str(tmp_path) in told.err
+    else:  # bad lines are counted
+        assert files is LINES and command in (grade, curate)
+
+
+CONFIGURATION = [
+    ("a: [" * 20_000, "more than 50 levels"),
+    ("- " * 20_000, "recursion"),
+    ("inputs: !!python/object/apply:os.system ['exit']\n", "could not determine a constructor"),
+    (None, "not a regular file"),
+]
+
+
+@pytest.mark.parametrize("content, told", CONFIGURATION)
+def test_curations_configuration(tmp_path, capsys, content, told):
+    make(tmp_path, {"curate.yaml": content})
+    assert curate(["--config", str(tmp_path / "curate.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert told in said and f"--config {tmp_path}" in said
+
+
+@pytest.mark.parametrize("content", ["", DEEP, "{}", '{"prompt": "a", "response": "b", "reward": NaN}{', "\0"])
+def test_replaying(tmp_path, content):
+    make(tmp_path, {"rollouts/step_1.jsonl": content})
+    with pytest.raises(ConfigError, match="step_1.jsonl(:1 is no response| holds no response)"):
+        read_rollout(tmp_path, 1)
 
 
 EVALUATION = ["", "[]", "3", '"text"', DEEP, "{"]
