@@ -21,6 +21,24 @@ def tied_heads(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [module for module in modules if isinstance(module, ParallelLMHead) and id(module.weight) in embeddings]
 
 
+def comparable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the model's parameters by name as their checksums are to be taken.
+
+    A vocabulary has no rows of padding, and what a loader turns into other numbers (the A of a Mamba layer, from its
+    logarithm) is empty: only what the loader received can be compared.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    found = dict(model.named_parameters())
+    for name, param in found.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, VocabParallelEmbedding) and name.endswith(".weight"):
+            found[name] = param[: module.shard_indices.num_org_elements]
+        elif "composed_weight_loader" in getattr(getattr(param, "weight_loader", None), "__qualname__", ""):
+            found[name] = param[:0]
+    return found
+
+
 def packed_copies(model: torch.nn.Module) -> dict[str, Callable]:
     """Return, by module, the functions that hold weights packed by vLLM's CPU build. Packing again makes new ones."""
     return {
@@ -56,14 +74,17 @@ def untouched(model: torch.nn.Module) -> set[str]:
     return names
 
 
-def never_loaded(names: set[str], loaded: set[str]) -> list[str]:
-    """The parameters ``names`` that are not among the ``loaded``, whose names may leave out one module of the path."""
+def never_loaded(params: list[set[str]], loaded: set[str]) -> list[str]:
+    """One name of each parameter, given by all of its names, of which none is ``loaded``.
+
+    Those may leave out one module of the path.
+    """
 
     def shorter(name: str) -> set[str]:
         parts = name.split(".")
         return {".".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts) - 1)}
 
-    return sorted(name for name in names - loaded if not shorter(name) & loaded)
+    return sorted(min(names) for names in params if not any({name, *shorter(name)} & loaded for name in names))
 
 
 class OrzWorkerExtension(WorkerWrap):
@@ -102,40 +123,32 @@ class OrzWorkerExtension(WorkerWrap):
         if check:
             self.orz_handed = getattr(self, "orz_handed", {}) | {name: checksum(weight) for name, weight in weights}
         model = self.model_runner.get_model()
-        if source[0] == "file":
-            names, loaded = self._reload(model, weights)
-        else:
-            names, loaded = {name for name, _ in model.named_parameters()}, model.load_weights(weights)
+        names: dict[int, set[str]] = {}  # of each parameter: of a tied head, too, or a router's bias
+        for name, param in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(param), set()).add(name)
+        loaded = self._reload(model, weights) if source[0] == "file" else model.load_weights(weights)
         if self.device.type == "cuda":
             # the trainer may free the buffer as soon as this call returns
             torch.cuda.synchronize(self.device)
         # a model that does not tell is checked by its log-probs alone
-        self.orz_loaded = getattr(self, "orz_loaded", set()) | (names if loaded is None else set(loaded))
+        self.orz_loaded = getattr(self, "orz_loaded", set()) | (
+            set().union(*names.values()) if loaded is None else set(loaded)
+        )
         if not last:
             return device_key(self.device), []
         loaded, self.orz_loaded = self.orz_loaded, set()
-        return device_key(self.device), never_loaded(names, loaded)
+        return device_key(self.device), never_loaded(list(names.values()), loaded)
 
-    def _reload(
-        self, model: torch.nn.Module, weights: list[tuple[str, torch.Tensor]]
-    ) -> tuple[set[str], set[str] | None]:
+    def _reload(self, model: torch.nn.Module, weights: list[tuple[str, torch.Tensor]]) -> set[str] | None:
         """Load all weights into a model whose linear layers keep only packed copies (vLLM's CPU build).
 
-        It is what vLLM's ``reload_weights`` does, which does not tell what was loaded. Returns the names of the
-        model's parameters and of those loaded.
+        It is what vLLM's ``reload_weights`` does, which does not tell what was loaded. Returns the names of that.
         """
         # weak references: the old copies must be freed while the new ones are made
         self.orz_packed = {name: weakref.ref(packed) for name, packed in packed_copies(model).items()}
         heads = tied_heads(model)
         forget_expert_kernels(model)
         initialize_layerwise_reload(model)
-        tied = {id(head) for head in heads}
-        names = {
-            f"{module_name}.{name}".lstrip(".")
-            for module_name, module in model.named_modules()
-            for name, _ in module.named_parameters(recurse=False)
-            if id(module) not in tied
-        }
         loaded = model.load_weights(iter(weights))
         if loaded is not None:
             loaded = set(loaded) - untouched(model)
@@ -143,13 +156,13 @@ class OrzWorkerExtension(WorkerWrap):
         # A reload packs no new copy for a head that is tied to the embedding.
         for head in heads:
             head.quant_method.process_weights_after_loading(head)
-        return names, loaded
+        return loaded
 
     def weight_report(self, names: list[str], dtype: str) -> tuple:
         """Return an EngineReport for the trainer's parameters ``names``, sent as ``dtype``; then forget checksums."""
         model = self.model_runner.get_model()
         mapper = getattr(model, "hf_to_vllm_mapper", None)
-        params = dict(model.named_parameters())
+        params = comparable(model)
         sources, absent = find_sources(
             names,
             params,

@@ -146,7 +146,7 @@ class OrzActorPPOTrainer(ActorPPOTrainer):
         skip_reduction(self.actor.model)
         self.guard = StepGuard.of(self.args, self.actor.model, "policy")
         self.sync_metrics: dict[str, float] = {}  # of the last weight sync
-        self.rearranged: dict[str, set[str]] = {}  # see verify_sync
+        self.rearranged: dict[str, bool] = {}  # see verify_sync
         if self.args.orz.average_weights:
             in_parts = self.args.ds.zero_stage == 3 or self.args.ds.tensor_parallel_size > 1
             self.average = WeightAverage(self.actor.model.module, self.args.train.ema_beta, in_parts)

@@ -2,8 +2,8 @@
 
 A checksum reads a tensor's elements as integers and sums them: as they are (``total``) and times a power of RATE for
 each element's place (``ordered``). It is exact, and it adds up: the checksum of a fused parameter (qkv, gate and up)
-is the sum of its parts' in their order, and zeros for padding add nothing. The total of a sharded parameter is the sum
-of its shards'; which shard's element lies where is not known, so that its order is not compared.
+is the sum of its parts' in their order. The total of a sharded parameter is the sum of its shards'; which shard's
+element lies where is not known, so that its order is not compared.
 """
 
 import functools
@@ -26,6 +26,13 @@ class Checksum(NamedTuple):
         """The checksum of a tensor's elements followed by another's."""
         ordered = self.ordered + other.ordered * pow(RATE, self.count, 2**64)
         return Checksum((self.total + other.total) % 2**64, self.count + other.count, ordered % 2**64)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all elements, of at most 4 bytes, are equal."""
+        powers = (pow(RATE, self.count, (RATE - 1) * 2**64) - 1) // (RATE - 1)  # the sum of RATE^i
+        element, rest = divmod(_signed(self.total), max(1, self.count))
+        return rest == 0 and element * powers % 2**64 == self.ordered
 
 
 NOTHING = Checksum(0, 0)
@@ -107,21 +114,22 @@ def find_sources(
     return sources, {param: parts for param, parts in absent.items() if parts}
 
 
-def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[list[str], set[str], set[str]]:
+def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[list[str], set[str], dict[str, bool]]:
     """Compare the trainer's checksums with one engine's.
 
-    If a parameter is neither replicated, sharded nor padded (key-value heads may be copied to more workers than there
-    are heads), or if only a packed copy is left, only what the loader received is compared.
+    If a parameter is neither replicated nor sharded (key-value heads may be copied to more workers than there are
+    heads), or if only a packed copy is left, only what the loader received is compared.
 
     Args:
         workers: the engine's tensor-parallel workers.
 
     Returns what is wrong, a line for each parameter, the trainer's parameters whose bits were found in the model, and
-    the engine's parameters that hold the right elements in another order.
+    of the engine's parameters that hold the right elements whether these are in another order. Equal elements do not
+    tell: biases are often zeros at first.
     """
     problems: list[str] = []
     found: set[str] = set()
-    rearranged: set[str] = set()
+    rearranged: dict[str, bool] = {}
     for worker in workers:
         for name, expected in trainer.items():
             handed = worker.handed.get(name)
@@ -142,23 +150,17 @@ def compare(trainer: dict[str, Checksum], workers: list[EngineReport]) -> tuple[
         expected = sum((trainer[name] for name in names), start=NOTHING)
         total = sum(held, start=NOTHING)
         whole = all(h.count == expected.count for h in held)  # on each worker
-        padded = total.count > expected.count and len(names) == 1 and _padded(param)
         if param in first.absent:
             problems.append(f"{param}: the trainer has no {', '.join(first.absent[param])} for it")
-        elif whole or total.count == expected.count or padded:
+        elif whole or total.count == expected.count:
             wrong = [h for h in (held if whole else [total]) if h.total != expected.total]
             problems += [f"{_of(param, names)}: the model holds {h}, the trainer {expected}" for h in wrong[:1]]
-            if not wrong and (whole or len(workers) == 1) and held[0].ordered != expected.ordered:
-                rearranged.add(param)
+            if not wrong and whole and not expected.uniform:
+                rearranged[param] = held[0].ordered != expected.ordered
             found |= set(names)
         elif len(workers) == 1 and total.count:
             problems.append(f"{_of(param, names)}: the model has {total.count} elements, the trainer {expected.count}")
     return list(dict.fromkeys(problems)), found, rearranged
-
-
-def _padded(param: str) -> bool:
-    """Whether the parameter may be padded: vLLM pads vocabularies with rows of zeros."""
-    return "embed" in param or "lm_head" in param
 
 
 def _of(param: str, names: list[str]) -> str:

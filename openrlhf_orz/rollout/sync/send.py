@@ -183,12 +183,12 @@ def as_in_checkpoint(
     return list(revert_weight_conversion(model, dict(tensors)).items())
 
 
-def verify_sync(weights: Weights, ask: Callable[[list[str], str], list], rearranged: dict[str, set[str]]) -> float:
+def verify_sync(weights: Weights, ask: Callable[[list[str], str], list], rearranged: dict[str, bool]) -> float:
     """Compare the trainer's checksums with those of every engine. All ranks must call it.
 
     ``ask(names, dtype)`` is called on rank 0 and returns, for each engine, the EngineReport of each of its workers.
-    ``rearranged`` keeps, between calls, which parameters the engines hold in another order. The first call fills it:
-    vLLM has brought them into that order, and the log-probs after the first sync show whether it is the right one.
+    ``rearranged`` keeps, between calls, whether the engines hold a parameter in another order. The first call that can
+    tell fills it: vLLM has brought them into that order, and log-probs show whether it is the right one.
     Returns the share of the weights that was found in the parameters of every engine, and not only in what its loader
     received. Raises SyncError on rank 0, with the names of the parameters that differ, and RuntimeError on the others.
     """
@@ -199,8 +199,8 @@ def verify_sync(weights: Weights, ask: Callable[[list[str], str], list], rearran
         dtype = str(weights.dtype).removeprefix("torch.")
         for i, engine in enumerate(ask(list(sums), dtype)):
             wrong, at_home, moved = compare(sums, [EngineReport.read(worker) for worker in engine])
-            known = rearranged.setdefault("params", moved)
-            wrong += [f"{param}: its elements are in another order than before" for param in sorted(moved ^ known)]
+            changed = [param for param in sorted(moved) if rearranged.setdefault(param, moved[param]) != moved[param]]
+            wrong += [f"{param}: its elements are in another order than before" for param in changed]
             problems += [f"engine {i}: {problem}" for problem in wrong]
             found &= at_home
         if problems:

@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import nn
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.weight_utils import composed_weight_loader
 
 from openrlhf_orz.rollout import worker
 from openrlhf_orz.rollout.sync.checksums import EngineReport, checksum
-from openrlhf_orz.rollout.worker import OrzWorkerExtension, never_loaded, packed_copies, tied_heads, untouched
+from openrlhf_orz.rollout.worker import (
+    OrzWorkerExtension,
+    never_loaded,
+    packed_copies,
+    tied_heads,
+    untouched,
+)
 
 
 def bare(cls, weight):
@@ -17,6 +24,7 @@ def bare(cls, weight):
     module = cls.__new__(cls)
     nn.Module.__init__(module)
     module.weight = weight
+    module.shard_indices = SimpleNamespace(num_org_elements=len(weight))
     return module
 
 
@@ -114,9 +122,10 @@ def test_parameters_that_no_bucket_has_loaded_are_told(send):
 
 def test_names_that_leave_out_a_module():
     """As vLLM's experts tell them: the module that holds the weights is not in the name."""
-    names = {"l.0.experts.routed.w13", "l.0.experts.routed.w2", "l.0.norm.weight"}
-    assert never_loaded(names, {"l.0.experts.w13", "l.0.norm.weight"}) == ["l.0.experts.routed.w2"]
-    assert never_loaded(names, names) == [] and never_loaded({"w"}, {""}) == ["w"]
+    names = ["l.0.experts.routed.w13", "l.0.experts.routed.w2", "l.0.norm.weight"]
+    params = [{name} for name in names]
+    assert never_loaded(params, {"l.0.experts.w13", "l.0.norm.weight"}) == ["l.0.experts.routed.w2"]
+    assert never_loaded(params, set(names)) == [] and never_loaded([{"w"}], {""}) == ["w"]
 
 
 def test_what_a_model_has_copied_into_nothing_is_told(send, monkeypatch):
@@ -151,6 +160,13 @@ def test_experts_are_packed_again(send):
     assert model.plain.quant_method.moe_kernel is None  # vLLM's reload makes another
 
 
+def test_one_name_of_a_parameter_is_enough(send):
+    model = Model()
+    model.plain.weight = model.linear.weight  # as a router's bias, which its experts have, too
+    names = {"embed.weight": torch.ones(4, 2), "linear.weight": torch.ones(2, 2), "linear.bias": torch.ones(2)}
+    assert send(make(model), names) == ["plain.bias"]
+
+
 def test_checksums_are_kept_only_if_asked_for_and_for_one_report(send):
     extension, names = make(Model()), ["embed.weight", "linear.weight"]
     first, second = {"embed.weight": torch.full((4, 2), 7.0)}, {"linear.weight": torch.ones(2, 2)}
@@ -166,8 +182,11 @@ def test_checksums_are_kept_only_if_asked_for_and_for_one_report(send):
 def test_a_report_of_what_the_model_holds(send):
     model = Model()
     send(make(model), {"embed.weight": torch.full((4, 2), 7.0)})
+    model.embed.shard_indices.num_org_elements = 3  # and a row of padding
+    model.plain.bias.weight_loader = composed_weight_loader(lambda param, weight: None, torch.exp)
     found = report(make(model), ["embed.weight"], "bfloat16")
-    assert found.held["embed.weight"] == checksum(torch.full((4, 2), 7.0, dtype=torch.bfloat16))
+    assert found.held["embed.weight"] == checksum(torch.full((3, 2), 7.0, dtype=torch.bfloat16))
+    assert found.held["plain.bias"] == checksum(torch.empty(0)) != found.held["linear.bias"]
     assert found.sources["embed.weight"] == ["embed.weight"] and found.sources["linear.weight"] == []
 
 
