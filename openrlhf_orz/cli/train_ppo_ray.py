@@ -144,7 +144,8 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
     for remark in remarks:
         print(f"[orz] {remark}", flush=True)
     run = begin(args, explicit, **facts)
-    save_config(args, explicit, run_dir / "config.json")
+    changes = resume.changes(args, run.resume_from)
+    save_config(args, explicit, run_dir / "config.json", run.start_step, changes)
     steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes
     steps = min(steps, run.last_step or steps)
     print(describe_forwards(args), describe_attention(args), sep="\n")

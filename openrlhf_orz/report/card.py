@@ -98,6 +98,17 @@ def training_table(run: Run) -> list[str]:
     return lines
 
 
+def changed_flags(run: Run) -> list[str]:
+    """What a resumption has changed: the table of flags holds for the steps after it alone."""
+    parts = run.config.get("changed")
+    lines = []
+    for part in parts if isinstance(parts, list) else []:
+        if isinstance(part, dict) and isinstance(part.get("flags"), list):
+            told = "; ".join(without_places(str(line)) for line in part["flags"])
+            lines += [f"**Resumed after step {part.get('after_step')} with other flags**: {told}.", ""]
+    return lines
+
+
 def evaluation_table(run: Run) -> list[str]:
     """The benchmarks of the last evaluation during training; nothing where there was none."""
     if not run.evals:
@@ -170,7 +181,7 @@ def write_card(run: Run, about: Published, stop: list[str], name: str) -> str:
         *training_table(run), "", "The command:", "", "```bash", command_text(command_of(run)), "```", "",
         "| flag given | value |", "|---|---|",
         *(f"| `{flag}` | {cell(value)} |" for flag, value in settings_of(run).items()), "",
-        "Every other flag has the value in [training.json](training.json).", "",
+        *changed_flags(run), "Every other flag has the value in [training.json](training.json).", "",
         "## Data", "", *data_lines(run, about.curation), "",
     ]  # fmt: skip
     tables = [*evaluation_table(run)]

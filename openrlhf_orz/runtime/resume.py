@@ -77,6 +77,11 @@ def read_trainer(checkpoint: Path) -> dict:
     raise ConfigError(f"{path} cannot be used ({reason}): remove this checkpoint, or resume with what has written it")
 
 
+def changes(args: SimpleNamespace, checkpoint: str | None) -> list[str]:
+    """A line for each flag of another meaning in the checkpoint that is resumed from. Raises ConfigError."""
+    return changed_flags(read_trainer(Path(checkpoint))["flags"], flag_values(args))[1] if checkpoint else []
+
+
 def find_checkpoint(args: SimpleNamespace, prompts: str) -> Path | None:
     """The checkpoint to resume from, or None to start from the beginning; says which on the console.
 

@@ -213,7 +213,9 @@ def stack_versions() -> dict[str, str]:
     return found
 
 
-def save_config(args: SimpleNamespace, explicit: set[str], path: Path) -> None:
+def save_config(
+    args: SimpleNamespace, explicit: set[str], path: Path, start_step: int = 0, changes: list[str] | None = None
+) -> None:
     """Write config.json: every resolved flag, the command, the versions of the stack and the git commit, without keys
     and tokens.
 
@@ -221,6 +223,8 @@ def save_config(args: SimpleNamespace, explicit: set[str], path: Path) -> None:
         args: final, nested arguments.
         explicit: names of the flags that the user gave.
         path: the file. Raises OSError if it cannot be written.
+        start_step: the step after which this run goes on.
+        changes: a line for each flag that meant something else until then; kept in ``changed``, with earlier ones.
     """
 
     def plain(node):
@@ -241,4 +245,9 @@ def save_config(args: SimpleNamespace, explicit: set[str], path: Path) -> None:
         commit = ""
     content = {"flags": flags, "explicit": sorted(explicit), "versions": versions, "git_commit": commit or None}
     content["command"] = ["python", *sys.orig_argv[1:]]
+    if start_step:
+        earlier = []
+        with suppress(OSError, ValueError, AttributeError):
+            earlier = list(json.loads(path.read_text()).get("changed") or [])
+        content["changed"] = [*earlier, *([{"after_step": start_step, "flags": changes}] if changes else [])]
     path.write_text(redact(json.dumps(content, indent=2, default=str)) + "\n")

@@ -157,11 +157,6 @@ def loss_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
                 f"--{role}.optim muon needs --{role}.max_norm 0: DeepSpeed clips Muon's update, whose norm is far"
                 f" above {each.max_norm:g}, instead of the gradient"
             )
-    if args.actor.aux_loss_coef > 0 and args.algo.advantage.estimator == "gae":
-        yield (
-            f"--actor.aux_loss_coef {args.actor.aux_loss_coef:g} would be added to the critic's loss, too, whose model"
-            " gives no such loss: choose an --algo.advantage.estimator without a critic"
-        )
     if args.ds.lora.rank > 0:
         yield from _adapters(args)
 

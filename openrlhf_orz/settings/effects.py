@@ -47,6 +47,11 @@ CORRECTION = only_with(
     "algo.advantage.is_correction_level token, or seq", lambda v: v["algo.advantage.is_correction_level"] != "off"
 )
 CRITIC = only_with("algo.advantage.estimator gae", lambda v: v["algo.advantage.estimator"] == "gae")
+NO_CRITIC = Effect(  # OpenRLHF would add the routers' loss to the critic's, whose model gives none
+    "only without a critic (an `--algo.advantage.estimator` other than gae), refused with one",
+    lambda v: v["algo.advantage.estimator"] != "gae",
+    refused=True,
+)
 DISCOUNT = only_with(
     "algo.advantage.estimator gae, or reinforce", lambda v: v["algo.advantage.estimator"] in ("gae", "reinforce")
 )

@@ -103,6 +103,7 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         self.notes["baseline_critic"] = float(baseline == "critic")
         if baseline == "critic":
             return None
+        self.notes.pop("lambda_policy", None)  # it weighs the critic's values
         order = [i for experience in experiences for i in experience.index]
         advantages = mean_advantages(
             self.sums, masks, order, samples if baseline == "group" else None,

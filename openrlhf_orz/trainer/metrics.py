@@ -144,11 +144,14 @@ PHASE_TOKENS = {"generation": "response_tokens", "experience": "tokens", "traini
 OF_A_REFERENCE = {"kl", "logprobs_diff"}  # zeros where there is none
 
 
-def step_record(step: int, status: dict, ours: dict) -> dict[str, float | None]:
-    """One flat line of metrics.jsonl: ours, then what OpenRLHF's trainers report; what is not finite becomes None."""
+def step_record(step: int, status: dict, ours: dict, reference: bool = False) -> dict[str, float | None]:
+    """One flat line of metrics.jsonl: ours, then what OpenRLHF's trainers report; what is not finite becomes None.
+
+    ``reference``: whether there is a reference model.
+    """
     record = {"step": step, **ours}
     for key, value in status.items():
-        if key in DROPPED or not isinstance(value, (int, float)) or (key in OF_A_REFERENCE and value == 0):
+        if key in DROPPED or not isinstance(value, (int, float)) or (key in OF_A_REFERENCE and not reference):
             continue
         record.setdefault(RENAMED.get(key, key), value)
     seconds = record.get("seconds_step")
@@ -240,6 +243,6 @@ class StepMetrics:
             self.add(self.pending.result())
             self.pending = None
 
-    def record(self, step: int, status: dict) -> dict[str, float | None]:
-        """The step's line of metrics.jsonl, from what was collected and OpenRLHF's ``status``."""
-        return step_record(step, status, self.values)
+    def record(self, step: int, status: dict, reference: bool = False) -> dict[str, float | None]:
+        """As ``step_record``, from what was collected and OpenRLHF's ``status``."""
+        return step_record(step, status, self.values, reference)

@@ -221,7 +221,7 @@ class OrzTrainer(BasePPOTrainer):
             restarts=self.args.run.restarts,
             writes_failed=self.run_dir.failures,
         )
-        record = self.metrics.record(global_step, logs_dict or {})
+        record = self.metrics.record(global_step, logs_dict or {}, self.args.algo.kl.init_coef > 0)
         self.run_dir.append("metrics.jsonl", {**record, "time": time.time()})
         logs = {key: value for key, value in record.items() if value is not None and key != "step"}
         logs["generated_samples"] = (logs_dict or {}).get("generated_samples")

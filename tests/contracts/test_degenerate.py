@@ -196,8 +196,8 @@ def test_training_is_finite_and_on_each_sample_once(trained, world, kind):
 BOTH = [[1.0, 0.0, 1.0, 1.0], [2, 2, 2, 2]]  # rewards of two prompts of two responses, lengths
 
 
-def found_with(baseline, values, rewards=BOTH[0]):
-    maker = make_maker(OrzExperienceMaker, "gae", 2, "--orz.baseline", baseline)
+def found_with(baseline, values, rewards=BOTH[0], *flags):
+    maker = make_maker(OrzExperienceMaker, "gae", 2, "--orz.baseline", baseline, *flags)
     experience = make_experience(rewards, BOTH[1], torch.tensor(values)[:, None].expand(4, 2).clone())
     (experience,) = maker.compute_advantages_and_returns([experience])
     return experience, maker.notes
@@ -219,6 +219,9 @@ def test_what_stands_in_for_the_critic_and_what_says_so():
     assert notes == {"baseline_critic": 0.0} and torch.equal(used.advantages, group.advantages)
     alike, notes = found_with("auto", good, [1.0] * 4)
     assert notes == {"baseline_critic": 0.0} and (alike.advantages == 0).all()
+    by_length = ("--orz.lambda_policy", "0.5")
+    assert found_with("auto", good, BOTH[0], *by_length)[1] == {"baseline_critic": 1.0, "lambda_policy": 0.5}
+    assert "lambda_policy" not in found_with("auto", bad, BOTH[0], *by_length)[1], "a mean has none"
 
 
 def test_right_responses_are_marked_before_penalties():

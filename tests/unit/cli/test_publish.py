@@ -49,7 +49,9 @@ def run(tmp_path):
                "--data.prompt_dataset", str(pool / "kept" / "train.jsonl"), "--ckpt.output_dir", str(path),
                "--logger.wandb.key", TOKEN, "--orz.stop", "</answer>"]  # fmt: skip
     config = {"flags": flags, "explicit": ["actor.model_name_or_path", "data.prompt_dataset", "reward.remote_url"],
-              "command": command, "versions": {"torch": "2.13.0"}, "git_commit": "abc"}  # fmt: skip
+              "command": command, "versions": {"torch": "2.13.0"}, "git_commit": "abc",
+              "changed": [{"after_step": 1, "flags": [f"--data.prompt_dataset was {pool}/a.jsonl, is b"]}],
+    }  # fmt: skip
     (path / "config.json").write_text(json.dumps(config))
     rows = [{"step": step, "reward": step / 4, "format": 0.9, "response_length": 20 + step} for step in (1, 2)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -94,6 +96,7 @@ def test_it_loads_and_tells_what_it_is(run, capsys):
     assert (
         "max_tokens=48" in text and "| | first 1 of 2 steps | last 1 |" in text and "| reward | 0.25 | 0.5 |" in text
     )
+    assert "**Resumed after step 1 with other flags**: --data.prompt_dataset was a.jsonl, is b." in text
     assert "7 prompts; rows left out: no_answer 2" in text and "| math | 50.0 | 10.0 to 60.0 | 0.0 |" in text
     assert "| mine | rows.jsonl | MIT |" in (folder / "data.md").read_text()
     assert json.loads((folder / "training.json").read_text())["flags"]["rollout.temperature"] == "0.7"

@@ -69,6 +69,13 @@ def test_a_logger_that_fails_does_not_end_the_training(tmp_path):
 def test_the_configuration_has_no_key_and_every_flag_once(tmp_path):
     args = Namespace(orz=Namespace(run_dir=tmp_path), logger=Namespace(wandb=Namespace(key="secret")))
     save_config(args, {"b", "a"}, tmp_path / "config.json")
+    assert "changed" not in json.loads((tmp_path / "config.json").read_text())
+    for step, changes in ((2, ["--a was 1, is 2"]), (3, []), (5, ["--b was 1, is 2"])):
+        save_config(args, {"b", "a"}, tmp_path / "config.json", step, changes)
+    changed = json.loads((tmp_path / "config.json").read_text())["changed"]
+    assert [(part["after_step"], part["flags"]) for part in changed] == [
+        (2, ["--a was 1, is 2"]), (5, ["--b was 1, is 2"]),
+    ]  # fmt: skip
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["flags"] == {"orz": {"run_dir": str(tmp_path)}, "logger": {"wandb": {"key": "(not recorded)"}}}
     assert config["explicit"] == ["a", "b"] and config["versions"]["torch"] and "git_commit" in config

@@ -61,7 +61,7 @@ def message(capsys, flags: str) -> str:
         ("--algo.kl.unbiased_gradient", "--algo.kl.unbiased_gradient (only with"),
         ("--critic.freezing_steps 2 --algo.advantage.estimator reinforce", "--critic.freezing_steps (only with"),
         ("--train.partial_rollout_enable", "--train.partial_rollout_enable needs --train.async_enable"),
-        ("--actor.aux_loss_coef 0.1", "would be added to the critic's loss"),
+        ("--actor.aux_loss_coef 0.1", "only without a critic"),
         ("--actor.optim muon", "--actor.optim muon needs --actor.max_norm 0"),
         ("--critic.optim muon", "--critic.optim muon needs --critic.max_norm 0"),
         ("--actor.muon.ns_steps 3", "--actor.muon.ns_steps (refused: DeepSpeed has it fixed): leave it out"),

@@ -102,7 +102,10 @@ def test_every_flag_of_openrlhf_has_a_verdict():
     for flag in OPENRLHF_FLAGS:
         assert flag.effect is not None, flag.name
         words = flag.effect.words
-        assert re.match(r"works$|only (with `--|off-policy)|refused: |no effect: ", words), (flag.name, words)
+        assert re.match(r"works$|only (with `--|without a critic|off-policy)|refused: |no effect: ", words), (
+            flag.name,
+            words,
+        )
         assert (flag.effect.acts is None) == (words == "works"), flag.name
         assert f"| `--{flag.name}` | {words} |" in page
         if named := re.match(r"only with `--([\w.]+)", words):
