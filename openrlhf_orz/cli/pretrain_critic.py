@@ -215,6 +215,7 @@ def fit(options: argparse.Namespace, args: SimpleNamespace, train, held_out, lim
     from openrlhf_orz.runtime.console import say
     from openrlhf_orz.runtime.private import new_scratch, private_folder
     from openrlhf_orz.runtime.run_dir import held
+    from openrlhf_orz.runtime.universal import universal_copy
     from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf
     from openrlhf_orz.settings.own_code import own_class
 
@@ -227,6 +228,7 @@ def fit(options: argparse.Namespace, args: SimpleNamespace, train, held_out, lim
         run = RunFacts(
             policy_steps=options.rounds, prompts_sha256=sha256, recorded_flags=resume.flag_values(args),
             checkpoints=args.ckpt.path, resume_from=found and str(found), scratch=new_scratch(),
+            universal=universal_copy(found, args),
         )  # fmt: skip
         with private_folder(run.scratch), driver_output(args):
             from openrlhf_orz.trainer.critic import OrzCriticModelActor

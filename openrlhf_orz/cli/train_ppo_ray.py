@@ -18,6 +18,7 @@ from openrlhf_orz.runtime.nodes import ask_agents, keep_logs, mark_shared
 from openrlhf_orz.runtime.private import new_scratch
 from openrlhf_orz.runtime.run_dir import held, save_config, start_clean
 from openrlhf_orz.runtime.stopping import RESTARTS_VARIABLE, StopHandler, Stopped, is_supervised, supervise
+from openrlhf_orz.runtime.universal import universal_copy
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf, policy_steps
 from openrlhf_orz.settings.redact import printable, redact
@@ -31,13 +32,14 @@ def begin(args, explicit: Set[str] = frozenset(), **facts) -> RunFacts:
 
     Raises DataError if there is nothing to train on, ConfigError if the directory is another run's.
     """
+    for folder in (args.ckpt.path, args.orz.run_dir):
+        checkpoints.clear_partial(folder)
     with data_kept(args):
         prepared, prompts = prepare_data(args, explicit)
         files = prepared["data.prompt_dataset"].split(",")
         prompts_sha256 = resume.prompts_sha256(files)
         found = resume.find_checkpoint(args, prompts_sha256)
-    for folder in (args.ckpt.path, args.orz.run_dir):
-        checkpoints.clear_partial(folder)
+        universal = universal_copy(found, args)
     own_ray = ray_session.running_ray() is None
     start_step = 0 if found is None else checkpoints.step_of(found)
     run = RunFacts(
@@ -51,6 +53,7 @@ def begin(args, explicit: Set[str] = frozenset(), **facts) -> RunFacts:
         save_steps=args.ckpt.save_steps,
         resume_from=None if found is None else str(found),
         start_step=start_step,
+        universal=universal,
         last_step=replayed_steps(args, files, start_step) if args.orz.replay else None,
         restarts=int(os.environ.get(RESTARTS_VARIABLE, 0)),
         own_ray=own_ray,

@@ -50,7 +50,7 @@ def prompts_sha256(paths: list[str]) -> str:
 
 
 def changed_flags(saved: dict, now: dict) -> tuple[list[str], list[str]]:
-    """(flags that partition the checkpoint differently, flags that change what is computed), one line each."""
+    """(flags with which the checkpoint cannot be loaded, flags that change what is computed), one line each."""
     layout, meaning = [], []
     for name in sorted(saved.keys() & now.keys()):  # a flag that one version lacks has no value to compare
         if saved[name] == now[name]:
@@ -89,8 +89,9 @@ def find_checkpoint(args: SimpleNamespace, prompts: str) -> Path | None:
         args: final, nested arguments.
         prompts: ``prompts_sha256`` of the prepared prompts.
 
-    Raises ConfigError if the newest good checkpoint belongs to a run with other ranks, or (unless
-    ``--orz.allow_changed_flags``) with other prompts or other flags that say what is computed.
+    Raises ConfigError if the newest good checkpoint belongs to a run with flags that cannot change, or (unless
+    ``--orz.allow_changed_flags``) with other prompts or other flags that say what is computed. Ranks and ZeRO stage
+    are universal.py's.
     """
     if not args.ckpt.load_enable:
         return None
@@ -109,7 +110,7 @@ def find_checkpoint(args: SimpleNamespace, prompts: str) -> Path | None:
     layout, meaning = changed_flags(saved["flags"], flag_values(args))
     if layout:
         raise ConfigError(
-            f"{found} is cut for other ranks, or of another critic, and cannot be loaded with these flags:\n  "
+            f"{found} is cut in another way, or of another critic, and cannot be loaded with these flags:\n  "
             + "\n  ".join(layout)
             + "\nresume with the flags that it was written with"
         )  # fmt: skip

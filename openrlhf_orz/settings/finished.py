@@ -38,6 +38,7 @@ class RunFacts:
         save_steps: a checkpoint every so many steps (``--ckpt.save_steps``; -1: none).
         last_step: at which ``--orz.replay`` ends; None: that of the data.
         resume_from, start_step: the checkpoint to resume from and its step; None and 0 for a new run.
+        universal: the folder that DeepSpeed loads instead (runtime/universal.py); None: the checkpoint itself.
         restarts: how often ``--orz.max_restarts`` has started it again.
         own_ray: Ray is started for this run, on loopback, and ends with it.
         shared: folders that all machines of the run must see, with the driver's mark in each (runtime/nodes.py).
@@ -57,6 +58,7 @@ class RunFacts:
     recorded_flags: Any = None
     resume_from: str | None = None
     start_step: int = 0
+    universal: str | None = None
     last_step: int | None = None
     restarts: int = 0
     own_ray: bool = True
@@ -111,7 +113,8 @@ def for_openrlhf(args: SimpleNamespace, run: RunFacts) -> Settings:
         "ckpt.save_steps": float("inf"),
         # OpenRLHF reads from ckpt.path; where it writes to is checkpoint_path of the model actors
         "ckpt.load_enable": run.resume_from is not None,
-        "ckpt.path": run.resume_from or args.ckpt.path,
+        "ckpt.path": run.universal or run.resume_from or args.ckpt.path,
+        "ds.use_universal_ckpt": run.universal is not None,
         "train.enable_ema": False,  # OpenRLHF would average in the model's dtype: trainer/saving.py does in float32
     }
     if args.orz.replay:  # nothing is generated

@@ -10,7 +10,8 @@ Made by `python -m openrlhf_orz.settings.flag_table > docs/flags.md` from the re
 `openrlhf_orz/settings/flags.py` and `openrlhf_flags.py`: change those, not this page.
 
 The last column says what happens where a run is resumed (`--ckpt.load_enable`) with another value: it *may differ*, it
-may differ *if allowed* by `--orz.allow_changed_flags`, or it *must be the same*.
+may differ *if allowed* by `--orz.allow_changed_flags`, it may differ and the checkpoint is *converted*, or it *must be
+the same*.
 
 ## Ours
 

@@ -22,10 +22,11 @@ class Resume(Enum):
 
     FREE = "may differ"  # where things are written and shown, how long to wait, how work is laid out in memory
     MEANING = "may differ if allowed"  # it says what is computed: only with --orz.allow_changed_flags
-    LAYOUT = "must be the same"  # it says how a checkpoint is cut into files, and DeepSpeed cannot cut it anew
+    CONVERTED = "may differ: converted"  # it says how a checkpoint is cut into files (runtime/universal.py)
+    LAYOUT = "must be the same"  # it says what is in them, or how they are cut in a way that cannot be converted
 
 
-FREE, MEANING, LAYOUT = Resume
+FREE, MEANING, CONVERTED, LAYOUT = Resume
 
 
 @dataclass(frozen=True)

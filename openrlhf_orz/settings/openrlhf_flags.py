@@ -41,6 +41,7 @@ from openrlhf_orz.settings.flags import (
     AT_LEAST_1_OR_NEVER,
     AT_LEAST_MINUS_1,
     AT_MOST_1,
+    CONVERTED,
     FINITE,
     FREE,
     FROM_0_BELOW_1,
@@ -55,8 +56,8 @@ from openrlhf_orz.settings.flags import (
 )
 
 OPENRLHF_FLAGS = (
-    Flag("actor.num_nodes", LAYOUT, range=AT_LEAST_1, effect=WORKS),
-    Flag("actor.num_gpus_per_node", LAYOUT, range=AT_LEAST_1, effect=WORKS),
+    Flag("actor.num_nodes", CONVERTED, range=AT_LEAST_1, effect=WORKS),
+    Flag("actor.num_gpus_per_node", CONVERTED, range=AT_LEAST_1, effect=WORKS),
     Flag("actor.gradient_checkpointing_enable", FREE, effect=WORKS),
     Flag("actor.gradient_checkpointing_reentrant", FREE, effect=RECOMPUTE),
     Flag("actor.eps_clip", MEANING, 0.2, range=AT_LEAST_0, effect=OFF_POLICY),
@@ -85,8 +86,8 @@ OPENRLHF_FLAGS = (
         MEANING,
         effect=not_here("questions are text alone here, and a text model has no visual encoder"),
     ),
-    Flag("critic.num_nodes", LAYOUT, range=AT_LEAST_1, effect=CRITIC),
-    Flag("critic.num_gpus_per_node", LAYOUT, range=AT_LEAST_1, effect=CRITIC),
+    Flag("critic.num_nodes", CONVERTED, range=AT_LEAST_1, effect=CRITIC),
+    Flag("critic.num_gpus_per_node", CONVERTED, range=AT_LEAST_1, effect=CRITIC),
     Flag("critic.value_clip", MEANING, None, "Eq. 2 is not clipped", range=ABOVE_0, effect=CRITIC),
     Flag(
         "critic.freezing_steps",
@@ -219,8 +220,12 @@ OPENRLHF_FLAGS = (
     Flag("vllm.enforce_eager", FREE, effect=WORKS),
     Flag("vllm.enable_sleep", FREE, effect=GPU.or_off()),
     Flag("vllm.gpu_memory_utilization", FREE, range=ABOVE_0_AT_MOST_1, effect=GPU),
-    Flag("ds.use_universal_ckpt", MEANING, effect=not_here("checkpoints here are those of the same layout")),
-    Flag("ds.zero_stage", LAYOUT, range=ZERO_STAGES, effect=WORKS),
+    Flag(
+        "ds.use_universal_ckpt",
+        MEANING,
+        effect=not_here("a checkpoint of other ranks or another ZeRO stage is converted by itself on resumption"),
+    ),
+    Flag("ds.zero_stage", CONVERTED, range=ZERO_STAGES, effect=WORKS),
     Flag("ds.deepcompile", MEANING, effect=not_here("it is not tried with our packs and heads")),
     Flag("ds.param_dtype", LAYOUT, effect=WORKS),
     Flag("ds.zpg", LAYOUT, range=AT_LEAST_1, effect=only_with("ds.zero_stage 3", lambda v: v["ds.zero_stage"] == 3)),
@@ -228,7 +233,7 @@ OPENRLHF_FLAGS = (
     Flag("ds.attn_implementation", FREE, effect=WORKS),
     Flag("ds.experts_implementation", MEANING, effect=WORKS),
     Flag("ds.use_liger_kernel", FREE, effect=WORKS),
-    Flag("ds.grad_accum_dtype", LAYOUT, effect=WORKS),
+    Flag("ds.grad_accum_dtype", CONVERTED, effect=WORKS),
     Flag("ds.overlap_comm", FREE, effect=GPU.or_off()),
     Flag("ds.enable_sleep", FREE, effect=GPU.or_off()),
     Flag("ds.tensor_parallel_size", LAYOUT, range=AT_LEAST_1, effect=WORKS),

@@ -239,7 +239,7 @@ class OrzPolicyModelActor(PolicyModelActor):
         self.save_hf_ckpt = False  # OpenRLHF's own copy in a checkpoint: save_checkpoint writes ours
         self.rank.resume(self.actor.model, self.trainer.replay_buffer)
         if self.trainer.average is not None and args.run.resume_from is not None:
-            self.trainer.average.load(Path(args.run.resume_from) / "_actor")
+            self.trainer.average.load(Path(args.run.resume_from) / "_actor", recut=args.run.universal is not None)
         if not args.run.chat_prompts:
             # the saved model asks its questions as it was trained
             self.tokenizer.chat_template = chat_template(args.orz.prompt_template)

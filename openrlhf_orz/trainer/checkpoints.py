@@ -244,6 +244,8 @@ class TrainerCheckpoints:
         """
         if self.args.run.resume_from is None:
             return None
+        if self.args.run.universal is not None:  # DeepSpeed has loaded it
+            shutil.rmtree(self.args.run.universal, ignore_errors=True)
         folder = Path(self.args.run.resume_from)
         states = json.loads((folder / checkpoints.TRAINER).read_text())
         own = torch.load(folder / checkpoints.STATE, weights_only=True)

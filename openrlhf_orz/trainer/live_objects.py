@@ -19,6 +19,17 @@ def check_gradients(engine) -> None:
         engine.optimizer.check_grad_overflow = True
 
 
+def link_states(engine) -> None:
+    """After a universal checkpoint in ZeRO-1 or 2: have each parameter show its part of the float32 weights again.
+
+    The loader leaves it at a moment's buffer, with copies of its part of the moments in host memory
+    (utils/tensor_fragment.py:82, checkpoint/universal_checkpoint.py:288). Not needed once ``load_state_dict`` links
+    for a universal checkpoint what it links for others (runtime/zero/stage_1_and_2.py:2875).
+    """
+    if 0 < engine.zero_optimization_stage() < 3:
+        engine.optimizer._link_all_hp_params()
+
+
 def skip_reduction(engine) -> None:
     """Spare a lone rank the reduction of its gradients, which DeepSpeed copies into a buffer and back.
 

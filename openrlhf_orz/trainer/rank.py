@@ -20,6 +20,7 @@ from openrlhf_orz.runtime.memory import MemoryByPhase
 from openrlhf_orz.runtime.nodes import require_shared
 from openrlhf_orz.runtime.private import require_private
 from openrlhf_orz.runtime.processes import ProcessRecord
+from openrlhf_orz.trainer.live_objects import link_states
 
 
 def meet_by_file(actor, args) -> None:
@@ -111,11 +112,17 @@ class Rank:
     def resume(self, engine, buffer) -> None:
         """After DeepSpeed's ``engine`` has loaded: this run's rates, the replay buffer's counter, the random states.
 
+        Where there were fewer ranks, those of the rank with this number modulo theirs.
+
         Raises RuntimeError if DeepSpeed is not at the step of the checkpoint.
         """
         if self.args.run.resume_from is None:
             return
-        state = torch.load(self._file(self.args.run.resume_from), weights_only=True)
+        if self.args.run.universal is not None:
+            link_states(engine)
+        folder = Path(self.args.run.resume_from) / self.role
+        saved = len(list(folder.glob("rank*.pt")))
+        state = torch.load(folder / f"rank{dist.get_rank() % max(1, saved)}.pt", weights_only=True)
         if engine.global_steps != state["global_steps"]:
             raise RuntimeError(f"{self.args.run.resume_from}: DeepSpeed has not loaded {self.role}; see its log")
         hold_settings(engine.optimizer, engine.lr_scheduler, engine.optimizer_params())

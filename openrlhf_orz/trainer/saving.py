@@ -119,10 +119,17 @@ class WeightAverage:
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(self.values, self._file(folder))
 
-    def load(self, folder: Path) -> None:
-        """Go on from what ``save`` has written."""
-        if self.values:
+    def load(self, folder: Path, recut: bool = False) -> None:
+        """Go on from what ``save`` has written; ``recut``: by other ranks or in another ZeRO stage."""
+        if self.values and not recut:
             self.values = torch.load(self._file(folder), weights_only=True)
+        elif self.values:
+            files = [folder / f"average_rank{rank}.pt" for rank in range(len(list(folder.glob("average_rank*.pt"))))]
+            parts = [torch.load(file, weights_only=True, mmap=True) for file in files]
+            for name, value in self.values.items():  # a rank's part, padded at the end of the last one; or all of it
+                whole = torch.cat([part[name].flatten() for part in parts])
+                own = whole[dist.get_rank() * value.numel() :][: value.numel()]
+                value.flatten()[: own.numel()].copy_(own)
 
     def _file(self, folder: Path) -> Path:
         return folder / f"average_rank{dist.get_rank()}.pt"

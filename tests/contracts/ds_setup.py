@@ -67,7 +67,7 @@ def make_model(attention="sdpa"):
     return Qwen2ForCausalLM(model_config(attention))
 
 
-def make_actor(strategy, args, lr=1e-2, packed=False, max_norm=1e6):
+def make_actor(strategy, args, lr=1e-2, packed=False, max_norm=1e6, decay=0.0, schedule="constant"):
     """Stock's model, padded; or ours, packed, with log-probs of action tokens alone."""
     if packed:
         from openrlhf_orz.trainer.actor import OrzActor as Actor
@@ -76,8 +76,8 @@ def make_actor(strategy, args, lr=1e-2, packed=False, max_norm=1e6):
 
     actor = Actor(make_model(PACKED_ATTENTION if packed else "sdpa"))
     actor.packing_samples = packed
-    adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0)  # eps: no sign of rounding
-    cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler="constant", lr_warmup_ratio=0.0, min_lr_ratio=0.1,
+    adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-3, weight_decay=decay)  # eps: no sign of rounding
+    cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler=schedule, lr_warmup_ratio=0.0, min_lr_ratio=0.1,
                max_norm=max_norm, scheduler_steps=10)  # fmt: skip
     return strategy.prepare((actor, cfg))
 

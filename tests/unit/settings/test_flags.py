@@ -7,16 +7,18 @@ import pytest
 
 from openrlhf_orz.settings.command_line import training_parser
 from openrlhf_orz.settings.flag_table import flags_page, shown_default
-from openrlhf_orz.settings.flags import FREE, LAYOUT, MEANING, ORZ_FLAGS
+from openrlhf_orz.settings.flags import CONVERTED, FREE, LAYOUT, MEANING, ORZ_FLAGS
 from openrlhf_orz.settings.openrlhf_flags import OPENRLHF_FLAGS, PAPER_DEFAULTS, RECORDS
 from openrlhf_orz.settings.upstream import openrlhf_parser
 
 ROOT = Path(__file__).parents[3]
 
 MUST_BE_THE_SAME = """
-actor.num_nodes actor.num_gpus_per_node critic.num_nodes critic.num_gpus_per_node ds.zero_stage ds.ring_attn_size
-ds.tensor_parallel_size ds.zpg ds.param_dtype ds.grad_accum_dtype orz.freeze_critic orz.value_loss
-orz.value_bins orz.value_base_rate
+ds.ring_attn_size ds.tensor_parallel_size ds.zpg ds.param_dtype orz.freeze_critic orz.value_loss orz.value_bins
+orz.value_base_rate
+"""
+IS_CONVERTED = """
+actor.num_nodes actor.num_gpus_per_node critic.num_nodes critic.num_gpus_per_node ds.zero_stage ds.grad_accum_dtype
 """
 MAY_DIFFER = """
 actor.gradient_checkpointing_enable actor.gradient_checkpointing_reentrant ckpt.best_metric_key ckpt.disable_ds
@@ -79,6 +81,7 @@ def test_the_parser_has_the_records_types_and_defaults():
 
 def test_what_may_differ_on_resumption():
     assert {name for name, flag in RECORDS.items() if flag.resume is LAYOUT} == set(MUST_BE_THE_SAME.split())
+    assert {name for name, flag in RECORDS.items() if flag.resume is CONVERTED} == set(IS_CONVERTED.split())
     assert {name for name, flag in RECORDS.items() if flag.resume is FREE} == set(MAY_DIFFER.split())
     assert {RECORDS[name].resume for name in CHANGES_THE_MEANING.split()} == {MEANING}
 

@@ -96,6 +96,25 @@ def test_a_checkpoint_brings_back_step_rollouts_and_random_states(tmp_path):
         again.resume(SimpleNamespace(global_steps=6), fresh)
 
 
+@pytest.mark.parametrize("rank, of", [(0, 0), (1, 1), (2, 0), (5, 1)])
+def test_more_ranks_than_were_take_the_states_of_those(tmp_path, monkeypatch, rank, of):
+    (tmp_path / "_actor").mkdir()
+    states = [torch.Generator().manual_seed(seed).get_state() for seed in (1, 2)]
+    for number, state in enumerate(states):
+        saved = {"global_steps": 1, "rollouts": number, "random": {**capture_random_states(), "torch": state}}
+        torch.save(saved, tmp_path / "_actor" / f"rank{number}.pt")
+    linked = []
+    monkeypatch.setattr(module, "link_states", linked.append)
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    buffer, engine = SimpleNamespace(), trained(1e-4)
+    engine.global_steps = 1
+    for universal in (None, "converted"):
+        args = make_args(tmp_path, resume_from=str(tmp_path), universal=universal)
+        Rank("_actor", args).resume(engine, buffer)
+        assert buffer.rollouts == of and torch.equal(torch.get_rng_state(), states[of])
+    assert linked == [engine], "only what is converted leaves the parameters unlinked"
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ranks_hash_what_they_have_written(tmp_path, monkeypatch, ranks):
     monkeypatch.setattr(dist, "get_world_size", lambda: ranks)

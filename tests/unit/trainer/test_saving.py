@@ -170,6 +170,30 @@ def test_an_average_goes_on_after_a_checkpoint(tmp_path):
     assert all(torch.equal(resumed.values[name], value) for name, value in average.values.items())
 
 
+@pytest.mark.parametrize("before, after", [(1, 3), (3, 1), (2, 3), (3, 2)])
+def test_an_average_is_cut_anew(tmp_path, monkeypatch, before, after):
+    """For 1 each rank has all, and the first writes; else each has its part, the last one's padded, as at ZeRO-3."""
+    whole = torch.arange(10.0).view(2, 5)
+
+    def of_ranks(ranks):
+        for rank in range(ranks):
+            module = torch.nn.Module()
+            module.register_parameter("weight", torch.nn.Parameter(torch.zeros(2, 5)))
+            size = -(-10 // ranks)
+            part = torch.nn.functional.pad(whole.flatten(), (0, 2))[rank * size : (rank + 1) * size]
+            if ranks > 1:
+                module.weight.ds_tensor = torch.zeros(size)
+            monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+            yield WeightAverage(module, 0.5, in_parts=ranks > 1), whole if ranks == 1 else part
+
+    for average, part in of_ranks(before):
+        average.values["weight"].copy_(part)
+        average.save(tmp_path)
+    for average, part in of_ranks(after):
+        average.load(tmp_path, recut=True)
+        assert torch.equal(average.values["weight"], part)
+
+
 def test_all_that_a_run_leaves_is_saved_by_all_ranks(tmp_path):
     """Also after a failure, which the first rank alone knows of: the others would wait for it."""
     saved, weight = [], torch.nn.Parameter(torch.ones(1))

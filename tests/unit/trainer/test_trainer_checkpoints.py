@@ -101,6 +101,19 @@ def test_resumed_where_it_was(tmp_path):
     assert make(tmp_path)[0].resume() is None
 
 
+def test_a_converted_checkpoint_goes_when_it_is_loaded(tmp_path):
+    made, _ = make(tmp_path)
+    made.last_states = dict(STATES)
+    made.save("global_step4")
+    made.wait_for_commit()
+    copy = made.folder / ".partial-universal-global_step4"
+    (copy / "_actor").mkdir(parents=True)
+    again, _ = make(tmp_path, resume_from=str(made.folder / "global_step4"), universal=str(copy))
+    assert again.args.ckpt.path == str(copy) and again.args.ds.use_universal_ckpt
+    again.resume()
+    assert not copy.exists() and (made.folder / "global_step4").is_dir()
+
+
 class Loader:
     def __init__(self, position, length=8):
         self.position, self.length = position, length
