@@ -22,6 +22,7 @@ ATTENDING = {"full_attention", "sliding_attention"}  # layers that keep no state
 # their layers scale by the position in the row, and not by that in the sequence
 BY_ROW = ("llama4_text", "ministral3")
 NO_CRITIC = ("llama4_text", "falcon_h1")  # transformers cannot build their bodies, or leaves numbers in them unset
+NOT_ON_A_CPU = ("gpt_oss",)  # vLLM's code for them loses experts that are loaded again there
 STRETCHED = ("dynamic", "longrope")  # rotary embeddings that change for all tokens once one is beyond a length
 
 
@@ -127,6 +128,11 @@ def _check_explicit(args, explicit, flag: str, config: Any, family: Family) -> N
 
 def _refuse(args, flag: str, config: Any) -> None:
     text = config.get_text_config()
+    if args.orz.device == "cpu" and text.model_type in NOT_ON_A_CPU:
+        raise ConfigError(
+            f"{flag}: {text.model_type} cannot be synced into vLLM on a CPU, whose code for it loses experts that are"
+            " loaded again: train it on GPUs"
+        )
     rope = getattr(text, "rope_parameters", None) or {}
     for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one for all layers, or more
         kind, first = each.get("rope_type"), each.get("original_max_position_embeddings")

@@ -20,7 +20,7 @@ def settings(policy, critic=None, attention="orz_packed", packing=True, max_len=
         critic=SimpleNamespace(model_name_or_path=critic),
         ds=SimpleNamespace(attn_implementation=attention, packing_samples=packing),
         data=SimpleNamespace(max_len=max_len),
-        orz=SimpleNamespace(trust_remote_code=False),
+        orz=SimpleNamespace(trust_remote_code=False, device="cpu"),
     )
 
 
@@ -74,6 +74,7 @@ LONG = dict(
     ("bloom", {}, {"ds.attn_implementation"}, {}, "--ds.attn_implementation orz_packed: bloom .*takes eager"),
     ("gemma2", {}, {"ds.attn_implementation"}, {"attention": "sdpa"}, "drops the soft cap of gemma2"),
     ("phi3", LONG, set(), {}, "--data.max_len 64: phi3 .*give at most 32"),
+    ("gpt_oss", {}, set(), {}, "gpt_oss cannot be synced into vLLM on a CPU"),
     ("falcon_h1", {}, set(), {"critic": True}, "falcon_h1 cannot be a critic.*--algo.advantage.estimator"),
 ])  # fmt: skip
 def test_refused(tmp_path, name, config, given, options, words):
