@@ -23,7 +23,9 @@ from openrlhf_orz.trainer.critic import OrzCriticModelActor
 from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
-TRAINER, REWARD, AGENT, VERIFIER, ESTIMATOR, FLAG, BENCHMARK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+TRAINER, REWARD, AGENT, TURNS, VERIFIER, ESTIMATOR, FLAG, BENCHMARK = re.findall(
+    r"```python\n(.*?)```", PAGE, re.DOTALL
+)
 
 
 def made_by(code, name):
@@ -57,6 +59,25 @@ def test_an_agent(monkeypatch):
 
     monkeypatch.setattr(AgentExecutor, "execute", once)
     assert asyncio.run(agent(stop=()).execute())["reward"] == 1.0
+
+
+def test_an_agent_of_turns():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[3] / "examples" / "tiny_base")
+    answers = iter(["It is 3.", "It is 4."])
+
+    class Engine:
+        async def generate(self, tokens, params, multi_modal_data):
+            ids = tokenizer(text=(text := next(answers)))["input_ids"]
+            return SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, text=text, finish_reason="stop")])
+
+    params = SimpleNamespace(max_tokens=40, logprobs=None)
+    agent = made_by(TURNS, "AgentExecutor")()
+    found = asyncio.run(agent.execute("2+2?", "4", params, 200, tokenizer, Engine()))
+    said = [tokenizer.decode(found["observation_tokens"][start:end]) for start, end in found["action_ranges"]]
+    assert found["reward"] == 1.0 and said == ["It is 3.", "It is 4."]
+    assert "That is wrong." in tokenizer.decode(found["observation_tokens"])
 
 
 def test_a_verifier_by_row(monkeypatch):
