@@ -72,6 +72,13 @@ def test_other_ranks_and_stages_are_converted(tmp_path, commands, capsys, before
     assert ("other ranks (of actor 2, now 1" in told) is (before[0] != after[0])
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_follows_from_ranks_and_stage_hinders_no_resumption(tmp_path, device):
+    flags = [resume.flag_values(settings(tmp_path, "--orz.device", device, "--ds.zero_stage", stage, ranks=ranks))
+             for stage, ranks in (("3", 4), ("1", 2))]  # fmt: skip
+    assert flags[0] != flags[1] and resume.changed_flags(*flags) == ([], [])
+
+
 def test_without_zero_each_rank_holds_all(tmp_path, commands, capsys):
     found = saved(tmp_path, "--ds.zero_stage", "0", ranks=2)
     assert universal.universal_copy(found, settings(tmp_path, "--ds.zero_stage", "0")) is None

@@ -27,7 +27,8 @@ data.dataloader_num_workers data.disable_fast_tokenizer data.input_key data.inpu
 data.max_samples data.prompt_dataset data.prompt_probs data.prompt_split ds.adam_offload ds.attn_implementation
 ds.enable_sleep ds.overlap_comm ds.packing_samples ds.use_liger_kernel eval.dataset eval.n_samples_per_prompt
 eval.split eval.steps eval.temperature local_rank logger.logging_steps logger.tensorboard_dir logger.wandb.group
-logger.wandb.key logger.wandb.org logger.wandb.project logger.wandb.run_name ref.offload reward.offload
+logger.wandb.key logger.wandb.org logger.wandb.project logger.wandb.run_name ref.num_gpus_per_node ref.num_nodes
+ref.offload reward.num_gpus_per_node reward.num_nodes reward.offload
 rollout.max_tokens_per_gpu train.full_determinism_enable train.max_tokens_per_gpu train.num_episodes
 vllm.enable_prefix_caching vllm.enable_sleep vllm.enforce_eager vllm.gpu_memory_utilization vllm.num_engines
 vllm.sync_backend vllm.sync_with_ray vllm.tensor_parallel_size orz.allow_changed_flags orz.check_sync
