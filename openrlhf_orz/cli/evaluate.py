@@ -47,7 +47,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
     add("--stop", nargs="*", help="stop strings, kept in the response; default: as MODEL's run, else the paper's")
     add("--verifier", choices=sorted(VERIFIERS), help="grades rows that name none; default: as MODEL's run, else math")
     add("--plain_math_verify", action=argparse.BooleanOptionalAction,
-        help="grade by Math-Verify alone, without our guards and rules; default: as MODEL's run")  # fmt: skip
+        help="grade by Math-Verify behind the guards, without our rules; default: as MODEL's run")  # fmt: skip
     add("--grader_workers", type=int, help="grading processes (default: one a core)")
     add("--engines", type=int, default=1, help="vLLM engines, each in a process (and on GPUs) of its own")
     add("--tensor_parallel", type=int, default=1, help="GPUs of one engine")

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--verifier", default="math", choices=sorted(VERIFIERS), help="of rows that name none")
     parser.add_argument("--workers", type=int, default=None, help="answers parsed at a time; default: usable cores")
     parser.add_argument("--memory-mib", type=int, default=512, help="address-space limit of a worker")
-    parser.add_argument("--plain", action="store_true", help="bare Math-Verify, without our guards and rules")
+    parser.add_argument("--plain", action="store_true", help="Math-Verify behind the guards, without our rules")
     parser.add_argument("--compare-plain", action="store_true", help="add what bare Math-Verify says, as `plain`")
     parser.add_argument("--require-agreement", action="store_true", help="several different boxes are wrong")
     options = parser.parse_args(arguments)

@@ -257,7 +257,7 @@ ORZ_FLAGS = (
     Flag("orz.critic_cls", MEANING, None, "MODULE:CLASS, a critic of one's own"),
     Flag("orz.agent_cls", MEANING, None, "MODULE:CLASS, an agent of one's own: how a response comes about"),
     Flag("orz.reward_cls", MEANING, None, "MODULE:CLASS, a reward of one's own: grade(response, label, stopped)"),
-    Flag("orz.plain_math_verify", MEANING, False, "grade by Math-Verify alone, without our guards and rules", bool),
+    Flag("orz.plain_math_verify", MEANING, False, "grade by Math-Verify behind the guards, without our rules", bool),
     Flag(
         "orz.grader_workers",
         FREE,
