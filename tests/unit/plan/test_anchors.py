@@ -1,4 +1,4 @@
-"""The published runs of docs/planning.md, and the recipes of docs/performance.md: their tables are the plan's. Print
+"""The published runs of docs/planning.md, and the recipes of docs/notes/performance.md: their tables are the plan's. Print
 them anew with
 
 python tests/unit/plan/test_anchors.py
@@ -149,7 +149,7 @@ def recipes() -> list[str]:
 
 
 def test_the_recipes_steps_are_the_plans():
-    text = (DOCS.parent / "performance.md").read_text()
+    text = (DOCS.parent / "notes" / "performance.md").read_text()
     for row in recipes():
         assert row in text, row
 
