@@ -1,4 +1,4 @@
-"""The published runs of docs/planning.md, and the recipes of docs/notes/performance.md: their tables are the plan's. Print
+"""The published runs of docs/planning.md, the recipes of docs/notes/performance.md: their tables are the plan's. Print
 them anew with
 
 python tests/unit/plan/test_anchors.py
