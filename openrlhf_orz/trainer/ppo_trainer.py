@@ -113,6 +113,9 @@ class OrzTrainer(BasePPOTrainer):
 
     def check_start(self) -> None:
         """The first weight sync; finds models that vLLM takes or computes otherwise than the trainer."""
+        # a start takes longer than a sync; the driver watches it (--orz.start_timeout_s), and tells why one fails
+        starts = [engine.start.remote() for engine in self.vllm_engines]
+        ray.wait(starts, num_returns=len(starts))
         with phase_limit(self.args.orz.sync_timeout_s, "weight-sync", "sync_timeout_s", self.logs):
             self.sync_check.start(self.actor_model_group, self.vllm_engines, self.tokenizer)
 

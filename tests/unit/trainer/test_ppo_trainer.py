@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -532,6 +533,25 @@ def test_the_best_metric_of_a_checkpoint(tmp_path):
     assert trainer_of(tmp_path).best_metric() == {
         "best_eval_metric_key": "eval_a_pass1", "best_eval_metric_value": 0.5, "latest_eval_metric_value": 0.25,
     }  # fmt: skip
+
+
+def test_the_first_sync_waits_for_engines_outside_of_its_limit(monkeypatch, tmp_path):
+    """On a busy machine engines start for minutes, and --orz.sync_timeout_s is for a sync."""
+    calls = []
+
+    @contextmanager
+    def limited(*args):
+        calls.append("limit")
+        yield
+
+    trainer = trainer_of(tmp_path)
+    remote = SimpleNamespace(remote=lambda: calls.append("start"))
+    trainer.vllm_engines = [SimpleNamespace(start=remote)] * 2
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns: calls.append(f"wait for {num_returns}"))
+    monkeypatch.setattr(module, "phase_limit", limited)
+    trainer.sync_check = SimpleNamespace(start=lambda *args: calls.append("sync"))
+    trainer.check_start()
+    assert calls == ["start", "start", "wait for 2", "limit", "sync"]
 
 
 def test_gaps_of_the_start_and_of_the_step(monkeypatch, tmp_path):
