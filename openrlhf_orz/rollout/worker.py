@@ -32,7 +32,7 @@ def comparable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     found = dict(model.named_parameters())
     for name, param in found.items():
         module = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(module, VocabParallelEmbedding) and name.endswith(".weight"):
+        if isinstance(module, VocabParallelEmbedding):
             found[name] = param[: module.shard_indices.num_org_elements]
         elif "composed_weight_loader" in getattr(getattr(param, "weight_loader", None), "__qualname__", ""):
             found[name] = param[:0]
@@ -149,10 +149,13 @@ class OrzWorkerExtension(WorkerWrap):
         heads = tied_heads(model)
         forget_expert_kernels(model)
         initialize_layerwise_reload(model)
+        own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         loaded = model.load_weights(iter(weights))
         if loaded is not None:
             loaded = set(loaded) - untouched(model)
         finalize_layerwise_reload(model, self.model_runner.model_config)
+        if loaded is not None:  # what vLLM makes of them when all are there (DeepSeek's attention) is made anew
+            loaded |= {name for name, _ in model.named_parameters(remove_duplicate=False)} - own
         # A reload packs no new copy for a head that is tied to the embedding.
         for head in heads:
             head.quant_method.process_weights_after_loading(head)

@@ -136,6 +136,24 @@ def test_what_a_model_has_copied_into_nothing_is_told(send, monkeypatch):
     assert send(make(model), weights) == ["linear.weight"]
 
 
+def test_what_is_made_of_loaded_weights_need_not_be_loaded(send, monkeypatch):
+    """vLLM drops it when a reload begins, and makes it anew when all weights are there."""
+    model = Model()
+    product = nn.Parameter(torch.zeros(2))
+    model.plain.register_parameter("product", product)
+    monkeypatch.setattr(worker, "initialize_layerwise_reload", lambda model: delattr(model.plain, "product"))
+    remake = worker.finalize_layerwise_reload
+
+    def finalize(model, repacks):
+        remake(model, repacks)
+        model.plain.register_parameter("product", product)
+
+    monkeypatch.setattr(worker, "finalize_layerwise_reload", finalize)
+    weights = {name: torch.ones_like(param) for name, param in model.named_parameters() if "product" not in name}
+    assert send(make(model), weights) == []
+    assert send(make(model), weights, kind="ipc") == ["plain.product"], "there nothing makes it anew"
+
+
 def test_untouched_modules(monkeypatch):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU())
     told = {  # pending, elements loaded, elements in all
@@ -183,9 +201,11 @@ def test_a_report_of_what_the_model_holds(send):
     model = Model()
     send(make(model), {"embed.weight": torch.full((4, 2), 7.0)})
     model.embed.shard_indices.num_org_elements = 3  # and a row of padding
+    model.embed.bias = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 0.0]))
     model.plain.bias.weight_loader = composed_weight_loader(lambda param, weight: None, torch.exp)
     found = report(make(model), ["embed.weight"], "bfloat16")
     assert found.held["embed.weight"] == checksum(torch.full((3, 2), 7.0, dtype=torch.bfloat16))
+    assert found.held["embed.bias"] == checksum(torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16))
     assert found.held["plain.bias"] == checksum(torch.empty(0)) != found.held["linear.bias"]
     assert found.sources["embed.weight"] == ["embed.weight"] and found.sources["linear.weight"] == []
 
