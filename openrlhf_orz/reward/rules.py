@@ -17,7 +17,7 @@ from openrlhf_orz.reward.guards import GUARDS
 # Rules for answers that Math-Verify grades wrongly, in the order in which they are asked.
 JUDGE_RULES: dict[str, str] = {
     "unfinished": "dots in an answer do not complete it",
-    "clock": "times keep am and pm; ratios compare as ratios",
+    "clock": "dates are compared by what they say, times keep am and pm, ratios compare as ratios",
     "amounts": "numbers keep their words: 3 hours 20 minutes, 4 red and 7 blue",
     "exact_number": "numbers are equal exactly, not to six places",
     "percent": "5% is 0.05, and 5 where percent was asked for; 5 is not 500%",

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from openrlhf_orz.reward.judge import shapes
-from openrlhf_orz.reward.judge.quantity import DECIMAL, UNITS, number, singular, split_unit, unit_of
+from openrlhf_orz.reward.judge.brackets import spoken
+from openrlhf_orz.reward.judge.quantity import DECIMAL, UNITS, fraction, number, singular, split_unit, unit_of
 from openrlhf_orz.reward.rules import Decision, agree_by_rules
 
 _AMOUNT = re.compile(
     rf"\s*(?:(?P<number>-?(?:(?:\d+\s*)?\\frac\{{[^{{}}]*\}}\{{[^{{}}]*\}}|(?:\d+ +)?\d+\s*/\s*\d+|{DECIMAL}))"
     r"|(?P<word>[A-Za-z]+(?:['-][A-Za-z]{2,})*\.?|\\\$|\^\\circ)|(?P<gap>[,;:=&]|\\&))\s*"
 )
-_IN_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 
 
-@dataclass(frozen=True)
-class Amounts:
+class Amounts(NamedTuple):
     """Numbers with words between them, such as ``3 hours 20 minutes`` or ``4 red and 7 blue``.
 
-    ``words`` are all of them in order, numbers as fractions. ``parts`` is the size of each unit or noun,
-    None if they do not pair. ``total`` is the whole in base units of ``dimension``, None if it is no one measure.
+    ``words`` are all of them in order, numbers as fractions. ``parts`` is the size of each dimension or noun in base
+    units, None if numbers and units do not pair.
     """
 
     words: tuple
     parts: dict[str, Fraction] | None = None
-    dimension: str = ""
-    total: Fraction | None = None
 
 
 def amounts(text: str) -> Amounts | None:
     """``text`` (tidy) as two or more numbers with words, None if it has signs or is a plain list."""
     words: list[str | Fraction] = []
-    flat, position = _IN_TEXT.sub(r" \1 ", text).replace("\\ ", " ").strip(), 0
+    flat, position = spoken(text), 0
     while position < len(flat):
         match = _AMOUNT.match(flat, position)
         if not match:
@@ -61,16 +58,16 @@ def amounts(text: str) -> Amounts | None:
         else:
             pairs.append((label, word))
             label = ""
-    plain = Amounts(tuple(singular(word) if isinstance(word, str) else word for word in words))
-    sized = [(unit.dimension, unit.size, n) for name, n in pairs if (unit := unit_of(name)) and unit.dimension]
-    dimensions = {dimension for dimension, _, _ in sized}
+    plain = tuple(singular(word) if isinstance(word, str) else word for word in words)
+    sized = [(unit, n) for name, n in pairs if (unit := unit_of(name)) and unit.dimension]
     if label or len(sized) < len(pairs):
-        return plain
-    if len({unit[:2] for unit in sized}) < len(sized):
-        return None if len(dimensions) == 1 else plain
-    parts = {dimension: size * n for dimension, size, n in sized}
-    whole = sum((size * n for _, size, n in sized), Fraction(0))
-    return Amounts(plain.words, *((None, *dimensions, whole) if len(dimensions) == 1 else (parts,)))
+        return Amounts(plain)
+    parts: dict[str, Fraction] = {}
+    for unit, n in sized:
+        parts[unit.dimension] = parts.get(unit.dimension, Fraction(0)) + unit.size * n
+    if len({unit for unit, _ in sized}) < len(sized):
+        return None if len(parts) == 1 else Amounts(plain)
+    return Amounts(plain, parts)
 
 
 def amounts_rule(gold: str, answer: str) -> Decision:
@@ -79,19 +76,16 @@ def amounts_rule(gold: str, answer: str) -> Decision:
     if left is None and right is None:
         return None
     if left and right:
-        if None not in (left.total, right.total):
-            return (left.dimension, left.total) == (right.dimension, right.total)
         return left.parts == right.parts if left.parts and right.parts else left.words == right.words
     whole, other = (left, answer) if left else (right, gold)
-    if whole and whole.total is not None:
+    if whole and whole.parts and len(whole.parts) == 1:
         body, unit, _ = split_unit(other)
-        if unit is None or unit.dimension != whole.dimension:
+        if unit is None or unit.dimension not in whole.parts:
             return False
-        size = whole.total / unit.size
-        exact = f"\\frac{{{size.numerator}}}{{{size.denominator}}}"
-        return agree_by_rules(exact, body) if left else agree_by_rules(body, exact)
+        size = fraction(whole.parts[unit.dimension] / unit.size)
+        return agree_by_rules(size, body) if left else agree_by_rules(body, size)
     listed = shapes.items_of(other)
     if left and left.parts and listed:
-        values = [value and value.value for value in map(number, listed.parts)]
-        return values == list(left.parts.values())[::-1]
+        numbers = [value and value.value for value in map(number, listed.parts)]
+        return numbers == [word for word in left.words if isinstance(word, Fraction)]
     return None if right and listed else False

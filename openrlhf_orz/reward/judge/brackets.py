@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Iterator
+
+COMMA = re.compile("[,;]")
 
 
 def strip_group(text: str) -> str:
     """``text`` without braces or round brackets around all of it; the round brackets of a list stay."""
     while len(text) > 1 and ((text[0] == "{" and text[-1] == "}") or (text[0] == "(" and text[-1] == ")")):
-        if not encloses(text) or (text[0] == "(" and len(split_top(text[1:-1], ",;")) > 1) or text[-2] == "\\":
+        if not encloses(text) or (text[0] == "(" and len(split_top(text[1:-1], COMMA)) > 1) or text[-2] == "\\":
             return text
         text = text[1:-1].strip()
     return text
@@ -22,7 +26,7 @@ def outward(text: str) -> str:
     places = [match.start() for match in _SQUARE.finditer(text)]
     for low, high in zip(places[::2], places[1::2]):
         inside = text[low + 1 : high]
-        two_bounds = [bool(part.strip()) for part in split_top(inside, ",;")] == [True, True]
+        two_bounds = [bool(part.strip()) for part in split_top(inside, COMMA)] == [True, True]
         if text[low] + text[high] != "[]" and "\\cup" not in inside and two_bounds:
             ends = {"[": "[", "]": "("}[text[low]], {"]": "]", "[": ")"}[text[high]]
             text = text[:low] + ends[0] + inside + ends[1] + text[high + 1 :]
@@ -51,8 +55,8 @@ def encloses(text: str) -> bool:
     return end > 0 and text[end:] in ("\\}", *_CLOSERS)
 
 
-_PAIR = re.compile(r"[()\[\],;]")
-_TEXT = re.compile(r"\\text\{[^{}]*\}")
+TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_PAIR = re.compile(r"\([^()\[\]]*\)|\[[^()\[\]]*\]|[(\[][^()\[\]]*[,;][^()\[\]]*[)\]]")
 
 
 def balanced(text: str) -> bool:
@@ -60,59 +64,45 @@ def balanced(text: str) -> bool:
 
     Those inside ``\\text`` count together or not at all.
     """
-    return _paired(_TEXT.sub(" ", text)) or "\\text" in text and _paired(text)
+    return _paired(TEXT.sub(" ", text)) or "\\text" in text and _paired(text)
 
 
 def _paired(text: str) -> bool:
-    opened: list[list] = []
-    for match in _PAIR.finditer(text):
-        char = match.group()
-        if char in "([":
-            opened.append([char, False])
-        elif char in ",;":
-            if opened:
-                opened[-1][1] = True
-        elif not opened:
-            return False
-        else:
-            opener, comma = opened.pop()
-            if opener + char not in ("()", "[]") and not comma:
-                return False
-    return not opened
+    before = ""
+    while text != before:
+        before, text = text, _PAIR.sub("", text)
+    return not re.search(r"[()\[\]]", text)
 
 
-def split_top(text: str, separators: str | re.Pattern) -> list[str]:
-    """Split at separators outside all brackets (escaped braces count) and ``\\begin``-``\\end``.
+def spoken(text: str) -> str:
+    """``text`` with the words of ``\\text{...}`` bare."""
+    return TEXT.sub(r" \1 ", text).replace("\\ ", " ").strip()
 
-    ``separators`` is a string of single characters or a pattern tried at each position.
-    """
-    parts, start, depth, position = [], 0, 0, 0
-    while position < len(text):
-        char = text[position]
-        width = 1
-        if char == "\\":
-            if text.startswith(("\\{", "\\begin"), position):
-                depth += 1
-                width = 2
-            elif text.startswith(("\\}", "\\end"), position):
-                depth -= 1
-                width = 2
-            elif depth or isinstance(separators, str):
-                width = 2
-        elif char in _OPENERS:
-            depth += 1
-        elif char in _CLOSERS:
-            depth -= 1
-        if depth <= 0:
-            if isinstance(separators, str):
-                hit = 1 if width == 1 and char in separators else 0
-            else:
-                found = separators.match(text, position)
-                hit = len(found.group()) if found else 0
-            if hit:
-                parts.append(text[start:position])
-                position = start = position + hit
-                continue
-        position += width
-    parts.append(text[start:])
-    return parts
+
+@functools.lru_cache(maxsize=64)
+def _tokens(separators: str) -> re.Pattern:
+    return re.compile(
+        rf"(?P<open>\\\{{|\\begin|[({{\[])|(?P<close>\\\}}|\\end|[)}}\]])|(?P<separator>{separators})|\\.", re.DOTALL
+    )
+
+
+def top_matches(text: str, separators: re.Pattern) -> Iterator[re.Match]:
+    """The separators in ``text`` outside all brackets (escaped braces count) and ``\\begin``-``\\end``."""
+    tokens, depth, position = _tokens(separators.pattern), 0, 0
+    while match := tokens.search(text, position):
+        position = match.end()
+        if match.lastgroup in ("open", "close"):
+            depth += 1 if match.lastgroup == "open" else -1
+        elif match.lastgroup and depth <= 0:
+            yield match
+        elif match.lastgroup:
+            position = match.start() + 1 + (match[0][0] == "\\")
+
+
+def split_top(text: str, separators: re.Pattern) -> list[str]:
+    """``text`` in parts, split at the separators that :func:`top_matches` finds."""
+    parts, start = [], 0
+    for match in top_matches(text, separators):
+        parts.append(text[start : match.start()])
+        start = match.end()
+    return [*parts, text[start:]]

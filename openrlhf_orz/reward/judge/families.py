@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from openrlhf_orz.reward.judge import ranges, shapes, values
+from openrlhf_orz.reward.judge.brackets import spoken
 from openrlhf_orz.reward.judge.lists import match_unordered
 from openrlhf_orz.reward.judge.quantity import number
 from openrlhf_orz.reward.rules import Decision, agree_by_rules
@@ -23,12 +24,13 @@ _CLAUSE = re.compile(
     re.DOTALL,
 )
 _GAP = re.compile(r"[\s,;:(|]+(?:and\s+)?")
+_NAME = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
 _ABOUT = re.compile(r"\\(?:in|forall|text|leq|geq|neq)(?![a-zA-Z])|[<>]|(?<![\\a-zA-Z])(?:for|where|constant)\s")
 
 
 @dataclass(frozen=True)
 class Family:
-    """``n = 3k, k \\in \\mathbb{Z}``: what is said, the names behind it, their set, and their bounds."""
+    """``n = 3k, k \\in \\mathbb{Z}``: what is said, the names behind it, their set ("" the reals), and bounds."""
 
     body: str
     names: tuple[str, ...]
@@ -40,7 +42,7 @@ def _family(text: str) -> Family | None:
     """``text`` without the quantifiers, domains and conditions at its end; None if it has none."""
     if not _ABOUT.search(text) or "\\begin" in text:
         return None
-    body = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace("\\ ", " ").strip()
+    body = spoken(text)
     if body.startswith("\\{") and body.endswith("\\}"):
         body = body[2:-2].strip()
     names, domain, bounds = [], "", []
@@ -66,9 +68,9 @@ def _family(text: str) -> Family | None:
         names += found
         kind = re.search(r"integer|natural|whole", said)
         natural = match["set"] == "N" or kind and re.search(r"positive|natural|negative", said)
-        domain = domain or ("N" if natural else "Z" if kind else match["set"] or "")
+        domain = domain or ("N" if natural else "Z" if kind else (match["set"] or "").strip("R"))
         bounds += [condition] if match["bound"] else []
-    known = set(names) & set(re.findall(r"\\[a-zA-Z]+|[a-zA-Z]", body))
+    known = set(names) & set(_NAME.findall(body))
     return Family(body, tuple(names), domain, tuple(bounds)) if known else None
 
 
@@ -82,17 +84,17 @@ def _bounded(body: str, name: str) -> bool:
 def family_rule(gold: str, answer: str) -> Decision:
     """Names of parameters do not matter, nor where their count starts; a domain may go without saying."""
     left, right = _family(gold), _family(answer)
-    if not left or not right:
-        if right and re.search(r"<|\\leq", " ".join(right.bounds)):
-            return False  # a part of what the reference says
-        return agree_by_rules(left.body if left else gold, right.body if right else answer) if left or right else None
-    if (left.domain or "R") != (right.domain or "R"):
+    if left is right is None:
+        return None
+    if right and not left and not all(_is_natural(bound, right.body) for bound in right.bounds):
+        return False  # a part of what the reference says
+    left, right = left or _undeclared(gold, answer, right), right or _undeclared(answer, gold, left)
+    if left.domain != right.domain:
         return False
     free = len(left.names) == len(right.names) and not set(left.names) & set(right.names)
     name_of = dict(zip(right.names, left.names)) if free else {}
     body, bounds = (
-        re.sub(r"\\[a-zA-Z]+|[a-zA-Z]", lambda m: name_of.get(m[0], m[0]), text)
-        for text in (right.body, ", ".join(right.bounds))
+        _NAME.sub(lambda m: name_of.get(m[0], m[0]), text) for text in (right.body, ", ".join(right.bounds))
     )
     if left.bounds and bounds and not agree_by_rules(", ".join(left.bounds), bounds):
         return False
@@ -100,14 +102,35 @@ def family_rule(gold: str, answer: str) -> Decision:
         return True
     if left.domain != "Z" or len(left.names) != 1:
         return False
-    ends = []
-    for text in (left.body, body):
-        sides, signs = shapes.relations(text)
-        ends.append(sides[-1] if signs == ["="] and shapes.is_label(sides[0]) else text)
-    return values.same_progression(ends[0], ends[1], left.names[0])
+    return values.same_progression(_value_of(left.body), _value_of(body), left.names[0])
+
+
+def _value_of(text: str) -> str:
+    """What a label names in ``text``, or all of it."""
+    sides, signs = shapes.relations(text)
+    return sides[-1] if signs == ["="] and shapes.is_label(sides[0]) else text
+
+
+def _undeclared(text: str, other: str, declared: Family | None) -> Family:
+    """``text`` as a family like the ``declared`` one: constants and counts are its letters that ``other`` has not."""
+    assert declared
+    own = [name for name in dict.fromkeys(_NAME.findall(text)) if len(name) == 1 and name not in _NAME.findall(other)]
+    counted = declared.domain in ("Z", "N") or all(name.isupper() for name in own)
+    names = tuple(own) if counted and len(own) == len(declared.names) else declared.names
+    return Family(text, names, declared.domain, ())
+
+
+def _is_natural(bound: str, body: str) -> bool:
+    """Whether ``bound`` goes without saying: ``x \\neq a``, positive, an index, or what ``body`` needs for a value."""
+    (name, edge), (sign,) = shapes.relations(bound)
+    lower = sign in (">", "\\geq")
+    if sign == "\\neq" or lower and (edge in "01" or name in "ijklmn"):
+        return True
+    return not values.is_real_at(_value_of(body), name, f"{edge} {'-' if lower else '+'} 1")
 
 
 _MOD = re.compile(r"\\[bp]mod\{(\d{1,4})\}")
+_COUNTED = re.compile(r"(?:(?P<name>\\?[a-zA-Z]+)\s*=\s*)?(?P<value>[^a-zA-Z=]*(?P<count>[k-nt])?[^a-zA-Z=]*)$")
 _NAMED = re.compile(r"\s*(\\?[a-zA-Z]+)\s*(?:\\equiv|=)")
 
 
@@ -140,22 +163,25 @@ def congruence_rule(gold: str, answer: str) -> Decision:
         return sets[0] == sets[1] and (not left[0] or not right[0] or left[0] == right[0])
     one, other = (left, answer) if left else (right, gold)
     value, series = number(other), _family(other)
-    if one and series and series.domain == "Z" and len(one[2]) == 1:
-        sides, name = shapes.relations(series.body)[0], series.names[0]
-        return values.same_progression(f"{one[1]}{name}+{min(one[2])}", sides[-1], name)
+    named, count = _COUNTED.match(series.body if series else other), series.names[0] if series else ""
+    if one and len(one[2]) == 1 and named and (series.domain == "Z" if series else named["count"]):
+        if one[0] and named["name"] not in (None, one[0]):
+            return False
+        count = count or named["count"]
+        return values.same_progression(f"{one[1]}{count}+{min(one[2])}", named["value"], count)
     if one is None or value is None or one[0] or "\\bmod" in gold + answer:
         return False
     return one[2] == {value.value} and 0 <= value.value < one[1] - 1  # 42 \pmod{43} only repeats the number
 
 
 _REST = re.compile(r"\W*(?:text\{\s*)?(?:otherwise|else)\b")
-_PIECES = re.compile(r"\\begin\{cases\}(.*)\\end\{cases\}$", re.DOTALL)
+_PIECES = re.compile(r"(?:([^&=]*)=\s*)?\\begin\{cases\}(.*)\\end\{cases\}$", re.DOTALL)
 
 
 def pieces_rule(gold: str, answer: str) -> Decision:
     """The pieces of a function may stand in any order; one may be for all that is left."""
-    found = [_PIECES.match(text) for text in (gold, answer)]
-    tables = [[tuple(row.split("&")) for row in match[1].split("\\\\")] for match in found if match]
+    found = [match for match in map(_PIECES.match, (gold, answer)) if match and shapes.is_label(match[1] or "")]
+    tables = [[tuple(row.split("&")) for row in match[2].split("\\\\")] for match in found]
     if len(tables) < 2:
         return None if not tables or "=" in re.sub(r"\\begin.*", "", gold + answer) else False
     if any(len(row) != 2 for row in tables[0] + tables[1]):

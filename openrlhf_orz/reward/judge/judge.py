@@ -15,6 +15,7 @@ from openrlhf_orz.reward.judge import amounts, families, lists, ranges, relation
 from openrlhf_orz.reward.judge.brackets import balanced
 from openrlhf_orz.reward.judge.notation import tidy_latex
 from openrlhf_orz.reward.judge.quantity import number, split_unit
+from openrlhf_orz.reward.judge.words import date_of
 from openrlhf_orz.reward.rules import decide_by_rules, register_rules
 from openrlhf_orz.reward.verdict import Verdict
 
@@ -89,7 +90,7 @@ def check_reference(gold: str, plain: bool = False) -> tuple[Verdict, str]:
     return (Verdict.RIGHT, "") if not solution and _readable(text) else (Verdict.UNPARSABLE, "")
 
 
-_KINDS = (shapes.words_of, shapes.option_of, shapes.clock_of, shapes.base_of, amounts.amounts)
+_KINDS = (shapes.words_of, shapes.option_of, shapes.clock_of, shapes.base_of, amounts.amounts, date_of)
 
 
 def _readable(text: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from openrlhf_orz.reward.judge import ranges, shapes
-from openrlhf_orz.reward.judge.brackets import split_top
+from openrlhf_orz.reward.judge.brackets import COMMA, split_top
 from openrlhf_orz.reward.rules import Decision, agree_by_rules, decide_by_rules
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def _named(parts: tuple[str, ...]) -> list[tuple[str, str]] | None:
     named = []
     for part in parts:
         sides, signs = shapes.relations(part)
-        if set(signs) != {"="} or not shapes.is_label(sides[0]) or len(split_top(part, ",;")) > 1:
+        if set(signs) != {"="} or not shapes.is_label(sides[0]) or len(split_top(part, COMMA)) > 1:
             return None
         named.append((shapes.label_key(sides[0]), sides[-1]))
     return named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from openrlhf_orz.reward.judge.brackets import closing, split_top
+from openrlhf_orz.reward.judge.brackets import COMMA, closing, split_top
 
 _STYLED = re.compile(
     r"\\(?:(?P<box>fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\}|(?:text|f?)color(?:box)?\s*\{[^{}]*\}|underline|underbar|ensuremath|f?boxe?d?)"
@@ -54,7 +54,7 @@ def called(text: str) -> str:
     """``exp(9)``, ``abs(x)`` and ``floor(x)`` of a program in the notation of a page."""
     while (head := _CODE.search(text)) and (close := closing(text, head.end() - 1)) > 0:
         template, inside = _CALLS[head["name"] or head["command"]], text[head.end() : close]
-        arguments = split_top(inside, ",") if "binom" in template else [inside]
+        arguments = split_top(inside, COMMA) if "binom" in template else [inside]
         if len(arguments) != template.count("%s"):
             break
         text = text[: head.start()] + template % tuple(arguments) + text[close + 1 :]

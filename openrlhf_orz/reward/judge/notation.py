@@ -58,14 +58,18 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"\\m?(?:left|right)\s*\.|\\(?:math(?:bf|rm|it|sf)|boldsymbol|bm)(?=\s*\d|\s+[a-zA-Z])", ""),
-        (r"(?<![\\a-zA-Z])(?:math|np|numpy)\.(?=[a-z\\])", ""),
+        (
+            r"(?<![\\a-zA-Z])(?:math|np|numpy)\.(?:(log)(?=\s*\([^,()]*\)))?(?=[a-z\\(])",
+            lambda m: m[1] and r"\ln " or "",
+        ),
+        (r"(?<![\\a-zA-Z])log(2|10)\s*(?=\()", r"\\log_{\1}"),
         (r"(\d)(?:\{,\}|,\s*\\!|\\!,|,\\,|\\,|\\;|\\ |~|\\thinspace )\s*(?=\d{3}(?!\d))", r"\1"),
         (r"(?<=\d)\{([.:])\}(?=\d)", r"\1"),
         (r"(?<=[\d.])\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?(?!\d)", r"\\overline{\1\2\3}"),
         (r"(?<=[\d.])\\dot\s*(?:\{(\d)\}|(\d))(?!\d)", r"\\overline{\1\2}"),
         (r"\\(?:phantom|hphantom|vphantom)\s*(?:\{[^{}]*\}|[^{\s])", ""),
         (r"\{\s*([^{}]+?)\s*\\choose(?![a-zA-Z])\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}"),
-        (r"\\pi\s*\(", r"\\pi \\cdot ("),
+        (r"\\pi\s*\((?![^()]*\\in(?![a-z]))", r"\\pi \\cdot ("),
         (r"\\text\{\s*(?:positive\s+|(negative\s+))?infinity\s*\}", lambda m: "-\\infty " if m[1] else "\\infty "),
         (r"(?<!\\)\\[!,;:> ]|~", " "),
         (r"(?<!\\)\\[()\[\]]|(?<!\\)\$", ""),

@@ -56,6 +56,11 @@ def number(text: str) -> Number | None:
     return Number(-value if group["sign"] == "-" else value, "." in text and not group["cycle"])
 
 
+def fraction(value: Fraction) -> str:
+    """``value`` in the notation of the rules."""
+    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
 _POWER = r"\d{1,9}(?:\s*\^\s*(?:\{\s*\d{1,12}\s*\}|\d(?!\d)))?"
 _POWERS = re.compile(rf"{_POWER}(?:\s*\\(?:cdot|times)\s*{_POWER})*$")
 

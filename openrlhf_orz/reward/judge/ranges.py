@@ -11,7 +11,7 @@ from typing import Any
 from sympy import Expr, oo
 
 from openrlhf_orz.reward.judge import values
-from openrlhf_orz.reward.judge.brackets import encloses, split_top
+from openrlhf_orz.reward.judge.brackets import COMMA, encloses, split_top
 from openrlhf_orz.reward.judge.shapes import relations
 
 _UNION = re.compile(r"\\cup(?![a-zA-Z])|(?:\\text\{\s*)?\b(?:or|and)\b(?:\s*\})?|,|;")
@@ -111,7 +111,7 @@ def _piece(text: str) -> Range | None:
         return _ALL
     listed = text.startswith("\\{") and text.endswith("\\}")
     if listed or len(text) > 2 and text[0] in "([" and text[-1] in ")]" and encloses(text):
-        bounds = [_bound(end) for end in split_top(text[2:-2] if listed else text[1:-1], ",;")]
+        bounds = [_bound(end) for end in split_top(text[2:-2] if listed else text[1:-1], COMMA)]
         if None in bounds or not listed and len(bounds) != 2:
             return None
         if listed:

@@ -6,7 +6,9 @@ import re
 from fractions import Fraction
 
 from openrlhf_orz.reward.judge import shapes, values
-from openrlhf_orz.reward.judge.quantity import Number, number, prime_powers, split_unit, units_agree
+from openrlhf_orz.reward.judge.brackets import TEXT
+from openrlhf_orz.reward.judge.quantity import Number, fraction, number, prime_powers, split_unit, units_agree
+from openrlhf_orz.reward.judge.words import date_of
 from openrlhf_orz.reward.rules import Decision, agree_by_rules, decide_by_rules
 
 _HEDGE = re.compile(
@@ -30,7 +32,10 @@ def unfinished_rule(gold: str, answer: str) -> Decision:
 
 
 def clock_rule(gold: str, answer: str) -> Decision:
-    """Times and ratios: `1:58 am` is not `1:58 pm`; 3:4 is 6:8 and 3/4."""
+    """Dates, times and ratios: `1:58 am` is not `1:58 pm`; 3:4 is 6:8 and 3/4."""
+    date = date_of(gold)
+    if date:
+        return date == date_of(answer)
     left, right = (shapes.clock_of(_TO.sub(":", text)) for text in (gold, answer))
     if left is None:
         return None if right is None or right[1] is None else False
@@ -134,8 +139,7 @@ def words_rule(gold: str, answer: str) -> Decision:
     """A reference in words is compared as words, letters in order: `abc` is not `acb`."""
     left = shapes.words_of(gold)
     if left is None:
-        dated = re.fullmatch(r"\\text\{\s*([A-Za-z]{3,}[ .,]+\d[\w .,]*)\}", gold)  # May 5, 2020
-        return _tokens(dated.group(1)) == _tokens(answer) if dated else None
+        return None
     right = shapes.words_of(answer)
     if right is None and "=" in answer:
         return None
@@ -144,10 +148,6 @@ def words_rule(gold: str, answer: str) -> Decision:
     if right is None:
         right = re.sub(r"[^a-z ]", "", answer.casefold().replace("\\text", "")).strip()
     return left == right or (left.replace(" ", "") == right.replace(" ", "") and len(left) > 2)
-
-
-def _tokens(text: str) -> list[str]:
-    return re.findall(r"\d+|[^\W\d_]+", text.casefold().replace("\\text", " "))
 
 
 def unit_rule(gold: str, answer: str) -> Decision:
@@ -180,13 +180,13 @@ def unit_rule(gold: str, answer: str) -> Decision:
         return decide_by_rules(g_body, a_body)[0]
     exact = number(a_body)  # 2 1/2 is a mixed number to `number` alone
     factor = factor * exact.value if exact else factor
-    times = f"\\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+    times = fraction(factor)
     return decide_by_rules(g_body, times if exact else f"({a_body})\\cdot {times}")[0]
 
 
 def _same_pieces(gold: str, answer: str) -> bool:
     """Mathematics with words: the words are equal, and so is what stands between them, in this order."""
-    sides = [re.split(r"\\text\{([^{}]*)\}", text) for text in (gold, answer)]
+    sides = [TEXT.split(text) for text in (gold, answer)]
     if len(sides[0]) != len(sides[1]):
         return False
     return all(

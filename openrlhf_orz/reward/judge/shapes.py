@@ -7,10 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from openrlhf_orz.reward.judge.brackets import encloses, split_top, strip_group
+from openrlhf_orz.reward.judge.brackets import TEXT, encloses, split_top, spoken, strip_group, top_matches
 from openrlhf_orz.reward.judge.words import number_words
 
-_TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"[A-Za-z\u00c0-\u024f][A-Za-z\u00c0-\u024f .,'\"!?()/&;:-]*$")
 _CLOCK = re.compile(
     r"(\d{1,4}) ?: ?(\d{1,4})(?: ?: ?(\d{1,4}))?\s*(?:\\text\{)?\s*([aApP])?(?:\s*\.?\s*[mM]\.?)?\s*\}?$"
@@ -27,9 +26,9 @@ def words_of(text: str) -> str | None:
 
     ``\\text{...}`` is words; three or more bare letters are a word (``xy`` is a product, ``abc`` a word).
     """
-    plain = _TEXT.sub(lambda m: f" {m.group(1)} ", text).replace("\\ ", " ").replace("\\&", "&").strip()
+    plain = spoken(text).replace("\\&", "&")
     wrapped = "\\text{" in text
-    if not _WORDS.match(plain) or (wrapped and re.search(r"(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])", _TEXT.sub("", text))):
+    if not _WORDS.match(plain) or (wrapped and re.search(r"(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])", TEXT.sub("", text))):
         return None
     letters = re.sub(r"[^A-Za-z\u00c0-\u024f]", "", plain)
     if not wrapped and (len(letters) < 3 or re.search(r"[()/&:]", plain) and " " not in plain):
@@ -84,7 +83,7 @@ def unlettered(text: str) -> str:
 
 def clock_of(text: str) -> tuple[tuple[int, ...], str | None] | None:
     """``4:51:06 p.m.`` as ((4, 51, 6), "p"), also for ratios (no letter); None if it is neither."""
-    whole = _TEXT.fullmatch(text)
+    whole = TEXT.fullmatch(text)
     match = _CLOCK.match(whole.group(1).strip() if whole else text)
     if not match:
         return None
@@ -118,7 +117,8 @@ class ItemList:
 
 _POINT = re.compile(
     r"(?:[A-Z]'*(?:_\{?\w\}?)?"
-    r"|\\text\{\s*(?:the\s+)?(?:point|vertex|cent(?:er|re)|focus|at|coordinates?|vector|ordered pair)s?:?\s*\})"
+    r"|\\text\{\s*(?:[Tt]he\s+)?(?:point|vertex|cent(?:er|re)|focus|at|coordinates?|vector|ordered pair)s?"
+    r"(?:\s+is)?:?\s*\})"
     r"\s*(\(.*\))$",
     re.DOTALL,
 )
@@ -142,7 +142,7 @@ def items_of(text: str) -> ItemList | None:
     elif text[:1] in "([" and text[-1:] in ")]" and encloses(text):
         bracket, inside = text[0], text[1:-1]
     else:
-        whole = _TEXT.fullmatch(text)
+        whole = TEXT.fullmatch(text)
         if whole and re.search(r",|;|\band\b", whole.group(1)):
             return ItemList(
                 tuple(_plain(part.strip()) for part in re.split(r",\s*(?:and\b)?|;|\band\b", whole.group(1))),
@@ -213,14 +213,12 @@ _RELATION = re.compile(r"=|<|>|\\(?:approx|equiv|leq|geq|neq|(?:not)?in|sim)(?![
 
 def relations(text: str) -> tuple[list[str], list[str]]:
     """The sides and the signs of a chain of relations outside brackets; one side if there is none."""
-    sides = split_top(text, _RELATION)
-    signs, position = [], 0
-    for side in sides[:-1]:
-        sign = _RELATION.match(text, position + len(side))
-        assert sign  # it is where split_top has split
-        signs.append(sign.group())
-        position = sign.end()
-    return [side.strip() for side in sides], signs
+    sides, signs, start = [], [], 0
+    for sign in top_matches(text, _RELATION):
+        sides.append(text[start : sign.start()].strip())
+        signs.append(sign[0])
+        start = sign.end()
+    return [*sides, text[start:].strip()], signs
 
 
 _CALL = re.compile(
@@ -245,7 +243,7 @@ def is_label(text: str, strict: bool = False) -> bool:
     text = text.strip()
     if not text:
         return True
-    bare = _TEXT.sub("T", text)
+    bare = TEXT.sub("T", text)
     bare = re.sub(r"_\s*(?:\{[^{}]*\}|[0-9a-zA-Z])", "", bare)
     call = _CALL.match(text)
     if call and not re.match(r"\(?[xyzt]\s*\(", text) and encloses(text[text.index("(") :]):

@@ -209,6 +209,16 @@ def within_distance(text: str, value: Fraction, distance: Fraction) -> bool | No
     return bool(abs(number - target) <= most)
 
 
+def is_real_at(text: str, name: str, at: str) -> bool:
+    """Whether the expression ``text`` has a real value where the symbol ``name`` is the constant ``at``."""
+    parsed, place = parse_expression(text), parse_expression(at)
+    if not isinstance(parsed, Expr) or not isinstance(place, Expr):
+        return True
+    point = sample_point(parsed.free_symbols, POSITIVE_SEEDS[0])
+    value = number_at(exact(parsed), point | {s: exact(place) for s in point if s.name == name})
+    return value is not None and bool(value.is_real)
+
+
 def same_progression(gold: str, answer: str, name: str) -> bool:
     """Whether two expressions linear in the integer ``name`` take the same values."""
     terms = []

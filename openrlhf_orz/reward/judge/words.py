@@ -1,15 +1,16 @@
-"""Words before a value, and numbers in words, in the notation of :mod:`~openrlhf_orz.reward.judge.notation`."""
+"""Words before a value, numbers in words and dates, in the notation of :mod:`~openrlhf_orz.reward.judge.notation`."""
 
 from __future__ import annotations
 
 import re
 
+from openrlhf_orz.reward.judge.brackets import spoken
 from openrlhf_orz.reward.judge.quantity import unit_of
 
 LABEL = re.compile(
     r"^\s*(?:\\(?:therefore|because|to|implies|(?:long)?rightarrow|(?:Long)?Rightarrow)(?![a-zA-Z])"
     r"|(?:\\text\{)?\s*(?:(?:therefore|thus|hence|so)\b,?\s*)?(?:(?:the\s+)?(?:final\s+|correct\s+)?"
-    r"(?:answer\s*(?:is\s*[:=]?|[:=])|(?:ans|result|total of)\b[.:]?)|there\s+(?:is|are)"
+    r"(?:answer\s*(?:is\s*[:=]?|[:=])|(?:ans|result|total of)\b[.:]?)|there\s+(?:is|are)|it\s+is"
     r"|(?:therefore|thus|hence|so|exactly|only|just|is|equals)\b,?|"
     r"(?P<label>(?!option|choice)[A-Za-z][A-Za-z' ]+?)(?:\s*:|\s+(?:is|are|equals)))"
     r"\s*(?:\}\s*[:=]?)?)\s*(?=\S)",
@@ -22,6 +23,8 @@ def without_label(match: re.Match) -> str:
     words = match["label"] and match["label"].strip()
     if words and (unit_of(words) is None or len(words) < 2):
         return match[0]
+    if words and "=" in match.string[match.end() :]:
+        words = ""
     goes_on = "\\text{" in match[0] and "}" not in match[0]
     return (rf"\text{{{words}}} = " if words else "") + (r"\text{" if goes_on else "")
 
@@ -32,12 +35,12 @@ _SMALL = (
 )
 _COUNTS = {word: n for n, word in enumerate(_SMALL.split())}
 _COUNTS |= {word: 10 * n for n, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
-_SCALES = {"thousand": 1000, "million": 10**6}
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6}
 _PARTS = dict(zip("half halve third quarter fourth fifth sixth eighth tenth".split(), (2, 2, 3, 4, 4, 5, 6, 8, 10)))
-_COUNTED = "|".join(sorted([*_COUNTS, "hundred", *_SCALES], key=len, reverse=True))
+_COUNTED = "|".join(sorted([*_COUNTS, *_SCALES], key=len, reverse=True))
 _NUMBER_WORDS = re.compile(
     rf"^(?P<text>\\text\{{)?\s*(?P<minus>(?:negative|minus)\s+)?"
-    rf"(?P<words>(?:{_COUNTED})(?:(?:[ -]|\s+and\s+)(?:{_COUNTED}))*)"
+    rf"(?P<words>(?:{_COUNTED}|an?(?=[ ](?:{'|'.join(_SCALES)})))(?:(?:[ -]|\s+and\s+)(?:{_COUNTED}))*)"
     rf"(?:[ -](?P<part>{'|'.join(_PARTS)})s?)?(?P<noun>(?:\s+[a-zA-Z]+)?)\s*(?(text)\}})$",
     re.IGNORECASE,
 )
@@ -50,11 +53,42 @@ def number_words(text: str) -> str:
         return text
     total = group = 0
     for word in re.findall(_COUNTED, match["words"].lower()):
-        if word in _SCALES:
-            total, group = total + max(group, 1) * _SCALES[word], 0
-        else:
-            group = max(group, 1) * 100 if word == "hundred" else group + _COUNTS[word]
+        scale = _SCALES.get(word, 1)
+        group = max(group, 1) * scale if scale > 1 else group + _COUNTS[word]
+        if scale > 100:
+            total, group = total + group, 0
     number = f"{'-' if match['minus'] else ''}{total + group}"
     if match["part"]:
         number = f"\\frac{{{number}}}{{{_PARTS[match['part'].lower()]}}}"
     return number + (f"\\text{{{match['noun']}}}" if match["noun"] else "")
+
+
+_DATE_WORDS = {
+    "weekday": "monday tuesday wednesday thursday friday saturday sunday".split(),
+    "month": "january february march april may june july august september october november december".split(),
+}
+_DIGITS = re.compile(
+    r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)$|(?P<first>\d\d?)/(?P<second>\d\d?)/(?P<of>\d{4})$"
+)
+
+_AROUND_DATE = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b|\b(?:on|the|of|an?)\b")
+
+
+def date_of(text: str) -> dict[str, int] | None:
+    """What ``\\text{Wednesday, March 4th, 1998}`` or ``1998-03-04`` says of a date, None if it is none."""
+    plain = spoken(text).lower()
+    digits = _DIGITS.match(plain)
+    if digits:
+        return {name: int(value) for name, value in digits.groupdict().items() if value}
+    said: dict[str, int] = {}
+    for token in re.findall(
+        r"\d+|[a-z]+|[^\s,.]", re.sub(r"(?<=\d)(?:st|nd|rd|th)\b|\b(?:on|the|of|it|is|an?)\b", "", plain)
+    ):
+        found = {"day" if int(token) < 32 else "year": int(token)} if token.isdecimal() else {}
+        for kind, names in _DATE_WORDS.items():
+            number = next((n for n, name in enumerate(names, 1) if len(token) > 2 and name.startswith(token)), None)
+            found |= {kind: number} if number else {}
+        if not found or found.keys() & said:
+            return None
+        said |= found
+    return said if said.keys() & _DATE_WORDS else None
