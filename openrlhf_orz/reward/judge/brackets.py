@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator
 
@@ -60,10 +59,7 @@ _PAIR = re.compile(r"\([^()\[\]]*\)|\[[^()\[\]]*\]|[(\[][^()\[\]]*[,;][^()\[\]]*
 
 
 def balanced(text: str) -> bool:
-    """Whether round and square brackets pair; a mixed pair such as ``[1,2)`` must hold a comma.
-
-    Those inside ``\\text`` count together or not at all.
-    """
+    """Whether brackets pair, mixed ones around a comma only (``[1,2)``); those in ``\\text`` may be left out."""
     return _paired(TEXT.sub(" ", text)) or "\\text" in text and _paired(text)
 
 
@@ -79,16 +75,12 @@ def spoken(text: str) -> str:
     return TEXT.sub(r" \1 ", text).replace("\\ ", " ").strip()
 
 
-@functools.lru_cache(maxsize=64)
-def _tokens(separators: str) -> re.Pattern:
-    return re.compile(
-        rf"(?P<open>\\\{{|\\begin|[({{\[])|(?P<close>\\\}}|\\end|[)}}\]])|(?P<separator>{separators})|\\.", re.DOTALL
-    )
+_TOKENS = r"(?s)(?P<open>\\\{|\\begin|[({\[])|(?P<close>\\\}|\\end|[)}\]])"
 
 
 def top_matches(text: str, separators: re.Pattern) -> Iterator[re.Match]:
     """The separators in ``text`` outside all brackets (escaped braces count) and ``\\begin``-``\\end``."""
-    tokens, depth, position = _tokens(separators.pattern), 0, 0
+    tokens, depth, position = re.compile(rf"{_TOKENS}|(?P<separator>{separators.pattern})|\\."), 0, 0
     while match := tokens.search(text, position):
         position = match.end()
         if match.lastgroup in ("open", "close"):

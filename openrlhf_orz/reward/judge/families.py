@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from openrlhf_orz.reward.judge import ranges, shapes, values
@@ -18,13 +19,11 @@ _KINDS = (
 )
 _NAMES = r"(?P<names>{0}(?:\s*(?:,|and)\s*{0})*)".format(r"[a-zA-Z](?![a-zA-Z(])")
 _CLAUSE = re.compile(
-    rf"(?P<lead>(?:where|for|with|when|if)\s+)?(?P<kinds>{_KINDS}*){_NAMES}\s*"
+    rf"(?s)(?P<lead>(?:where|for|with|when|if)\s+)?(?P<kinds>{_KINDS}*){_NAMES}\s*"
     rf"(?P<rest>(?:\\in|in\s)\s*(?:\\mathbb\{{(?P<set>[RZNQC])\}}(?:[\^_]\s*\{{?[*+\d\s\\geq>]+\}}?)*|{_KINDS}+)|(?:(?:is|are)\s+)?{_KINDS}+"
-    r"|(?P<bound>(?:<|>|\\leq|\\geq|\\neq)[^|]*?))?\)?$",
-    re.DOTALL,
+    r"|(?P<bound>(?:<|>|\\leq|\\geq|\\neq)[^|]*?))?\)?$"
 )
 _GAP = re.compile(r"[\s,;:(|]+(?:and\s+)?")
-_NAME = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
 _ABOUT = re.compile(r"\\(?:in|forall|text|leq|geq|neq)(?![a-zA-Z])|[<>]|(?<![\\a-zA-Z])(?:for|where|constant)\s")
 
 
@@ -46,32 +45,29 @@ def _family(text: str) -> Family | None:
     if body.startswith("\\{") and body.endswith("\\}"):
         body = body[2:-2].strip()
     names, domain, bounds = [], "", []
-    while True:
-        for gap in _GAP.finditer(body, 1):
-            match = _CLAUSE.match(body, gap.end())
-            found = re.findall(r"\\?[a-zA-Z]+", re.sub(r"\band\b", "", match["names"])) if match else []
-            several = len(found) == 1 or gap[0].strip()  # in `x, A, B` behind a space, x ends what is said
-            if (
-                several
-                and len(set(found)) == len(found)
-                and match
-                and (match["lead"] or match["kinds"] or match["rest"])
-            ):
-                break
-        else:
-            break
-        said, before = match[0], body[: gap.start()]
+    while clause := next(_clauses(body), None):
+        before, match, found = clause
         condition = f"{match['names']} {match['bound']}"
         if match["bound"] and (_bounded(before, found[0]) or ranges.parse_range(condition) is None):
             break
         body = before
         names += found
-        kind = re.search(r"integer|natural|whole", said)
-        natural = match["set"] == "N" or kind and re.search(r"positive|natural|negative", said)
+        kind = re.search(r"integer|natural|whole", match[0])
+        natural = match["set"] == "N" or kind and re.search(r"positive|natural|negative", match[0])
         domain = domain or ("N" if natural else "Z" if kind else (match["set"] or "").strip("R"))
         bounds += [condition] if match["bound"] else []
-    known = set(names) & set(_NAME.findall(body))
-    return Family(body, tuple(names), domain, tuple(bounds)) if known else None
+    return Family(body, tuple(names), domain, tuple(bounds)) if {*names} & {*shapes.NAME.findall(body)} else None
+
+
+def _clauses(body: str) -> Iterator[tuple[str, re.Match, list[str]]]:
+    """The declarations that end ``body``, the longest first: what stands before, the declaration, its names."""
+    for gap in _GAP.finditer(body, 1):
+        match = _CLAUSE.match(body, gap.end())
+        if match and (match["lead"] or match["kinds"] or match["rest"]):
+            names = re.findall(r"\\?[a-zA-Z]+", re.sub(r"\band\b", "", match["names"]))
+            # in `x, A, B` behind a space, x ends what is said
+            if len(set(names)) == len(names) and (len(names) == 1 or gap[0].strip()):
+                yield body[: gap.start()], match, names
 
 
 def _bounded(body: str, name: str) -> bool:
@@ -94,7 +90,7 @@ def family_rule(gold: str, answer: str) -> Decision:
     free = len(left.names) == len(right.names) and not set(left.names) & set(right.names)
     name_of = dict(zip(right.names, left.names)) if free else {}
     body, bounds = (
-        _NAME.sub(lambda m: name_of.get(m[0], m[0]), text) for text in (right.body, ", ".join(right.bounds))
+        shapes.NAME.sub(lambda m: name_of.get(m[0], m[0]), text) for text in (right.body, ", ".join(right.bounds))
     )
     if left.bounds and bounds and not agree_by_rules(", ".join(left.bounds), bounds):
         return False
@@ -102,7 +98,7 @@ def family_rule(gold: str, answer: str) -> Decision:
         return True
     if left.domain != "Z" or len(left.names) != 1:
         return False
-    return values.same_progression(_value_of(left.body), _value_of(body), left.names[0])
+    return bool(values.same_progression(_value_of(left.body), _value_of(body), left.names[0]))
 
 
 def _value_of(text: str) -> str:
@@ -114,7 +110,11 @@ def _value_of(text: str) -> str:
 def _undeclared(text: str, other: str, declared: Family | None) -> Family:
     """``text`` as a family like the ``declared`` one: constants and counts are its letters that ``other`` has not."""
     assert declared
-    own = [name for name in dict.fromkeys(_NAME.findall(text)) if len(name) == 1 and name not in _NAME.findall(other)]
+    own = [
+        name
+        for name in dict.fromkeys(shapes.NAME.findall(text))
+        if len(name) == 1 and name not in shapes.NAME.findall(other)
+    ]
     counted = declared.domain in ("Z", "N") or all(name.isupper() for name in own)
     names = tuple(own) if counted and len(own) == len(declared.names) else declared.names
     return Family(text, names, declared.domain, ())
@@ -146,9 +146,9 @@ def _congruence(text: str) -> tuple[str, int, frozenset[int]] | None:
         name = named[1] if named else name
         for spelled in shapes.both_signs(_MOD.sub("", _NAMED.sub("", part)).strip()):
             value = number(spelled)
-            if value is None or value.value.denominator != 1:
+            if value is None or value.denominator != 1:
                 return None
-            found.add(int(value.value))
+            found.add(int(value))
     return name, modulus, frozenset(found)
 
 
@@ -163,19 +163,20 @@ def congruence_rule(gold: str, answer: str) -> Decision:
         return sets[0] == sets[1] and (not left[0] or not right[0] or left[0] == right[0])
     one, other = (left, answer) if left else (right, gold)
     value, series = number(other), _family(other)
-    named, count = _COUNTED.match(series.body if series else other), series.names[0] if series else ""
-    if one and len(one[2]) == 1 and named and (series.domain == "Z" if series else named["count"]):
-        if one[0] and named["name"] not in (None, one[0]):
-            return False
-        count = count or named["count"]
-        return values.same_progression(f"{one[1]}{count}+{min(one[2])}", named["value"], count)
+    named = _COUNTED.match(series.body if series else other)
+    count = series.names[0] if series else named and named["count"]
+    if one and len(one[2]) == 1 and named and count and (not series or series.domain == "Z"):
+        other_name = one[0] and named["name"] not in (None, one[0])
+        return not other_name and bool(
+            values.same_progression(f"{one[1]}{count}+{min(one[2])}", named["value"], count)
+        )
     if one is None or value is None or one[0] or "\\bmod" in gold + answer:
         return False
-    return one[2] == {value.value} and 0 <= value.value < one[1] - 1  # 42 \pmod{43} only repeats the number
+    return one[2] == {value} and 0 <= value < one[1] - 1  # 42 \pmod{43} only repeats the number
 
 
 _REST = re.compile(r"\W*(?:text\{\s*)?(?:otherwise|else)\b")
-_PIECES = re.compile(r"(?:([^&=]*)=\s*)?\\begin\{cases\}(.*)\\end\{cases\}$", re.DOTALL)
+_PIECES = re.compile(r"(?s)(?:([^&=]*)=\s*)?\\begin\{cases\}(.*)\\end\{cases\}$")
 
 
 def pieces_rule(gold: str, answer: str) -> Decision:
@@ -191,10 +192,8 @@ def pieces_rule(gold: str, answer: str) -> Decision:
         rows, said = tables if others[0] else tables[::-1]
         ruled = [rule for _, rule in rows if not _REST.match(rule)]
         wanted = [rule for _, rule in said if not any(agree_by_rules(rule, known) for known in ruled)]
-        given = ranges.parse_range(" \\text{ or } ".join(ruled))
-        if not given or len(wanted) != 1 or not ranges.is_complement(given, ranges.parse_range(wanted[0])):
+        given, left = ranges.parse_range(" \\text{ or } ".join(ruled)), ranges.parse_range(" ".join(wanted))
+        if len(wanted) != 1 or not given or not left or not ranges.same_range(ranges.complement(given), left):
             return False
         rows[:] = [(value, wanted[0] if _REST.match(rule) else rule) for value, rule in rows]
-    return match_unordered(
-        tables[0], tables[1], lambda a, b: agree_by_rules(a[0], b[0]) and agree_by_rules(a[1], b[1])
-    )
+    return match_unordered(tables[0], tables[1], lambda a, b: all(map(agree_by_rules, a, b)))

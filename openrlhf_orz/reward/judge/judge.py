@@ -1,7 +1,6 @@
-"""Is this answer the reference? The rules, then Math-Verify. Runs in a worker.
+"""Is this answer the reference? Runs in a worker.
 
-The rules of :mod:`openrlhf_orz.reward.rules` see the reference and the answer in one notation, and say
-right, wrong or nothing. ``verify(parse(gold), parse(answer))`` decides the rest.
+The rules of :mod:`openrlhf_orz.reward.rules` see both in one notation; Math-Verify decides what they leave.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 
 from math_verify import parse, verify
 
-from openrlhf_orz.reward.judge import amounts, families, lists, ranges, relations, scalars, shapes, values
+from openrlhf_orz.reward.judge import families, lists, ranges, relations, scalars, shapes, values
 from openrlhf_orz.reward.judge.brackets import balanced
 from openrlhf_orz.reward.judge.notation import tidy_latex
 from openrlhf_orz.reward.judge.quantity import number, split_unit
@@ -19,24 +18,10 @@ from openrlhf_orz.reward.judge.words import date_of
 from openrlhf_orz.reward.rules import decide_by_rules, register_rules
 from openrlhf_orz.reward.verdict import Verdict
 
-register_rules(
-    unfinished=scalars.unfinished_rule,
-    clock=scalars.clock_rule,
-    amounts=amounts.amounts_rule,
-    exact_number=scalars.exact_number_rule,
-    percent=scalars.percent_rule,
-    base=scalars.base_rule,
-    congruence=families.congruence_rule,
-    family=families.family_rule,
-    pieces=families.pieces_rule,
-    choice=scalars.choice_rule,
-    interval=lists.interval_rule,
-    listing=lists.listing_rule,
-    words=scalars.words_rule,
-    relation=relations.relation_rule,
-    unit=scalars.unit_rule,
-    expression=scalars.expression_rule,
-)
+_ROOMS = (families, lists, relations, scalars)
+_FUNCTIONS = {name: function for room in _ROOMS for name, function in vars(room).items() if name.endswith("_rule")}
+register_rules(**{name.removesuffix("_rule"): function for name, function in _FUNCTIONS.items()})
+_LETTER_BRACKET = re.compile(r"^(?:\\text\{)?\s*[A-Z]\s*\)")  # B) 17
 _TIGHT = re.compile(r"\d,\d{3}")  # a thousands comma, or a list without spaces
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _REASON = re.compile(r"(?<![\\a-zA-Z])(?:because|since|therefore|thus|hence|we)(?![a-zA-Z])", re.IGNORECASE)
@@ -46,28 +31,17 @@ _tidy_reference = functools.lru_cache(maxsize=512)(tidy_latex)
 def judge_answer(gold: str, answer: str) -> tuple[Verdict, str]:
     """The verdict on ``answer`` and the name of the rule that decided, "" if Math-Verify did."""
     tidy_gold, tidy_answer = _tidy_reference(gold), tidy_latex(answer)
-    if not balanced(shapes.unlettered(tidy_answer)) and balanced(shapes.unlettered(tidy_gold)):
+    if not balanced(_LETTER_BRACKET.sub("", tidy_answer)) and balanced(_LETTER_BRACKET.sub("", tidy_gold)):
         return Verdict.UNPARSABLE, ""  # f[x) = x
     decision, rule = decide_by_rules(tidy_gold, tidy_answer)
     if decision is False and _TIGHT.search(answer) and shapes.items_of(tidy_gold):
         decision, rule = decide_by_rules(tidy_gold, tidy_latex(answer, thousands=False))
-    if decision is not None:
-        return (Verdict.RIGHT if decision else Verdict.WRONG), rule
-    sides = values.parse_expression(tidy_gold), values.parse_expression(tidy_answer)
-    if None in sides:
+    if decision is None:
         return Verdict.UNPARSABLE, ""
-    return _verify([sides[0]], [sides[1]]), ""
-
-
-def _verify(gold: list, answer: list) -> Verdict:
-    return Verdict.RIGHT if verify(gold, answer, timeout_seconds=None) else Verdict.WRONG
+    return (Verdict.RIGHT if decision else Verdict.WRONG), rule
 
 
 @functools.lru_cache(maxsize=512)
-def _parse_reference(gold: str) -> list:
-    return _parse_span(gold)
-
-
 def _parse_span(span: str) -> list:
     # without the box, Math-Verify would search for a number in prose
     return parse("\\boxed{" + span + "}", parsing_timeout=None)
@@ -75,10 +49,11 @@ def _parse_span(span: str) -> list:
 
 def judge_plain(gold: str, answer: str) -> tuple[Verdict, str]:
     """The verdict of Math-Verify alone. The rule's name is always ""."""
-    target = _parse_span(answer)
-    if not target or not _parse_reference(gold):
+    wanted, given = _parse_span(gold), _parse_span(answer)
+    if not wanted or not given:
         return Verdict.UNPARSABLE, ""
-    return _verify(_parse_reference(gold), target), ""
+    right = verify(wanted, given, timeout_seconds=None)
+    return (Verdict.RIGHT if right else Verdict.WRONG), ""
 
 
 def check_reference(gold: str, plain: bool = False) -> tuple[Verdict, str]:
@@ -90,13 +65,13 @@ def check_reference(gold: str, plain: bool = False) -> tuple[Verdict, str]:
     return (Verdict.RIGHT, "") if not solution and _readable(text) else (Verdict.UNPARSABLE, "")
 
 
-_KINDS = (shapes.words_of, shapes.option_of, shapes.clock_of, shapes.base_of, amounts.amounts, date_of)
+_KINDS = (shapes.words_of, shapes.option_of, shapes.clock_of, shapes.base_of, lists.amounts, date_of)
 
 
 def _readable(text: str) -> bool:
     """Whether ``text`` (tidy) says something that the rules can compare."""
     body = split_unit(text)[0]
-    if number(body) or any(kind(text) for kind in _KINDS):
+    if number(body) is not None or any(kind(text) for kind in _KINDS):
         return True
     if "\\begin{cases}" in text:
         text = re.sub(r"^.*?\\begin\{cases\}|\\end\{cases\}", "", text)

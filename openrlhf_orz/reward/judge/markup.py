@@ -25,12 +25,8 @@ def unstyled(text: str) -> str:
         if close < 0:
             continue
         inside, before = text[head.end() : close], text[: head.start()].rstrip()[-1:]
-        plain = _A_WORD.search(inside) is None
-        if (
-            head["box"]
-            or inside.strip() == "i"
-            or (plain and (head["math"] or _SIGNS.search(inside)) and "$" not in inside)
-        ):
+        plain = _A_WORD.search(inside) is None and "$" not in inside
+        if head["box"] or inside.strip() == "i" or plain and (head["math"] or _SIGNS.search(inside)):
             inside = f"{{{inside}}}" if before in ("^", "_") else inside
         else:
             inside = _EMPTY_TEXT.sub(" ", "\\text{" + _DOLLARS.sub(r"}\1\2\\text{", inside) + "}")
@@ -74,13 +70,8 @@ def plain_rows(match: re.Match) -> str:
     rows = [row.strip(" ,.;") for row in match[2].split("\\\\") if row.strip(" ,.;")]
     cells = [re.split(r"&(?!\s*(?:=|<|>|\\[lg]eq|\\n?eq|\\in))", row) for row in rows]
     if all(len(cell) < 2 for cell in cells):
-        if (
-            rows
-            and all(map(_RELATED.search, rows))
-            and (match[1] != "array" or not match[0].startswith("\\begin{array}{c"))
-        ):
-            return ", ".join(row.replace("&", "") for row in rows)
-        return match[0]
+        system = rows and all(map(_RELATED.search, rows)) and not match[0].startswith("\\begin{array}{c")
+        return ", ".join(row.replace("&", "") for row in rows) if system else match[0]
     if match[1] == "array" and not match[0].startswith("\\{") or any(len(cell) != 2 for cell in cells):
         return match[0]
     lines = [f"{value.strip(' ,')} & {_IF.sub(lambda m: m[1] or '', rule.strip())}" for value, rule in cells]

@@ -1,12 +1,12 @@
-"""Rewrites a span into one notation before it is compared.
+"""Rewrites a span into a small dialect of LaTeX without changing what it says, before it is compared.
 
-:func:`tidy_latex` rewrites a span into a small dialect of LaTeX without changing what it says:
-delimiters and sizing commands go, Unicode and plain-text notation become commands,
-thousands separators go, and text wrappers become ``\\text{...}``. All patterns are linear.
+Delimiters, sizing commands and thousands separators go, Unicode and plain text become commands, and wrappers of
+text ``\\text{...}``. All patterns are linear.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from typing import Any
@@ -31,9 +31,7 @@ _CHARACTERS = {
     "✓": r"\checkmark ",
 }  # fmt: skip
 _CHARACTER = re.compile("|".join(map(re.escape, _CHARACTERS)))
-_SUPER, _SUB = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "₀₁₂₃₄₅₆₇₈₉₋₊ₙ"
-_SCRIPT = re.compile(f"[{_SUPER}]+|[{_SUB}]+")
-_PLAIN = {**dict(zip(_SUPER, "0123456789-+n")), **dict(zip(_SUB, "0123456789-+n"))}
+_SCRIPT = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+)|([₀₁₂₃₄₅₆₇₈₉₋₊ₙ]+)")
 
 # One name for each command: those on the right become the one on the left.
 _SYNONYMS = {
@@ -50,6 +48,7 @@ _SYNONYMS = {
         r"\ldots ": "dots cdots dotsc dotsb", r"\infty ": "infin", r"\text{ and }": "land wedge",
         r"\text{ or }": "lor vee", r"\text{ not }": "neg lnot",
         r"\text{ iff }": "iff Leftrightarrow leftrightarrow", r"^\circ ": "degree degrees textdegree",
+        r"\to ": "rightarrow longrightarrow implies Rightarrow Longrightarrow",
     }.items()
     for name in names.split()
 }  # fmt: skip
@@ -58,41 +57,28 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"\\m?(?:left|right)\s*\.|\\(?:math(?:bf|rm|it|sf)|boldsymbol|bm)(?=\s*\d|\s+[a-zA-Z])", ""),
-        (
-            r"(?<![\\a-zA-Z])(?:math|np|numpy)\.(?:(log)(?=\s*\([^,()]*\)))?(?=[a-z\\(])",
-            lambda m: m[1] and r"\ln " or "",
-        ),
+        (r"(?<![\\a-zA-Z])(?:math|np|numpy)\.log(?=\s*\([^,()]*\))", r"\\ln "),
+        (r"(?<![\\a-zA-Z])(?:math|np|numpy)\.(?=[a-z\\])", ""),
         (r"(?<![\\a-zA-Z])log(2|10)\s*(?=\()", r"\\log_{\1}"),
         (r"(\d)(?:\{,\}|,\s*\\!|\\!,|,\\,|\\,|\\;|\\ |~|\\thinspace )\s*(?=\d{3}(?!\d))", r"\1"),
         (r"(?<=\d)\{([.:])\}(?=\d)", r"\1"),
-        (r"(?<=[\d.])\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?(?!\d)", r"\\overline{\1\2\3}"),
-        (r"(?<=[\d.])\\dot\s*(?:\{(\d)\}|(\d))(?!\d)", r"\\overline{\1\2}"),
+        (r"(?<=[\d.])\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?(?!\d)", r"\\overline{\1\2\3}"),
         (r"\\(?:phantom|hphantom|vphantom)\s*(?:\{[^{}]*\}|[^{\s])", ""),
         (r"\{\s*([^{}]+?)\s*\\choose(?![a-zA-Z])\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}"),
         (r"\\pi\s*\((?![^()]*\\in(?![a-z]))", r"\\pi \\cdot ("),
-        (r"\\text\{\s*(?:positive\s+|(negative\s+))?infinity\s*\}", lambda m: "-\\infty " if m[1] else "\\infty "),
         (r"(?<!\\)\\[!,;:> ]|~", " "),
         (r"(?<!\\)\\[()\[\]]|(?<!\\)\$", ""),
         (r"\\vec\s*\{\s*([a-zA-Z])\s*\}", r"\1"),
         (r"\\color\s*\{[^{}]*\}|\\mathstrut(?![a-zA-Z])", ""),
-        (
-            r"\\operatorname\*?\s*\{\s*(gcd|lcm|min|max|arcsin|arccos|arctan|sec|csc|cot|deg|det|sin|cos|tan|log|ln)\s*\}",
-            r"\\\1 ",
-        ),
-        (r"<=|=<|&le;", r"\\leq "),
-        (r"(?<!=)>=|&ge;", r"\\geq "),
+        (r"&\w+;", lambda m: html.unescape(m[0])),
+        (r"<=|=<", r"\\leq "),
+        (r"(?<!=)>=", r"\\geq "),
         (r"!=|\\not\s*=", r"\\neq "),
-        (r"&lt;", "<"),
-        (r"&gt;", ">"),
         (r"\\(?:Bbb|mathbb)\s*\{?\s*([RNZQC])\s*\}?", r"\\mathbb{\1}"),
-        (
-            r"(?:\{\s*\})?\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))"
-            r"|(?<=\d)\s*\\text\{\s*degrees?\s*\}",
-            r"^\\circ ",
-        ),
+        (r"(?:\{\s*\})?\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))", r"^\\circ "),
+        (r"(?<=\d)\s*\\text\{\s*degrees?\s*\}", r"^\\circ "),
         (r"(?<!\\)%", r"\\%"),
-        (r"\\text\{\s*(\\[%$])\s*\}", r"\1"),
-        (r"\\text\{\s*(-?[\d.,/]+)\s*\}", r"\1"),
+        (r"\\text\{\s*(\\[%$]|-?[\d.,/]+)\s*\}", r"\1"),
         (r"\\text\{\s*(-?\d[\d.,/]*)(\s+[a-zA-Z][a-zA-Z .]*)\}", r"\1\\text{\2}"),
         (r"\\log_\{?e\}?(?![a-zA-Z])", r"\\ln "),
         (r"\.\.\.", r"\\ldots "),
@@ -108,21 +94,17 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
             lambda m: "\\" + re.sub("^a(?=[sct])", "arc", m[1]) + " ",
         ),
         (r"\\arc(sin|cos|tan)h(?![a-zA-Z])", r"\\operatorname{ar\1h}"),
-        (
-            r"(?<=[^\s{])\s*\\(?:to|(?:long)?rightarrow|implies|Rightarrow|Longrightarrow)(?![a-zA-Z])",
-            r"\\text{ implies }",
-        ),
-        (
-            r"(?<=[a-zA-Z\d})])\s*\^\s*(?:\{\s*((?:\\prime\s*)+)\}|\\prime(?![a-zA-Z]))",
-            lambda m: "'" * (m[1] or "p").count("p"),
-        ),
+        (r"(?<=[^\s{])\s*\\to(?![a-zA-Z])", r"\\text{ implies }"),
+        (r"\\prime(?![a-zA-Z])\s*", "'"),
+        (r"\s*\^\s*(?:\{\s*('+)\}|('))", r"\1\2"),
         (
             r"(?:\(\s*(?:\\text\{\s*)?mod(?:ulo)?\s*\}?|\\text\{\s*\(\s*mod(?:ulo)?\s*\})\s*\{?(\w+)\}?\s*\}?\s*\)"
             r"|\\pmod\s*(\w)(?!\w)|(?:\\text\{\s*mod(?:ulo)?\s*\}|\\b?mod(?![a-zA-Z])|\bmod(?:ulo)?\b)\s*\{?(\w+)\}?",
             lambda m: rf"\bmod{{{m[3]}}}" if m[3] else rf"\pmod{{{m[1] or m[2]}}}",
         ),
         (r"^(\w|\w\(\w\))\s*\\equiv(?!.*mod)\s*", lambda m: f"{m[1]}{'' if '(' in m[1] else '(x)'} = "),
-        (r"(?<![\\a-zA-Z])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
+        (r"(?<![\\a-zA-Z])(?:positive\s+)?(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
+        (r"(?<![\\a-zA-Z])negative\s+(?=\\infty)", "-"),
     ]
 ]
 _NEGATIVE_POWER = re.compile(r"\^\s*-\s*(\d+(?!\d|\.\d)|[a-zA-Z](?![a-zA-Z]))")
@@ -137,11 +119,7 @@ _END = re.compile(r"(?<=\S)\s*\\(?:blacksquare|square|Box|checkmark|qed)(?![a-zA
 _MARKDOWN = re.compile(r"^\s*(\*\*|__|`+|\*|_)(?=\S)(.+?)(?<=\S)\1\s*$", re.DOTALL)
 _DOUBLED = re.compile(r"\\{2,}(?=[a-zA-Z(){}\[\],!%$])")  # escaped once too often
 _SPACES = re.compile(r"\s+")
-
-
-def _script(match: re.Match) -> str:
-    run = match.group()
-    return ("^{" if run[0] in _SUPER else "_{") + "".join(_PLAIN[c] for c in run) + "}"
+_EDGES = re.compile(r"^[.,:](?=\s)|(?<!\\)[.,;]$|(?<!\\)\\$")  # the last is what is left of a control space
 
 
 def _braced(text: str) -> str:
@@ -159,18 +137,6 @@ def _braced(text: str) -> str:
     for start, end in sorted(inserts, reverse=True):
         text = text[:start] + "{" + text[start:end] + "}" + text[end:]
     return text
-
-
-def _one_pass(text: str) -> str:
-    if "\\" in text and "{" in text:
-        text = unstyled(text)
-    if "(" in text:
-        text = called(text)
-    text = _COMMAND.sub(lambda m: _SYNONYMS.get(m[1], m[0]), text)
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    text = _NEGATIVE_POWER.sub(r"^{-\1}", _braced(text))
-    return ROWS.sub(plain_rows, text) if "\\begin" in text else text
 
 
 MAX_PASSES = 100  # each pass removes a layer, such as one of several prefixes
@@ -191,25 +157,23 @@ def tidy_latex(span: str, thousands: bool = True) -> str:
 def _tidy_once(span: str, thousands: bool) -> str:
     if "\\\\" in span and not _TABLE.search(span):
         span = _DOUBLED.sub(r"\\", span)
-    text = _SCRIPT.sub(_script, _MARKDOWN.sub(r"\2", span))
-    text = _CHARACTER.sub(lambda m: _CHARACTERS[m.group()], text)
-    text = unicodedata.normalize("NFKC", text)
-    text = _one_pass(text)
+    text = _SCRIPT.sub(lambda m: f"{'^' if m[1] else '_'}{{{m[0]}}}", _MARKDOWN.sub(r"\2", span))
+    text = unicodedata.normalize("NFKC", _CHARACTER.sub(lambda m: _CHARACTERS[m[0]], text))
+    if "\\" in text and "{" in text:
+        text = unstyled(text)
+    if "(" in text:
+        text = called(text)
+    text = _COMMAND.sub(lambda m: _SYNONYMS.get(m[1], m[0]), text)
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    text = _NEGATIVE_POWER.sub(r"^{-\1}", _braced(text))
+    if "\\begin" in text:
+        text = ROWS.sub(plain_rows, text)
     text = _SINGLE_TEXT.sub(lambda m: m[1] or m[2], text)
     text = number_words(LABEL.sub(without_label, _END.sub("", text)))
     text = _SPACES.sub(" ", text).strip()
     if "]" in text or "[" in text:
         text = outward(text)
     if thousands and not re.search(r"[(\[{]\s*-?[\d.]+,", text):  # (12,102) is a pair
-        text = _THOUSANDS.sub(lambda m: re.sub("[ ,]", "", m.group()), text)
-    while True:
-        before = text
-        text = strip_group(text.strip())
-        if text and text[-1] in ".,;" and not text.endswith("\\,"):
-            text = text[:-1]
-        if text.endswith("\\") and not text.endswith("\\\\"):  # the rest of a stripped control space
-            text = text[:-1]
-        if text.startswith((". ", ", ", ": ")):
-            text = text[1:]
-        if text == before:
-            return text
+        text = _THOUSANDS.sub(lambda m: re.sub("[ ,]", "", m[0]), text)
+    return _EDGES.sub("", strip_group(text)).strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,16 +23,8 @@ MAX_DIGITS = 1000  # in an exact number; sums of this many digits cost microseco
 MAX_EXPONENT = 2000
 
 
-@dataclass(frozen=True)
-class Number:
-    """An exact rational. ``decimal``: it was written with a point, so it may be a rounding."""
-
-    value: Fraction
-    decimal: bool = False
-
-
-def number(text: str) -> Number | None:
-    """``text`` (tidy) as an exact number: integers, decimals, fractions, mixed and scientific."""
+def number(text: str) -> Fraction | None:
+    """The rational number that ``text`` (tidy) is: an integer, decimal, fraction, mixed or scientific."""
     if not text or len(text) > MAX_DIGITS or not (text[-1].isdigit() or text[-1] in "}."):
         return None
     match = _NUMBER.match(_SLASH.sub(r"\\frac{\1}{\2}", text))
@@ -53,7 +46,7 @@ def number(text: str) -> Number | None:
         if abs(exponent) > MAX_EXPONENT:
             return None
         value = Fraction(group["plain"] or 1) * Fraction(10) ** exponent
-    return Number(-value if group["sign"] == "-" else value, "." in text and not group["cycle"])
+    return -value if group["sign"] == "-" else value
 
 
 def fraction(value: Fraction) -> str:
@@ -69,46 +62,43 @@ def prime_powers(text: str) -> dict[int, int] | None:
     """The prime factors of a product of whole numbers and their powers, such as ``3 \\cdot 3^{6567339}``."""
     if not _POWERS.match(text):
         return None
-    total: dict[int, int] = {}
+    total: Counter[int] = Counter()
     for base, exponent in re.findall(r"(\d+)(?:\s*\^\s*\{?\s*(\d+))?", text):
-        for prime, times in factorint(int(base)).items():
-            total[prime] = total.get(prime, 0) + times * int(exponent or 1)
-    return {prime: times for prime, times in total.items() if times}
+        total.update({prime: times * int(exponent or 1) for prime, times in factorint(int(base)).items()})
+    return +total  # without exponents 0
 
 
 # Unit -> (dimension, size in the dimension's base unit). Names are singular and lower case.
 UNITS: dict[str, tuple[str, Fraction]] = {}
 for _dimension, _names in {
-    "length": "mm=1/1000 millimeter=1/1000 millimetre=1/1000 cm=1/100 centimeter=1/100 centimetre=1/100 dm=1/10 "
-    "m=1 meter=1 metre=1 km=1000 kilometer=1000 kilometre=1000 in=254/10000 inch=254/10000 inche=254/10000 "
-    "ft=3048/10000 foot=3048/10000 feet=3048/10000 yd=9144/10000 yard=9144/10000 mi=1609344/1000 mile=1609344/1000",
-    "mass": "mg=1/1000 g=1 gm=1 gram=1 kg=1000 kilogram=1000 lb=45359237/100000 pound=45359237/100000 "
-    "oz=28349523125/1000000000 ounce=28349523125/1000000000 ton=907184740/1000",
-    "time": "ms=1/1000 millisecond=1/1000 s=1 sec=1 second=1 min=60 minute=60 h=3600 hr=3600 hour=3600 day=86400 "
-    "week=604800",
-    "year": "yr=1 year=1 month=1/12",
-    "length^3": "ml=1/1000000 milliliter=1/1000000 l=1/1000 liter=1/1000 litre=1/1000 cc=1/1000000",
-    "gallon": "gal=1 gallon=1 quart=1/4 pint=1/8 cup=1/16",
-    "money": "\\$=1 $=1 dollar=1 usd=1 buck=1 cent=1/100 ¢=1/100 penny=1/100 pennie=1/100",
-    "euro": "€=1 euro=1 eur=1",
-    "sterling": "£=1 gbp=1",
-    "rupee": "₹=1 rupee=1 r=1 rs=1",
-    "yuan": "yuan=1 rmb=1 ¥=1",
-    "angle": "degree=1 deg=1 °=1",
-    "radian": "radian=1 rad=1",
-    "length/time": "mph=1609344/3600000 kmph=1000/3600 kph=1000/3600",
+    "length": "mm=millimeter=millimetre=1/1000 cm=centimeter=centimetre=1/100 dm=1/10 m=meter=metre=1 "
+    "km=kilometer=kilometre=1000 in=inch=inche=254/10000 ft=foot=feet=3048/10000 yd=yard=9144/10000 mi=mile=1609.344",
+    "mass": "mg=1/1000 g=gm=gram=1 kg=kilogram=1000 lb=pound=45359237/100000 oz=ounce=28349523125/1000000000 "
+    "ton=907184740/1000",
+    "time": "ms=millisecond=1/1000 s=sec=second=1 min=minute=60 h=hr=hour=3600 day=86400 week=604800",
+    "year": "yr=year=1 month=1/12",
+    "length^3": "ml=milliliter=cc=1/1000000 l=liter=litre=1/1000",
+    "gallon": "gal=gallon=1 quart=1/4 pint=1/8 cup=1/16",
+    "money": "\\$=$=dollar=usd=buck=1 cent=¢=penny=pennie=1/100",
+    "euro": "€=euro=eur=1",
+    "sterling": "£=gbp=1",
+    "rupee": "₹=rupee=r=rs=1",
+    "yuan": "yuan=rmb=¥=1",
+    "angle": "degree=deg=°=1",
+    "radian": "radian=rad=1",
+    "length/time": "mph=1609344/3600000 kmph=kph=1000/3600",
     "length^2": "acre=40468564224/10000000 hectare=10000",
-    "force": "n=1 newton=1",
-    "energy": "j=1 joule=1 kj=1000",
-    "power": "w=1 watt=1 kw=1000",
-    "frequency": "hz=1 hertz=1",
-    "celsius": "celsiu=1 c=1",
-    "fahrenheit": "fahrenheit=1 f=1",
+    "force": "n=newton=1",
+    "energy": "j=joule=1 kj=1000",
+    "power": "w=watt=1 kw=1000",
+    "frequency": "hz=hertz=1",
+    "celsius": "celsiu=c=1",
+    "fahrenheit": "fahrenheit=f=1",
     "information": "bit=1 byte=8",
 }.items():
     for _entry in _names.split():
-        _name, _size = _entry.rsplit("=", 1)
-        UNITS[_name] = (_dimension, Fraction(_size))
+        *_spellings, _size = _entry.split("=")
+        UNITS.update((_name, (_dimension, Fraction(_size))) for _name in _spellings)
 
 _GENERIC = {"unit", "total", "in", "all", "altogether", "of", "the", "area", "length", "each", "exactly"}
 _STOP_WORDS = (  # a text with one of them is no unit
@@ -128,7 +118,10 @@ _TAIL = re.compile(
     r"|(?P<sign>\\\$|[€£¥₹¢]))$"
 )
 _WORD = r"[a-zA-Z]+(?:[./-][a-zA-Z]+)*\.?"
-_WORDS = re.compile(rf"(?P<gap>\s*)(?P<words>{_WORD}(?: {_WORD}){{0,3}})(?:\s*\^\s*\{{?(?P<power>[23])\}}?)?$")
+_WORDS = re.compile(
+    rf"(?P<body>.*[\d}})])(?P<gap>\s*)(?P<words>{_WORD}(?: {_WORD}){{0,3}})(?:\s*\^\s*\{{?(?P<power>[23])\}}?)?$",
+    re.DOTALL,
+)
 _DEGREE = re.compile(r"\s*\^\\circ\s*(?:\\text\{\s*)?(?P<scale>[CF]?)(?:elsius|ahrenheit)?\s*\}?$")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 
@@ -183,11 +176,8 @@ def split_unit(text: str) -> tuple[str, Unit | None, bool]:
     if match:
         name = re.sub(r"\\text\{|[}. ]", "", match["unit"]).replace("US\\$", "usd").lower()
         body, inner, _ = split_unit(match["minus"] + match["body"])
-        return (
-            body,
-            Unit(*UNITS.get(name, ("money", Fraction(1)))) if not inner or inner.dimension == "money" else inner,
-            True,
-        )
+        named = inner is not None and inner.dimension != "money"
+        return body, inner if named else Unit(*UNITS.get(name, ("money", Fraction(1)))), True
     match = _DEGREE.search(text)
     if match and match.start() and not _TRIGONOMETRIC.search(text):
         scale = {"C": "celsius", "F": "fahrenheit"}.get(match["scale"], "angle")
@@ -200,23 +190,15 @@ def split_unit(text: str) -> tuple[str, Unit | None, bool]:
         if unit or not words.strip():
             return text[: match.start()].rstrip("\\ "), unit, True
         return text, None, True
-    match = _WORDS.search(text)
-    if (
-        match
-        and match.start()
-        and "\\int" not in text  # x dx is no unit
-        and re.search(r"[\d})]$", text[: match.start()])
-        and not re.search(r"\\[a-zA-Z]*$", text[: match.end("gap")])
-    ):
-        words = match["words"]
-        unit = unit_of(words, int(match["power"] or 1))
-        known = unit is not None and not unit.dimension.startswith("word:")
-        sure = len(words) > 1 and (bool(match["gap"]) or known)
-        if not sure and re.search(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", text[: match.start()]):
-            return text, None, True  # a product of variables
-        if unit and (known and (len(words) > 1 or words in "mghsLlNJWF") or (sure and len(words) > 2)):
-            return text[: match.start()].strip(), unit, sure
-    return text, None, True
+    match = _WORDS.match(text)
+    if not match or "\\int" in text:  # x dx is no unit
+        return text, None, True
+    words, unit = match["words"], unit_of(match["words"], int(match["power"] or 1))
+    known = unit is not None and not unit.dimension.startswith("word:")
+    sure = len(words) > 1 and (bool(match["gap"]) or known)
+    product = not sure and re.search(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", match["body"])
+    named = known and (len(words) > 1 or words in "mghsLlNJWF") or sure and len(words) > 2
+    return (match["body"], unit, sure) if unit and named and not product else (text, None, True)
 
 
 def units_agree(gold: Unit | None, answer: Unit | None) -> Fraction | None:

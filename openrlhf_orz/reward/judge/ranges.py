@@ -21,15 +21,13 @@ _REALS = re.compile(
     re.IGNORECASE,
 )
 _EXCEPT = re.compile(
-    r"(?:\\text\{\s*)?(?:all\s+)?reals?(?:\s+numbers?)?\s*(?:except|other than|excluding)(?:\s+for)?\s*(?:\}\s*)?"
-    r"(?:[a-z]\s*=\s*)?(-?[^{}]+?)\s*\}?$",
-    re.IGNORECASE,
+    r"(?i)(?:\\text\{\s*)?(?:all\s+)?reals?(?:\s+numbers?)?\s*(?:except|other than|excluding)(?:\s+for)?\s*(?:\}\s*)?"
+    r"(?:[a-z]\s*=\s*)?(-?[^{}]+?)\s*\}?$"
 )
 _BUILDER = re.compile(r"\\\{\s*(?P<var>\\?[a-zA-Z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(?P<body>.*)\\\}$", re.DOTALL)
 _MEMBER = re.compile(r"\\?[a-zA-Z]\s*\\(?:not)?in(?![a-zA-Z])")
 _EMPTY = re.compile(
-    r"\\emptyset\s*$|\\\{\s*\\\}$|(?:\\text\{)?\s*(?:no (?:real )?solutions?|empty set|the empty set)\s*\}?$",
-    re.IGNORECASE,
+    r"(?i)\\emptyset\s*$|\\\{\s*\\\}$|(?:\\text\{)?\s*(?:no (?:real )?solutions?|(?:the )?empty set)\s*\}?$"
 )
 _DISTANCE = re.compile(r"\|\s*(\\?[a-zA-Z])\s*\|")
 _MINUS = re.compile(r"\\setminus(?![a-zA-Z])|(?<=\}|\))\s*-\s*(?=\\\{)")
@@ -38,20 +36,16 @@ _FLIP = {"<": ">", ">": "<", "\\leq": "\\geq", "\\geq": "\\leq"}
 _PLACES = {"<": {-1}, ">": {1}, "\\leq": {-1, 0}, "\\geq": {0, 1}, "=": {0}, "\\neq": {-1, 1}}
 
 
-Holds = Callable[[Callable[[Expr], int]], bool]
-
-
 @dataclass(frozen=True)
 class Range:
     """A set of reals, which its ``bounds`` cut into pieces that belong to it or not.
 
-    ``holds(side)`` says so for a number, of which ``side(bound)`` is -1 before the bound, 0 on it and 1 behind it.
-    ``variable`` is set if the set was written as a relation. ``sure`` is False for ``(a,b)`` and ``\\{a,b\\}``,
-    which may also be a pair and a list.
+    ``holds(side)`` says so for a number with ``side(bound)`` -1 before the bound, 0 on it, 1 behind it. ``variable``
+    is that of a relation. ``sure`` is False for ``(a,b)`` and ``\\{a,b\\}``, which may be a pair and a list.
     """
 
     bounds: tuple[Expr, ...]
-    holds: Holds
+    holds: Callable[[Callable[[Expr], int]], bool]
     variable: str | None = None
     sure: bool = True
 
@@ -67,7 +61,8 @@ def _related(sign: str, bound: Expr) -> Range:
     return Range((bound,), lambda side: side(bound) in _PLACES[sign])
 
 
-def _complement(inner: Range) -> Range:
+def complement(inner: Range) -> Range:
+    """The numbers that are not in ``inner``."""
     return Range(inner.bounds, lambda side: not inner.holds(side), inner.variable)
 
 
@@ -106,7 +101,7 @@ def _piece(text: str) -> Range | None:
         from_set, taken = _piece(whole.strip()), parse_range(minus[0].strip())
         if not from_set or not taken or taken.variable or len(minus) > 1:
             return None
-        return _joined((from_set, _complement(taken)), all)
+        return _joined((from_set, complement(taken)), all)
     if _REALS.match(text):
         return _ALL
     listed = text.startswith("\\{") and text.endswith("\\}")
@@ -116,11 +111,9 @@ def _piece(text: str) -> Range | None:
             return None
         if listed:
             return _joined([_related("=", bound) for bound in bounds], any, sure=False)
-        ends = (
-            _related(">" if text[0] == "(" else "\\geq", bounds[0]),
-            _related("<" if text[-1] == ")" else "\\leq", bounds[1]),
-        )
-        interval = _joined(ends, all, sure=text[0] + text[-1] != "()" or oo in bounds or -oo in bounds)
+        low = _related(">" if text[0] == "(" else "\\geq", bounds[0])
+        high = _related("<" if text[-1] == ")" else "\\leq", bounds[1])
+        interval = _joined((low, high), all, sure=text[0] + text[-1] != "()" or oo in bounds or -oo in bounds)
         return None if _same_set(interval, _NONE) else interval  # (3,2) is a pair
     return _relation(text)
 
@@ -131,7 +124,7 @@ def _relation(text: str) -> Range | None:
     if len(signs) == 1 and signs[0] in ("\\in", "\\notin"):
         inner = parse_range(sides[1]) if _VARIABLE.match(sides[0]) else None
         if inner and signs[0] == "\\notin":
-            inner = _complement(inner)
+            inner = complement(inner)
         return inner and replace(inner, variable=sides[0])
     if len(signs) == 1 and signs[0] in _PLACES:
         middles = [n for n, side in enumerate(sides) if _VARIABLE.match(side) or _DISTANCE.fullmatch(side)]
@@ -191,8 +184,3 @@ def _same_set(left: Range, right: Range) -> bool:
             if left.holds(sides.__getitem__) != right.holds(sides.__getitem__):
                 return False
     return True
-
-
-def is_complement(one: Range, other: Range | None) -> bool:
-    """Whether two ranges share no number and leave none out."""
-    return other is not None and same_range(_complement(one), other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from openrlhf_orz.reward.judge import ranges, shapes, values
 from openrlhf_orz.reward.judge.quantity import number, split_unit
@@ -27,8 +28,6 @@ def relation_rule(gold: str, answer: str) -> Decision:
         return bool(stated) and all(any(agree_by_rules(side, given) for side in g_sides) for given in stated)
     if set(g_signs) <= {"=", "\\approx"}:
         return _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs)
-    if g_signs == ["\\in"] and not a_signs:
-        return decide_by_rules(g_sides[1], answer)[0]
     return None if a_signs else False
 
 
@@ -42,18 +41,14 @@ def _value_of_chain(gold: str, sides: list[str], signs: list[str]) -> Decision:
     if not stated:
         # an equation between symbols: a value only if the reference is one of its sides, after a name
         return len(sides) == 2 and signs == ["="] and shapes.is_label(sides[0]) and agree_by_rules(gold, sides[1])
-    if not named and len({re.sub(r"\s", "", sides[n]) for n in stated}) < len(stated):
+    if not named and len({shapes.label_key(sides[n]) for n in stated}) < len(stated):
         return False  # 73 = 73 says nothing
     # what stands behind an approximation sign is a rounding, unless that is what the reference is
     exact = [n for n in stated if n == 0 or signs[n - 1] in ("=", "\\equiv")]
     rounded = [n for n in stated if n not in exact]
     if exact and all(decide_by_rules(gold, sides[n])[0] for n in exact):
         return all(values.may_be_rounding(gold, sides[n]) for n in rounded)
-    return (
-        bool(rounded)
-        and re.search(r"\d\.\d|(?<!\d)\.\d", gold) is not None
-        and any(decide_by_rules(gold, sides[n])[0] for n in rounded)
-    )
+    return re.search(r"\.\d", gold) is not None and any(agree_by_rules(gold, sides[n]) for n in rounded)
 
 
 def _same_argument(gold: list[str], answer: list[str]) -> list[str]:
@@ -74,25 +69,18 @@ def _is_number(side: str) -> bool:
 def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decision:
     if shapes.items_of(gold) or shapes.items_of(answer):
         return None
-    if g_signs == a_signs == ["="] and _spelled(g_sides) == _spelled(a_sides)[::-1]:
+    if g_signs == a_signs == ["="] and [*map(shapes.label_key, g_sides)] == [*map(shapes.label_key, a_sides[::-1])]:
         return True
     named = shapes.is_label(g_sides[0], strict=True)
-    labelled = named and not _has_free_symbols_only_left(g_sides)
+    implicit = g_sides[1:] == ["0"] and len(_symbols(g_sides[0])) > 1
     value = g_sides[-1] if g_signs[-1] == "=" else g_sides[-2]
     if a_signs and a_signs[0] == "\\approx" and not a_sides[0] and "\\approx" not in g_signs:
         return False
-    if len(g_sides) > 2 and len(a_sides) > 2:  # x = y = z = 3
-        labels = [
-            {shapes.label_key(side) for side in sides[:-1] if shapes.LONE_NAME.match(side)}
-            for sides in (g_sides, a_sides)
-        ]
-        if labels[0] != labels[1]:
-            return False
     if not a_signs:
         return agree_by_rules(value, answer) if named else False
     if set(a_signs) - {"=", "\\approx"}:
         return False
-    if labelled:
+    if named and not implicit:
         if not shapes.is_label(a_sides[0]) and shapes.is_label(a_sides[-1]):
             a_sides = a_sides[::-1]
         constant = not _symbols(value)
@@ -100,10 +88,10 @@ def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decis
         if shapes.is_label(a_sides[0]) and (constant or called or not _symbols(a_sides[0]) & _symbols(a_sides[-1])):
             names = [shapes.label_key(sides[0]) for sides in (g_sides, a_sides)]
             letters = [re.fullmatch(r"\\?[a-zA-Z]+'*(?:_\w)?", name) for name in names]
-            if names[0] != names[1] and all(letters) and (constant or not set(names) <= {"y", "f"}):
-                return False
-            if names[0] != names[1] and not any(letters) and values.same_value(g_sides[0], a_sides[0]) is False:
-                return False
+            if names[0] != names[1]:
+                others = all(letters) and (constant or not set(names) <= {"y", "f"})
+                if others or not any(letters) and values.same_value(g_sides[0], a_sides[0]) is False:
+                    return False
             solved = names[0] == names[1] or not any(letters) or not _SUM.search(names[0] + names[1])
             if solved and decide_by_rules(value, a_sides[-1] if a_signs[-1] == "=" else a_sides[-2])[0]:
                 return True
@@ -114,34 +102,21 @@ def _against_equation(gold, g_sides, g_signs, answer, a_sides, a_signs) -> Decis
     return None
 
 
-def _spelled(sides: list[str]) -> list[str]:
-    return [re.sub(r"\s", "", side) for side in sides]
-
-
 def _symbols(text: str) -> frozenset:
     parsed = values.parse_expression(text)
     return frozenset(s.name for s in getattr(parsed, "free_symbols", ()))
 
 
-def _has_free_symbols_only_left(sides: list[str]) -> bool:
-    return len(sides) == 2 and sides[1].strip() == "0" and len(_symbols(sides[0])) > 1
-
-
+@values.none_on_error
 def _same_equation(gold: list[str], answer: list[str]) -> Decision:
     """Equal up to a constant factor; never for an answer that always holds."""
-    parts = [part for part in map(values.parse_expression, (*gold, *answer)) if part is not None]
-    if len(parts) < 4:
-        return None
-    try:
-        left, right = values.exact(parts[0] - parts[1]), values.exact(parts[2] - parts[3])
-        if values.evaluate_equal(right, right * 2):
-            return False
-        points = [values.sample_point(left.free_symbols | right.free_symbols, seed) for seed in values.POSITIVE_SEEDS]
-        ratios = [ratio for p in points if (ratio := values.number_at(left / right, p)) is not None]
-        if len(ratios) == len(points) and all(abs(r - ratios[0]) <= abs(ratios[0]) / 10**30 for r in ratios):
-            return bool(ratios[0] != 0)
-    except MemoryError:
-        raise
-    except Exception:
-        return None
-    return None
+    parsed: Any = map(values.parse_expression, (*gold, *answer))
+    left, left_side, right, right_side = parsed
+    difference, other = values.exact(left - left_side), values.exact(right - right_side)
+    if values.evaluate_equal(other, other * 2):
+        return False
+    symbols = difference.free_symbols | other.free_symbols
+    points = [values.sample_point(symbols, seed) for seed in values.POSITIVE_SEEDS]
+    ratios = [ratio for point in points if (ratio := values.number_at(difference / other, point)) is not None]
+    same = len(ratios) == len(points) and all(abs(ratio - ratios[0]) <= abs(ratios[0]) / 10**30 for ratio in ratios)
+    return bool(ratios[0] != 0) if same else None

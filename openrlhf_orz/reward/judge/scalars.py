@@ -7,13 +7,12 @@ from fractions import Fraction
 
 from openrlhf_orz.reward.judge import shapes, values
 from openrlhf_orz.reward.judge.brackets import TEXT
-from openrlhf_orz.reward.judge.quantity import Number, fraction, number, prime_powers, split_unit, units_agree
+from openrlhf_orz.reward.judge.quantity import fraction, number, prime_powers, split_unit, units_agree
 from openrlhf_orz.reward.judge.words import date_of
 from openrlhf_orz.reward.rules import Decision, agree_by_rules, decide_by_rules
 
 _HEDGE = re.compile(
-    r"(?<![\\a-zA-Z])(?:not|about|approximately|almost|nearly|roughly|around|maybe|perhaps|possibly|probably|either)(?![a-zA-Z])",
-    re.IGNORECASE,
+    r"(?i)(?<![\\a-zA-Z])(?:not|about|approximately|almost|nearly|roughly|around|maybe|perhaps|possibly|probably|either)(?![a-zA-Z])"
 )
 _GLUED = re.compile(r"[\d})]\\text\{[a-zA-Z]")
 _TO = re.compile(r"\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*")
@@ -36,28 +35,20 @@ def clock_rule(gold: str, answer: str) -> Decision:
     date = date_of(gold)
     if date:
         return date == date_of(answer)
-    left, right = (shapes.clock_of(_TO.sub(":", text)) for text in (gold, answer))
-    if left is None:
-        return None if right is None or right[1] is None else False
-    if right is None:
-        value, ratio = number(answer), left[0]
-        if left[1] is None and len(ratio) == 2 and ratio[1] and value:
-            return value.value * ratio[1] == ratio[0]
-        return False if value else None
-    if left[1] or right[1]:
-        hours = []
-        for (hour, *rest), half in (left, right):
-            rest = (rest + [0, 0])[:2]
-            hours.append((hour if half is None else hour % 12 + 12 * (half == "p"), *rest))
-        return hours[0] == hours[1]
-    if left[0] == right[0]:
+    clocks = [shapes.clock_of(_TO.sub(":", text)) for text in (gold, answer)]
+    (left, timed), (right, at) = (clock or ((), False) for clock in clocks)
+    if not left or not right:
+        value = number(answer)
+        if len(left) == 2 and left[1] and value is not None and not timed:
+            return value * left[1] == left[0]
+        return False if at or left and value is not None else None
+    seconds = "00" if timed or at else next((text[-2:] for text in (gold, answer) if text.count(":") == 2), "")
+    if left == right or seconds == "00" and (*left, 0)[:3] == (*right, 0)[:3]:
         return True
-    if {len(left[0]), len(right[0])} == {2, 3} and left[0][:2] == right[0][:2]:
-        return (gold if len(left[0]) == 3 else answer).endswith(":00")
-    looks_like_time = any(part < 10 and f"0{part}" in gold + answer for part in left[0] + right[0])
-    if looks_like_time or len(left[0]) != len(right[0]) or 0 in left[0] + right[0]:
+    looks_like_time = timed or at or any(part < 10 and f"0{part}" in gold + answer for part in left + right)
+    if looks_like_time or len(left) != len(right) or 0 in left + right:
         return False
-    return all(a * right[0][0] == b * left[0][0] for a, b in zip(left[0], right[0]))
+    return all(a * right[0] == b * left[0] for a, b in zip(left, right))
 
 
 def exact_number_rule(gold: str, answer: str) -> Decision:
@@ -68,13 +59,9 @@ def exact_number_rule(gold: str, answer: str) -> Decision:
             return None
         powers = prime_powers(gold), prime_powers(answer)
         return None if None in powers else powers[0] == powers[1]
-    return left.value == right.value or _rounds_to(left, right, gold)
-
-
-def _rounds_to(gold: Number, answer: Number, text: str) -> bool:
-    """A reference given as a long decimal is a rounding; an exact answer that rounds to it is right."""
-    half = None if answer.decimal else _half_place(text)
-    return half is not None and abs(gold.value - answer.value) <= half
+    decimal = "." in answer and "\\overline" not in answer
+    half = None if decimal else _half_place(gold)  # an exact answer that rounds to a long decimal is right
+    return left == right or half is not None and abs(left - right) <= half
 
 
 def _half_place(text: str) -> Fraction | None:
@@ -98,14 +85,12 @@ def percent_rule(gold: str, answer: str) -> Decision:
         return False
     plain, share = number(split_unit(body)[0]), number(split_unit(other)[0])
     if plain is None or share is None:
-        if agree_by_rules(left, right):
-            return True
-        hundredth = f"\\frac{{{body}}}{{100}}"
-        return bool(values.same_value(hundredth, right) if asked else values.same_value(left, hundredth))
-    if plain.value == share.value:
+        sides = [f"\\frac{{{side}}}{{100}}" if side is body else side for side in (left, right)]
+        return agree_by_rules(left, right) or bool(values.same_value(*sides))
+    if plain == share:
         return True
-    large_whole = share.value.denominator == 1 and abs(share.value) > 1
-    return plain.value == 100 * share.value and not large_whole
+    large_whole = share.denominator == 1 and abs(share) > 1
+    return plain == 100 * share and not large_whole
 
 
 def base_rule(gold: str, answer: str) -> Decision:
@@ -116,8 +101,7 @@ def base_rule(gold: str, answer: str) -> Decision:
         return None
     if left and right:
         return left == right
-    plain = re.sub(r"\s|\\text|[{}]", "", answer if left else gold).upper()
-    return based[0] == plain
+    return based[0] == re.sub(r"\s|\\text|[{}]", "", answer if left else gold).upper()
 
 
 def choice_rule(gold: str, answer: str) -> Decision:
@@ -130,22 +114,18 @@ def choice_rule(gold: str, answer: str) -> Decision:
     if given.letter not in answer and not (wanted.wrapped or "\\text" in answer):
         return False
     both = wanted.content and given.content
-    return wanted.letter == given.letter and (
-        not both or decide_by_rules(wanted.content, given.content)[0] is not False
-    )
+    other = both and decide_by_rules(wanted.content, given.content)[0] is False
+    return wanted.letter == given.letter and not other
 
 
 def words_rule(gold: str, answer: str) -> Decision:
     """A reference in words is compared as words, letters in order: `abc` is not `acb`."""
-    left = shapes.words_of(gold)
-    if left is None:
+    left, right = shapes.words_of(gold), shapes.words_of(answer)
+    if left is None or right is None and "=" in answer:
         return None
-    right = shapes.words_of(answer)
-    if right is None and "=" in answer:
-        return None
-    if right is None and re.search(r"^\W*[-+<>]|[\d^*<>]", answer):
-        return False
     if right is None:
+        if re.search(r"^\W*[-+<>]|[\d^*<>]", answer):
+            return False
         right = re.sub(r"[^a-z ]", "", answer.casefold().replace("\\text", "")).strip()
     return left == right or (left.replace(" ", "") == right.replace(" ", "") and len(left) > 2)
 
@@ -154,18 +134,12 @@ def unit_rule(gold: str, answer: str) -> Decision:
     """Units, currency and degrees may be left out, never exchanged: cm is not m."""
     g_body, g_unit, g_sure = split_unit(gold)
     a_body, a_unit, a_sure = split_unit(answer)
-    if (
-        g_unit is not None
-        and not g_sure
-        and (a_unit is None or re.fullmatch(r"[a-zA-Z]", gold[len(g_body) :]) is None)
-    ):
-        g_body, g_unit = (gold, None) if number(answer) else (g_body, g_unit)
+    if g_unit is not None and not g_sure and number(answer) is not None:
+        g_body, g_unit = gold, None
     if a_unit is not None and not a_sure and number(a_body) is None:
         a_body, a_unit = answer, None
     if g_unit is None and a_unit is None:
-        if g_body != gold or a_body != answer:
-            return decide_by_rules(g_body, a_body)[0]
-        return None
+        return None if g_body == gold and a_body == answer else decide_by_rules(g_body, a_body)[0]
     if g_unit is None and a_unit and a_unit.dimension.startswith("word:") and _GLUED.search(answer):
         return False  # 73\\text{abc}
     kinds = {unit.dimension for unit in (g_unit, a_unit) if unit}
@@ -179,38 +153,30 @@ def unit_rule(gold: str, answer: str) -> Decision:
     if factor == 1:
         return decide_by_rules(g_body, a_body)[0]
     exact = number(a_body)  # 2 1/2 is a mixed number to `number` alone
-    factor = factor * exact.value if exact else factor
-    times = fraction(factor)
-    return decide_by_rules(g_body, times if exact else f"({a_body})\\cdot {times}")[0]
+    times = fraction(factor if exact is None else factor * exact)
+    return decide_by_rules(g_body, times if exact is not None else f"({a_body})\\cdot {times}")[0]
 
 
 def _same_pieces(gold: str, answer: str) -> bool:
     """Mathematics with words: the words are equal, and so is what stands between them, in this order."""
-    sides = [TEXT.split(text) for text in (gold, answer)]
-    if len(sides[0]) != len(sides[1]):
-        return False
-    return all(
-        shapes.words_of(f"\\text{{{a}}}") == shapes.words_of(f"\\text{{{b}}}")
-        if n % 2
-        else a.strip() == b.strip() or agree_by_rules(a, b)
-        for n, (a, b) in enumerate(zip(*sides))
-    )
+    left, right = TEXT.split(gold), TEXT.split(answer)
+    words = [[shapes.words_of(f"\\text{{{piece}}}") for piece in side[1::2]] for side in (left, right)]
+    between = zip(left[::2], right[::2])
+    return words[0] == words[1] and all(a.strip() == b.strip() or agree_by_rules(a, b) for a, b in between)
 
 
 def expression_rule(gold: str, answer: str) -> Decision:
     """Expressions are equal when they have one value everywhere, to 50 digits."""
     if "\\text" in gold + answer:
         return _same_pieces(gold, answer)
-    if number(gold) is not None and re.search(r"[a-zA-Z]{4,}", re.sub(r"\\[a-zA-Z]+", "", answer)):
+    wanted = number(gold)
+    if wanted is not None and (_VARIABLE.search(answer) or re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{4,}", answer)):
         return False
     if _SELECTION.search(answer) and not _SELECTION.search(gold):
         return False
-    if number(gold) is not None and _VARIABLE.search(answer):
-        return False
     if not re.search(r"[\^!]", answer):
         answer = _CHOOSE.sub(r"\\binom{\1}{\2}", answer)
-    rounded = number(gold)
-    half = _half_place(gold) if rounded and "." not in answer else None
-    if rounded and half is not None:  # 0.866025 is \frac{\sqrt{3}}{2}
-        return values.within_distance(answer, rounded.value, half)
+    half = _half_place(gold) if "." not in answer else None
+    if wanted is not None and half is not None:  # 0.866025 is \frac{\sqrt{3}}{2}
+        return values.within_distance(answer, wanted, half)
     return values.same_value(gold, answer)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from sympy.core.alphabets import greeks
 
 from openrlhf_orz.reward.judge.brackets import TEXT, encloses, split_top, spoken, strip_group, top_matches
 from openrlhf_orz.reward.judge.words import number_words
@@ -38,17 +39,13 @@ def words_of(text: str) -> str | None:
 
 
 _OPTION = re.compile(
-    r"(?:(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?\s*:?\s*)?(?P<open>[\[(]\s*)?"
-    r"(?P<letter>(?-i:[A-Z])|[a-z](?=\s*(?:[\])]|$)))\s*(?P<close>[\])])?\s*(?P<mark>[.:,=])?\s*(?P<content>.*)$",
-    re.IGNORECASE | re.DOTALL,
+    r"(?is)(?:(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?\s*:?\s*)?(?P<open>[\[(]\s*)?"
+    r"(?P<letter>(?-i:[A-Z])|[a-z](?=\s*(?:[\])]|$)))\s*(?P<close>[\])])?\s*(?P<mark>[.:,=])?\s*(?P<content>.*)$"
 )
 _OTHER_OPTION = re.compile(
-    r"(?<![\\a-z'])[A-H](?:\s*(?:[).:,;/\]]|$)|\s+(?:is|are|and|or|too|also)\b)|(?:\b(?:and|or|not)\b|/)\s*\(?[A-H]\b|,\s*[A-H]\s*=",
-    re.IGNORECASE,
+    r"(?i)(?<![\\a-z'])[A-H](?:\s*(?:[).:,;/\]]|$)|\s+(?:is|are|and|or|too|also)\b)|(?:\b(?:and|or|not)\b|/)\s*\(?[A-H]\b|,\s*[A-H]\s*="
 )
-_CONTENT = re.compile(
-    r"-?\d|[a-z]\w*\s*[=^+-]|\\(?:frac|sqrt|\$)|(?![-+*/^_=<>!\\])(?:.*[\s(\"])?[A-Za-z]{3}", re.DOTALL
-)
+_CONTENT = re.compile(r"(?s)-?\d|[a-z]\w*\s*[=^+-]|\\(?:frac|sqrt|\$)|(?![-+*/^_=<>!\\])(?:.*[\s(\"])?[A-Za-z]{3}")
 
 
 class Option(NamedTuple):
@@ -73,24 +70,15 @@ def option_of(text: str, marks: str = ".:", content: re.Pattern = _CONTENT) -> O
     return Option(match["letter"].upper(), rest, bool(re.search(r"[a-z(\[]", text)))
 
 
-_LETTER_BRACKET = re.compile(r"^(?:\\text\{)?\s*[A-Z]\s*\)")
-
-
-def unlettered(text: str) -> str:
-    """``text`` without the one-sided bracket of ``B) 17``."""
-    return _LETTER_BRACKET.sub("", text)
-
-
-def clock_of(text: str) -> tuple[tuple[int, ...], str | None] | None:
-    """``4:51:06 p.m.`` as ((4, 51, 6), "p"), also for ratios (no letter); None if it is neither."""
+def clock_of(text: str) -> tuple[tuple[int, ...], bool] | None:
+    """``4:51:06 p.m.`` as (16, 51, 6) and whether it says am or pm, also for ratios; None if it is neither."""
     whole = TEXT.fullmatch(text)
     match = _CLOCK.match(whole.group(1).strip() if whole else text)
     if not match:
         return None
-    if match.group(5):
-        return (int(match.group(5)), 0), match.group(6).lower()
-    parts = tuple(int(part) for part in match.group(1, 2, 3) if part is not None)
-    return parts, (match.group(4) or "").lower() or None
+    hour, *rest = (int(part) for part in match.group(1, 5, 2, 3) if part is not None)
+    half = (match.group(4) or match.group(6) or "").lower()
+    return (hour % 12 + 12 * (half == "p") if half else hour, *(rest or (0,))), bool(half)
 
 
 def base_of(text: str) -> tuple[str, int] | None:
@@ -103,12 +91,8 @@ def base_of(text: str) -> tuple[str, int] | None:
     return (match.group(1).upper(), value) if value else None
 
 
-@dataclass(frozen=True)
-class ItemList:
-    """A list: its parts, and its brackets: "(" ordered, "[" ordered, "{" a set, "" bare.
-
-    ``joint`` is "and" or "or" where it has that word alone.
-    """
+class ItemList(NamedTuple):
+    """A list: its parts, its bracket ("(" and "[" ordered, "{" a set, "" bare), and its word if one ("and", "or")."""
 
     parts: tuple[str, ...]
     bracket: str
@@ -116,21 +100,15 @@ class ItemList:
 
 
 _POINT = re.compile(
-    r"(?:[A-Z]'*(?:_\{?\w\}?)?"
+    r"(?s)(?:[A-Z]'*(?:_\{?\w\}?)?"
     r"|\\text\{\s*(?:[Tt]he\s+)?(?:point|vertex|cent(?:er|re)|focus|at|coordinates?|vector|ordered pair)s?"
-    r"(?:\s+is)?:?\s*\})"
-    r"\s*(\(.*\))$",
-    re.DOTALL,
+    r"(?:\s+is)?:?\s*\})\s*(\(.*\))$"
 )
-
-
-_AND = (
-    r"(?:\\text\s*\{\s*(?:,\s*)?(?:and|or|y|&)\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])"
-    r"|\\(?:land|lor|wedge|vee)(?![a-zA-Z])|\\&)"
-)
+_AND = r"(?:\\text\s*\{\s*(?:,\s*)?(?:and|or|y|&)\s*,?\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\&)"
 _SEPARATOR = re.compile(rf"\s*[,;]\s*(?:{_AND})?|\s*{_AND}")
 _JOINT = re.compile(r"(?<![a-zA-Z])(and|or)(?![a-zA-Z])|\\&")
 _SEMICOLON = re.compile(r"\s*;\s*")
+_FIGURES = re.compile(r"-?[\d./]+$")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 
 
@@ -143,11 +121,10 @@ def items_of(text: str) -> ItemList | None:
         bracket, inside = text[0], text[1:-1]
     else:
         whole = TEXT.fullmatch(text)
-        if whole and re.search(r",|;|\band\b", whole.group(1)):
-            return ItemList(
-                tuple(_plain(part.strip()) for part in re.split(r",\s*(?:and\b)?|;|\band\b", whole.group(1))),
-                "",
-            )
+        said = re.split(r",\s*(?:and\b)?|;|\band\b", whole[1]) if whole else []
+        if len(said) > 1:
+            words = (part if _FIGURES.match(part) else f"\\text{{{part}}}" for part in map(str.strip, said))
+            return ItemList(tuple(words), "")
     joints = {match[1] or "and" for match in _JOINT.finditer(inside)}
     groups = split_top(inside, _SEMICOLON)
     parts = groups if len(groups) > 1 else split_top(inside, _SEPARATOR)
@@ -176,10 +153,6 @@ def chained(text: str) -> ItemList | None:
     return ItemList(tuple(f"{name} = {sides[-1]}" for name in sides[:-1]), "")
 
 
-def _plain(part: str) -> str:
-    return part if re.fullmatch(r"-?[\d./]+", part) else f"\\text{{{part}}}"
-
-
 _COLUMN = re.compile(r"\\begin\{[pb]matrix\}([^&]*?)\s*\\end\{[pb]matrix\}$")
 
 
@@ -201,8 +174,7 @@ def both_signs(part: str) -> list[str]:
         return [part]
     head, *rest = _PLUS_MINUS.split(part)
     results = []
-    for reversed_signs in itertools.product("+-", repeat=count):
-        signs = reversed_signs[::-1]
+    for signs in itertools.product("+-", repeat=count):
         spelled = head + "".join(sign + piece for sign, piece in zip(signs, rest))
         results.append(re.sub(r"\\mp(?![a-zA-Z])", "-" if signs[0] == "+" else "+", spelled))
     return results
@@ -222,40 +194,32 @@ def relations(text: str) -> tuple[list[str], list[str]]:
 
 
 _CALL = re.compile(
-    r"(?:\\text\{[^{}]*\}|\\?[a-zA-Z]+)(?:_\{[^{}]*\}|_\w)?'*(?:\^\{?[(-]?[\d'n]+\)?\}?)?\s*\((.*)\)$", re.DOTALL
+    r"(?s)(?:\\text\{[^{}]*\}|\\?[a-zA-Z]+)(?:_\{[^{}]*\}|_\w)?'*(?:\^\{?[(-]?[\d'n]+\)?\}?)?\s*\((.*)\)$"
 )
-_LETTERS = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
-_STRUCTURE_COMMANDS = (  # letters in them name nothing
-    r"\frac \cdot \times \overline \angle \triangle \vec \hat \bar \text \overrightarrow \measuredangle \widehat \arc "
-    r"\div \sin \cos \tan \sec \csc \cot \log \ln \operatorname \gcd \lcm \max \min \det \binom \sqrt "
-    r"\ldots \| \cup \cap \mid \circ"
-)
-_STRUCTURE = set(_STRUCTURE_COMMANDS.split())
+NAME = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]")
+_GREEK = {*greeks, "lambda", "ell"}
 
 
 def is_label(text: str, strict: bool = False) -> bool:
     """Whether the left side of ``label = value`` only names the value.
 
-    A name, a call such as ``f(2)``, words, symbols without numbers (``A/S``, ``a+b``), a tuple
-    of names, or, unless ``strict``, an expression in two or more symbols (``m+2n``). ``x^2`` and
-    ``2x`` are no labels: an equation in one unknown is not solved for it.
+    So do names, calls (``f(2)``), words, symbols without numbers (``A/S``), tuples of names, and, unless ``strict``,
+    expressions in two symbols (``m+2n``). ``x^2`` and ``2x`` do not: an equation in one unknown is not solved for it.
     """
     text = text.strip()
     if not text:
         return True
-    bare = TEXT.sub("T", text)
-    bare = re.sub(r"_\s*(?:\{[^{}]*\}|[0-9a-zA-Z])", "", bare)
+    bare = re.sub(r"_\s*(?:\{[^{}]*\}|[0-9a-zA-Z])", "", TEXT.sub("T", text))
     call = _CALL.match(text)
     if call and not re.match(r"\(?[xyzt]\s*\(", text) and encloses(text[text.index("(") :]):
         return True
-    letters = [t for t in _LETTERS.findall(bare) if t not in _STRUCTURE]
+    letters = [t for t in NAME.findall(bare) if len(t) == 1 or t[1:].lower() in _GREEK]
     if not letters:
         return re.fullmatch(r"\\(?:gcd|lcm|max|min|det)", text) is not None
     if len(set(letters)) > 1 and not strict:
         return True
-    if re.search(r"\d|\^", bare) or bare.startswith("-") or "\\sqrt" in bare or "\\log" in bare or "\\ln" in bare:
-        return False
-    return len(letters) == 1 or letters[0].isupper() or strict
+    computed = re.search(r"\d|\^|^-|\\(?:sqrt|log|ln)", bare)
+    return not computed and (len(letters) == 1 or letters[0].isupper() or strict)
 
 
 def label_key(text: str) -> str:

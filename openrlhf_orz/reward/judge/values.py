@@ -1,9 +1,8 @@
 """Are two expressions the same value? Parsed by Math-Verify's parser, compared exactly.
 
-Expressions are compared by 50-digit evaluation, at random-looking points for their symbols:
-unlike ``simplify`` this is quick for wrong answers too, and unlike Math-Verify's rounding to
-six places it tells 1.414 from the square root of two and 2^-98 from 2^-99. ``math_verify.verify``
-compares what cannot be evaluated this way.
+Expressions are evaluated to 50 digits, at random-looking points of their symbols: unlike ``simplify`` this is quick
+for wrong answers too, and unlike rounding to six places it tells 1.414 from the square root of two.
+``math_verify.verify`` compares what cannot be evaluated.
 """
 
 from __future__ import annotations
@@ -12,30 +11,18 @@ import functools
 import logging
 import re
 import zlib
+from collections.abc import Callable
 from fractions import Fraction
+from typing import TypeVar
 
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
-from sympy import (
-    Basic,
-    Expr,
-    Float,
-    I,
-    MatrixBase,
-    Rational,
-    Symbol,
-    ceiling,
-    floor,
-    log,
-    nan,
-    oo,
-    preorder_traversal,
-    zoo,
-)
+from sympy import Basic, Expr, Float, I, MatrixBase, Poly, Rational, Symbol, log, nan, oo, preorder_traversal, zoo
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.core.function import AppliedUndef
+from sympy.functions.elementary.integers import RoundFunction
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
@@ -43,6 +30,7 @@ logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 # The rules handle units, percent and boxes before; Math-Verify would drop a trailing letter as a unit.
 _CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _CASED = ConversionConfig(lowercase_symbols=False)  # R is not r
+_parse = functools.partial(latex2sympy, convert_degrees=False, normalization_config=None, conversion_config=_CASED)
 _PRIMED = re.compile(r"(\\?[a-zA-Z])(_\{?\w+\}?)?\s*('+)")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\\circ")
 _DIVISOR = re.compile(r"\\(gcd|lcm|min|max)\s*\(([^()]*[a-zA-Z][^()]*)\)")
@@ -66,37 +54,43 @@ def _primed(match: re.Match) -> str:
     return f"{match[1]}_{{{''.join(re.findall('[a-zA-Z0-9]', match[2] or ''))}P{len(match[3])}}}"
 
 
+T = TypeVar("T")
+
+
+def none_on_error(function: Callable[..., T]) -> Callable[..., T | None]:
+    """SymPy raises errors of all kinds: the function returns None then, unless memory is out."""
+
+    @functools.wraps(function)
+    def guarded(*arguments):
+        try:
+            return function(*arguments)
+        except MemoryError:
+            raise
+        except Exception:
+            return None
+
+    return guarded
+
+
 @functools.lru_cache(maxsize=2048)
+@none_on_error
 def parse_expression(text: str) -> Basic | MatrixBase | None:
     """``text`` (tidy LaTeX) as a SymPy object, None if it cannot be parsed. Cached, as references repeat."""
-    try:
-        latex = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", _DIVISOR.sub(_divisor, text))
-        latex = normalize_latex(_PRIMED.sub(_primed, latex), _CONFIG)
-        parsed = latex2sympy(
-            latex,
-            is_real=not should_treat_as_complex(latex),
-            convert_degrees=False,
-            normalization_config=None,
-            conversion_config=_CASED,
-        )
-    except MemoryError:
-        raise
-    except Exception:
-        return None
+    latex = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", _DIVISOR.sub(_divisor, text))
+    latex = normalize_latex(_PRIMED.sub(_primed, latex), _CONFIG)
+    parsed = _parse(latex, is_real=not should_treat_as_complex(latex))
     return parsed if isinstance(parsed, (Basic, MatrixBase)) else None
 
 
 def same_value(gold: str, answer: str) -> bool | None:
     """Whether two spans are equal as expressions, None if one cannot be parsed."""
     left, right = parse_expression(gold), parse_expression(answer)
-    if left is None or right is None:
-        return None
-    return same_parsed(left, right)
+    return None if left is None or right is None else same_parsed(left, right)
 
 
 def same_parsed(left: Basic | MatrixBase, right: Basic | MatrixBase) -> bool:
     """Whether two parsed objects are equal, the reference first."""
-    if isinstance(left, MatrixBase) or isinstance(right, MatrixBase) or _has_matrix(left) or _has_matrix(right):
+    if any(isinstance(side, MatrixBase) or side.has(MatrixBase) for side in (left, right)):
         left, right = _done(left), _done(right)
         if isinstance(left, MatrixBase) and isinstance(right, MatrixBase):
             return left.shape == right.shape and all(same_parsed(a, b) for a, b in zip(left, right))
@@ -108,17 +102,9 @@ def same_parsed(left: Basic | MatrixBase, right: Basic | MatrixBase) -> bool:
     return bool(verify([left], [right], timeout_seconds=None))
 
 
-def _has_matrix(expression: Basic) -> bool:
-    return isinstance(expression, Basic) and expression.has(MatrixBase)
-
-
 def _done(expression: Basic | MatrixBase) -> Basic | MatrixBase:
-    try:
-        return expression.doit()
-    except MemoryError:
-        raise
-    except Exception:
-        return expression
+    done = none_on_error(expression.doit)()
+    return expression if done is None else done
 
 
 def exact(expression: Expr) -> Expr:
@@ -135,52 +121,50 @@ def _sorted(expression: Expr) -> Expr:
     return expression.replace(lambda node: node.is_Mul or node.is_Add, lambda node: node.func(*node.args))
 
 
+@none_on_error
 def evaluate_equal(left: Expr, right: Expr) -> bool | None:
     """Equality by evaluation; None when the points do not settle it."""
-    try:
-        bound = left.has(ExprWithLimits) and right.has(ExprWithLimits)
-        if bound:  # the variable of a sum or an integral has no name
-            left, right = left.as_dummy(), right.as_dummy()
-        left, right = exact(left), exact(right)
+    bound = left.has(ExprWithLimits) and right.has(ExprWithLimits)
+    if bound:  # the variable of a sum or an integral has no name
+        left, right = left.as_dummy(), right.as_dummy()
+    left, right = exact(left), exact(right)
+    if left.is_Rational and right.is_Rational or left in (oo, -oo) or right in (oo, -oo):
+        return bool(left == right)
+    if bound and _sorted(left) == _sorted(right):
+        return True  # a sum up to n takes seconds at a point
+    symbols = left.free_symbols | right.free_symbols
+    if not symbols:
+        return _equal_constants(left, right)
+    if len(symbols) > 12:
+        return None
+    seeds = [*POSITIVE_SEEDS]
+    if left.has(RoundFunction) or right.has(RoundFunction):  # floors hide what is small
+        seeds += [(top * 97, bottom, step * 89) for top, bottom, step in seeds]
+    seen = [_equal_at(left, right, sample_point(symbols, seed)) for seed in seeds]
+    if False in seen:
+        return False
+    if True not in seen:
+        return None
+    for at in (sample_point(symbols, seed) for seed in NEGATIVE_SEEDS):
+        if _equal_at(left, right, at) is False and _defined(left, at) and _defined(right, at):
+            return None
+    return True
+
+
+def _equal_constants(left: Expr, right: Expr) -> bool | None:
+    """Equality to 50 digits, to more where longer numbers are written, and exactly where these would not tell."""
+    equal = _equal_at(left, right, {})
+    value = number_at(left, {}) if equal else None
+    size = 1 if value is None else abs(value)
+    if equal and (size > _HUGE or size < _ZERO):  # 2^{2008} and 2^{2008}-2 share 604 digits
+        left, right = _done(left), _done(right)
         if left.is_Rational and right.is_Rational:
             return bool(left == right)
-        if bound and _sorted(left) == _sorted(right):
-            return True  # a sum up to n takes seconds at a point
-        if left in (oo, -oo) or right in (oo, -oo):
-            return bool(left == right)
-        symbols = left.free_symbols | right.free_symbols
-        if len(symbols) > 12:
-            return None
-        if not symbols:
-            equal = _equal_at(left, right, {})
-            value = number_at(left, {}) if equal else None
-            size = 1 if value is None else abs(value)
-            if equal and (size > _HUGE or size < _ZERO):  # 2^{2008} and 2^{2008}-2 share 604 digits
-                left, right = _done(left), _done(right)
-                if left.is_Rational and right.is_Rational:
-                    return bool(left == right)
-                return None if size > _HUGE else True
-            reach = _digits_written(left, right)
-            if equal and DIGITS < 2 * reach < _MAX_DIGITS:  # 2^{1/2^{1000}} is not 1
-                return _equal_at(left, right, {}, DIGITS + reach)
-            return equal
-        seeds = [*POSITIVE_SEEDS]
-        if left.has(floor, ceiling) or right.has(floor, ceiling):  # they hide what is small
-            seeds += [(top * 97, bottom, step * 89) for top, bottom, step in seeds]
-        seen = [_equal_at(left, right, sample_point(symbols, seed)) for seed in seeds]
-        if False in seen:
-            return False
-        if True not in seen:
-            return None
-        for seed in NEGATIVE_SEEDS:
-            at = sample_point(symbols, seed)
-            if _equal_at(left, right, at) is False and _defined(left, at) and _defined(right, at):
-                return None
-        return True
-    except MemoryError:
-        raise
-    except Exception:
-        return None
+        return None if size > _HUGE else True
+    reach = _digits_written(left, right)
+    if equal and DIGITS < 2 * reach < _MAX_DIGITS:  # 2^{1/2^{1000}} is not 1
+        return _equal_at(left, right, {}, DIGITS + reach)
+    return equal
 
 
 def may_be_rounding(gold: str, answer: str) -> bool:
@@ -199,14 +183,10 @@ def may_be_rounding(gold: str, answer: str) -> bool:
 def within_distance(text: str, value: Fraction, distance: Fraction) -> bool | None:
     """Whether the constant ``text`` is within ``distance`` of ``value``, None if it is no expression."""
     parsed = parse_expression(text)
-    if not isinstance(parsed, Expr):
-        return None
-    constant = exact(parsed)
-    number = None if constant.free_symbols else number_at(constant, {})
+    number = number_at(exact(parsed), {}) if isinstance(parsed, Expr) else None
     if number is None or not number.is_real:
-        return False
-    target, most = (Rational(x.numerator, x.denominator) for x in (value, distance))
-    return bool(abs(number - target) <= most)
+        return None if parsed is None else False
+    return bool(abs(number - Rational(value)) <= Rational(distance))
 
 
 def is_real_at(text: str, name: str, at: str) -> bool:
@@ -219,27 +199,17 @@ def is_real_at(text: str, name: str, at: str) -> bool:
     return value is not None and bool(value.is_real)
 
 
-def same_progression(gold: str, answer: str, name: str) -> bool:
-    """Whether two expressions linear in the integer ``name`` take the same values."""
-    terms = []
-    for text in (gold, answer):
-        parsed = parse_expression(text)
-        if not isinstance(parsed, Expr):
-            return False
-        symbol = next((s for s in parsed.free_symbols if s.name == name), None)
-        if symbol is None:
-            return False
-        terms.append((parsed.subs(symbol, 0), parsed.subs(symbol, 1) - parsed.subs(symbol, 0), parsed.diff(symbol, 2)))
-    (start, step, bend), (other_start, other_step, other_bend) = terms
-    if bend != 0 or other_bend != 0 or step.free_symbols or not step:
-        return False
-    shift = (exact(other_start) - exact(start)) / exact(step)
-    whole = shift.evalf(DIGITS).round() if not shift.free_symbols else None
-    return (
-        whole is not None
-        and (evaluate_equal(step, other_step) or evaluate_equal(step, -other_step)) is True
-        and evaluate_equal(shift, whole) is True
-    )
+@none_on_error
+def same_progression(gold: str, answer: str, name: str) -> bool | None:
+    """Whether two expressions linear in the integer ``name`` take the same values; None if one is not linear."""
+    lines = []
+    for parsed in map(exact, map(parse_expression, (gold, answer))):
+        symbol = next(s for s in parsed.free_symbols if s.name == name)
+        lines.append(Poly(parsed, symbol).all_coeffs())
+    (step, start), (other_step, other_start) = lines
+    shift = (other_start - start) / step
+    same_step = evaluate_equal(step, other_step) or evaluate_equal(step, -other_step)
+    return bool(same_step and evaluate_equal(shift, shift.evalf(DIGITS).round()))
 
 
 def sample_point(symbols: set[Symbol], seed: tuple[int, int, int]) -> dict[Symbol, Rational]:
@@ -274,10 +244,7 @@ def _equal_at(left: Expr, right: Expr, point: dict[Symbol, Rational], digits: in
 
 
 def _defined(expression: Expr, point: dict[Symbol, Rational]) -> bool:
-    """Whether all roots and logarithms in ``expression`` are of positive numbers at ``point``.
-
-    Where they are not, log(ab) and log a + log b differ though both mean the same.
-    """
+    """Whether all roots and logarithms are of positive numbers at ``point``; else log(ab) is not log a + log b."""
     for node in preorder_traversal(expression):
         if isinstance(node, log) or (node.is_Pow and not node.exp.is_integer):
             value = number_at(node.args[0], point)

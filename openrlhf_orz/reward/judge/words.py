@@ -8,13 +8,12 @@ from openrlhf_orz.reward.judge.brackets import spoken
 from openrlhf_orz.reward.judge.quantity import unit_of
 
 LABEL = re.compile(
-    r"^\s*(?:\\(?:therefore|because|to|implies|(?:long)?rightarrow|(?:Long)?Rightarrow)(?![a-zA-Z])"
+    r"(?i)^\s*(?:\\(?:therefore|because|to)(?![a-zA-Z])"
     r"|(?:\\text\{)?\s*(?:(?:therefore|thus|hence|so)\b,?\s*)?(?:(?:the\s+)?(?:final\s+|correct\s+)?"
     r"(?:answer\s*(?:is\s*[:=]?|[:=])|(?:ans|result|total of)\b[.:]?)|there\s+(?:is|are)|it\s+is"
     r"|(?:therefore|thus|hence|so|exactly|only|just|is|equals)\b,?|"
     r"(?P<label>(?!option|choice)[A-Za-z][A-Za-z' ]+?)(?:\s*:|\s+(?:is|are|equals)))"
-    r"\s*(?:\}\s*[:=]?)?)\s*(?=\S)",
-    re.IGNORECASE,
+    r"\s*(?:\}\s*[:=]?)?)\s*(?=\S)"
 )
 
 
@@ -39,10 +38,9 @@ _SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6}
 _PARTS = dict(zip("half halve third quarter fourth fifth sixth eighth tenth".split(), (2, 2, 3, 4, 4, 5, 6, 8, 10)))
 _COUNTED = "|".join(sorted([*_COUNTS, *_SCALES], key=len, reverse=True))
 _NUMBER_WORDS = re.compile(
-    rf"^(?P<text>\\text\{{)?\s*(?P<minus>(?:negative|minus)\s+)?"
+    rf"(?i)^(?P<text>\\text\{{)?\s*(?P<minus>(?:negative|minus)\s+)?"
     rf"(?P<words>(?:{_COUNTED}|an?(?=[ ](?:{'|'.join(_SCALES)})))(?:(?:[ -]|\s+and\s+)(?:{_COUNTED}))*)"
-    rf"(?:[ -](?P<part>{'|'.join(_PARTS)})s?)?(?P<noun>(?:\s+[a-zA-Z]+)?)\s*(?(text)\}})$",
-    re.IGNORECASE,
+    rf"(?:[ -](?P<part>{'|'.join(_PARTS)})s?)?(?P<noun>(?:\s+[a-zA-Z]+)?)\s*(?(text)\}})$"
 )
 
 
@@ -63,15 +61,17 @@ def number_words(text: str) -> str:
     return number + (f"\\text{{{match['noun']}}}" if match["noun"] else "")
 
 
-_DATE_WORDS = {
-    "weekday": "monday tuesday wednesday thursday friday saturday sunday".split(),
-    "month": "january february march april may june july august september october november december".split(),
+_DATE_WORDS = {  # all beginnings of three letters or more
+    name[:size]: (kind, n)
+    for kind, names in {
+        "weekday": "monday tuesday wednesday thursday friday saturday sunday",
+        "month": "january february march april may june july august september october november december",
+    }.items()
+    for n, name in enumerate(names.split(), 1)
+    for size in range(3, len(name) + 1)
 }
-_DIGITS = re.compile(
-    r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)$|(?P<first>\d\d?)/(?P<second>\d\d?)/(?P<of>\d{4})$"
-)
-
-_AROUND_DATE = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b|\b(?:on|the|of|an?)\b")
+_DIGITS = re.compile(r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)$|(?P<a>\d\d?)/(?P<b>\d\d?)/(?P<c>\d{4})$")
+_AROUND_DATE = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b|\b(?:on|the|of|it|is|an?)\b")
 
 
 def date_of(text: str) -> dict[str, int] | None:
@@ -81,14 +81,10 @@ def date_of(text: str) -> dict[str, int] | None:
     if digits:
         return {name: int(value) for name, value in digits.groupdict().items() if value}
     said: dict[str, int] = {}
-    for token in re.findall(
-        r"\d+|[a-z]+|[^\s,.]", re.sub(r"(?<=\d)(?:st|nd|rd|th)\b|\b(?:on|the|of|it|is|an?)\b", "", plain)
-    ):
-        found = {"day" if int(token) < 32 else "year": int(token)} if token.isdecimal() else {}
-        for kind, names in _DATE_WORDS.items():
-            number = next((n for n, name in enumerate(names, 1) if len(token) > 2 and name.startswith(token)), None)
-            found |= {kind: number} if number else {}
-        if not found or found.keys() & said:
+    for token in re.findall(r"\d+|[a-z]+|[^\s,.]", _AROUND_DATE.sub("", plain)):
+        number = int(token) if token.isdecimal() else 0
+        kind, value = _DATE_WORDS.get(token, ("day" if number < 32 else "year", number))
+        if not value or kind in said:
             return None
-        said |= found
-    return said if said.keys() & _DATE_WORDS else None
+        said[kind] = value
+    return said if said.keys() & {"weekday", "month"} else None
