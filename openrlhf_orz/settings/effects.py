@@ -63,9 +63,9 @@ KL_LOSS = only_with("algo.kl.use_loss")
 LORA = only_with("ds.lora.rank")
 MUON_FIXED = not_here("DeepSpeed has it fixed")
 NO_REWARD_MODEL = not_here("there is no reward model", refused=False)
-OFF_POLICY = Effect(
-    "only off-policy (`--orz.policy_updates` above 1, `--train.async_enable`)",
-    lambda v: v["orz.policy_updates"] > 1 or v["train.max_epochs"] > 1 or v["train.async_enable"],
+SEVERAL_STEPS = Effect(
+    "only with several policy steps a rollout (`--orz.policy_updates` above 1)",
+    lambda v: v["orz.policy_updates"] > 1 or v["train.max_epochs"] > 1,
 )
 OVERLONG = only_with("reward.overlong_buffer_len", lambda v: v["reward.overlong_buffer_len"] is not None)
 RECOMPUTE = only_with("actor.gradient_checkpointing_enable")
