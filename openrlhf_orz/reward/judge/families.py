@@ -115,7 +115,7 @@ def _undeclared(text: str, other: str, declared: Family | None) -> Family:
         for name in dict.fromkeys(shapes.NAME.findall(text))
         if len(name) == 1 and name not in shapes.NAME.findall(other)
     ]
-    counted = declared.domain in ("Z", "N") or all(name.isupper() for name in own)
+    counted = declared.domain in ("Z", "N") or all(name in "ABCDKc" for name in own)
     names = tuple(own) if counted and len(own) == len(declared.names) else declared.names
     return Family(text, names, declared.domain, ())
 
@@ -124,7 +124,7 @@ def _is_natural(bound: str, body: str) -> bool:
     """Whether ``bound`` goes without saying: ``x \\neq a``, positive, an index, or what ``body`` needs for a value."""
     (name, edge), (sign,) = shapes.relations(bound)
     lower = sign in (">", "\\geq")
-    if sign == "\\neq" or lower and (edge in "01" or name in "ijklmn"):
+    if sign == "\\neq" or lower and (edge == "0" or name in "ijklmn"):
         return True
     return not values.is_real_at(_value_of(body), name, f"{edge} {'-' if lower else '+'} 1")
 
