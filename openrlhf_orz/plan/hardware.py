@@ -69,7 +69,7 @@ TABLE = {
         "AMD's data sheet of MI300X; network: one 400 Gb/s port for each GPU, an assumption",
     ),
 }  # fmt: skip
-CPU_FLOPS_PER_CORE = 0.075e12  # float32, 2048^3 product, AMD Zen 3 with AVX2: docs/smollm2.md, docs/performance.md
+CPU_FLOPS_PER_CORE = 0.075e12  # float32, AMD Zen 3 with AVX2: an assumption; docs/notes/planning.md has measured rates
 CPU_BANDWIDTH = 10e9  # bytes/s, all cores: an assumption
 NAMES = (*TABLE, "cpu")
 
@@ -80,8 +80,8 @@ def this_machine() -> Hardware:
     cores = len(os.sched_getaffinity(0))
     return Hardware(
         "cpu", memory, cores * CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, 10e9, 1e9, 10e9,
-        f"{cores} cores and {memory:.1f} GiB of this machine; 0.075 TFLOP/s a core is what float32 products reach on"
-        " an AMD Zen 3 (docs/smollm2.md), bandwidths are assumptions",
+        f"{cores} cores and {memory:.1f} GiB of this machine; 0.075 TFLOP/s a core in float32"
+        " and bandwidths are assumptions",
         host_gib=memory,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ VLLM_GRAPHS = 1 * GIB  # vLLM's CUDA graphs and workspaces; the KV cache is smal
 LOGIT_BYTES = 14  # of one logit while vLLM samples: as the product gives it, and three float32 copies
 ASLEEP = 1 * GIB  # a sleeping vLLM still holds this
 TRAINER_HOST = 0.65 * GIB  # a trainer's process before its model, CPU: benchmarks/plan.py
-ENGINE_HOST = 1.3 * GIB  # an engine's processes without weights and cache, CPU: docs/smollm2.md (1.7 GiB in all)
+ENGINE_HOST = 1.3 * GIB  # an engine's processes without weights and cache, CPU: an assumption
 VLLMS_SEQS, VLLMS_TOKENS = 128, 2048  # vLLM's own limits of a step, for engines like ours
 GPU_PROCESS_HOST = 4 * GIB  # host memory of one process that uses CUDA
 

@@ -45,7 +45,7 @@ def assumptions(plan: Plan) -> list[str]:
         lines.append(f"{name} {value:g} ({sources[name]})")
     if hardware.is_cpu:
         lines.append(f"a trainer's process {TRAINER_HOST / GIB:g} GiB (benchmarks/plan.py),"
-                     f" an engine's {ENGINE_HOST / GIB:g} GiB (docs/smollm2.md)")  # fmt: skip
+                     f" an engine's {ENGINE_HOST / GIB:g} GiB (an assumption)")  # fmt: skip
     else:
         lines.append(
             f"GPU memory of a process {CUDA_PROCESS / GIB:g} GiB, of vLLM's graphs"
