@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Set
 from pathlib import Path
 
@@ -176,9 +177,11 @@ def look_at_data(args, explicit: Set[str]) -> list[str]:
             with VerifierSet(args.orz.verifier, plain=args.orz.plain_math_verify) as verifiers:
                 answers = answer_rules(args, explicit, verifiers)
                 good, bad = read_dataset(name, *keys, split, most, flags=flags, answers=answers, log=lines.append)
+            reasons = ", ".join(f"{why} {count}" for why, count in Counter(row.reason for row in bad).most_common())
             if not good:
-                raise DataError(f"{flags.dataset}: no row of {name} can be used: give a data set with rows")
-            lines.append(f"data: {name}: {len(good)} rows, {len(bad)} without a question or an answer")
+                first = f"; the first: {bad[0].file}:{bad[0].row}: {bad[0].detail}" if bad else ""
+                raise DataError(f"{flags.dataset}: no row of {name} can be used ({reasons or 'no rows'}{first})")
+            lines.append(f"data: {name}: {len(good)} rows, {len(bad)} bad" + (f" ({reasons})" if bad else ""))
             counts += [len(good)] * (flags is TRAIN_FLAGS)
     if not unknown:
         prompts = min(blended(counts, args.data.prompt_probs, args.train.seed), args.data.max_samples)

@@ -122,12 +122,15 @@ def look_ahead(args, explicit: set[str]) -> list[str]:
 
     Raises what a run raises: ConfigError, DataError.
     """
+    from openrlhf_orz.data.prepare import chat_renderer
     from openrlhf_orz.settings.models import check_models
 
     args = own_code(args, explicit, {})
     named = {args.actor.model_name_or_path, args.critic.model_name_or_path} - {None, ""}
     if all(os.path.isdir(name) for name in named):
-        check_models(args)
+        tokenizer = check_models(args)
+        if args.data.apply_chat_template:
+            chat_renderer(tokenizer)
         if args.orz.fp32_head:
             require_plain_head(args)
     return look_at_data(args, explicit)

@@ -116,7 +116,7 @@ class _RowChecker:
 
     def __init__(self, rules: PromptRules):
         self.rules = rules
-        self.render = _chat_renderer(rules.tokenizer) if rules.apply_chat_template else self._from_template
+        self.render = chat_renderer(rules.tokenizer) if rules.apply_chat_template else self._from_template
         self.problems: dict[tuple[str | None, str], str | None] = {}
 
     def _from_template(self, question: str | list[dict[str, str]]) -> str:
@@ -154,7 +154,8 @@ class _RowChecker:
         return self.problems[key]
 
 
-def _chat_renderer(tokenizer: Any) -> Callable[[str | list[dict[str, str]]], str]:
+def chat_renderer(tokenizer: Any) -> Callable[[str | list[dict[str, str]]], str]:
+    """What renders a question, or messages, by the tokenizer's chat template. Raises DataError if it has none."""
     if not getattr(tokenizer, "chat_template", None):
         raise DataError("--data.apply_chat_template: the tokenizer has no chat template. Leave the flag out.")
     from jinja2 import TemplateError

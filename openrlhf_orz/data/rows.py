@@ -136,7 +136,7 @@ def _read_row(
         raise BadValue(record.reason, record.detail)
     if not isinstance(record, dict):
         raise BadValue("not_an_object", f"{_kind(record)}, not an object with question and answer")
-    question = value_at(record, input_key)
+    question = _decoded(value_at(record, input_key))
     question = (
         _messages(question, input_key) if isinstance(question, list) else question_of(question, f"key {input_key!r}")
     )
@@ -207,6 +207,17 @@ def value_at(record: dict, key: str) -> Any:
             return MISSING
         value = value[part]
     return value
+
+
+def _decoded(value: Any) -> Any:
+    """Messages that stand as JSON in a text, as a CSV file has them; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return found if all(isinstance(turn, dict) and "role" in turn for turn in found) else value
 
 
 def _messages(turns: list, key: str) -> str | list[dict[str, str]]:

@@ -49,7 +49,7 @@ def test_files_are_imported_before_ray(run, tmp_path, flag, good, name):
     assert not (tmp_path / "run" / "data").exists()
     file.write_text(good)
     check(run(flag, str(file)), "starts", ["1 prompts, 1 steps", "the last rollout of an episode has 1 of 4 prompts"])
-    check(run(flag, str(file), "--dry_run"), 0, ["1 rows, 0 without a question"])
+    check(run(flag, str(file), "--dry_run"), 0, ["1 rows, 0 bad"])
 
 
 def test_with_an_own_reward_labels_are_what_it_takes(run, tmp_path):
@@ -136,15 +136,19 @@ def test_steps_are_counted_of_the_blend(run, tmp_path):
 USER = {"role": "user", "content": "What is 1+1?"}
 
 
+def write_turns(folder, all_turns):
+    """As verl has it."""
+    rows = ({"prompt": turns, "reward_model": {"ground_truth": "2"}, "extra": 1} for turns in all_turns)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_messages_are_questions(run, tmp_path):
     system = {"role": "system", "content": "Be brief."}
     config = json.loads((tmp_path / "model/tokenizer_config.json").read_text())
     config["chat_template"] = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}[assistant]"
     (tmp_path / "model/tokenizer_config.json").write_text(json.dumps(config))
-    for turns in ([USER], [system, USER], [USER, {"role": "assistant", "content": "2"}], [{"content": "x"}], []):
-        with (tmp_path / "rows.jsonl").open("w" if turns == [USER] else "a") as file:
-            # as verl has it
-            file.write(json.dumps({"prompt": turns, "reward_model": {"ground_truth": "2"}, "extra": 1}) + "\n")
+    all_turns = [[USER], [system, USER], [USER, {"role": "assistant", "content": "2"}], [{"content": "x"}], []]
+    write_turns(tmp_path, all_turns)
     keys = ("--data.input_key", "prompt", "--data.label_key", "reward_model.ground_truth")
     check(run(*keys, "--data.apply_chat_template"), "starts", ["2 rows kept, 3 bad (bad_messages 3)"])
     assert [row["prompt"] for row in prompts(tmp_path)] == [
@@ -156,6 +160,16 @@ def test_messages_are_questions(run, tmp_path):
         "key 'prompt': message 0 has no role",
         "key 'prompt': there is no message, and a question is the user's",
     ]
+    # as a CSV file has them: JSON in a text
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for text in (json.dumps([system, USER]), "[{1, 2}, {3}] has how many sets?", '[{"x": 1}]'):
+            file.write(json.dumps({"prompt": text, "reward_model": {"ground_truth": "2"}}) + "\n")
+    check(run(*keys, "--data.apply_chat_template"), "starts", ["3 rows kept, 0 bad"])
+    assert [row["prompt"] for row in prompts(tmp_path)] == [
+        "[system] Be brief. [user] What is 1+1? [assistant]", "[user] [{1, 2}, {3}] has how many sets? [assistant]",
+        '[user] [{"x": 1}] [assistant]',
+    ]  # fmt: skip
+    write_turns(tmp_path, all_turns)
     # without the tokenizer's template, a user's message alone is a question like any other
     check(run(*keys, "--orz.prompt_template", "none"), "starts", ["1 rows kept, 4 bad", "several_turns 1"])
     assert [row["prompt"] for row in prompts(tmp_path)] == ["What is 1+1?"]

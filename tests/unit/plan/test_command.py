@@ -51,13 +51,18 @@ def test_a_dry_run_looks_at_the_data(capsys, tmp_path):
     given = ["--dry_run", *TINY, "--data.prompt_dataset"]
     assert train_ppo_ray.main([*given, str(rows)]) == 0
     said = capsys.readouterr().out
-    assert f"data: {rows}: 1 rows, 1 without a question or an answer" in said
+    assert f"data: {rows}: 1 rows, 1 bad (no_answer 1)" in said
     assert "data: if no prompt is too long, the last rollout of an episode has 1 of 16 prompts" in said
     assert train_ppo_ray.main([*given, str(rows), "--critic.freezing_steps", "1"]) == 0
     assert "the run will be refused: --critic.freezing_steps 1: the run has 1 steps" in capsys.readouterr().out
     for name in ("none.jsonl", "empty.jsonl"):
         assert train_ppo_ray.main([*given, str(tmp_path / name)]) == 2
         assert "cli.train_ppo_ray: error: --data.prompt_dataset" in capsys.readouterr().err
+    (tmp_path / "empty.jsonl").write_text('{"question": "2+2?", "answer": ""}\n')
+    assert train_ppo_ray.main([*given, str(tmp_path / "empty.jsonl")]) == 2
+    assert "(no_answer 1; the first: " in capsys.readouterr().err
+    assert train_ppo_ray.main([*given, str(rows), "--data.apply_chat_template"]) == 2
+    assert "--data.apply_chat_template: the tokenizer has no chat template" in capsys.readouterr().err
     evaluation = ["--eval.dataset", str(tmp_path / "none.jsonl"), "--eval.steps", "1"]
     assert train_ppo_ray.main([*given, str(rows), *evaluation]) == 2
     assert "--eval.dataset" in capsys.readouterr().err
