@@ -130,6 +130,7 @@ def cluster_gpus(address: str) -> list[tuple[str, int]]:
     Raises ConfigError if it does not answer.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    say(f"asking the Ray at {address} for its GPUs")  # one that does not answer is waited for
     import ray
 
     try:

@@ -65,8 +65,6 @@ def _modes(args) -> Iterator[str]:
             f"--rollout.vllm_generate_batch_size {generate} is above --rollout.batch_size {batch}: that needs"
             " --train.async_enable; lower it or leave it out"
         )
-    if args.train.partial_rollout_enable and not args.train.async_enable:
-        yield "--train.partial_rollout_enable needs --train.async_enable"
     if args.orz.batch_invariant and args.orz.device == "cpu":
         yield "--orz.batch_invariant needs vLLM's kernels for GPUs, H100 and later: leave it out with --orz.device cpu"
     if args.orz.fp32_head and args.orz.batch_invariant:

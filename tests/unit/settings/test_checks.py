@@ -60,7 +60,10 @@ def message(capsys, flags: str) -> str:
         (f"{KL} --algo.kl.use_loss --algo.kl.estimator k1", "has a gradient of mean 0"),
         ("--algo.kl.unbiased_gradient", "--algo.kl.unbiased_gradient (only with"),
         ("--critic.freezing_steps 2 --algo.advantage.estimator reinforce", "--critic.freezing_steps (only with"),
-        ("--train.partial_rollout_enable", "--train.partial_rollout_enable needs --train.async_enable"),
+        (
+            "--train.partial_rollout_enable",
+            "--train.partial_rollout_enable (only with `--train.async_enable`, refused",
+        ),
         ("--actor.aux_loss_coef 0.1", "only without a critic"),
         ("--actor.optim muon", "--actor.optim muon needs --actor.max_norm 0"),
         ("--critic.optim muon", "--critic.optim muon needs --critic.max_norm 0"),
