@@ -66,7 +66,10 @@ def test_the_switch_follows_the_flag(monkeypatch):
 
 
 def test_what_unpickles_is_known():
-    """rollout/sync/transport.py opens handles to GPU memory that this run's own ranks have made."""
+    """rollout/sync/transport.py opens handles to GPU memory that this run's own ranks have made.
+
+    runtime/universal.py reads what DeepSpeed has converted of a checkpoint to resume from, which is trusted.
+    """
     found = {
         (file, name)
         for file, name, call in calls(ROOT / "openrlhf_orz")
@@ -78,6 +81,7 @@ def test_what_unpickles_is_known():
     # own_code.py what the user's own flags name
     assert found <= {
         ("rollout/sync/transport.py", "pickle.loads"),
+        ("runtime/universal.py", "torch.load"),
         ("data/curate/config.py", "importlib.import_module"),
         ("runtime/fork_server.py", "importlib.import_module"),
         ("settings/own_code.py", "importlib.import_module"),
