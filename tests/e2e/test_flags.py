@@ -138,7 +138,9 @@ def test_the_critics_flags_together_in_a_critic_of_half_the_width(tmp_path):
     )
     assert [m["policy_updates"] for m in metrics] == [0, 1, 1] and all(m["critic_updates"] == 6 for m in metrics)
     assert all("explained_variance_minibatch_06" in m and 0 < m["value_mean"] < 1 for m in metrics)
-    assert all(0 <= m["lambda_policy"] < 0.5 and m["baseline_critic"] in (0, 1) for m in metrics)
+    assert all(
+        m["baseline_critic"] == ("lambda_policy" in m) and 0 <= m.get("lambda_policy", 0) < 0.5 for m in metrics
+    )
     assert metrics[0]["value_mean"] == pytest.approx(0.3, abs=0.2), "the head begins near the base rate"
     assert any(m["positive_nll"] > 0 for m in metrics[1:])
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts" / "step_2.jsonl").read_text().splitlines()]
