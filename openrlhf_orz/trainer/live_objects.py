@@ -30,6 +30,31 @@ def link_states(engine) -> None:
         engine.optimizer._link_all_hp_params()
 
 
+def hold_settings(optimizer, scheduler, settings: dict) -> None:
+    """Let ``settings`` of an optimizer hold after a checkpoint has brought its own, as --orz.allow_changed_flags says.
+
+    DeepSpeed loads an optimizer's groups and its scheduler's rates as they were saved (runtime/engine.py:4664). Not
+    needed once it leaves those of its configuration.
+
+    Args:
+        optimizer: PyTorch's, or DeepSpeed's around it. Moments stay, and so does the step of ``scheduler``.
+        settings: lr, betas, eps, weight_decay; with Muon muon_lr, adam_lr and momentum, too.
+    """
+    groups = optimizer.param_groups
+    # norms and biases never are, but by Muon, whose two groups have one number
+    decayed = [g for g in groups if g["weight_decay"]] or [g for g in groups if "use_muon" in g] or groups[:1]
+    rates = [settings.get("muon_lr" if group.get("use_muon") else "adam_lr", settings["lr"]) for group in groups]
+    for group, rate, multiple in zip(groups, rates, scheduler.lr_lambdas):
+        for name in ("betas", "eps", "momentum"):
+            if name in group and name in settings:
+                group[name] = type(group[name])(settings[name]) if name == "betas" else settings[name]
+        if any(group is one for one in decayed):
+            group["weight_decay"] = settings["weight_decay"]
+        group["initial_lr"], group["lr"] = rate, rate * multiple(scheduler.last_epoch)
+    scheduler.base_lrs = rates
+    scheduler._last_lr = [group["lr"] for group in groups]
+
+
 def skip_reduction(engine) -> None:
     """Spare a lone rank the reduction of its gradients, which DeepSpeed copies into a buffer and back.
 

@@ -20,7 +20,7 @@ from openrlhf_orz.runtime.memory import MemoryByPhase
 from openrlhf_orz.runtime.nodes import require_shared
 from openrlhf_orz.runtime.private import require_private
 from openrlhf_orz.runtime.processes import ProcessRecord
-from openrlhf_orz.trainer.live_objects import link_states
+from openrlhf_orz.trainer.live_objects import hold_settings, link_states
 
 
 def meet_by_file(actor, args) -> None:
@@ -59,27 +59,6 @@ def restore_random_states(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if "device" in state:
         get_accelerator().set_rng_state(state["device"])
-
-
-def hold_settings(optimizer, scheduler, settings: dict) -> None:
-    """Let ``settings`` of an optimizer hold after a checkpoint has brought its own, as --orz.allow_changed_flags says.
-
-    Args:
-        optimizer: PyTorch's, or DeepSpeed's around it. Moments stay, and so does the step of ``scheduler``.
-        settings: lr, betas, eps, weight_decay; with Muon muon_lr, adam_lr and momentum, too.
-    """
-    groups = optimizer.param_groups
-    decayed = [group for group in groups if group["weight_decay"]] or groups[:1]  # norms and biases never are
-    rates = [settings.get("muon_lr" if group.get("use_muon") else "adam_lr", settings["lr"]) for group in groups]
-    for group, rate, multiple in zip(groups, rates, scheduler.lr_lambdas):
-        for name in ("betas", "eps", "momentum"):
-            if name in group and name in settings:
-                group[name] = type(group[name])(settings[name]) if name == "betas" else settings[name]
-        if any(group is one for one in decayed):
-            group["weight_decay"] = settings["weight_decay"]
-        group["initial_lr"], group["lr"] = rate, rate * multiple(scheduler.last_epoch)
-    scheduler.base_lrs = rates
-    scheduler._last_lr = [group["lr"] for group in groups]
 
 
 class Rank:

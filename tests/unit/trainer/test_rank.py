@@ -14,7 +14,8 @@ pytest.importorskip("openrlhf")
 from glue import make_args
 
 from openrlhf_orz.trainer import rank as module
-from openrlhf_orz.trainer.rank import Rank, capture_random_states, hold_settings, meet_by_file, restore_random_states
+from openrlhf_orz.trainer.live_objects import hold_settings
+from openrlhf_orz.trainer.rank import Rank, capture_random_states, meet_by_file, restore_random_states
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +74,13 @@ def test_the_rates_of_a_resumed_run_are_those_of_its_flags():
 
 def test_muon_and_its_adam_have_rates_of_their_own():
     engine = trained(2e-4)
-    engine.optimizer.param_groups[0] |= {"use_muon": True, "momentum": 0.9}
-    settings = dict(lr=2e-2, muon_lr=2e-2, adam_lr=1e-4, momentum=0.8, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0)
+    muon, adam = engine.optimizer.param_groups
+    muon |= {"use_muon": True, "momentum": 0.9, "weight_decay": 0.0}
+    adam |= {"use_muon": False}
+    settings = dict(lr=2e-2, muon_lr=2e-2, adam_lr=1e-4, momentum=0.8, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1)
     hold_settings(engine.optimizer, engine.lr_scheduler, settings)
-    assert engine.lr_scheduler.base_lrs == [2e-2, 1e-4] and engine.optimizer.param_groups[0]["momentum"] == 0.8
+    assert engine.lr_scheduler.base_lrs == [2e-2, 1e-4] and muon["momentum"] == 0.8
+    assert muon["weight_decay"] == adam["weight_decay"] == 0.1, "DeepSpeed gives both the same"
 
 
 def test_a_checkpoint_brings_back_step_rollouts_and_random_states(tmp_path):
