@@ -55,8 +55,8 @@ def pass_rate_sampler(options: PassRate, questions: int = 0, log: Callable[[str]
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM's own choice leaves one core idle
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # vLLM's own is bfloat16, which is emulated on many a CPU: 2 questions a minute there, instead of as many a second
-    dtype = default_dtype(detect_device()) if options.dtype == "auto" else options.dtype
+    # vLLM's own on a CPU is bfloat16 even for a float32 model, and many a CPU emulates it
+    dtype = default_dtype("cpu") if options.dtype == "auto" and detect_device() == "cpu" else options.dtype
     try:
         from vllm import LLM
 

@@ -161,6 +161,14 @@ def test_pass_rates_count_right_answers_that_ended(vllm, monkeypatch):
     assert not hasattr(params, "seed")
 
 
+def test_on_a_gpu_pass_rates_are_taken_in_the_models_dtype(vllm, monkeypatch):
+    asked = {}
+    vllm.LLM = lambda model, **given: asked.update(given)
+    monkeypatch.setattr(pass_rates, "detect_device", lambda: "cuda")
+    pass_rate_sampler(PassRate(model="M"))
+    assert asked["dtype"] == "auto"
+
+
 def test_a_model_that_does_not_load(vllm):
     def fail(*args, **given):
         raise RuntimeError("no such model")
