@@ -87,8 +87,8 @@ def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):
     left = run.folders()
     for name in ("OrzRolloutActor", "OrzPolicyModelActor", "OrzCriticModelActor", "OrzPPOTrainer"):
         assert "openrlhf_orz.runtime.fork_server" in run.named(name)[0].parent().cmdline(), "nothing is imported twice"
-    run.kill_tree()
     assert len(left) == 2 and all(map(os.path.isdir, left))
+    run.kill_tree()
 
     # the newest checkpoint is damaged: the one before it is taken, and the steps since are made again
     saved = sorted((run_dir / "checkpoints").glob("global_step*"), key=lambda path: int(path.name[11:]))

@@ -49,6 +49,12 @@ def ask(executable, script, cwd, **env):
     return json.loads(run.stdout)
 
 
+def the_server() -> psutil.Process:
+    """Among the children of pytest, which may have others: multiprocessing's of an earlier test."""
+    (found,) = (child for child in psutil.Process().children() if "runtime.fork_server" in " ".join(child.cmdline()))
+    return found
+
+
 def test_a_fork_is_as_a_python_of_its_own_that_has_the_modules(tmp_path, script, monkeypatch):
     monkeypatch.setenv("OF_THE_SERVER", "1")
     (tmp_path / "reader.py").write_text("import os; THREADS = os.environ['THREADS']")
@@ -56,8 +62,7 @@ def test_a_fork_is_as_a_python_of_its_own_that_has_the_modules(tmp_path, script,
     with fork_server(str(tmp_path), env, ["colorsys", "reader"]) as executable:
         seen = ask(executable, script, tmp_path, LC_CTYPE="C.UTF-8", PATH=os.environ["PATH"])
         again = ask(executable, script, tmp_path, MALLOC_MMAP_MAX_="0", PATH=os.environ["PATH"])
-        server = psutil.Process().children()[-1]
-        assert "fork_server" in " ".join(server.cmdline())
+        server = the_server()
         end = time.monotonic() + 20
         while server.children() and time.monotonic() < end:
             time.sleep(0.05)
@@ -79,7 +84,7 @@ def test_a_client_that_dies_leaves_no_fork(tmp_path, script):
         client.connect(str(tmp_path / "fork"))
         socket.send_fds(client, [struct.pack("!I", 1000)], [0, 1, 2])
         client.sendall(b"{")
-        server = psutil.Process().children()[-1]
+        server = the_server()
         end = time.monotonic() + 20
         while not server.children() and time.monotonic() < end:
             time.sleep(0.05)
@@ -93,7 +98,7 @@ def test_a_client_that_dies_leaves_no_fork(tmp_path, script):
 
 def test_without_a_server_the_client_is_an_ordinary_python(tmp_path, script):
     with fork_server(str(tmp_path), {}, ["colorsys"]) as executable:
-        server = psutil.Process().children()[-1]
+        server = the_server()
         server.kill()
         server.wait()
         seen = ask(executable, script, tmp_path, PATH=os.environ["PATH"], MALLOC_MMAP_MAX_="0")
