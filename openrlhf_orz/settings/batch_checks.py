@@ -246,6 +246,11 @@ def _colocation(args) -> Iterator[str]:
             f" --critic.num_nodes x --critic.num_gpus_per_node, now {critic_ranks}, must equal --actor.num_nodes x"
             f" --actor.num_gpus_per_node, {ranks}"
         )
+    elif args.critic.model_name_or_path and ranks % critic_ranks:  # each takes the samples of as many policy ranks
+        yield (
+            f"--critic.num_nodes x --critic.num_gpus_per_node, {critic_ranks} ranks, must divide --actor.num_nodes x"
+            f" --actor.num_gpus_per_node, {ranks}: the critic's ranks share the policy's samples"
+        )
     if args.orz.check_sync and args.vllm.enable_sleep:
         yield (
             "--orz.check_sync asks the engines right after a sync, when --vllm.enable_sleep has their cache asleep:"

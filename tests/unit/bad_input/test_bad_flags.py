@@ -89,6 +89,10 @@ FLAGS = [
         "--actor.num_gpus_per_node 2 --critic.num_gpus_per_node 1",
         ["--train.colocate_all", "--critic.num_gpus_per_node"],
     ),
+    (
+        "--orz.device cuda --actor.num_gpus_per_node 3 --critic.num_gpus_per_node 2",
+        ["--critic.num_gpus_per_node, 2 ranks", "must divide", "--actor.num_gpus_per_node, 3"],
+    ),
     ("--vllm.num_engines 3", ["--vllm.num_engines", "--actor.num_gpus_per_node"]),
     ("--orz.batch_invariant", ["--orz.batch_invariant", "H100", "--orz.device cpu"]),
     ("--ds.enable_sleep --ds.zero_stage 0 --orz.device cuda", ["--ds.enable_sleep", "--ds.zero_stage 3"]),

@@ -77,7 +77,7 @@ def test_flags_win(flags):
 
 
 def test_models_on_gpus_of_their_own_are_left_alone():
-    before = make("--critic.num_gpus_per_node", 8, "--actor.num_gpus_per_node", 2, "--vllm.gpu_memory_utilization=0.5")
+    before = make("--critic.num_gpus_per_node", 2, "--actor.num_gpus_per_node", 8, "--vllm.gpu_memory_utilization=0.5")
     after = choose_layout(before, set())
     limits = {"orz.max_num_seqs": after.args.orz.max_num_seqs}
     assert limits["orz.max_num_seqs"] < before.args.orz.max_num_seqs

@@ -34,6 +34,7 @@ def message(capsys, flags: str) -> str:
             "--train.colocate_all --train.async_enable --critic.num_nodes 2",
             "--critic.num_gpus_per_node, now 16, must equal",
         ),
+        ("--critic.num_nodes 2", "16 ranks, must divide --actor.num_nodes x"),
         ("--train.colocate_all --vllm.num_engines 4", "--vllm.tensor_parallel_size, now 4, must equal"),
         ("--train.colocate_all --orz.check_sync --vllm.enable_sleep", "--vllm.enable_sleep has their cache asleep"),
         ("--algo.kl.init_coef 0.1 --train.colocate_all --ref.num_nodes 2", "give --ref.num_nodes 1"),
@@ -96,7 +97,7 @@ def test_refused(capsys, flags, named):
         f"{SMALL} --orz.critic_updates 3 --algo.advantage.estimator group_norm",  # no critic
         "--train.colocate_all --train.async_enable --vllm.num_engines 4",
         "--train.colocate_all --critic.num_nodes 2 --algo.advantage.estimator reinforce",
-        "--critic.num_nodes 2",
+        "--actor.num_nodes 2 --critic.num_nodes 1",
         "--orz.check_sync --vllm.enable_sleep",  # OpenRLHF lets no engine sleep that has its own GPU
         "--algo.kl.init_coef 0.1 --ref.num_nodes 2",
         "--train.colocate_all --ref.num_nodes 2",
