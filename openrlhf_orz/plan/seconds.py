@@ -15,6 +15,7 @@ from openrlhf_orz.plan.hardware import Hardware
 from openrlhf_orz.plan.layout import Batches, Lengths, devices, places
 from openrlhf_orz.plan.memory import VLLMS_SEQS, VLLMS_TOKENS
 from openrlhf_orz.plan.shapes import Shape
+from openrlhf_orz.settings.critic_checks import critic_beside, takes_early_values
 from openrlhf_orz.settings.skip_plan import skip_plan
 
 
@@ -146,8 +147,10 @@ def generation_seconds(
     lengths: Lengths,
     rates: Rates,
     cache_tokens: float,
-) -> tuple[float, str]:
-    """Seconds of generation and what bounds it: an engine's share at full concurrency, then the longest response.
+) -> tuple[float, str, float]:
+    """Seconds of generation, what bounds it, and the seconds of its end, in which few are left to be generated.
+
+    An engine's share at full concurrency, then the longest response.
 
     Prompts are computed in steps of --orz.max_num_batched_tokens, each of which reads the weights.
     """
@@ -175,7 +178,7 @@ def generation_seconds(
     begun = (steps - lengths.response) / 2  # the longest, on average, where responses wait for room
     tail = max(0.0, begun + lengths.longest_response - steps) * decoding_step(1)
     words = f"{active} requests at once for {bulk:.0f} s, then the longest response for {tail:.0f} s"
-    return bulk + tail + prefill, words
+    return bulk + tail + prefill, words, tail
 
 
 def _gather_seconds(args: SimpleNamespace, parameters: float, ranks: int, hardware: Hardware) -> float:
@@ -276,20 +279,29 @@ def step_seconds(
     ``cache_tokens``: what an engine's KV cache holds.
     """
     found, bound = {}, {}
-    found["generation"], bound["generation"] = generation_seconds(
+    found["generation"], bound["generation"], tail = generation_seconds(
         args, policy, hardware, cut, lengths, rates, cache_tokens
     )
     passes = _passes(args, policy, critic, hardware, cut, done, rates)
     bound |= {name: reason for name, (_, reason) in passes.items()}
     found |= {name: taken for name, (taken, _) in passes.items() if "training" not in name}
     training = {name: taken for name, (taken, _) in passes.items() if "training" in name}
-    if len(training) == 2 and "critic" in places(args):  # at the same time, on separate GPUs
+    weights = policy.policy_parameters() * ITEMSIZE[args.ds.param_dtype]
+    found["weight sync"] = weights / (hardware.host_link if hardware.nodes == 1 else hardware.network)
+    if len(training) == 2 and critic_beside(args):  # it must have ended when the next rollout's values are taken
+        found["policy training"] = training["policy training"]
+        left = max(0.0, training["critic training"] - found["policy training"] - found["weight sync"])
+        found["waiting for the critic"] = max(0.0, left - found["generation"])
+        bound["waiting for the critic"] = f"{training['critic training']:.0f} s beside the policy and the next rollout"
+        if "values" in found and takes_early_values(args):  # a prompt's responses are there when its longest is
+            early = min(found["values"], max(0.0, min(tail, found["generation"] - left)))
+            found["values"] -= early
+            bound["values"] = f"{early:.0f} s more while the last responses are generated"
+    elif len(training) == 2 and "critic" in places(args):  # at the same time, on separate GPUs
         name = max(training, key=lambda name: training[name])
         found["training"], bound["training"] = training[name], f"{name}, the other one beside it"
     else:
         found |= training
-    weights = policy.policy_parameters() * ITEMSIZE[args.ds.param_dtype]
-    found["weight sync"] = weights / (hardware.host_link if hardware.nodes == 1 else hardware.network)
     bound["weight sync"] = "one copy of the weights over the slowest link"
     moved = _sleep_bytes(args, policy, critic)
     if moved:

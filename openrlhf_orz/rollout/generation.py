@@ -7,7 +7,7 @@ numbered and sent, responses are awaited, lost ones are asked for again, and dea
 import functools
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -95,6 +95,9 @@ class OrzSamplesGenerator(SamplesGenerator):
         self.faults = self.engines.faults
         self.training_prompts = Numbering("train")
         self.rollouts = 0  # that were begun
+        self.first = 0  # number of the rollout's first prompt
+        # called with this, the prompt's number and its responses while others are still generated
+        self.on_responses: Callable[[int, int, list[Experience]], None] = lambda *given: None
         self.sending: Iterator[Sent] = iter(())  # the prompts that OpenRLHF is about to send, in their order
         self.answered = False  # whether an engine has ever answered
         self.countdown = Countdown(self.args.orz.run_dir)
@@ -132,6 +135,7 @@ class OrzSamplesGenerator(SamplesGenerator):
             self.rollouts += 1
             numbering = self.training_prompts
             numbering.next = getattr(self.prompts_dataloader, "drawn", numbering.next)
+            self.first = numbering.next
         return super()._generate_vllm(*args, numbering=numbering, **kwargs)
 
     # ---- engines that sleep while the trainers train (--vllm.enable_sleep)
@@ -217,6 +221,8 @@ class OrzSamplesGenerator(SamplesGenerator):
             # at once, while others are still being generated: all GPUs would wait for it at the end
             kwargs = self.sent[ref].generate_kwargs
             self.ready[ref] = [self._process_response_into_experience(response, **kwargs) for response in responses]
+            if self.sent[ref].kind == "train":
+                self.on_responses(self.first, self.sent[ref].number, self.ready[ref])
         pending_refs = self._redo_overdue(pending_refs)
         self.countdown.add(len(ready_refs), len(pending_refs))
         if self.args.algo.dynamic_filtering_enable:  # a prompt that is filtered out is replaced at once

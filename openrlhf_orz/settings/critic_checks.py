@@ -16,6 +16,8 @@ def critic_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
     yield from _baseline(args)
     yield from _frozen(args)
     yield from _value_loss(args, explicit)
+    if args.orz.critic_beside == "always" and (problem := _beside_problem(args)):
+        yield f"--orz.critic_beside always {problem}"
 
 
 def _lambda(args) -> Iterator[str]:
@@ -42,6 +44,36 @@ def _frozen(args) -> Iterator[str]:
         yield f"--orz.freeze_critic {what} is none of none, attention, embeddings, layers:N with N at least 1"
     if what != "none" and args.ds.lora.rank > 0:
         yield f"--orz.freeze_critic {what}: with --ds.lora.rank only adapters and the value head train. Leave one out"
+
+
+def _beside_problem(args) -> str | None:
+    if args.orz.device == "cuda" and args.train.colocate_all and not args.train.async_enable:
+        return "needs GPUs of the critic's own: give --critic.num_gpus_per_node without --train.colocate_all"
+    if args.ds.enable_sleep:
+        return "needs a critic that stays in memory: leave --ds.enable_sleep out"
+    if args.train.async_enable:
+        return "has no effect with --train.async_enable, which generates all the time: leave it out"
+    if args.orz.cross_fit_values:
+        return "cannot be with --orz.cross_fit_values, whose policy waits for the critic: leave one of them out"
+    return None
+
+
+def critic_beside(args: SimpleNamespace) -> bool:
+    """Whether the critic's training may last until the next rollout is there (``--orz.critic_beside``)."""
+    if not args.critic.model_name_or_path or args.orz.critic_beside == "never":
+        return False
+    alone = args.orz.critic_beside == "always" or not args.train.colocate_all
+    return alone and _beside_problem(args) is None
+
+
+def takes_early_values(args: SimpleNamespace) -> bool:
+    """Whether the critic takes values while a rollout is generated.
+
+    Not where responses may wait for a later step's critic, or batches are OpenRLHF's.
+    """
+    own_batches = args.orz.fixed_micro_batches or args.ds.packing_samples
+    waits = args.algo.dynamic_filtering_enable or args.orz.replay is not None
+    return critic_beside(args) and own_batches and not waits
 
 
 def returns_range(args: SimpleNamespace) -> tuple[float, float]:

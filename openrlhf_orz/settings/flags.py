@@ -209,6 +209,15 @@ ORZ_FLAGS = (
         effect=CRITIC.or_refused(),
     ),
     Flag(
+        "orz.critic_beside",
+        FREE,
+        "auto",
+        "auto: where the critic has GPUs of its own it trains on and takes values while the next rollout is generated,"
+        " which needs the new policy alone; always; never",
+        choices=("auto", "always", "never"),
+        effect=CRITIC.or_refused(),
+    ),
+    Flag(
         "orz.share_prefixes",
         FREE,
         "auto",

@@ -7,6 +7,8 @@ checkpointing 4F.
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from openrlhf_orz.settings.critic_checks import critic_beside
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -89,7 +91,10 @@ def describe_forwards(args: SimpleNamespace) -> str:
         f"[orz] forward for {forward.name}: {'runs' if forward.runs else 'skipped'} ({forward.reason})"
         for forward in skip_plan(args)
     ]
-    return "\n".join([*lines, f"[orz] a step costs {cost(args)} forwards over its rollout, training included"])
+    lines.append(f"[orz] a step costs {cost(args)} forwards over its rollout, training included")
+    if critic_beside(args):
+        lines.append("[orz] the critic works on while the next rollout is generated (--orz.critic_beside)")
+    return "\n".join(lines)
 
 
 def describe_attention(args: SimpleNamespace) -> str:

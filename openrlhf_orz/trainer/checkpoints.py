@@ -16,7 +16,14 @@ from openrlhf.utils.logging_utils import init_logger
 from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.runtime.console import tell_stage
 from openrlhf_orz.runtime.run_dir import RunDir, stack_versions
-from openrlhf_orz.runtime.stopping import SHORTEST_STOP_S, Stopped, StopRequested, last_seconds, stop_if_asked
+from openrlhf_orz.runtime.stopping import (
+    SHORTEST_STOP_S,
+    Stopped,
+    StopRequested,
+    last_seconds,
+    stop_if_asked,
+    stop_mark,
+)
 from openrlhf_orz.runtime.watchdog import phase_limit
 from openrlhf_orz.trainer.rank import capture_random_states, restore_random_states
 
@@ -92,11 +99,22 @@ class TrainerCheckpoints:
 
     # ---- saving
 
+    def due(self, step: int) -> bool:
+        """Whether ``--ckpt.save_steps`` asks for a checkpoint of this step."""
+        return self.args.run.save_steps >= 1 and step % self.args.run.save_steps == 0
+
+    def nothing_due(self, step: int, client_states: dict) -> bool:
+        """Whether a step needs no ``after_step``: no checkpoint, no stop, and a rollout of the episode is to come."""
+        if self.due(step) or self.rollouts.exhausted or stop_mark(self.args).exists():
+            return False
+        self.last_states = dict(client_states)
+        return True
+
     def after_step(self, step: int, client_states: dict) -> None:
         """Save if it is time; raise Stopped if the run was asked to stop."""
         self.last_states = dict(client_states)
         self.warn_of_stop()
-        if self.args.run.save_steps >= 1 and step % self.args.run.save_steps == 0:
+        if self.due(step):
             tell_stage(self.run_dir.path, f"writing the checkpoint of step {step}")
             begin = time.monotonic()
             self.save(f"global_step{step}")

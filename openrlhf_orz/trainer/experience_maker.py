@@ -14,6 +14,7 @@ from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, 
 from openrlhf_orz.algo.token_stats import explained_variance
 from openrlhf_orz.runtime.cores import cores
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
+from openrlhf_orz.trainer.critic_beside import EarlyValues
 
 logger = init_logger(__name__)
 
@@ -23,15 +24,21 @@ COPIES = 8  # threads that copy samples into batches; more would wait for memory
 class OrzExperienceMaker(RemoteExperienceMaker):
     """OpenRLHF's experience maker with our batches, advantages and skipped forwards."""
 
+    early_values: EarlyValues | None = None  # where the critic works beside generation
     notes: dict[str, float] = {}  # metrics of the step's advantages, where flags change how they are made
 
     def split_rollout_samples(self, rollout_samples):
         """Batches for the forwards: packs of neighbours by prompt, or of --rollout.micro_batch_size samples."""
-        args = self.args
-        if not args.orz.fixed_micro_batches and not args.ds.packing_samples:
+        if not self.args.orz.fixed_micro_batches and not self.args.ds.packing_samples:
             return super().split_rollout_samples(rollout_samples)
         for i, sample in enumerate(rollout_samples):
             sample.index = [i]
+        self.rollout = rollout_samples
+        return self.join_samples(rollout_samples, self.cut(rollout_samples))
+
+    def cut(self, rollout_samples: list[Experience]) -> list[list[int]]:
+        """The places of the samples of each batch; every rank gets as many batches."""
+        args = self.args
         lengths = [int(sample.total_length) for sample in rollout_samples]
         together = args.ds.ring_attn_size * args.ds.tensor_parallel_size
         ranks = args.actor.num_nodes * args.actor.num_gpus_per_node // together
@@ -44,17 +51,18 @@ class OrzExperienceMaker(RemoteExperienceMaker):
 
         if args.orz.fixed_micro_batches:
             count = for_every_rank(-(-len(lengths) // args.rollout.micro_batch_size))
-            parts = cut_mini_batches(len(lengths), count)
-        else:
-            keys = [sharing_key(x.sequences[0][:n], int(x.response_length)) for x, n in zip(rollout_samples, lengths)]
-            count = for_every_rank(count_micro_batches(lengths, args.rollout.max_tokens_per_gpu * together, keys))
-            parts = cut_micro_batches(lengths, count, keys)
+            return cut_mini_batches(len(lengths), count)
+        keys = [sharing_key(x.sequences[0][:n], int(x.response_length)) for x, n in zip(rollout_samples, lengths)]
+        count = for_every_rank(count_micro_batches(lengths, args.rollout.max_tokens_per_gpu * together, keys))
+        return cut_micro_batches(lengths, count, keys)
+
+    def join_samples(self, samples: list[Experience], parts: list[list[int]]) -> list[Experience]:
+        """A batch of each part's samples, padded on the right."""
         pad_token = self.tokenizer.pad_token_id
-        return side_by_side(
-            lambda part: Experience.concat_experiences([rollout_samples[i] for i in part], pad_token), parts
-        )
+        return side_by_side(lambda part: Experience.concat_experiences([samples[i] for i in part], pad_token), parts)
 
     def make_experience(self, samples_list):
+        self.batches = samples_list
         experiences = super().make_experience(samples_list)
         for experience in experiences:
             for key in ("kl", "logprobs_diff"):  # a mean over no tokens, of an empty response, is not a number
@@ -120,6 +128,8 @@ class OrzExperienceMaker(RemoteExperienceMaker):
             return [ray.put([torch.zeros(mask.shape) for mask in kwargs["action_mask"]])]
         if group is self.critic_model_group and self.args.orz.cross_fit_values:
             return [ray.put([None] * len(kwargs["action_mask"]))]
+        if group is self.critic_model_group and self.early_values is not None:
+            return [ray.put(self.early_values.take(self.rollout, self.batches))]
         return super()._dispatch_forward(group, sync_condition, **kwargs)
 
     def get_advantages_and_returns(

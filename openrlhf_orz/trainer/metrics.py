@@ -131,6 +131,7 @@ RENAMED = {
     "timing/make_experience": "seconds_experience",
     "timing/ppo_train": "seconds_training",
     "timing/broadcast": "seconds_sync",
+    "timing/critic_wait": "seconds_critic_wait",
     "timing/step_total": "seconds_step",
     "values": "value_mean",
 }

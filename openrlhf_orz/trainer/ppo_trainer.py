@@ -9,7 +9,8 @@
         balance_experiences             a share of the samples for each rank
         ppo_train                       critic and policy steps (trainer/critic.py, trainer/actor.py)
         broadcast_to_vllm               the weights' way to the engines (rollout/sync)
-      save_logs_and_checkpoints       the step's line of metrics.jsonl, logs, checkpoint
+      save_logs_and_checkpoints       the step's line of metrics.jsonl, logs, checkpoint; where the critic trains on
+                                      (trainer/critic_beside.py) the line is written when it is done
       evaluate, save_best_checkpoint  every --eval.steps
 
 docs/architecture.md says why each of them is not OpenRLHF's. The asynchronous trainer, at the end, runs the same steps
@@ -39,8 +40,10 @@ from openrlhf_orz.runtime.memory import memory_metrics
 from openrlhf_orz.runtime.run_dir import RunDir, TolerantLogger
 from openrlhf_orz.runtime.stopping import StopRequested, training_mark
 from openrlhf_orz.runtime.watchdog import phase_limit, start_heartbeat
+from openrlhf_orz.settings.critic_checks import critic_beside, takes_early_values
 from openrlhf_orz.settings.finished import policy_steps
 from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
+from openrlhf_orz.trainer.critic_beside import CriticBeside, EarlyValues
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, side_by_side, with_tokens
 from openrlhf_orz.trainer.metrics import StepMetrics, as_numbers, rank_metrics
 from openrlhf_orz.trainer.rollout_rows import rollout_row, spread_places, token_numbers
@@ -83,6 +86,7 @@ class OrzTrainer(BasePPOTrainer):
             self.rollouts(),
             self.best_metric,
         )
+        self.critic_beside = CriticBeside()
         config = AutoConfig.from_pretrained(
             self.args.actor.model_name_or_path, trust_remote_code=self.args.orz.trust_remote_code
         )
@@ -103,8 +107,10 @@ class OrzTrainer(BasePPOTrainer):
         training_mark(self.args).touch()
         try:
             super().fit(*args, **kwargs)
+            self.finish_critic()
             self.checkpoints.save_models()
         except StopRequested:
+            self.finish_critic()
             raise self.checkpoints.stopped() from None
         finally:
             training_mark(self.args).unlink(missing_ok=True)
@@ -126,6 +132,7 @@ class OrzTrainer(BasePPOTrainer):
     # ---- a step, in its order
 
     def train_step(self, rollout_samples, global_step):
+        self.finish_critic()
         if self.args.orz.check_sync:
             self.sync_check.keep(rollout_samples)
         fill_log_probs(rollout_samples)
@@ -155,6 +162,8 @@ class OrzTrainer(BasePPOTrainer):
         stats = super()._compute_rollout_stats(experiences)
         self.metrics.note_trained(experiences, self.args)
         self.metrics.add(self.experience_maker.notes)
+        if self.experience_maker.early_values is not None:
+            self.metrics.add(values_early=self.experience_maker.early_values.share)
         self.token_numbers = self._chosen_numbers(experiences)
         mask = torch.cat([e.action_mask.flatten() for e in experiences])
         returns = torch.cat([e.returns.flatten() for e in experiences])
@@ -184,7 +193,11 @@ class OrzTrainer(BasePPOTrainer):
     def ppo_train(self, global_steps):
         if self.args.orz.cross_fit_values and self.critic_model_group is not None:
             return self.cross_fit_train(global_steps)
-        status = super().ppo_train(global_steps)
+        if critic_beside(self.args):
+            with self.critic_beside.fit(self):
+                status = super().ppo_train(global_steps)
+        else:
+            status = super().ppo_train(global_steps)
         if global_steps < self.args.critic.freezing_steps:
             # the policy does not train yet: its rollout must not pile up
             ray.get(self.actor_model_group.async_run_method(method_name="drop_buffer"))
@@ -219,17 +232,32 @@ class OrzTrainer(BasePPOTrainer):
     # ---- after a step
 
     def save_logs_and_checkpoints(self, global_step, logs_dict=None, client_states=None):
+        logs_dict, client_states = logs_dict or {}, client_states or {}
         self.metrics.add(
             {**self.checkpoints.all_faults(), **self.checkpoints.take_seconds()},
             restarts=self.args.run.restarts,
             writes_failed=self.run_dir.failures,
         )
-        record = self.metrics.record(global_step, logs_dict or {}, self.args.algo.kl.init_coef > 0)
+        self.critic_beside.then(logs_dict, lambda: self.write_logs(global_step, logs_dict, client_states))
+        if self.critic_beside.lasts and self.checkpoints.nothing_due(global_step, client_states):
+            return  # the next step, or the end, waits for the critic
+        self.finish_critic()
+        self.checkpoints.after_step(global_step, client_states)
+
+    def finish_critic(self) -> None:
+        """Wait for the critic where it still trains on the last step's rollout, and write that step's line."""
+        if not self.critic_beside.due:
+            return
+        with phase_limit(self.args.orz.training_timeout_s, "training", "training_timeout_s", self.logs):
+            self.critic_beside.finish()
+
+    def write_logs(self, global_step: int, logs_dict: dict, client_states: dict) -> None:
+        """A step's line of metrics.jsonl, and what OpenRLHF logs of it."""
+        record = self.metrics.record(global_step, logs_dict, self.args.algo.kl.init_coef > 0)
         self.run_dir.append("metrics.jsonl", {**record, "time": time.time()})
         logs = {key: value for key, value in record.items() if value is not None and key != "step"}
-        logs["generated_samples"] = (logs_dict or {}).get("generated_samples")
+        logs["generated_samples"] = logs_dict.get("generated_samples")
         super().save_logs_and_checkpoints(global_step, logs, client_states)
-        self.checkpoints.after_step(global_step, client_states or {})
 
     def save_best_checkpoint(self, eval_metrics, global_step, client_states=None):
         save = super().save_best_checkpoint
@@ -255,6 +283,9 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.samples_generator.engines.set_sync(self.sync_engine)
+        if takes_early_values(self.args):
+            self.experience_maker.early_values = EarlyValues(self.experience_maker)
+            self.samples_generator.on_responses = self.experience_maker.early_values.add
 
     def rollouts(self):
         return DrawnRollouts(self.samples_generator, self.prompts_dataloader)

@@ -46,13 +46,13 @@ def rollouts(run_dir, steps):
     return [[{k: row[k] for k in ("prompt", "response", "reward", "verdict")} for row in step] for step in rows]
 
 
-def same(ours: list[dict], theirs: list[dict]) -> None:
+def same(ours: list[dict], theirs: list[dict], near_zero: float = 1e-7) -> None:
     assert [m["step"] for m in ours] == [m["step"] for m in theirs] == list(range(1, len(ours) + 1))
     for a, b in zip(ours, theirs):
         for key in a:
             if not key.startswith(OF_TIME) and "_mib" not in key:
                 found, expected = a[key], b.get(key)
-                close = found == expected or abs(found - expected) <= 1e-7 + 1e-5 * abs(expected)
+                close = found == expected or abs(found - expected) <= near_zero + 1e-5 * abs(expected)
                 assert close, (a["step"], key, found, expected)
 
 
@@ -75,6 +75,19 @@ def test_a_replay_trains_as_the_run_did(undisturbed, data, tmp_path):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-7), (ours["step"], key)
     policy, other = (load_file(path / "hf" / "model.safetensors") for path in (run.run_dir, undisturbed.run_dir))
     assert all(torch.equal(policy[name], other[name]) for name in other)
+
+
+def test_a_critic_that_works_beside_generation_learns_alike(undisturbed, data, tmp_path):
+    """Its training lasts into the next rollout, and values are taken of what is there: the run is the same."""
+    more = ["--orz.critic_beside", "always", "--ckpt.save_steps", "4", "--rollout.max_tokens_per_gpu", "256"]
+    run = Run(tmp_path / "run", *flags(data), *more)
+    assert run.wait(600) == 0, run.output()
+    metrics, whole = (read_jsonl(path / "metrics.jsonl") for path in (run.run_dir, undisturbed.run_dir))
+    assert [m.pop("values_early") for m in metrics] == [1] * STEPS and "values_early" not in whole[0]
+    assert all(m["critic_updates"] == 3 and m["seconds_critic_wait"] >= 0 for m in metrics)
+    assert rollouts(run.run_dir, STEPS) == rollouts(undisturbed.run_dir, STEPS)
+    same(metrics, whole, 1e-6)  # values are rounded otherwise, and the loss is a mean around 0
+    checkpoints.verify(run.run_dir / "checkpoints" / "global_step4")
 
 
 def test_killed_resumed_and_stopped(undisturbed, data, tmp_path):

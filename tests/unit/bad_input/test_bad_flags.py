@@ -93,6 +93,20 @@ FLAGS = [
         "--orz.device cuda --actor.num_gpus_per_node 3 --critic.num_gpus_per_node 2",
         ["--critic.num_gpus_per_node, 2 ranks", "must divide", "--actor.num_gpus_per_node, 3"],
     ),
+    (
+        "--orz.critic_beside always --train.colocate_all --orz.device cuda",
+        ["--orz.critic_beside always", "GPUs of the critic's own"],
+    ),
+    ("--orz.critic_beside always --train.async_enable", ["--orz.critic_beside always", "leave it out"]),
+    ("--orz.critic_beside always --orz.cross_fit_values", ["--orz.critic_beside always", "--orz.cross_fit_values"]),
+    (
+        "--orz.critic_beside always --ds.enable_sleep --orz.device cuda --critic.num_gpus_per_node 1",
+        ["--orz.critic_beside always", "leave --ds.enable_sleep out"],
+    ),
+    (
+        "--orz.critic_beside never --algo.advantage.estimator group_norm",
+        ["--orz.critic_beside", "--algo.advantage.estimator gae"],
+    ),
     ("--vllm.num_engines 3", ["--vllm.num_engines", "--actor.num_gpus_per_node"]),
     ("--orz.batch_invariant", ["--orz.batch_invariant", "H100", "--orz.device cpu"]),
     ("--ds.enable_sleep --ds.zero_stage 0 --orz.device cuda", ["--ds.enable_sleep", "--ds.zero_stage 3"]),

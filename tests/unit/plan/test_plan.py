@@ -199,12 +199,26 @@ def test_engines_and_ranks_share_a_cpu():
 
 
 def test_training_on_separate_gpus_takes_the_longer_of_the_two():
-    flags = ("--critic.num_gpus_per_node", 8, "--actor.num_gpus_per_node", 2, "--ds.zero_stage", 2)
-    found = make(*flags, lengths=GIVEN)
-    assert found.seconds.bound_by["training"].startswith("policy training")
+    flags = ("--critic.num_gpus_per_node", 1, "--actor.num_gpus_per_node", 2, "--ds.zero_stage", 2)
+    found = make(*flags, "--orz.critic_beside", "never", lengths=GIVEN)
+    assert found.seconds.bound_by["training"].startswith("critic training")
     assert found.seconds.phases["training"] == pytest.approx(
-        found.work.computed["policy training"] / (2 * 989e12 * 0.4), rel=0.02
+        found.work.computed["critic training"] / (989e12 * 0.4), rel=0.02
     )
+
+
+@pytest.mark.parametrize("critics", [1, 2])
+def test_a_critic_with_gpus_of_its_own_works_beside_generation(critics):
+    """It ends its training, then takes values while the last responses are generated."""
+    flags = ("--critic.num_gpus_per_node", critics, "--actor.num_gpus_per_node", 2, "--ds.zero_stage", 2)
+    never, found = (make(*flags, *more, lengths=GIVEN).seconds for more in (("--orz.critic_beside", "never"), ()))
+    policy, critic = found.phases["policy training"], never.phases["training"]
+    left, generation = critic - policy - found.phases["weight sync"], found.phases["generation"]
+    assert found.phases["waiting for the critic"] == pytest.approx(max(0, left - generation))
+    early = never.phases["values"] - found.phases["values"]
+    assert 0 <= early <= max(0, generation - max(0, left)) + 1e-6
+    assert (left > generation, early > 0) == ((True, False) if critics == 1 else (False, True))
+    assert never.step - found.step == pytest.approx(critic - policy - found.phases["waiting for the critic"] + early)
 
 
 def test_asynchronous_training_hides_the_shorter_half():

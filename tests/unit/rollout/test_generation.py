@@ -150,6 +150,15 @@ def test_responses_are_converted_as_they_come(make):
     assert names(generator.generate_samples()[0]) == order(BATCH)
 
 
+def test_responses_are_handed_on_as_they_come_with_their_prompts_number(make):
+    generator, given = make(), []
+    generator.on_responses = lambda first, number, samples: given.append((first, number, names(samples)))
+    for first in (0, BATCH):
+        rollout = names(generator.generate_samples()[0])
+        assert sorted(given) == [(first, first + i, [name]) for i, name in enumerate(rollout)]
+        given.clear()
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_arrays_become_what_lists_would(make, known):
     generator = make()

@@ -36,7 +36,7 @@ orz.checkpoint_timeout_s orz.cpu_kvcache_mib orz.generation_timeout_s orz.grader
 orz.max_num_batched_tokens orz.max_num_seqs
 orz.max_prompt_len orz.max_restarts orz.max_skipped_steps orz.prompt_template orz.put_aside orz.report_every
 orz.right_reward orz.rollout_dump_every orz.rollout_dump_max orz.rollout_values
-orz.share_prefixes orz.start_timeout_s orz.stop_timeout_s
+orz.critic_beside orz.share_prefixes orz.start_timeout_s orz.stop_timeout_s
 orz.sync_bucket_mib orz.sync_timeout_s orz.trainer_timeout_s orz.training_timeout_s orz.worker_logs
 """
 # these, too, follow from the two lists above; they are what nobody should be able to change by accident

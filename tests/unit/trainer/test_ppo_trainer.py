@@ -21,6 +21,7 @@ from openrlhf_orz.runtime.run_dir import RunDir
 from openrlhf_orz.runtime.stopping import Stopped, StopRequested, training_mark
 from openrlhf_orz.trainer import ppo_trainer as module
 from openrlhf_orz.trainer.checkpoints import NoRollouts, TrainerCheckpoints
+from openrlhf_orz.trainer.critic_beside import CriticBeside
 from openrlhf_orz.trainer.metrics import StepMetrics
 from openrlhf_orz.trainer.ppo_trainer import OrzGenerateSamplesActor, OrzPPOTrainer, OrzTrainer
 
@@ -41,7 +42,8 @@ def trainer_of(tmp_path, *flags, cls=OrzTrainer, changes=None, **run):
     trainer._latest_eval_metric_value = 0.25
     trainer.sync_check = SyncCheck(trainer.args, print)
     trainer.hidden_size = 32
-    trainer.experience_maker = SimpleNamespace(notes={})
+    trainer.experience_maker = SimpleNamespace(notes={}, early_values=None)
+    trainer.critic_beside = CriticBeside()
     trainer.checkpoints = TrainerCheckpoints(
         trainer.args, [trainer.actor_model_group], trainer.run_dir, NoRollouts(), trainer.best_metric
     )
@@ -517,7 +519,7 @@ def test_the_synchronous_trainer_draws_its_rollouts_and_gives_engines_their_weig
     generator = SimpleNamespace(engines=SimpleNamespace(set_sync=given.append), faults={"engines_restarted": 2})
 
     def init(self, args):
-        self.samples_generator, self.prompts_dataloader = generator, "loader"
+        self.args, self.samples_generator, self.prompts_dataloader = args, generator, "loader"
         self.actor_model_group = Group(calls=given, name="actor")
 
     monkeypatch.setattr(OrzTrainer, "__init__", init)
