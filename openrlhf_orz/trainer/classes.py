@@ -12,7 +12,8 @@ from openrlhf_orz.rollout.agent import AgentExecutor
 from openrlhf_orz.settings.own_code import load_class, own_class, reward_class
 from openrlhf_orz.trainer.actor import OrzPolicyModelActor
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
-from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
+from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
+from openrlhf_orz.trainer.ppo_trainer_async import OrzPPOTrainerAsync
 
 
 @dataclass(frozen=True)

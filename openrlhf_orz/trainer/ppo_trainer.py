@@ -13,8 +13,8 @@
                                       (trainer/critic_beside.py) the line is written when it is done
       evaluate, save_best_checkpoint  every --eval.steps
 
-docs/architecture.md says why each of them is not OpenRLHF's. The asynchronous trainer, at the end, runs the same steps
-in two processes.
+docs/architecture.md says why each of them is not OpenRLHF's. The asynchronous trainer runs the same steps in two
+processes (ppo_trainer_async.py).
 """
 
 import time
@@ -22,7 +22,6 @@ import time
 import ray
 import torch
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer, PPOTrainer, prepare_datasets
-from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor, PPOTrainerAsync, TrainingActor
 from openrlhf.trainer.ppo_utils.experience import make_experience_batch, split_experience_batch
 from openrlhf.utils.logging_utils import init_logger
 from transformers import AutoConfig
@@ -31,7 +30,6 @@ from openrlhf_orz.algo.minibatch import balance_ranks
 from openrlhf_orz.algo.token_stats import explained_variance, masked_mean
 from openrlhf_orz.data.prompts import PromptLoader
 from openrlhf_orz.evaluate.grading import evaluate_samples
-from openrlhf_orz.rollout.generation import OrzSamplesGenerator
 from openrlhf_orz.rollout.replay import samples_generator
 from openrlhf_orz.rollout.sync.check import SyncCheck, engine_memory, fill_log_probs
 from openrlhf_orz.rollout.sync.transport import BroadcastBroken
@@ -339,41 +337,3 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
     def sync_engine(self, index: int) -> None:
         """Give an engine that was started again the current weights."""
         ray.get(self.actor_model_group.async_run_method(method_name="sync_engine", index=index))
-
-
-class OrzGenerateSamplesActor(GenerateSamplesActor):
-    """Asynchronous training: the process that draws rollouts and evaluates."""
-
-    prepare_datasets = staticmethod(load_prompts)
-    samples_generator_cls = OrzSamplesGenerator
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        start_heartbeat(self.args, "generator")
-
-    def fit(self, episode, total_consumed_prompts):
-        # resumed where an episode has ended
-        return super().fit(episode + self.prompts_dataloader.exhausted, total_consumed_prompts)
-
-    def _run_eval(self):
-        n = self.args.eval.n_samples_per_prompt
-        kwargs = {"temperature": self.args.eval.temperature, "n_samples_per_prompt": n}
-        samples = self.samples_generator.generate_eval_samples(**{**self.generate_kwargs, **kwargs})
-        logs = evaluate_samples(self.eval_dataloader, samples, n, self.samples_generator.tokenizer, self.args)
-        RunDir(self.args.orz.run_dir).append("eval.jsonl", {"step": self._last_eval_step, **logs})
-        return logs
-
-
-class OrzTrainingActor(OrzTrainer, TrainingActor):
-    """Asynchronous training: the process that trains on the rollouts."""
-
-
-class OrzPPOTrainerAsync(PPOTrainerAsync):
-    """The asynchronous trainer."""
-
-    generator_actor_cls = OrzGenerateSamplesActor
-    training_actor_cls = OrzTrainingActor
-
-    def fit(self):
-        ray.get(self.trainer_actor.check_start.remote())
-        super().fit()

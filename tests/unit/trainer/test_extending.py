@@ -20,7 +20,8 @@ from openrlhf_orz.settings import command_line, flags
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.trainer.classes import run_classes
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
-from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzPPOTrainerAsync
+from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
+from openrlhf_orz.trainer.ppo_trainer_async import OrzPPOTrainerAsync
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
 TRAINER, REWARD, AGENT, TURNS, VERIFIER, ESTIMATOR, FLAG, BENCHMARK = re.findall(

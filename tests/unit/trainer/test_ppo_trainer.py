@@ -20,10 +20,12 @@ from openrlhf_orz.rollout.sync.transport import BroadcastBroken
 from openrlhf_orz.runtime.run_dir import RunDir
 from openrlhf_orz.runtime.stopping import Stopped, StopRequested, training_mark
 from openrlhf_orz.trainer import ppo_trainer as module
+from openrlhf_orz.trainer import ppo_trainer_async
 from openrlhf_orz.trainer.checkpoints import NoRollouts, TrainerCheckpoints
 from openrlhf_orz.trainer.critic_beside import CriticBeside
 from openrlhf_orz.trainer.metrics import StepMetrics
-from openrlhf_orz.trainer.ppo_trainer import OrzGenerateSamplesActor, OrzPPOTrainer, OrzTrainer
+from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzTrainer
+from openrlhf_orz.trainer.ppo_trainer_async import OrzGenerateSamplesActor
 
 
 def trainer_of(tmp_path, *flags, cls=OrzTrainer, changes=None, **run):
@@ -367,7 +369,7 @@ def test_values_are_taken_once_from_ranks_that_hold_the_same_samples(monkeypatch
 
 def test_the_process_that_draws_shows_that_it_lives(monkeypatch):
     beats = []
-    monkeypatch.setattr(module, "start_heartbeat", lambda *given: beats.append(given))
+    monkeypatch.setattr(ppo_trainer_async, "start_heartbeat", lambda *given: beats.append(given))
     monkeypatch.setattr(GenerateSamplesActor, "__init__", lambda self, args: setattr(self, "args", args))
     OrzGenerateSamplesActor("settings")
     assert beats == [("settings", "generator")]
@@ -477,7 +479,7 @@ def test_an_asynchronous_evaluation_is_written_under_its_step(monkeypatch, tmp_p
         seen.append(given)
         return {"eval_a_pass1": 0.5}
 
-    monkeypatch.setattr(module, "evaluate_samples", evaluate_samples)
+    monkeypatch.setattr(ppo_trainer_async, "evaluate_samples", evaluate_samples)
     assert generator._run_eval() == {"eval_a_pass1": 0.5}
     assert asked == [{"top_p": 0.9, "temperature": 0.3, "n_samples_per_prompt": 3}]
     assert seen == [(["q"], "samples", 3, "tokenizer", generator.args)]

@@ -1,0 +1,48 @@
+"""Asynchronous training: one process draws rollouts and evaluates, another trains on them."""
+
+import ray
+from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor, PPOTrainerAsync, TrainingActor
+
+from openrlhf_orz.evaluate.grading import evaluate_samples
+from openrlhf_orz.rollout.generation import OrzSamplesGenerator
+from openrlhf_orz.runtime.run_dir import RunDir
+from openrlhf_orz.runtime.watchdog import start_heartbeat
+from openrlhf_orz.trainer.ppo_trainer import OrzTrainer, load_prompts
+
+
+class OrzGenerateSamplesActor(GenerateSamplesActor):
+    """Asynchronous training: the process that draws rollouts and evaluates."""
+
+    prepare_datasets = staticmethod(load_prompts)
+    samples_generator_cls = OrzSamplesGenerator
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        start_heartbeat(self.args, "generator")
+
+    def fit(self, episode, total_consumed_prompts):
+        # resumed where an episode has ended
+        return super().fit(episode + self.prompts_dataloader.exhausted, total_consumed_prompts)
+
+    def _run_eval(self):
+        n = self.args.eval.n_samples_per_prompt
+        kwargs = {"temperature": self.args.eval.temperature, "n_samples_per_prompt": n}
+        samples = self.samples_generator.generate_eval_samples(**{**self.generate_kwargs, **kwargs})
+        logs = evaluate_samples(self.eval_dataloader, samples, n, self.samples_generator.tokenizer, self.args)
+        RunDir(self.args.orz.run_dir).append("eval.jsonl", {"step": self._last_eval_step, **logs})
+        return logs
+
+
+class OrzTrainingActor(OrzTrainer, TrainingActor):
+    """Asynchronous training: the process that trains on the rollouts."""
+
+
+class OrzPPOTrainerAsync(PPOTrainerAsync):
+    """The asynchronous trainer."""
+
+    generator_actor_cls = OrzGenerateSamplesActor
+    training_actor_cls = OrzTrainingActor
+
+    def fit(self):
+        ray.get(self.trainer_actor.check_start.remote())
+        super().fit()
