@@ -22,6 +22,7 @@ from openrlhf_orz.plan.planner import Plan, PlanError, plan_run
 from openrlhf_orz.plan.seconds import CPU_RATES, Rates
 from openrlhf_orz.plan.shapes import KINDS, KNOWN, Shape, UnknownShape, shape_of
 from openrlhf_orz.plan.text import plan_dict, plan_text
+from openrlhf_orz.plan.timeline import draw_timeline
 from openrlhf_orz.report.run_data import open_file
 from openrlhf_orz.runtime import ray_session
 from openrlhf_orz.settings.checks import ConfigError
@@ -49,6 +50,7 @@ def plan_parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add("--hardware", help=f"NAME, NAMExGPUS or NAMExGPUSxNODES, NAME of {', '.join(machines.NAMES)}")
     add("--json", action="store_true", help="print one JSON object instead of the text")
+    add("--picture", type=Path, metavar="FILE", help="draw the step's timeline (.svg, .png; needs matplotlib)")
     add("--model_config", type=Path, help="config.json of the policy, for a model that is neither here nor reachable")
     add("--critic_config", type=Path, help="the same for the critic, where it is another model")
     add("--prompt_tokens", type=positive, help="mean tokens of a prompt")
@@ -295,6 +297,12 @@ def main(argv: list[str] | None = None, look: Callable[[Any, set[str]], list[str
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
     found.notes.extend(seen)
+    if own.picture:
+        try:
+            draw_timeline(found, own.picture)
+        except (ModuleNotFoundError, OSError, ValueError) as error:
+            print(f"{PROGRAM}: error: --picture {own.picture}: {error}", file=sys.stderr)
+            return 2
     if own.json:
         print(json.dumps(plan_dict(found, advise(found), own.steps), indent=1))
     else:

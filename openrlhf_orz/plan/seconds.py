@@ -119,11 +119,15 @@ def step_work(args: SimpleNamespace, policy: Shape, critic: Shape | None, cut: B
 
 @dataclass(frozen=True)
 class Seconds:
-    """Seconds of one step by phase, what bounds each, and the GPUs, all of which are occupied for the whole step."""
+    """Seconds of one step by phase, what bounds each, and the GPUs, all of which are occupied for the whole step.
+
+    ``passes``: seconds of each forward and training by itself, also where it runs beside another phase.
+    """
 
     phases: dict[str, float]
     gpus: int
     bound_by: dict[str, str]
+    passes: dict[str, float]
 
     @property
     def step(self) -> float:
@@ -312,4 +316,4 @@ def step_seconds(
         found = {"step": max(rest, found["generation"])}
         bound["step"] = f"asynchronous: {shorter} is hidden"
     count = hardware.nodes * hardware.per_node if hardware.is_cpu else sum(devices(args).values())
-    return Seconds(found, count, bound)
+    return Seconds(found, count, bound, {name: taken for name, (taken, _) in passes.items()})
