@@ -2,10 +2,11 @@
 
     python -m openrlhf_orz.cli.grade --input cases.jsonl --output verdicts.jsonl
 
-Each input row is a JSON object with ``gold`` and ``response`` (and optionally ``verifier``, and
-``stop_reason``; "length" means cut, so reward 0). Each output row is the input row with ``verdict``, ``reward``,
-``extracted``, ``rule`` and ``ms``, in input order; a row that is no such object has the verdict
-"unparsable" and says why in ``error``. The summary is one JSON line on standard output.
+Each input row is a JSON object with ``gold`` (or ``answer``, as in training) and ``response`` (and optionally
+``verifier``, and ``stop_reason``; "length" means cut, so reward 0). Each output row is the input row with ``verdict``,
+``reward``, ``extracted``, ``rule`` and ``ms``, in input order; a row that is no such object has the verdict
+"unparsable" and says why in ``error``. The summary is one JSON line on standard output. The exit status is 2 where no
+row can be used.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     speed = round(rows / seconds, 1) if seconds else 0.0
     summary = {"rows": rows, "seconds": round(seconds, 3), "rows_per_second": speed, **counts}
     print(json.dumps(summary))
+    if rows and counts["verdicts"]["unparsable"] == rows:
+        print(f"error: no row of --input can be used: see error in {printable(options.output)}", file=sys.stderr)
+        return 2
     return 0
 
 

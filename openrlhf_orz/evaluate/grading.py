@@ -111,7 +111,7 @@ def grade_line(line: str, verifiers: VerifierSet, plain: Grader | None) -> dict:
         if not isinstance(response, str) or not isinstance(name, (str, type(None))):
             raise ValueError("response and verifier must be strings")
         verifier = verifiers.named(name)
-        gold = verifier.read_reference(row["gold"])
+        gold = verifier.read_reference(row["answer"] if "answer" in row and "gold" not in row else row["gold"])
     except (ValueError, TypeError, RecursionError, KeyError) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         row = row if isinstance(row, dict) else {"line": line[:200]}

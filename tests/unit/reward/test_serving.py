@@ -419,7 +419,7 @@ def test_the_command_answers_every_row_in_order(tmp_path, capsys):
         {"gold": "73", "response": response("146/2"), "stop_reason": "length"},
         {"gold": "73", "response": "no box"},
         {"gold": "73", "response": response("9^{9^9}")},
-        {"gold": 73, "response": response("72=73")},
+        {"answer": 73, "response": response("72=73")},
         {"gold": "\ud800", "response": "\ud800"},
         {"gold": "B", "response": response("(B)"), "verifier": "letter"},
         {"gold": "B", "response": response("(B)"), "verifier": "lettre"},
@@ -449,3 +449,6 @@ def test_the_command_answers_every_row_in_order(tmp_path, capsys):
     assert summary["verdicts"]["unparsable"] == 6
     assert summary["disagreements_with_plain"] == 1
     assert summary["rows_per_second"] > 0
+    source.write_text('{"reference": "1", "response": "1"}\n')
+    assert command.main(arguments) == 2
+    assert "no row of --input can be used" in capsys.readouterr().err
