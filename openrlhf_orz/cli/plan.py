@@ -32,6 +32,7 @@ from openrlhf_orz.settings.finished import finished
 from openrlhf_orz.settings.models import load_config
 
 PROGRAM = "python -m openrlhf_orz.cli.plan"
+DOES_NOT_FIT = 3  # exit status
 
 
 def positive(text: str) -> float:
@@ -233,6 +234,8 @@ def settings_to_plan(
     hardware, remark = choose_hardware(own, rest)
     given = {part.split("=", 1)[0] for part in rest}
     flags = list(rest)
+    if "--data.prompt_dataset" not in given:
+        flags += ["--data.prompt_dataset", "questions.jsonl"]  # which a plan does not read
     if "--orz.device" not in given:
         flags += ["--orz.device", "cpu" if hardware.is_cpu else "cuda"]
     if hardware.per_node and hardware.is_cpu:
@@ -271,7 +274,7 @@ def plan_settings(
 
 
 def main(argv: list[str] | None = None, look: Callable[[Any, set[str]], list[str]] | None = None) -> int:
-    """The command; its exit status.
+    """The command; its exit status: 3 for a run that does not fit, 2 for one that cannot be planned.
 
     ``look``, for a dry run, takes settings and given flags, looks at what a run looks at before it starts, and returns
     lines for the plan. It also is asked where a model cannot be counted, so that there is no plan.
@@ -296,7 +299,6 @@ def main(argv: list[str] | None = None, look: Callable[[Any, set[str]], list[str
         program = PROGRAM if look is None else training_parser().prog
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
-    found.notes.extend(seen)
     if own.picture:
         try:
             draw_timeline(found, own.picture)
@@ -304,10 +306,10 @@ def main(argv: list[str] | None = None, look: Callable[[Any, set[str]], list[str
             print(f"{PROGRAM}: error: --picture {own.picture}: {error}", file=sys.stderr)
             return 2
     if own.json:
-        print(json.dumps(plan_dict(found, advise(found), own.steps), indent=1))
+        print(json.dumps({**plan_dict(found, advise(found), own.steps), "seen": seen}, indent=1))
     else:
-        print(plan_text(found, own.steps))
-    return 0
+        print(plan_text(found, own.steps, seen))
+    return 0 if found.fits else DOES_NOT_FIT
 
 
 if __name__ == "__main__":

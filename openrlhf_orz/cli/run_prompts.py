@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -133,6 +134,27 @@ def answer_rules(args, explicit: Set[str], verifiers):
     return AnswerRules(None if own else verifiers, own, "data.label_key" in explicit)
 
 
+def steps_of(args, prompts: int) -> int:
+    """Rollouts of a run on so many prompts."""
+    return math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
+
+
+def short_run(args, steps: int) -> list[str]:
+    """A remark on a run that ends before its learning rates have risen, or writes no checkpoint on its way."""
+    found, warmup = [], args.orz.actor_warmup_steps
+    if warmup is not None and steps <= warmup:
+        found.append(
+            f"in all of its {steps} steps the learning rates still rise (--orz.warmup_steps {warmup}): it learns"
+            " little. --train.num_episodes N goes through the prompts N times"
+        )
+    if args.ckpt.save_steps < 1 or args.ckpt.save_steps > steps:
+        found.append(
+            "no checkpoint before its end, unless you stop it: --ckpt.save_steps N writes one every N steps, from"
+            " which --ckpt.load_enable goes on"
+        )
+    return found
+
+
 def short_rollout(args, prompts: int) -> str | None:
     """A remark on a last rollout with fewer prompts than the others."""
     batch, last = args.rollout.batch_size, prompts % args.rollout.batch_size
@@ -192,4 +214,7 @@ def look_at_data(args, explicit: Set[str]) -> list[str]:
             said = f"the run will be refused: {error}"
         if said:
             lines.append(f"data: if no prompt is too long, {said}")
+        steps = steps_of(args, prompts)
+        lines.append(f"run: {steps} steps ({prompts} prompts, --train.num_episodes {args.train.num_episodes})")
+        lines += short_run(args, steps)
     return lines

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import math
 import os
 import sys
 import time
@@ -12,7 +11,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from openrlhf_orz.cli import plan
-from openrlhf_orz.cli.run_prompts import data_kept, look_at_data, prepare_data, replayed_steps, short_rollout
+from openrlhf_orz.cli.run_prompts import (
+    data_kept,
+    look_at_data,
+    prepare_data,
+    replayed_steps,
+    short_rollout,
+    short_run,
+    steps_of,
+)
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
 from openrlhf_orz.runtime.nodes import ask_agents, keep_logs, mark_shared
 from openrlhf_orz.runtime.private import new_scratch
@@ -126,6 +133,8 @@ def look_ahead(args, explicit: set[str]) -> list[str]:
     from openrlhf_orz.settings.models import check_models
 
     args = own_code(args, explicit, {})
+    own = [f"--orz.{name}_cls {given}" for name in CLASSES if (given := getattr(args.orz, f"{name}_cls"))]
+    lines = [f"code of yours, which loads: {', '.join(own)}"] if own else []
     named = {args.actor.model_name_or_path, args.critic.model_name_or_path} - {None, ""}
     if all(os.path.isdir(name) for name in named):
         tokenizer = check_models(args)
@@ -133,7 +142,7 @@ def look_ahead(args, explicit: set[str]) -> list[str]:
             chat_renderer(tokenizer)
         if args.orz.fp32_head:
             require_plain_head(args)
-    return look_at_data(args, explicit)
+    return [*lines, *look_at_data(args, explicit)]
 
 
 def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, type], **facts) -> None:
@@ -152,11 +161,11 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
     run = begin(args, explicit, **facts)
     changes = resume.changes(args, run.resume_from)
     save_config(args, explicit, run_dir / "config.json", run.start_step, changes)
-    steps = math.ceil(run.prompts / args.rollout.batch_size) * args.train.num_episodes
+    steps = steps_of(args, run.prompts)
     steps = min(steps, run.last_step or steps)
     print(describe_forwards(args), describe_attention(args), sep="\n")
     print(f"[orz] {run.prompts} prompts, {steps} steps, into {run_dir}", flush=True)
-    if said := short_rollout(args, run.prompts):
+    for said in filter(None, (short_rollout(args, run.prompts), *short_run(args, steps))):
         print(f"[orz] {said}", flush=True)
     report = LiveReport(run_dir, args.orz.report_every)
     progress = Progress(run_dir, steps, report.step)

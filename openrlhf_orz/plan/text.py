@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from openrlhf_orz.plan.advice import advise
@@ -113,9 +114,11 @@ def _short(parts: dict, most: int = 4) -> str:
     return ", ".join(words + ([f"rest {_gib(rest)}"] if rest else []))
 
 
-def plan_text(plan: Plan, steps: int | None) -> str:
-    """The text that the command prints."""
+def plan_text(plan: Plan, steps: int | None, seen: Sequence[str] = ()) -> str:
+    """The text that the command prints. ``seen``: what a dry run has found in data and models."""
     lines = [*_head(plan), "", *_memory_lines(plan), "", *_verdict(plan), "", *_second_lines(plan, steps)]
+    if seen:
+        lines += ["", "looked at", *(f"  {line}" for line in seen)]
     lines += ["", "assumed", *(f"  {line}" for line in assumptions(plan))]
     if plan.notes:
         lines += ["not modelled", *(f"  {line}" for line in plan.notes)]

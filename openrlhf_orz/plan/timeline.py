@@ -49,7 +49,7 @@ def draw_timeline(found: Plan, path: Path) -> None:
     from openrlhf_orz.report.pictures import COLOURS, panels
 
     bars, step = timeline(found), found.seconds.step
-    lanes = [
+    lanes: list[str] = [
         lane for lane in ("engines", "critic", "policy", "reference") if lane in {LANES[name] for name, *_ in bars}
     ]
     where = ", ".join(f"{count} for {place}" for place, count in devices(found.args).items())

@@ -21,7 +21,8 @@ def test_json_is_all_that_it_prints(capsys):
     assert found["gpu_hours"] == pytest.approx(100 * 32 * found["seconds"]["step"] / 3600)
     memory = found["memory"]
     assert memory["peak_bytes"] == max(phase["bytes"] for phase in memory["phases"]) and memory["fits"]
-    assert plan.main([*SEVEN, "--hardware", "h100x1", "--json"]) == 0
+    without_data = [word for word in SEVEN if word not in ("--data.prompt_dataset", "d")]
+    assert plan.main([*without_data, "--hardware", "h100x1", "--json"]) == plan.DOES_NOT_FIT == 3
     found = json.loads(capsys.readouterr().out)
     memory = found["memory"]
     changes = found["changes_that_fit"]
@@ -53,6 +54,13 @@ def test_a_dry_run_looks_at_the_data(capsys, tmp_path):
     said = capsys.readouterr().out
     assert f"data: {rows}: 1 rows, 1 bad (no_answer 1)" in said
     assert "data: if no prompt is too long, the last rollout of an episode has 1 of 16 prompts" in said
+    assert "looked at\n" in said and "  run: 1 steps (1 prompts, --train.num_episodes 1)" in said
+    assert "in all of its 1 steps the learning rates still rise (--orz.warmup_steps 50)" in said
+    assert "no checkpoint before its end, unless you stop it: --ckpt.save_steps N" in said
+    enough = ["--train.num_episodes", "51", "--ckpt.save_steps", "51"]
+    assert train_ppo_ray.main([*given, str(rows), *enough]) == 0
+    said = capsys.readouterr().out
+    assert "  run: 51 steps (" in said and "still rise" not in said and "no checkpoint" not in said
     assert train_ppo_ray.main([*given, str(rows), "--critic.freezing_steps", "1"]) == 0
     assert "the run will be refused: --critic.freezing_steps 1: the run has 1 steps" in capsys.readouterr().out
     for name in ("none.jsonl", "empty.jsonl"):
