@@ -10,7 +10,9 @@ import pytest
 import torch
 
 pytest.importorskip("openrlhf")
+from glue import make_args
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+from openrlhf.trainer.ppo_utils.experience import Experience
 from test_ppo_trainer import rollouts, trainer_of
 
 from openrlhf_orz.evaluate import questions
@@ -93,13 +95,20 @@ def test_a_verifier_by_row(monkeypatch):
     assert [grade.reward for grade in grades] == [1.0, 0.0]
 
 
-def test_an_estimator(monkeypatch):
+def test_an_estimator(tmp_path):
     trainer = made_by(ESTIMATOR, "Trainer")
     maker = object.__new__(trainer.experience_maker_cls)
-    maker.args = SimpleNamespace(orz=SimpleNamespace(baseline="critic", lambda_policy=None))
-    values = torch.tensor([[0.25], [0.75]])
-    advantages, returns = maker.get_advantages_and_returns(values, torch.tensor([[1.0], [0.0]]), values > 0, 1.0, 1.0)
-    assert advantages.tolist() == [[0.75], [0.0]] and returns.tolist() == [[1.0], [0.0]]
+    maker.args = make_args(tmp_path, "--rollout.n_samples_per_prompt", "1")
+    maker.strategy, maker.kl_ctl = SimpleNamespace(args=maker.args), SimpleNamespace(value=0.0)
+    maker.advantage_estimator = "gae"
+    mask = torch.ones(3, 1)
+    experience = Experience(
+        rewards=torch.tensor([1.0, 0.0, 0.0]), values=torch.tensor([[0.25], [0.75], [0.0]]), action_mask=mask,
+        kl=torch.zeros(3, 1), index=[0, 1, 2], response_length=torch.ones(3), info={},
+    )  # fmt: skip
+    (found,) = maker.compute_advantages_and_returns([experience])
+    assert found.advantages.tolist() == [[pytest.approx(1.225, abs=1e-3)], [0.0], [0.0]], "what reaches the loss"
+    assert found.returns.tolist() == [[1.0], [0.0], [0.0]]
 
 
 def test_a_flag(monkeypatch):
