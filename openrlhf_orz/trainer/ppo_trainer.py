@@ -17,13 +17,16 @@ docs/architecture.md says why each of them is not OpenRLHF's. The asynchronous t
 processes (ppo_trainer_async.py).
 """
 
+import sys
 import time
+from copy import copy
 
 import ray
 import torch
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer, PPOTrainer, prepare_datasets
 from openrlhf.trainer.ppo_utils.experience import make_experience_batch, split_experience_batch
 from openrlhf.utils.logging_utils import init_logger
+from torch.utils.data import Subset
 from transformers import AutoConfig
 
 from openrlhf_orz.algo.minibatch import balance_ranks
@@ -39,7 +42,7 @@ from openrlhf_orz.runtime.run_dir import RunDir, TolerantLogger
 from openrlhf_orz.runtime.stopping import StopRequested, training_mark
 from openrlhf_orz.runtime.watchdog import phase_limit, start_heartbeat
 from openrlhf_orz.settings.critic_checks import critic_beside, takes_early_values
-from openrlhf_orz.settings.finished import policy_steps
+from openrlhf_orz.settings.finished import changed, policy_steps
 from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
 from openrlhf_orz.trainer.critic_beside import CriticBeside, EarlyValues
 from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, side_by_side, with_tokens
@@ -54,10 +57,13 @@ def load_prompts(strategy, tokenizer):
 
     Returns the prompts, the evaluation prompts (or None) and the number of policy steps of the run.
     """
-    args = strategy.args
-    prompts, evaluation, _ = prepare_datasets(strategy, tokenizer)
-    prompts = PromptLoader(prompts.dataset, prompts.dataset.collate_fn, args.train.seed)
-    return prompts, evaluation, policy_steps(args, len(prompts.dataset))
+    args, unlimited = strategy.args, copy(strategy)
+    unlimited.args = changed(args, {"data.max_samples": sys.maxsize})  # OpenRLHF would cut the evaluation by it, too
+    prompts, evaluation, _ = prepare_datasets(unlimited, tokenizer)
+    dataset = prompts.dataset
+    chosen = Subset(dataset, range(min(args.data.max_samples, len(dataset))))
+    prompts = PromptLoader(chosen, dataset.collate_fn, args.train.seed)
+    return prompts, evaluation, policy_steps(args, len(chosen))
 
 
 class OrzTrainer(BasePPOTrainer):

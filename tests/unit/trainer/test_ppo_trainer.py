@@ -403,11 +403,21 @@ def test_prompts_count_a_partial_last_rollout(monkeypatch, tmp_path):
     loader = SimpleNamespace(dataset=list(range(10)))
     dataset = type("Prompts", (list,), {"collate_fn": staticmethod(list)})(range(10))
     loader.dataset = dataset
-    monkeypatch.setattr(module, "prepare_datasets", lambda strategy, tokenizer: (loader, "held out", 99))
+    limits = []
+
+    def prepare_datasets(strategy, tokenizer):
+        limits.append(strategy.args.data.max_samples)
+        return loader, "held out", 99
+
+    monkeypatch.setattr(module, "prepare_datasets", prepare_datasets)
     args = make_args(tmp_path, "--train.num_episodes", "2", "--orz.policy_updates", "2")
     prompts, held_out, steps = module.load_prompts(SimpleNamespace(args=args), None)
     assert held_out == "held out" and len(prompts) == 10
     assert steps == 3 * 2 * 2  # three rollouts of four prompts, two episodes, two updates each
+    args = make_args(tmp_path, "--data.max_samples", "5")
+    prompts, _, steps = module.load_prompts(SimpleNamespace(args=args), None)
+    assert sorted(item for batch in prompts for item in batch) == [0, 1, 2, 3, 4] and steps == 2
+    assert args.data.max_samples == 5 < min(limits), "the evaluation's questions are not cut by it"
 
 
 class Tracker:
