@@ -34,7 +34,7 @@ WARM=${WARM_MODEL:-$RUN_DIR/warm_start}
 RESULTS=${RESULTS:-$RUN_DIR/study.json}
 HELD_OUT=$RUN_DIR/pool/kept/test.jsonl
 REPOSITORY=.cache/SVAMP
-if [ -n "${SHORT:-}" ]; then sizes=(3 160 1 48 16); else sizes=(24 400 2 200 100); fi
+if [ -n "${SHORT:-}" ]; then sizes=(3 160 1 48 16); else sizes=(24 400 2 600 100); fi
 STEPS=${STEPS:-${sizes[0]}}
 SFT_ROWS=${SFT_ROWS:-${sizes[1]}}
 SFT_EPOCHS=${SFT_EPOCHS:-${sizes[2]}}
