@@ -292,7 +292,10 @@ def step_seconds(
     training = {name: taken for name, (taken, _) in passes.items() if "training" in name}
     weights = policy.policy_parameters() * ITEMSIZE[args.ds.param_dtype]
     found["weight sync"] = weights / (hardware.host_link if hardware.nodes == 1 else hardware.network)
-    if len(training) == 2 and critic_beside(args):  # it must have ended when the next rollout's values are taken
+    apart = "critic" in places(args)
+    if (
+        len(training) == 2 and apart and critic_beside(args)
+    ):  # it must have ended when the next rollout's values are taken
         found["policy training"] = training["policy training"]
         left = max(0.0, training["critic training"] - found["policy training"] - found["weight sync"])
         found["waiting for the critic"] = max(0.0, left - found["generation"])
@@ -301,7 +304,7 @@ def step_seconds(
             early = min(found["values"], max(0.0, min(tail, found["generation"] - left)))
             found["values"] -= early
             bound["values"] = f"{early:.0f} s more while the last responses are generated"
-    elif len(training) == 2 and "critic" in places(args):  # at the same time, on separate GPUs
+    elif len(training) == 2 and apart:  # at the same time, on separate GPUs
         name = max(training, key=lambda name: training[name])
         found["training"], bound["training"] = training[name], f"{name}, the other one beside it"
     else:

@@ -22,6 +22,7 @@ def timeline(found: Plan) -> list[tuple[str, float, float]]:
     phases, passes, step = found.seconds.phases, found.seconds.passes, found.seconds.step
     now = phases["generation"]
     bars = [("generation", 0.0, now)]
+    now += phases.get("waiting for the critic", 0.0)
     for name in ("reference model", "old log-probs", "values"):
         if name in phases:
             early = passes[name] - phases[name]  # while the last responses are generated

@@ -50,6 +50,15 @@ def test_models_that_share_gpus_take_turns_and_others_do_not():
     assert beside["values"][0] < beside["generation"][1] - 1, "of the responses that are there"
 
 
+def test_a_slow_critic_holds_up_the_next_steps_values():
+    found = make(*APART, "--critic.num_gpus_per_node", 1, lengths=GIVEN)
+    bars, waiting = timeline(found), found.seconds.phases["waiting for the critic"]
+    (values,) = (start for name, start, _ in bars if name == "values")
+    (before,) = (start + seconds for name, start, seconds in bars if name == "critic training" and start == 0)
+    assert waiting > 0 and values == pytest.approx(before)
+    assert before == pytest.approx(found.seconds.phases["generation"] + waiting)
+
+
 def test_asynchronous_training_has_no_order():
     found = make(*ranks(1, 4), "--train.colocate_all", "--vllm.num_engines", 4, "--train.async_enable", lengths=GIVEN)
     with pytest.raises(ValueError, match="leave --train.async_enable out"):
