@@ -92,6 +92,7 @@ class TrainerCheckpoints:
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.committing: Future | None = None
         self.last_states: dict | None = None  # OpenRLHF's client states of the last finished step
+        self.exhausted = False  # whether the episode's prompts were all drawn and trained on by then
         self.saved_step: int | None = None
         self.seconds: float | None = None  # for which the last checkpoint held up the training
         self.faults = {"checkpoints_failed": 0}
@@ -107,13 +108,16 @@ class TrainerCheckpoints:
         """Whether a step needs no ``after_step``: no checkpoint, no stop, and a rollout of the episode is to come."""
         if self.due(step) or self.rollouts.exhausted or stop_mark(self.args).exists():
             return False
-        self.last_states = dict(client_states)
+        self.finished(client_states)
         return True
+
+    def finished(self, client_states: dict) -> None:
+        """Note where the run is after a step: a rollout that is interrupted later draws prompts for nothing."""
+        self.last_states, self.exhausted = dict(client_states), self.rollouts.exhausted
 
     def after_step(self, step: int, client_states: dict) -> None:
         """Save if it is time; raise Stopped if the run was asked to stop."""
-        self.last_states = dict(client_states)
-        self.warn_of_stop()
+        self.finished(client_states)
         if self.due(step):
             tell_stage(self.run_dir.path, f"writing the checkpoint of step {step}")
             begin = time.monotonic()
@@ -200,7 +204,7 @@ class TrainerCheckpoints:
             "flags": self.args.run.recorded_flags,
             "versions": stack_versions(),
         }
-        if self.rollouts.exhausted:
+        if self.exhausted:
             state["episode"] += 1  # or the resumed run would look for prompts in an episode that has none left
         (partial / checkpoints.TRAINER).write_text(json.dumps(state, indent=1, default=str))
         torch.save(

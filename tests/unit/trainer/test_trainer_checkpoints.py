@@ -145,10 +145,20 @@ def test_responses_not_yet_trained_on_come_back(tmp_path):
 def test_an_episode_that_is_over_is_resumed_in_the_next(tmp_path):
     generator = SimpleNamespace(faults={})  # as before its first rollout
     made, _ = make(tmp_path, rollouts=DrawnRollouts(generator, Loader(8)))
-    made.last_states = dict(STATES)
+    made.finished(STATES)
     made.save("global_step4")
     made.wait_for_commit()
     assert json.loads((made.folder / "global_step4" / "trainer.json").read_text())["episode"] == 2
+
+
+def test_a_stop_in_an_episodes_last_rollout_resumes_with_it(tmp_path):
+    """All prompts are drawn by then, but those of the interrupted rollout are not trained on."""
+    loader = Loader(4)
+    made, _ = make(tmp_path, rollouts=DrawnRollouts(SimpleNamespace(faults={}), loader))
+    assert made.nothing_due(4, STATES)
+    loader.position = 8
+    made.stopped()
+    assert json.loads((made.folder / "global_step4" / "trainer.json").read_text())["episode"] == STATES["episode"]
 
 
 def test_no_loader_goes_on_where_its_prompts_are_used_up():
