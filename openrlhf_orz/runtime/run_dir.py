@@ -188,13 +188,15 @@ class TolerantLogger:
     A call that raises is reported by ``run_dir.failed`` and returns None: a service that fails does not end the run.
     """
 
-    def __init__(self, logger: object, run_dir: RunDir):
-        self.logger, self.run_dir = logger, run_dir
+    def __init__(self, logger: object, run_dir: RunDir, before_close: Callable[[], None] = lambda: None):
+        self.logger, self.run_dir, self.before_close = logger, run_dir, before_close
 
     def __getattr__(self, name: str) -> Callable:
         method = getattr(self.logger, name)
 
         def call(*args, **kwargs):
+            if name == "close":
+                self.before_close()
             try:
                 return method(*args, **kwargs)
             except Exception as error:  # whatever a service's client raises

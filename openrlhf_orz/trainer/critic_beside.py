@@ -18,6 +18,8 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 if TYPE_CHECKING:
     from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
 
+FORWARD = ("sequences", "action_mask", "attention_mask")  # what the critic is given
+
 
 class CriticBeside:
     """The critic's training of the last step, and what is to be done when it has ended."""
@@ -52,13 +54,14 @@ class CriticBeside:
         """Call ``write`` in ``finish``, once the critic's metrics are in the step's ``status``."""
         self.status, self.write = status, write
 
-    def finish(self) -> None:
+    def finish(self, wait: bool = True) -> None:
         """Wait for the critic and write its step's line; nothing where this has been done.
 
-        Raises what the critic's training has raised.
+        Without ``wait`` the line of a critic that still trains goes without its metrics. Raises what the critic's
+        training has raised.
         """
         refs, self.refs = self.refs, []
-        if refs:
+        if refs and (wait or len(ray.wait(refs, num_returns=len(refs), timeout=0)[0]) == len(refs)):
             start = time.monotonic()
             for status in ray.get(refs):
                 self.status.update(status)
@@ -82,7 +85,8 @@ class EarlyValues:
         self.maker, args = maker, maker.args
         self.together = args.ds.ring_attn_size * args.ds.tensor_parallel_size  # GPUs that compute one batch
         self.ranks = args.actor.num_nodes * args.actor.num_gpus_per_node // self.together
-        self.enough = self.ranks * self.together * args.rollout.max_tokens_per_gpu
+        # two packs for each rank, as the second is never quite full
+        self.enough = 2 * self.ranks * self.together * args.rollout.max_tokens_per_gpu
         self.in_turn = args.train.full_determinism_enable  # rounding depends on what is computed together
         self._begin()
 
@@ -94,35 +98,42 @@ class EarlyValues:
 
     def add(self, first: int, number: int, samples: list[Experience]) -> None:
         """Take the responses to prompt ``number``; the rollout's prompts begin with ``first``."""
-        if self.in_turn:
-            self.early[number] = samples
-            self.next = first if self.next is None else self.next
-            while self.next in self.early:
-                self.waiting += self.early.pop(self.next)
-                self.next += 1
-        else:
-            self.waiting += samples
-        tokens = sum(int(sample.total_length) for sample in self.waiting)
-        if tokens >= self.enough and len(self.waiting) >= self.ranks:
+        if not self.in_turn:
+            self._wait_or_ask(samples)
+            return
+        self.early[number] = samples
+        self.next = first if self.next is None else self.next
+        while self.next in self.early:
+            self._wait_or_ask(self.early.pop(self.next))
+            self.next += 1
+
+    def _wait_or_ask(self, samples: list[Experience]) -> None:
+        self.waiting += samples
+        if sum(int(sample.total_length) for sample in self.waiting) >= self.enough:
             self._ask(self.waiting)
             self.waiting = []
 
     def _ask(self, samples: list[Experience]) -> None:
+        shortest = min(samples, key=lambda sample: int(sample.total_length))
+        samples = samples + [shortest] * (-len(samples) % self.ranks)  # each rank gets as many
         parts = self.maker.cut(samples)
-        batches = self.maker.join_samples(samples, parts)
-        names = ("sequences", "action_mask", "attention_mask")
+        bare = [Experience(**{name: getattr(sample, name) for name in FORWARD}) for sample in samples]
+        batches = self.maker.join_samples(bare, parts)
         refs = self.maker.critic_model_group.async_run_method_batch(
-            method_name="forward", **{name: [getattr(batch, name) for batch in batches] for name in names}
+            method_name="forward", **{name: [getattr(batch, name) for batch in batches] for name in FORWARD}
         )
         self.asked.append((samples, parts, refs))
 
-    def take(self, rollout: list[Experience], batches: list[Experience]) -> list[torch.Tensor]:
-        """Values of ``batches``, (B, A) each, whose ``index`` are places in ``rollout``; asks for the missing ones."""
+    def ask_rest(self, rollout: list[Experience]) -> None:
+        """Ask for the values of a whole rollout that have not been asked for."""
         known = {id(sample) for samples, _, _ in self.asked for sample in samples}
         missing = [sample for sample in rollout if id(sample) not in known]
         self.share = (len(rollout) - len(missing)) / len(rollout)
-        if missing:  # every rank needs one
-            self._ask(missing + rollout[: max(0, self.ranks - len(missing))])
+        if missing:
+            self._ask(missing)
+
+    def take(self, rollout: list[Experience], batches: list[Experience]) -> list[torch.Tensor]:
+        """Values of ``batches``, (B, A) each, whose ``index`` are places in ``rollout``; all have been asked for."""
         rows = {}
         for samples, parts, refs in self.asked:
             for part, values in zip(parts, self.maker._flatten_results(refs, self.together), strict=True):

@@ -18,6 +18,7 @@ from openrlhf_orz.trainer.critic_beside import EarlyValues
 
 logger = init_logger(__name__)
 
+EARLY: list = []  # stands for references to values that are asked for already
 COPIES = 8  # threads that copy samples into batches; more would wait for memory
 
 
@@ -129,8 +130,15 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         if group is self.critic_model_group and self.args.orz.cross_fit_values:
             return [ray.put([None] * len(kwargs["action_mask"]))]
         if group is self.critic_model_group and self.early_values is not None:
-            return [ray.put(self.early_values.take(self.rollout, self.batches))]
+            self.early_values.ask_rest(self.rollout)
+            return EARLY
         return super()._dispatch_forward(group, sync_condition, **kwargs)
+
+    def _flatten_results(self, refs, duplicate_factor):
+        """OpenRLHF waits here for what it has dispatched, one model after the other."""
+        if refs is EARLY:
+            return self.early_values.take(self.rollout, self.batches)
+        return super()._flatten_results(refs, duplicate_factor)
 
     def get_advantages_and_returns(
         self,

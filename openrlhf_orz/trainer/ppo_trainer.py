@@ -19,6 +19,7 @@ processes (ppo_trainer_async.py).
 
 import sys
 import time
+from contextlib import suppress
 from copy import copy
 
 import ray
@@ -78,9 +79,9 @@ class OrzTrainer(BasePPOTrainer):
         self.run_dir = RunDir(self.args.orz.run_dir)
         self.logs = self.run_dir.path / "logs"
         if self.wandb_logger:
-            self.wandb_logger = TolerantLogger(self.wandb_logger, self.run_dir)
+            self.wandb_logger = TolerantLogger(self.wandb_logger, self.run_dir, self.finish_critic)
         if self.tensorboard_logger:
-            self.tensorboard_logger = TolerantLogger(self.tensorboard_logger, self.run_dir)
+            self.tensorboard_logger = TolerantLogger(self.tensorboard_logger, self.run_dir, self.finish_critic)
         self.sync_check = SyncCheck(self.args, self.run_dir.note)
         self.metrics = StepMetrics(self.tokenizer, self.args.rollout.n_samples_per_prompt, self.args.orz.right_reward)
         self.checkpoints = TrainerCheckpoints(
@@ -116,6 +117,10 @@ class OrzTrainer(BasePPOTrainer):
         except StopRequested:
             self.finish_critic()
             raise self.checkpoints.stopped() from None
+        except Exception:
+            with suppress(Exception):  # the last step's line, at least
+                self.critic_beside.finish(wait=False)
+            raise
         finally:
             training_mark(self.args).unlink(missing_ok=True)
             self.checkpoints.wait_for_commit()
@@ -259,11 +264,13 @@ class OrzTrainer(BasePPOTrainer):
         """A step's line of metrics.jsonl, and what OpenRLHF logs of it."""
         record = self.metrics.record(global_step, logs_dict, self.args.algo.kl.init_coef > 0)
         self.run_dir.append("metrics.jsonl", {**record, "time": time.time()})
+        self.checkpoints.warn_of_stop()
         logs = {key: value for key, value in record.items() if value is not None and key != "step"}
         logs["generated_samples"] = logs_dict.get("generated_samples")
         super().save_logs_and_checkpoints(global_step, logs, client_states)
 
     def save_best_checkpoint(self, eval_metrics, global_step, client_states=None):
+        self.finish_critic()  # none is saved whose training has failed
         save = super().save_best_checkpoint
         self.checkpoints.attempt(
             f"best_global_step{global_step}", lambda: save(eval_metrics, global_step, client_states)

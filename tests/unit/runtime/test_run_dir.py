@@ -199,3 +199,12 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         run_dir.make_run_dir(tmp_path / "file" / "run")
     run_dir.make_run_dir(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_tracker_is_closed_after_what_is_still_to_be_written(tmp_path):
+    calls = []
+    logger = SimpleNamespace(close=lambda: calls.append("closed"), log=calls.append)
+    tolerant = TolerantLogger(logger, RunDir(tmp_path), lambda: calls.append("the last step"))
+    tolerant.log("a step")
+    tolerant.close()
+    assert calls == ["a step", "the last step", "closed"]

@@ -1,5 +1,6 @@
 """The critic that works while the next rollout is generated: what waits for it, and when a step's line is written."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -102,6 +103,34 @@ def test_a_run_that_ends_while_the_critic_works_waits_for_it(monkeypatch, traine
     assert [line["critic_loss"] for line in lines(tmp_path)] == [0.5]
 
 
+def test_a_run_that_fails_in_the_next_rollout_has_its_last_line(monkeypatch, trainer, tmp_path):
+    import ray
+
+    ready = []
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: (refs[: len(ready)], refs[len(ready) :]))
+
+    def fit(self):
+        step(self, 1)
+        raise RuntimeError("an engine is lost")
+
+    monkeypatch.setattr(PPOTrainer, "fit", fit)
+    for each, loss in (([], None), ([1], 0.5)):
+        ready[:] = each
+        with pytest.raises(RuntimeError, match="an engine is lost"):
+            OrzTrainer.fit(trainer)
+        line = lines(tmp_path)[-1]
+        assert line["step"] == 1 and line.get("critic_loss") == loss, "with the critic's numbers where they are there"
+
+
+def test_a_best_checkpoint_waits_for_the_critic(monkeypatch, trainer, tmp_path):
+    saved = []
+    monkeypatch.setattr(BasePPOTrainer, "save_best_checkpoint", lambda self, *given: saved.append(lines(tmp_path)))
+    monkeypatch.setattr(trainer.checkpoints, "attempt", lambda tag, write: write())
+    step(trainer, 1)
+    trainer.save_best_checkpoint({"eval_a_pass1": 0.9}, 1, {})
+    assert [line["critic_loss"] for line in saved[0]] == [0.5]
+
+
 def test_waiting_has_the_limit_of_training(monkeypatch, trainer):
     limits = []
     monkeypatch.setattr(module, "phase_limit", lambda *given: limits.append(given[:3]) or no_limit())
@@ -151,7 +180,7 @@ class Critic(Group):
         return [found[i : i + size] for i in range(0, len(found), size)]
 
 
-def early_of(monkeypatch, tmp_path, ranks=1, in_turn=False, budget=25):
+def early_of(monkeypatch, tmp_path, ranks=1, in_turn=False, budget=12):
     no_ray(monkeypatch)
     maker = maker_of(
         tmp_path, ds__packing_samples=True, rollout__max_tokens_per_gpu=budget, actor__num_gpus_per_node=ranks,
@@ -173,6 +202,7 @@ def test_early_values_are_those_of_the_batches(monkeypatch, tmp_path, ranks, in_
         assert 0 < asked < 12
         samples = [sample for number in range(6) for sample in prompts[number]]
         batches = maker.split_rollout_samples(samples)
+        early.ask_rest(samples)
         values = early.take(samples, batches)
         for batch, found in zip(batches, values, strict=True):
             assert torch.equal(found, batch.sequences[:, 1:] * 0.1 * batch.action_mask)
@@ -187,19 +217,39 @@ def test_in_turn_what_is_computed_together_does_not_depend_on_who_is_first(monke
             early.add(4, number, [make_sample(3, number)] * 2)
         return maker.critic_model_group.calls
 
-    assert asked([4, 5, 6, 7]) == asked([7, 5, 4, 6]) != []
+    assert len({str(asked(order)) for order in itertools.permutations([4, 5, 6, 7])}) == 1
+    assert asked([4, 5, 6, 7]) != []
     assert asked([7, 6, 5]) == [], "the first prompt's are not there"
 
 
 def test_a_few_late_responses_are_enough_for_every_rank(monkeypatch, tmp_path):
-    maker, early = early_of(monkeypatch, tmp_path, ranks=3, budget=12)
+    maker, early = early_of(monkeypatch, tmp_path, ranks=3, budget=8)
     samples = [make_sample(3, 6 + i) for i in range(7)]
     early.add(0, 0, samples[:6])
+    early.ask_rest(samples)
     batches = maker.split_rollout_samples(samples)
     values = early.take(samples, batches)
     assert early.share == 6 / 7 and sum(maker.critic_model_group.calls[-1]) == 3
     for batch, found in zip(batches, values, strict=True):
         assert torch.equal(found, batch.sequences[:, 1:] * 0.1 * batch.action_mask)
+
+
+def test_no_pack_is_larger_than_the_budget(monkeypatch, tmp_path):
+    """Also where the samples are no multiple of the ranks."""
+    maker, early = early_of(monkeypatch, tmp_path, ranks=32, budget=16)
+    samples = [make_sample(4, 12) for _ in range(40)]
+    early.ask_rest(samples)
+    (sizes,) = maker.critic_model_group.calls
+    assert len(sizes) == 64 and set(sizes) == {1}, "of 16 tokens"
+
+
+def test_responses_need_no_log_probs_of_vllms(monkeypatch, tmp_path):
+    """Which an agent of one's own may give for some alone; the trainer fills them later."""
+    maker, early = early_of(monkeypatch, tmp_path)
+    samples = [make_sample(), make_sample()]
+    samples[0].rollout_log_probs = torch.zeros_like(samples[0].action_mask)
+    early.ask_rest(samples)
+    assert sum(maker.critic_model_group.calls[0]) == 2
 
 
 def test_the_trainer_hands_responses_on_where_the_critic_works_beside(monkeypatch, tmp_path):
@@ -222,5 +272,8 @@ def test_the_experience_maker_takes_them(monkeypatch, tmp_path):
     monkeypatch.setattr("ray.put", lambda value: value)
     samples = [make_sample() for _ in range(4)]
     maker.batches = maker.split_rollout_samples(samples)
-    (values,) = maker._dispatch_forward(maker.critic_model_group, False, action_mask=[])
+    refs = maker._dispatch_forward(maker.critic_model_group, False, action_mask=[])
+    assert maker.critic_model_group.calls, "the critic is at work while OpenRLHF asks the reference model"
+    values = maker._flatten_results(refs, 1)
     assert [len(rows) for rows in values] == [len(batch.index) for batch in maker.batches]
+    assert maker._flatten_results([["a"], ["b"]], 1) == ["a", "b"], "of others as OpenRLHF does"

@@ -104,3 +104,37 @@ def test_only_the_forwards_that_the_step_needs_run(monkeypatch, tmp_path, group,
         (placeholders,) = found
         shapes = [None if one is None else (one.shape, one.sum().item()) for one in placeholders]
         assert shapes == ([None, None] if group == "critic" else [((1, 3), 0), ((1, 2), 0)])
+
+
+def test_kl_of_an_empty_response_is_zero(monkeypatch, tmp_path):
+    info = {name: torch.tensor([torch.nan, 0.5, torch.inf]) for name in ("kl", "logprobs_diff")}
+    monkeypatch.setattr(RemoteExperienceMaker, "make_experience", lambda self, samples: samples)
+    (found,) = maker_of(tmp_path).make_experience([SimpleNamespace(info=info)])
+    assert found.info["kl"].tolist() == found.info["logprobs_diff"].tolist() == [0.0, 0.5, torch.inf]
+
+
+@pytest.mark.parametrize("samples, batches", [(9, 4), (3, 2)])
+def test_a_gpu_gets_one_batch_at_a_time(tmp_path, samples, batches):
+    """Three batches of three samples for two ranks are four; of one rank three stay three, on a GPU."""
+    flags = {"orz__fixed_micro_batches": True, "rollout__micro_batch_size": 3, "orz__device": "cuda"}
+    found = maker_of(tmp_path, actor__num_gpus_per_node=2, **flags).cut([make_sample() for _ in range(samples)])
+    assert len(found) == batches
+    assert len(maker_of(tmp_path, **flags).cut([make_sample() for _ in range(9)])) == 3
+
+
+@pytest.mark.parametrize("values, critic", [([[1.0], [0.0]], True), ([[0.0], [1.0]], False)])
+def test_the_critic_is_the_baseline_where_it_fits(tmp_path, values, critic):
+    """--orz.baseline auto: explained variance 1, and below 0."""
+    maker = maker_of(tmp_path, orz__baseline="auto", rollout__n_samples_per_prompt=1)
+    maker.notes, maker.sums = {"lambda_policy": 0.5}, [torch.tensor([[1.0], [0.0]])]
+    experience = SimpleNamespace(
+        action_mask=torch.ones(2, 1), values=torch.tensor(values), index=[0, 1], advantages="the critic's"
+    )
+    assert maker._compare_by([experience]) == (None if critic else "reinforce")
+    assert maker.notes == {"baseline_critic": float(critic), **({"lambda_policy": 0.5} if critic else {})}
+    assert (experience.advantages == "the critic's") is critic
+
+
+def test_rewards_outside_of_the_mask_count_nowhere(tmp_path):
+    found = maker_of(tmp_path).get_cumulative_returns(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0, 1, 0]]), 0.5)
+    assert found.tolist() == [[1.0, 2.0, 0.0]]
