@@ -147,7 +147,11 @@ def short_run(args, steps: int) -> list[str]:
             f"in all of its {steps} steps the learning rates still rise (--orz.warmup_steps {warmup}): it learns"
             " little. --train.num_episodes N goes through the prompts N times"
         )
-    if args.ckpt.save_steps < 1 or args.ckpt.save_steps > steps:
+    if args.ckpt.save_steps > steps:
+        found.append(
+            f"no checkpoint before its end: it has {steps} steps, and --ckpt.save_steps is {args.ckpt.save_steps}"
+        )
+    elif args.ckpt.save_steps < 1:
         found.append(
             "no checkpoint before its end, unless you stop it: --ckpt.save_steps N writes one every N steps, from"
             " which --ckpt.load_enable goes on"

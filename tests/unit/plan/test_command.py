@@ -61,6 +61,8 @@ def test_a_dry_run_looks_at_the_data(capsys, tmp_path):
     assert train_ppo_ray.main([*given, str(rows), *enough]) == 0
     said = capsys.readouterr().out
     assert "  run: 51 steps (" in said and "still rise" not in said and "no checkpoint" not in said
+    assert train_ppo_ray.main([*given, str(rows), "--ckpt.save_steps", "2"]) == 0
+    assert "no checkpoint before its end: it has 1 steps, and --ckpt.save_steps is 2" in capsys.readouterr().out
     assert train_ppo_ray.main([*given, str(rows), "--critic.freezing_steps", "1"]) == 0
     assert "the run will be refused: --critic.freezing_steps 1: the run has 1 steps" in capsys.readouterr().out
     for name in ("none.jsonl", "empty.jsonl"):
