@@ -26,7 +26,7 @@ from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
 from openrlhf_orz.trainer.ppo_trainer_async import OrzPPOTrainerAsync
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
-TRAINER, REWARD, AGENT, TURNS, VERIFIER, ESTIMATOR, FLAG, BENCHMARK = re.findall(
+TRAINER, REWARD, AGENT, TURNS, ESTIMATOR, VERIFIER, FLAG, BENCHMARK = re.findall(
     r"```python\n(.*?)```", PAGE, re.DOTALL
 )
 
