@@ -22,7 +22,8 @@ from openrlhf_orz.plan.planner import Plan, PlanError, plan_run
 from openrlhf_orz.plan.seconds import CPU_RATES, Rates
 from openrlhf_orz.plan.shapes import KINDS, KNOWN, Shape, UnknownShape, shape_of
 from openrlhf_orz.plan.text import plan_dict, plan_text
-from openrlhf_orz.plan.timeline import draw_timeline
+from openrlhf_orz.plan.timeline import timeline, timeline_title
+from openrlhf_orz.report.pictures import write_timeline
 from openrlhf_orz.report.run_data import open_file
 from openrlhf_orz.runtime import ray_session
 from openrlhf_orz.settings.checks import ConfigError
@@ -301,7 +302,7 @@ def main(argv: list[str] | None = None, look: Callable[[Any, set[str]], list[str
         return 2
     if own.picture:
         try:
-            draw_timeline(found, own.picture)
+            write_timeline(own.picture, timeline_title(found), timeline(found))
         except (ModuleNotFoundError, OSError, ValueError) as error:
             print(f"{PROGRAM}: error: --picture {own.picture}: {error}", file=sys.stderr)
             return 2

@@ -1,7 +1,5 @@
 """A planned step as a picture: who works when."""
 
-from pathlib import Path
-
 from openrlhf_orz.plan.layout import devices, places
 from openrlhf_orz.plan.planner import Plan
 
@@ -9,11 +7,10 @@ LANES = {  # of a phase
     "generation": "engines", "reference model": "reference", "old log-probs": "policy", "values": "critic",
     "critic training": "critic", "policy training": "policy", "weight sync": "policy", "sleep and wake": "engines",
 }  # fmt: skip
-LETTER = 0.009  # of the picture's width
 
 
-def timeline(found: Plan) -> list[tuple[str, float, float]]:
-    """(phase, start, seconds) of one step after the other, the critic's of the step before included.
+def timeline(found: Plan) -> list[tuple[str, str, float, float]]:
+    """(lane, phase, start, seconds) of one step after the other, the critic's of the step before included.
 
     Raises ValueError for asynchronous training, whose halves do not follow each other.
     """
@@ -42,25 +39,11 @@ def timeline(found: Plan) -> list[tuple[str, float, float]]:
         if name in phases:
             bars.append((name, now, phases[name]))
             now += phases[name]
-    return bars
+    return [(LANES[name], name, begin, seconds) for name, begin, seconds in bars]
 
 
-def draw_timeline(found: Plan, path: Path) -> None:
-    """Draw ``timeline`` into ``path`` (.svg, .png). Raises ModuleNotFoundError without matplotlib."""
-    from openrlhf_orz.report.pictures import COLOURS, panels
-
-    bars, step = timeline(found), found.seconds.step
-    lanes: list[str] = [
-        lane for lane in ("engines", "critic", "policy", "reference") if lane in {LANES[name] for name, *_ in bars}
-    ]
+def timeline_title(found: Plan) -> str:
+    """Whose GPUs, and the seconds of a step."""
     where = ", ".join(f"{count} for {place}" for place, count in devices(found.args).items())
-    title = f"{found.seconds.gpus} GPUs in turns" if "all" in places(found.args) else f"GPUs: {where}"
-    with panels(path, size=(7.2, 0.9 + 0.42 * len(lanes))) as (ax,):
-        for name, start, seconds in bars:
-            lane = lanes.index(LANES[name])
-            ax.barh(lane, seconds, left=start, height=0.7, color=COLOURS[lane], edgecolor="white")
-            if seconds > LETTER * len(name) * step:
-                ax.text(start + seconds / 2, lane, name, ha="center", va="center", color="white", fontsize=8)
-        ax.set_yticks(range(len(lanes)), lanes)
-        ax.set(title=f"{title}; {step:,.0f} s a step", xlabel="seconds", xlim=(0, step))
-        ax.invert_yaxis()
+    whose = f"{found.seconds.gpus} GPUs in turns" if "all" in places(found.args) else f"GPUs: {where}"
+    return f"{whose}; {found.seconds.step:,.0f} s a step"

@@ -1,4 +1,4 @@
-"""All pictures that are files: the paper's curves of runs, and horizontal bars. Needs matplotlib.
+"""All pictures that are files: the paper's curves of runs, bars, and timelines. Needs matplotlib.
 
 Equal numbers give equal bytes, so that a picture in the repository changes only with what it shows.
 """
@@ -21,6 +21,7 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text, in any script that the reader's fonts have
 }
 COLOURS = ("#0b62d6", "#c2410c", "#15803d", "#7c3aed", "#be185d", "#0e7490", "#854d0e", "#4b5563")
+LETTER = 0.009  # of a timeline's width
 Line = tuple[str, list, list]  # label, steps, values
 
 
@@ -47,6 +48,21 @@ def write_bars(path: Path, title: str, values: list[tuple[str, int]]) -> None:
         ax.set(title=title, xticks=[])
         ax.invert_yaxis()
         ax.grid(False)
+
+
+def write_timeline(path: Path, title: str, bars: list[tuple[str, str, float, float]]) -> None:
+    """A row for each lane, with a bar for each (lane, name, start, seconds), named where there is room."""
+    lanes = list(dict.fromkeys(lane for lane, *_ in bars))
+    end = max(start + seconds for *_, start, seconds in bars)
+    with panels(path, size=(7.2, 0.9 + 0.42 * len(lanes))) as (ax,):
+        for lane, name, start, seconds in bars:
+            row = lanes.index(lane)
+            ax.barh(row, seconds, left=start, height=0.7, color=COLOURS[row], edgecolor="white")
+            if seconds > LETTER * len(name) * end:
+                ax.text(start + seconds / 2, row, name, ha="center", va="center", color="white", fontsize=8)
+        ax.set_yticks(range(len(lanes)), lanes)
+        ax.set(title=title, xlabel="seconds", xlim=(0, end))
+        ax.invert_yaxis()
 
 
 def smooth(values: list[float | None], span: int) -> list[float | None]:
