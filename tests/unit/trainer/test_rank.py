@@ -128,6 +128,27 @@ def test_ranks_hash_what_they_have_written(tmp_path, monkeypatch, ranks):
     assert [note.name for note in notes] == (["_critic-0.json"] if ranks > 1 else [])
 
 
+def test_a_resumed_rank_holds_this_runs_rates(tmp_path, monkeypatch):
+    held = []
+    monkeypatch.setattr(module, "hold_settings", lambda *given: held.append(given))
+    torch.save({"global_steps": 3, "rollouts": 2, "random": capture_random_states()}, tmp_path / "rank0.pt")
+    monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
+    engine = SimpleNamespace(
+        global_steps=3, optimizer="Adam", lr_scheduler="constant", optimizer_params=lambda: "rates"
+    )
+    Rank("", make_args(tmp_path, resume_from=str(tmp_path))).resume(engine, SimpleNamespace())
+    assert held == [("Adam", "constant", "rates")]
+
+
+@pytest.mark.parametrize("rank, told", [(0, ["loaded"]), (1, [])])
+def test_the_first_rank_tells_the_stages_of_the_start(tmp_path, monkeypatch, rank, told):
+    said = []
+    monkeypatch.setattr(module.dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(module, "tell_stage", lambda run_dir, stage: said.append(stage))
+    Rank("_actor", make_args(tmp_path)).tell("loaded")
+    assert said == told
+
+
 def test_a_new_run_has_nothing_to_resume(tmp_path):
     rank = Rank("_actor", make_args(tmp_path))
     rank.resume(None, None)
