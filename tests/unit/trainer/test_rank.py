@@ -122,10 +122,15 @@ def test_more_ranks_than_were_take_the_states_of_those(tmp_path, monkeypatch, ra
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ranks_hash_what_they_have_written(tmp_path, monkeypatch, ranks):
     monkeypatch.setattr(dist, "get_world_size", lambda: ranks)
-    rank = Rank("_critic", make_args(tmp_path))
+    rank, met = Rank("_critic", make_args(tmp_path)), []
+
+    def notes() -> list[str]:
+        return [note.name for note in rank.checkpoint_path("global_step7").glob(".hashes/*.json")]
+
+    monkeypatch.setattr(dist, "barrier", lambda: met.append(notes()))
     rank.save("global_step7", SimpleNamespace(global_steps=7), SimpleNamespace(rollouts=3))
-    notes = list(rank.checkpoint_path("global_step7").glob(".hashes/*.json"))
-    assert [note.name for note in notes] == (["_critic-0.json"] if ranks > 1 else [])
+    assert notes() == (["_critic-0.json"] if ranks > 1 else [])
+    assert met == ([[], ["_critic-0.json"]] if ranks > 1 else [[]]), "a save returns when all have hashed theirs"
 
 
 def test_a_resumed_rank_holds_this_runs_rates(tmp_path, monkeypatch):
