@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from decimal import Decimal
 from typing import Any
 
 from openrlhf_orz.reward.judge.brackets import closing, outward, strip_group
@@ -53,6 +54,8 @@ _SYNONYMS = {
     for name in names.split()
 }  # fmt: skip
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
+_SCALES = {"dozen": "12", "hundred": "10^{2}", "thousand": "10^{3}", "million": "10^{6}", "billion": "10^{9}",
+           "trillion": "10^{12}"}  # fmt: skip
 _REWRITES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -83,8 +86,12 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
         (r"\\log_\{?e\}?(?![a-zA-Z])", r"\\ln "),
         (r"\.\.\.", r"\\ldots "),
         (
-            r"(\d)\s*(?:\\text\{)?\s*(thousand|million|billion)\b\s*\}?",
-            lambda m: m[1] + r"\times 10^" + {"thousand": "{3}", "million": "{6}", "billion": "{9}"}[m[2]],
+            r"(?<![\d.,/^_{])(\d{1,15}(?:\.\d{1,9})?)\s*(\\text\{)?\s*dozen\b\s*(?(2)(\})?)",
+            lambda m: f"{Decimal(m[1]) * 12:f}" + (m[2] if m[2] and not m[3] else "") + " ",
+        ),
+        (
+            r"(\d)\s*(\\text\{)?\s*(dozen|hundred|thousand|million|billion|trillion)\b\s*(?(2)(\})?)",
+            lambda m: m[1] + r"\times " + _SCALES[m[3]] + (m[2] + " " if m[2] and not m[4] else ""),
         ),
         (r"(?:\\text\{)?\s*\b(?:percent|percentage|pct)\b\.?\s*\}?", r"\\%"),
         (r"\*\*", "^"),
