@@ -238,7 +238,10 @@ class OrzSamplesGenerator(SamplesGenerator):
         """OpenRLHF calls it when all responses are there; they were converted when they came."""
         if isinstance(response, Experience):
             return response
-        return super()._process_response_into_experience(response, **generate_kwargs)
+        experience = super()._process_response_into_experience(response, **generate_kwargs)
+        # a response by itself has no padding: all ones, of which one is kept
+        experience.attention_mask = experience.attention_mask[:, :1].clone().expand_as(experience.sequences)
+        return experience
 
     def _redo_overdue(self, pending_refs: list) -> list:
         """Restart engines that have not answered for --orz.generation_timeout_s (0: no limit)."""

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
+from torch.nn.utils.rnn import pad_sequence
+
+from openrlhf_orz.trainer.batches import regroup
 
 if TYPE_CHECKING:
     from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
@@ -118,7 +121,7 @@ class EarlyValues:
         samples = samples + [shortest] * (-len(samples) % self.ranks)  # each rank gets as many
         parts = self.maker.cut(samples)
         bare = [Experience(**{name: getattr(sample, name) for name in FORWARD}) for sample in samples]
-        batches = self.maker.join_samples(bare, parts)
+        batches = regroup(bare, parts, self.maker.tokenizer.pad_token_id)
         refs = self.maker.critic_model_group.async_run_method_batch(
             method_name="forward", **{name: [getattr(batch, name) for batch in batches] for name in FORWARD}
         )
@@ -139,11 +142,9 @@ class EarlyValues:
             for part, values in zip(parts, self.maker._flatten_results(refs, self.together), strict=True):
                 rows |= {id(samples[place]): row for place, row in zip(part, values, strict=True)}
         self._begin()
-        found = []
-        for batch in batches:
-            values = torch.zeros(batch.action_mask.shape, dtype=rows[id(rollout[0])].dtype)
-            for row, place in zip(values, batch.index, strict=True):
-                length = rollout[place].action_mask.shape[-1]
-                row[:length] = rows[id(rollout[place])][:length]
-            found.append(values)
-        return found
+        # without the padding that each has had among others
+        longest = [rollout_sample.action_mask.shape[-1] for rollout_sample in rollout]
+        return [
+            pad_sequence([rows[id(rollout[i])][: longest[i]] for i in batch.index], batch_first=True)
+            for batch in batches
+        ]

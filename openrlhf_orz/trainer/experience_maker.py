@@ -1,8 +1,5 @@
 """Experience making: only the forwards that the step needs, advantages on whole batches."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
 import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
@@ -14,12 +11,12 @@ from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, 
 from openrlhf_orz.algo.token_stats import explained_variance
 from openrlhf_orz.runtime.cores import cores
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
+from openrlhf_orz.trainer.batches import regroup
 from openrlhf_orz.trainer.critic_beside import EarlyValues
 
 logger = init_logger(__name__)
 
 EARLY: list = []  # stands for references to values that are asked for already
-COPIES = 8  # threads that copy samples into batches; more would wait for memory
 
 
 class OrzExperienceMaker(RemoteExperienceMaker):
@@ -35,7 +32,7 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         for i, sample in enumerate(rollout_samples):
             sample.index = [i]
         self.rollout = rollout_samples
-        return self.join_samples(rollout_samples, self.cut(rollout_samples))
+        return regroup(rollout_samples, self.cut(rollout_samples), self.tokenizer.pad_token_id)
 
     def cut(self, rollout_samples: list[Experience]) -> list[list[int]]:
         """The places of the samples of each batch; every rank gets as many batches."""
@@ -57,14 +54,10 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         count = for_every_rank(count_micro_batches(lengths, args.rollout.max_tokens_per_gpu * together, keys))
         return cut_micro_batches(lengths, count, keys)
 
-    def join_samples(self, samples: list[Experience], parts: list[list[int]]) -> list[Experience]:
-        """A batch of each part's samples, padded on the right."""
-        pad_token = self.tokenizer.pad_token_id
-        return side_by_side(lambda part: Experience.concat_experiences([samples[i] for i in part], pad_token), parts)
-
     def make_experience(self, samples_list):
         self.batches = samples_list
         experiences = super().make_experience(samples_list)
+        self.rollout = self.batches = []
         for experience in experiences:
             for key in ("kl", "logprobs_diff"):  # a mean over no tokens, of an empty response, is not a number
                 experience.info[key] = experience.info[key].nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)
@@ -171,21 +164,3 @@ class OrzExperienceMaker(RemoteExperienceMaker):
 
     def get_cumulative_returns(self, rewards, action_mask, gamma):
         return discounted_sum(rewards * action_mask, gamma)
-
-
-def side_by_side(call: Callable, parts: list) -> list:
-    """Map ``call``, which copies tensors, over ``parts`` in threads: the GPUs wait for the trainer's process here."""
-    with ThreadPoolExecutor(min(COPIES, cores())) as pool:
-        return list(pool.map(call, parts))
-
-
-def with_tokens(items: list[Experience]) -> list[Experience]:
-    """Return the samples that have a token to train on, and log how many have none.
-
-    The rewards of empty responses count in their groups. But the loss of a micro-batch of empty responses would be a
-    mean over no tokens: not a number, or an error upstream.
-    """
-    kept = [item for item in items if item.action_mask.any()]
-    if len(kept) < len(items):
-        logger.warning(f"{len(items) - len(kept)} of {len(items)} responses are empty: nothing to train on in them")
-    return kept

@@ -164,11 +164,6 @@ def step_record(step: int, status: dict, ours: dict, reference: bool = False) ->
     return {key: value if isinstance(value, int) or math.isfinite(value) else None for key, value in record.items()}
 
 
-def as_numbers(metrics: dict) -> dict:
-    """Replace 0-d tensors by floats: a batch of floats is sent as one tensor, 0-d tensors are pickled one by one."""
-    return {key: x.item() if isinstance(x, torch.Tensor) and x.dim() == 0 else x for key, x in metrics.items()}
-
-
 def info(samples: list, key: str) -> torch.Tensor:
     """A number of each of B single-sample experiences, (B,) float; nan where one has none."""
     return torch.tensor([float(sample.info[key]) if key in sample.info else math.nan for sample in samples])
@@ -184,13 +179,15 @@ class StepMetrics:
 
     ``record`` is the step's line of metrics.jsonl; ``OrzTrainer.save_logs_and_checkpoints`` writes it.
 
-    Texts are decoded and measured in a thread, while the models train on them.
+    Texts are decoded and measured in a thread, while the models train on them. Not before: the thread would hold
+    Python's lock while all GPUs wait for this process.
     """
 
     def __init__(self, tokenizer, samples_per_prompt: int, right_reward: float = 1.0):
         self.tokenizer, self.samples_per_prompt, self.right_reward = tokenizer, samples_per_prompt, right_reward
         self.values: dict[str, float] = {}
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="rollout-stats")
+        self.samples: list = []  # whose texts are not measured yet
         self.pending: Future | None = None
         self.trained: list[float] | None = (
             None  # rewards that are trained on, where they are others than the responses'
@@ -198,8 +195,7 @@ class StepMetrics:
 
     def start(self, samples: list) -> None:
         """Begin a step with OpenRLHF's single-sample experiences, which are read only."""
-        self.pending = self.executor.submit(self._measure_texts, list(samples))
-        self.trained = None
+        self.samples, self.trained = list(samples), None
         lengths = torch.tensor([int(sample.action_mask.sum()) for sample in samples])
         rewards = torch.tensor([float(sample.rewards) for sample in samples])
         right = self.right(samples)
@@ -238,8 +234,15 @@ class StepMetrics:
         """Metrics of a phase."""
         self.values.update(metrics or {}, **more)
 
+    def measure_texts(self) -> None:
+        """Begin with the texts, as this process waits for the ranks from now on."""
+        if self.samples:
+            samples, self.samples = self.samples, []
+            self.pending = self.executor.submit(self._measure_texts, samples)
+
     def finish_texts(self) -> None:
         """Wait for the metrics of the texts; raises what went wrong in the thread."""
+        self.measure_texts()
         if self.pending is not None:
             self.add(self.pending.result())
             self.pending = None

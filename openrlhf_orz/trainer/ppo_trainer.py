@@ -25,7 +25,6 @@ from copy import copy
 import ray
 import torch
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer, PPOTrainer, prepare_datasets
-from openrlhf.trainer.ppo_utils.experience import make_experience_batch, split_experience_batch
 from openrlhf.utils.logging_utils import init_logger
 from torch.utils.data import Subset
 from transformers import AutoConfig
@@ -44,10 +43,11 @@ from openrlhf_orz.runtime.stopping import StopRequested, training_mark
 from openrlhf_orz.runtime.watchdog import phase_limit, start_heartbeat
 from openrlhf_orz.settings.critic_checks import critic_beside, takes_early_values
 from openrlhf_orz.settings.finished import changed, policy_steps
+from openrlhf_orz.trainer.batches import regroup, with_tokens
 from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
 from openrlhf_orz.trainer.critic_beside import CriticBeside, EarlyValues
-from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, side_by_side, with_tokens
-from openrlhf_orz.trainer.metrics import StepMetrics, as_numbers, rank_metrics
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
+from openrlhf_orz.trainer.metrics import StepMetrics, rank_metrics
 from openrlhf_orz.trainer.rollout_rows import rollout_row, spread_places, token_numbers
 
 logger = init_logger(__name__)
@@ -192,14 +192,14 @@ class OrzTrainer(BasePPOTrainer):
 
     def balance_experiences(self, experiences, args):
         """One experience for each data-parallel rank, by work instead of by count."""
-        items = with_tokens([item for experience in experiences for item in split_experience_batch(experience)])
-        for item in items:
-            item.info = as_numbers(item.info)
-        shares = balance_ranks([int(item.total_length) for item in items], self.ranks, self.hidden_size)
+        kept = with_tokens(experiences)
+        lengths = torch.cat([experience.total_length for experience in experiences])[kept]
+        shares = balance_ranks([int(length) for length in lengths.tolist()], self.ranks, self.hidden_size)
         self.metrics.add(rank_metrics(shares))
-        return side_by_side(lambda share: make_experience_batch([items[i] for i in share]), shares)
+        return regroup(experiences, [[kept[i] for i in share] for share in shares])
 
     def ppo_train(self, global_steps):
+        self.metrics.measure_texts()
         if self.args.orz.cross_fit_values and self.critic_model_group is not None:
             return self.cross_fit_train(global_steps)
         if critic_beside(self.args):

@@ -14,7 +14,7 @@ from test_zero_gradients import run_ranks
 
 from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.finished import changed
-from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker, with_tokens
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
 
 GROUPED = ("rloo", "group_norm", "dr_grpo")
 
@@ -124,12 +124,6 @@ def test_mean_over_no_tokens(monkeypatch):
     monkeypatch.setattr(RemoteExperienceMaker, "make_experience", lambda self, samples: samples)
     (found,) = make_maker().make_experience([experience])
     assert found.info["kl"].tolist() == [0.5, 0.0] == found.info["logprobs_diff"].tolist()
-
-
-def test_empty_responses_are_not_trained_on():
-    batch = make_experience([1.0, 0.0, 1.0], [2, 0, 1])
-    items = [Experience(action_mask=mask) for mask in batch.action_mask]
-    assert list(map(id, with_tokens(items))) == [id(items[0]), id(items[2])]
 
 
 def make_sample(prompt, length):

@@ -226,22 +226,21 @@ def test_environment_of_workers_on_a_cpu(monkeypatch):
 def test_metrics_are_one_tensor_on_their_way_to_the_ranks():
     """And come out as they went in."""
     import torch
-    from openrlhf.trainer.ppo_utils.experience import Experience, make_experience_batch, split_experience_batch
+    from openrlhf.trainer.ppo_utils.experience import Experience, split_experience_batch
 
-    from openrlhf_orz.trainer.metrics import as_numbers
+    from openrlhf_orz.trainer.batches import regroup
 
     infos = [
-        {"reward": torch.tensor(0.1 * i), "clipped": torch.tensor(i == 1), "tokens": torch.tensor(i), "more": [i]}
+        {"reward": torch.tensor([0.1 * i]), "clipped": torch.tensor([i == 1]), "tokens": torch.tensor([i])}
         for i in range(3)
     ]
-    items = [Experience(sequences=torch.arange(i + 1), info=as_numbers(info)) for i, info in enumerate(infos)]
-    batch = make_experience_batch(items)
+    items = [Experience(sequences=torch.arange(i + 1)[None], info=info) for i, info in enumerate(infos)]
+    (batch,) = regroup(items, [[0, 1, 2]])
     for key in ("reward", "clipped", "tokens"):
         assert isinstance(batch.info[key], torch.Tensor) and batch.info[key].shape == (3,)
     for item, info in zip(split_experience_batch(batch), infos):
-        assert item.info["more"] == info["more"]
         for key in ("reward", "clipped", "tokens"):
-            assert item.info[key].dtype == info[key].dtype and torch.equal(item.info[key], info[key])
+            assert item.info[key].dtype == info[key].dtype and torch.equal(item.info[key], info[key][0])
 
 
 def test_flash_attention_is_optional():

@@ -47,7 +47,7 @@ def fill_log_probs(samples: list) -> None:
     if any(sample.rollout_log_probs is not None for sample in samples):
         for sample in samples:
             if sample.rollout_log_probs is None:
-                sample.rollout_log_probs = torch.full(sample.action_mask.shape, torch.nan)
+                sample.rollout_log_probs = torch.full((1, 1), torch.nan).expand(sample.action_mask.shape)
 
 
 class SyncCheck:

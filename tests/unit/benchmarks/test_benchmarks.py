@@ -134,10 +134,11 @@ def test_rollout_path_benchmark(load):
     benchmark = load("rollout_path")
     found = []
     real = benchmark.to_the_ranks
-    benchmark.to_the_ranks = lambda samples, args: found.append(real(samples, args)) or found[-1]
-    result = benchmark.main(["--responses", "128", "--tokens", "200", "--ranks", "4"])
+    benchmark.to_the_ranks = lambda *given: found.append(real(*given)) or found[-1]
+    result = benchmark.main(["--responses", "128", "--tokens", "200", "--ranks", "4", "--repeats", "1"])
     assert result["now"]["pickled_mib"] < result["before"]["pickled_mib"]
     before, now = found
     for ours, theirs in zip(now, before, strict=True):
-        for name in ("sequences", "action_mask", "rollout_log_probs", "rewards"):
+        for name in ("sequences", "attention_mask", "action_mask", "rollout_log_probs", "rewards"):
             assert getattr(ours, name).nan_to_num(9.0).equal(getattr(theirs, name).nan_to_num(9.0)), name
+        assert all(ours.info[key].equal(theirs.info[key]) for key in theirs.info)

@@ -17,7 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.trainer import actor as module
 from openrlhf_orz.trainer.actor import OrzActor, OrzActorPPOTrainer, OrzPolicyLoss, OrzPolicyModelActor
-from openrlhf_orz.trainer.metrics import as_numbers
+from openrlhf_orz.trainer.batches import regroup
 
 
 def make(cls, **kwargs):
@@ -162,9 +162,8 @@ def test_the_likelihood_term_is_a_metric_of_its_own(monkeypatch, tmp_path):
         return step(self, experience, *given)
 
     def ppo_train(self, kl_ctl):
-        (sample,) = split_experience_batch(make_sample(right=1))
-        sample.info = as_numbers(sample.info)
-        (item,) = split_experience_batch(make_experience_batch([sample]))
+        (share,) = regroup([make_sample(right=1)], [[0]])
+        (item,) = split_experience_batch(share)
         one = make_experience_batch([item])  # on the way that it comes from the buffer
         assert isinstance(one.info["right"], list)
         for number in range(2):

@@ -14,7 +14,6 @@ from openrlhf_orz.reward.verifiers import pack_label
 from openrlhf_orz.runtime.run_dir import RunDir
 from openrlhf_orz.trainer.metrics import (
     StepMetrics,
-    as_numbers,
     info,
     rank_metrics,
     rollout_metrics,
@@ -84,7 +83,9 @@ def test_the_least_right_reward_decides_in_metrics_and_rollouts():
     for least, right in ((0.5, [True, False]), (1.0, [False, False])):
         metrics = StepMetrics(Tokenizer(), 2, least)
         metrics.start(samples)
+        assert metrics.pending is None, "all GPUs wait for this process now"
         metrics.finish_texts()
+        assert metrics.values["repetition"] == 0.0 and not metrics.samples
         record = metrics.record(1, {})
         assert record["pass_at_n"] == float(any(right)) and record["reward"] == 0.5
         assert record["verdict_right"] is None and record["format"] is None
@@ -174,13 +175,6 @@ def test_run_dir(tmp_path):
 def test_a_number_of_each_sample_or_nan_for_none():
     samples = [make_sample(verdict=2), make_sample()]
     assert info(samples, "verdict").nan_to_num(-9).tolist() == [2.0, -9.0] and info(samples, "format").isnan().all()
-
-
-def test_only_tensors_without_dimensions_become_numbers():
-    given = {"reward": torch.tensor(0.5), "of_one": torch.tensor([0.5]), "kl": 0.25}
-    found = as_numbers(given)
-    assert found["reward"] == 0.5 and isinstance(found["reward"], float) and found["kl"] == 0.25
-    assert found["of_one"] is given["of_one"]
 
 
 def test_a_response_is_written_with_the_rule_that_decided():

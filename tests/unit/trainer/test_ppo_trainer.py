@@ -259,7 +259,8 @@ def test_models_are_back_in_place_after_a_failure(monkeypatch, tmp_path):
 def test_the_policys_rollout_is_dropped_while_it_is_frozen(monkeypatch, tmp_path, step, dropped):
     no_ray(monkeypatch)
     trainer = trainer_of(tmp_path, "--critic.freezing_steps", "2")
-    monkeypatch.setattr(BasePPOTrainer, "ppo_train", lambda self, step: {})
+    trainer.metrics.start(rollouts())
+    monkeypatch.setattr(BasePPOTrainer, "ppo_train", lambda self, step: {} if self.metrics.pending else None)
     status = trainer.ppo_train(step)
     assert [call[1] for call in trainer.calls] == (["drop_buffer"] if dropped else [])
     assert status == ({"policy_updates": 0} if dropped else {}), "the metrics say that the critic trained alone"
