@@ -20,13 +20,14 @@ class Forward:
 
 
 def needs_old_log_probs(args: SimpleNamespace) -> str | None:
-    """Why a step needs the actor's forward for old log-probs, or None where strict on-policy makes it redundant."""
+    """Why a step needs the actor's forward for old log-probs, or None where one policy step makes it redundant.
+
+    They are of the policy as the step finds it, also where an older one has sampled (--train.async_enable).
+    """
     if args.orz.old_log_probs == "always":
         return "--orz.old_log_probs always"
     if args.orz.policy_updates > 1 or args.train.max_epochs > 1:
         return "several policy steps per rollout"
-    if args.train.async_enable:
-        return "--train.async_enable trains on rollouts of an older policy"
     if args.algo.kl.init_coef > 0:
         return "--algo.kl.init_coef compares the policy with the reference model"
     return None

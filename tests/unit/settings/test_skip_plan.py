@@ -29,7 +29,7 @@ def runs(reference=False, old=False, values=False) -> dict[str, bool]:
         (["--algo.kl.init_coef", "0.01"], runs(reference=True, old=True, values=True), 9),
         (["--orz.policy_updates", "2"], runs(old=True, values=True), 8),
         (["--orz.policy_updates", "2", "--train.max_epochs", "2"], runs(old=True, values=True), 14),
-        (["--train.async_enable"], runs(old=True, values=True), 8),
+        (["--train.async_enable"], runs(values=True), 7),
         (["--algo.advantage.estimator", "group_norm"], runs(), 3),
     ],
 )

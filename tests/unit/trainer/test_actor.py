@@ -60,6 +60,21 @@ def test_on_policy_the_ratio_is_one_whatever_the_old_log_probs():
     assert far.item() == pytest.approx(-(1.2 * 2 - 1) / 2)  # the first ratio, e^0.5, is clipped
 
 
+def test_older_rollouts_are_corrected_without_a_forward_of_their_own():
+    """One step on the rollout of an older policy: old log-probs would be those that the loss has at hand."""
+    mask, advantages = torch.ones(1, 3), torch.tensor([[2.0, -1.0, 1.0]])
+    sampled, found = torch.tensor([[-1.2, -1.9, -6.0]]), []
+    for on_policy in (True, False):
+        log_probs = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
+        loss = OrzPolicyLoss(is_correction_level="token", is_correction_threshold=[0.5, 5.0])
+        loss.on_policy = on_policy
+        old = torch.zeros(1, 3) if on_policy else log_probs.detach().clone()
+        value, *rest = loss(log_probs, old, advantages, action_mask=mask, rollout_log_probs=sampled)
+        value.backward()
+        found.append([value.item(), *(x.item() for x in rest), log_probs.grad.tolist()])
+    assert found[0] == found[1] and found[0][-1][0][2] == 0.0, "the last token is too far from its sampler"
+
+
 def test_the_loss_sums_entropy_and_gap_of_a_step():
     loss = OrzPolicyLoss(clip_eps_low=0.2, clip_eps_high=0.2, policy_loss_type="ppo")
     loss.on_policy = True
