@@ -1,7 +1,8 @@
 """Make a run's policy ready for others: ``python -m openrlhf_orz.cli.publish RUN [--to NAME] [--output DIR]``.
 
 Writes a folder with the policy, its tokenizer and chat template, and a model card: base model and licence, curve,
-command, settings, data, evaluation. With ``--to`` it is pushed to a hub, too. Neither paths nor tokens go out.
+command, settings, data, evaluation. Of a run with LoRA the policy is its adapters, or with ``--merged`` whole weights.
+With ``--to`` it is pushed to a hub, too. Neither paths nor tokens go out.
 """
 
 import argparse
@@ -15,21 +16,25 @@ from typing import Any
 from openrlhf_orz.report import card
 from openrlhf_orz.report.pictures import write_pictures
 from openrlhf_orz.report.run_data import Run, RunError, flatten_flags, load_run
-from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.redact import printable, redact
+from openrlhf_orz.trainer.exports import ADAPTER, Source, convert_checkpoint, find_source, whole_model
 
-FILES = (
-    "*.safetensors", "*.safetensors.index.json", "*.jinja", "*.py", "*.model", "*.txt", "vocab.json", "config.json",
-    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+TOKENIZER = (
+    "*.jinja", "*.py", "*.model", "*.txt", "vocab.json", "tokenizer*.json", "special_tokens_map.json",
+    "added_tokens.json",
 )  # fmt: skip
+MODEL = (*TOKENIZER, "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
 PLACES = ("_name_or_path", "name_or_path", "is_local", "local_files_only")  # in configurations: whence it was loaded
-REMEDY = "resume it with --ckpt.load_enable and let it end, or train with --ckpt.save_hf"
 
 
 def publish_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m openrlhf_orz.cli.publish", description=__doc__.split("\n\n")[1])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
+    parser.add_argument(
+        "--checkpoint", metavar="NAME", help="a checkpoint's name, best (the best one), hf or hf_ema; else the newest"
+    )
+    parser.add_argument("--merged", action="store_true", help="of adapters (--ds.lora.rank): whole weights with them")
     parser.add_argument("--output", type=Path, help="a new folder (default: RUN/published)")
     parser.add_argument("--to", metavar="NAME", help="push it to this repository of the hub, which is made if need be")
     parser.add_argument("--public", action="store_true", help="a repository that is made is open to all")
@@ -40,94 +45,44 @@ def publish_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# ---- which weights
-
-
-def whole_model(folder: Path) -> bool:
-    """Whether a folder has all that loads by itself: configuration, tokenizer, each weights file to its end."""
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
-    try:
-        json.loads((folder / "config.json").read_text())
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-        for name in names:
-            with safe_open(folder / name, "pt"):
-                pass
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return False
-    return (folder / "tokenizer_config.json").exists()
-
-
-def find_weights(run: Run) -> tuple[Path, str]:
-    """The newest weights, RUN/hf or a later checkpoint that is not damaged; and what they are, in words.
-
-    Raises ConfigError.
-    """
-    hf, flags = run.path / "hf", flatten_flags(run.config.get("flags"))
-    saved = run.path / "checkpoints"
-    if not saved.is_dir() and Path(flags.get("ckpt.path", saved)).is_dir():
-        saved = Path(flags["ckpt.path"])
-    newest, damaged = checkpoints.newest_valid(saved)
-    for line in damaged.values():
-        print(printable(f"note: {line}"))
-    if whole_model(hf):
-        if newest is None or _age(newest / checkpoints.TRAINER) <= _age(hf / "config.json"):
-            return hf, "of the run's end"
-        print(printable(f"note: {hf} is older than {newest}, which is taken"))
-    elif hf.exists():
-        print(printable(f"note: {hf} is not whole, and is left out"))
-    if newest is None:
-        raise ConfigError(f"{run.path} holds no model that is whole: neither hf nor a checkpoint. {REMEDY}")
-    inside = newest / f"{newest.name}_hf"
-    return inside if whole_model(inside) else newest, f"of the checkpoint {newest.name}"
-
-
-def _age(file: Path) -> float:
-    return file.stat().st_mtime if file.exists() else 0.0
-
-
-def convert_checkpoint(checkpoint: Path, run: Run, output: Path) -> None:
-    """Write a DeepSpeed checkpoint's policy for transformers. Raises ConfigError for what only the run can write."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from openrlhf_orz.data.prompts import chat_template
-    from openrlhf_orz.settings.models import load_config
-
-    flags = run.config["flags"]
-    base, trust = flags["actor"]["model_name_or_path"], flags["orz"]["trust_remote_code"]
-    parts = sorted((checkpoint / "_actor").glob("*/*mp_rank_*_model_states.pt"))
-    if [part.name for part in parts] != ["mp_rank_00_model_states.pt"] or flags["ds"]["lora"]["rank"]:
-        what = "adapters" if flags["ds"]["lora"]["rank"] else "a model in the parts of its ranks"
-        raise ConfigError(f"{checkpoint} holds {what}: {REMEDY}")
-    state = torch.load(parts[0], weights_only=True, map_location="cpu", mmap=True)["module"]
-    config = load_config("--actor.model_name_or_path", base, trust)
-    dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
-    model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust, dtype=dtype)
-    model.load_state_dict(state)
-    model.save_pretrained(output)
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust)
-    if not flags["data"]["apply_chat_template"]:
-        tokenizer.chat_template = chat_template(flags["orz"]["prompt_template"])
-    tokenizer.save_pretrained(output)
-
-
 # ---- the folder
 
 
-def copy_model(source: Path, target: Path) -> None:
-    """Copy a model's own files, and nothing else that lies there; how it was loaded is not among them."""
+def copy_files(source: Path, target: Path, patterns: tuple[str, ...] = MODEL) -> None:
+    """Copy a model's own files, and nothing else that lies there."""
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted({file for pattern in FILES for file in source.glob(pattern)}):
-        if source != target:
-            shutil.copyfile(file, target / file.name)
-    for name in ("config.json", "tokenizer_config.json"):
-        path = target / name
+    for file in sorted({file for pattern in patterns for file in source.glob(pattern)}):
+        shutil.copyfile(file, target / file.name)
+
+
+def forget_places(folder: Path, base: str) -> None:
+    """How the model was loaded goes from its configurations; adapters name their ``base``."""
+    for name in ("config.json", "tokenizer_config.json", ADAPTER[0]):
+        path = folder / name
         if path.exists():
-            content = json.loads(path.read_text())
-            kept = {key: value for key, value in content.items() if key not in PLACES}
-            path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+            content = {key: value for key, value in json.loads(path.read_text()).items() if key not in PLACES}
+            if "base_model_name_or_path" in content:
+                content["base_model_name_or_path"] = base
+            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_weights(source: Source, output: Path) -> None:
+    """Write the model or the adapters, and the tokenizer. Raises ConfigError."""
+    if source.from_deepspeed:
+        convert_checkpoint(source.folder, output, adapters=source.adapters is not None)
+        (output / "README.md").unlink(missing_ok=True)  # peft's
+    elif source.adapters:
+        copy_files(source.folder, output, TOKENIZER)
+        copy_files(source.adapters, output, ADAPTER)
+    else:
+        copy_files(source.folder, output)
+
+
+def until(run: Run, step: int | None) -> None:
+    """Leave out what came after ``step``, which is not of the weights."""
+    if step is not None:
+        run.metrics = [row for row in run.metrics if row["step"] <= step]
+        run.evals = [row for row in run.evals if row["step"] <= step]
 
 
 def set_sampling(folder: Path, flags: dict[str, str]) -> None:
@@ -209,25 +164,29 @@ def publish(options: argparse.Namespace) -> Path:
     critic = run.path / "hf_critic"
     if options.critic and not whole_model(critic):
         raise ConfigError(f"--critic: {critic} is not there: train with --critic.save_value_network")
-    source, words = find_weights(run)
+    source = find_source(run.path, flags, options.checkpoint, options.merged)
+    if options.critic and source.step is not None:
+        raise ConfigError(f"--critic: {critic} is of the run's end, and the policy {source.words}: leave one out")
+    until(run, source.step)
     evaluated = options.evaluation or run.path / "evaluation"
-    tables = evaluation_tables(evaluated, source, options.evaluation is not None)
+    tables = evaluation_tables(evaluated, source.folder, options.evaluation is not None)
     partial = output.with_name(f".partial-{output.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        if (source / checkpoints.TRAINER).exists():
-            convert_checkpoint(source, run, partial)
-            source = partial
-        copy_model(source, partial)
-        set_sampling(partial, flags)
-        if options.critic:
-            copy_model(critic, partial / "critic")
         local = Path(base).is_dir() or base.startswith((".", "/", "~"))
         about = card.Published(
-            source=words, base=options.base_model or card.shown(base), critic=options.critic, tables=tables,
+            source=source.words, base=options.base_model or card.shown(base), critic=options.critic, tables=tables,
             base_is_local=local and not options.base_model, licence=options.licence or licence_of(base),
+            adapter_rank=int(flags["ds.lora.rank"]) if source.adapters else 0,
         )  # fmt: skip
+        write_weights(source, partial)
+        forget_places(partial, about.base)
+        if not source.adapters:
+            set_sampling(partial, flags)
+        if options.critic:
+            copy_files(critic, partial / "critic")
+            forget_places(partial / "critic", about.base)
         for name in ("LICENSE", "LICENSE.txt", "NOTICE"):
             if there := base_file(base, name):
                 shutil.copyfile(there, partial / name)

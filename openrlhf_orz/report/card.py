@@ -19,6 +19,7 @@ class Published:
 
     ``source``: where the weights are from, in words. ``base``: the base model's name, of a local folder the last part.
     ``licence``: the hub's identifier; None where the base's is not known. ``tables``: further evaluation, in Markdown.
+    ``adapter_rank``: of adapters (LoRA), which go out without the base; 0 of a whole model.
     """
 
     source: str
@@ -28,6 +29,7 @@ class Published:
     critic: bool = False
     tables: dict[str, str] = field(default_factory=dict)
     curation: bool = False
+    adapter_rank: int = 0
 
 
 def without_places(text: str) -> str:
@@ -153,11 +155,42 @@ def data_lines(run: Run, curation: bool) -> list[str]:
     return lines
 
 
+_ADAPTERS = """
+These are adapters (LoRA) without the base model. In `transformers`:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{name}")
+```
+
+In vLLM:"""
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320)  # vLLM's --max-lora-rank, up to 512
+
+
+def _engine(about: Published, name: str) -> list[str]:
+    """Lines of Python that start vLLM with the weights."""
+    if not about.adapter_rank:
+        return ["from vllm import LLM, SamplingParams", "", f'llm = LLM("{name}")']
+    rank = next((rank for rank in _LORA_RANKS if rank >= about.adapter_rank), 512)
+    return [
+        "from vllm import LLM, SamplingParams", "from vllm.lora.request import LoRARequest", "",
+        f'llm = LLM("{about.base}", tokenizer="{name}", enable_lora=True, max_lora_rank={rank})',
+        f'lora = LoRARequest("orz", 1, "{name}")',
+    ]  # fmt: skip
+
+
 def write_card(run: Run, about: Published, stop: list[str], name: str) -> str:
     """The text of README.md. ``stop``: the strings at which the run's responses ended."""
-    meta = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    meta = [
+        "---",
+        f"library_name: {'peft' if about.adapter_rank else 'transformers'}",
+        "pipeline_tag: text-generation",
+    ]
     meta += [f"license: {about.licence or 'unknown'}"]
     meta += [] if about.base_is_local else [f"base_model: {about.base}"]
+    meta += ["base_model_relation: adapter"] if about.adapter_rank and not about.base_is_local else []
     meta += ["tags:", "- reinforcement-learning", "- reasoning", "- openrlhf_orz", "---"]
     licence = (
         f"`{about.licence}`, the base model's"
@@ -173,10 +206,13 @@ def write_card(run: Run, about: Published, stop: list[str], name: str) -> str:
         f"{steps} steps of reinforcement learning with a checkable reward. Weights: {about.source}.", "",
         f"- base model: `{about.base}`" + (" (a local folder)" if about.base_is_local else ""),
         f"- licence: {licence}", *(["- its critic is in [critic/](critic)"] if about.critic else []), "",
-        "## Use", "", "The chat template asks a question as in training: one turn, no system message.", "",
-        "```python", "from vllm import LLM, SamplingParams", "", f'llm = LLM("{name}")',
+        "## Use", "", "The chat template asks a question as in training: one turn, no system message.",
+        *(_ADAPTERS.format(base=about.base, name=name).splitlines() if about.adapter_rank else []), "",
+        "```python", *_engine(about, name),
         f"params = SamplingParams(max_tokens={longest}, stop={stop!r}, include_stop_str_in_output=True)",
-        'print(llm.chat([{"role": "user", "content": "What is 123+456?"}], params)[0].outputs[0].text)', "```", "",
+        'question = [{"role": "user", "content": "What is 123+456?"}]',
+        f"print(llm.chat(question, params{', lora_request=lora' if about.adapter_rank else ''})[0].outputs[0].text)",
+        "```", "",
         "## Training", "", *(["![Reward and response length](" + PICTURE + ".png)", ""] if run.metrics else []),
         *training_table(run), "", "The command:", "", "```bash", command_text(command_of(run)), "```", "",
         "| flag given | value |", "|---|---|",

@@ -59,13 +59,19 @@ def _whole_state(engine, args) -> dict[str, torch.Tensor]:
         state = engine.module.state_dict()
     if dist.get_rank() != 0:
         return {}
-    copies, places = {}, set()
-    for name, tensor in state.items():  # a copy: at ZeRO-1 and 2 all of them lie in one buffer
+    # a copy: at ZeRO-1 and 2 all of them lie in one buffer
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in each_once(state).items()}
+
+
+def each_once(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict without the further names of tied matrices."""
+    found, places = {}, set()
+    for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
         if not tensor.numel() or place not in places:
-            copies[name] = tensor.detach().to("cpu", copy=True)
+            found[name] = tensor
         places.add(place)
-    return copies
+    return found
 
 
 def _as_readable_as_other_files(folder: Path) -> None:

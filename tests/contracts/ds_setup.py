@@ -36,7 +36,9 @@ def make_args(*extra, changes=None):
 
 
 def stage_flags(stage):
-    """``sums``: bfloat16 at ZeRO-1 with gradients summed in float32."""
+    """``sums``: bfloat16 at ZeRO-1 with gradients summed in float32. ``bf16``: at ZeRO-3."""
+    if stage == "bf16":
+        return ["--ds.param_dtype", "bf16", "--ds.zero_stage", "3"]
     if stage != "sums":
         return ["--ds.zero_stage", stage]
     return ["--ds.param_dtype", "bf16", "--ds.zero_stage", "1", "--ds.grad_accum_dtype", "fp32"]
@@ -67,14 +69,16 @@ def make_model(attention="sdpa"):
     return Qwen2ForCausalLM(model_config(attention))
 
 
-def make_actor(strategy, args, lr=1e-2, packed=False, max_norm=1e6, decay=0.0, schedule="constant"):
-    """Stock's model, padded; or ours, packed, with log-probs of action tokens alone."""
+def make_actor(
+    strategy, args, lr=1e-2, packed=False, max_norm=1e6, decay=0.0, schedule="constant", before=lambda model: model
+):
+    """Stock's model, padded; or ours, packed, with log-probs of action tokens alone. ``before`` may wrap it."""
     if packed:
         from openrlhf_orz.trainer.actor import OrzActor as Actor
     else:
         from openrlhf.models import Actor
 
-    actor = Actor(make_model(PACKED_ATTENTION if packed else "sdpa"))
+    actor = Actor(before(make_model(PACKED_ATTENTION if packed else "sdpa")))
     actor.packing_samples = packed
     adam = dict(lr=lr, betas=(0.9, 0.95), eps=1e-3, weight_decay=decay)  # eps: no sign of rounding
     cfg = dict(optim="adam", muon={}, adam=adam, lr_scheduler=schedule, lr_warmup_ratio=0.0, min_lr_ratio=0.1,

@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from ds_setup import make_actor, make_args, make_batch, make_critic, make_strategy, stage_flags
+from peft import LoraConfig, TaskType, get_peft_model
 
 from openrlhf_orz.models.value_head import freeze_parts
 from openrlhf_orz.runtime.universal import convert
 from openrlhf_orz.trainer.live_objects import link_states, skip_reduction
+from openrlhf_orz.trainer.saving import _whole_state
 
 LAST = 3
+LORA = dict(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
 
 
 def universal(folder, step, *cases):
@@ -57,3 +61,28 @@ def universal_case(folder, step, name, model, stage):
     if dist.get_rank() == 0 and number == LAST:  # whole weights and moments, to compare
         convert(here / "saved" / "tag", here / "universal" / "tag", 2)
     return results
+
+
+def exported(folder, *cases):
+    """For each KIND:STAGE (whole or adapters) a policy after two steps: a checkpoint, and its weights as the run
+    itself would save them, in whole.pt.
+    """
+    for case in cases:
+        exported_case(Path(folder) / case, *case.split(":"))
+
+
+def exported_case(folder, kind, stage):
+    strategy = make_strategy(args := make_args(*stage_flags(stage)))
+    lora = LoraConfig(task_type=TaskType.CAUSAL_LM, bias="none", **LORA)
+    changes = {"before": lambda model: get_peft_model(model, lora)} if kind == "adapters" else {}
+    actor, optim, scheduler = make_actor(strategy, args, **changes)
+    rows = list(range(dist.get_rank(), 8, dist.get_world_size()))
+    sequences, attention, action = make_batch()
+    for _ in range(2):  # of an adapter's two matrices one begins at zero
+        log_probs = actor(sequences[rows], action[rows], attention_mask=attention[rows])
+        strategy.backward(-(log_probs * action[rows]).sum() / action.sum(), actor, optim, is_boundary=True)
+        strategy.optimizer_step(optim, actor, scheduler)
+    actor.model.save_checkpoint(str(folder), tag="tag")
+    state = _whole_state(actor.model, args)
+    if dist.get_rank() == 0:
+        torch.save(state, folder / "whole.pt")

@@ -10,6 +10,7 @@
 ``one_file``: advantages, losses and gradients of the trainers, against examples/orz_in_one_file.py.
 ``tensor_parallel``: policies with tied and untied heads and a critic, cut by two, against whole ones.
 ``universal``: a policy and a critic whose ranks and ZeRO stage change from step to step.
+``exported``: checkpoints of policies, and what the run itself would save.
 ``degenerate``: a step of policy and critic on batches with nothing to learn, or hardly anything in them.
 """
 
@@ -24,7 +25,7 @@ from ds_lone_rank import lone_rank
 from ds_one_file import one_file
 from ds_setup import make_actor, make_args, make_batch, make_critic, make_model, make_strategy, stage_flags
 from ds_tensor_parallel import tensor_parallel
-from ds_universal import universal
+from ds_universal import exported, universal
 from ds_values import heads, values
 
 from openrlhf_orz.trainer.live_objects import skip_reduction
@@ -295,6 +296,7 @@ def run_rank(environment, log, case):
             one_file,
             tensor_parallel,
             universal,
+            exported,
         ]
         result = {case.__name__: case for case in cases}[case[0]](*case[1:])
         if dist.get_rank() == 0:

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openrlhf_orz.cli.publish import main, whole_model
+from openrlhf_orz.cli.publish import main
 from openrlhf_orz.report import card
 from openrlhf_orz.report.run_data import load_run
 from openrlhf_orz.runtime import checkpoints
+from openrlhf_orz.trainer.exports import whole_model
 
 ROOT = Path(__file__).parents[3]
 BASE = ROOT / "examples" / "tiny_base"
@@ -66,15 +67,21 @@ def run(tmp_path):
     return path
 
 
-def checkpoint(run: Path, step: int, numbers: float) -> Path:
-    """A checkpoint of the policy as DeepSpeed writes it on one rank, all weights the same number."""
-    partial = checkpoints.partial_path(run / "checkpoints", f"global_step{step}")
-    folder = partial / "_actor" / f"global_step{step}"
+def checkpoint(run: Path, tag: str, numbers: float = 0.5, state: dict | None = None, lora: int = 0) -> Path:
+    """A checkpoint of the policy as DeepSpeed writes it on one rank, all weights the same number, or ``state``."""
+    partial = checkpoints.partial_path(run / "checkpoints", tag)
+    folder = partial / "_actor" / tag
     folder.mkdir(parents=True)
-    state = {name: torch.full_like(tensor, numbers) for name, tensor in load_file(BASE / "model.safetensors").items()}
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    if state is None:
+        state = {name: torch.full_like(x, numbers) for name, x in load_file(BASE / "model.safetensors").items()}
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
     torch.save({"module": state}, folder / "mp_rank_00_model_states.pt")
-    (partial / checkpoints.TRAINER).write_text("{}")
+    base = json.loads((run / "config.json").read_text())["flags"]["actor"]["model_name_or_path"]
+    flags = {"actor.model_name_or_path": base, "orz.trust_remote_code": False, "ds.param_dtype": "bf16",
+             "ds.lora.rank": lora, "ds.lora.alpha": 8, "ds.lora.dropout": 0, "ds.lora.target_modules": "all-linear",
+             "data.apply_chat_template": False, "orz.prompt_template": "paper"}  # fmt: skip
+    trainer = {"flags": flags, "prompts_sha256": "", "global_step": checkpoints.step_of(tag)}
+    (partial / checkpoints.TRAINER).write_text(json.dumps(trainer))
     (partial / checkpoints.STATE).write_text("")
     return checkpoints.commit(partial)
 
@@ -112,13 +119,13 @@ def test_it_loads_and_tells_what_it_is(run, capsys):
 
 def test_the_newest_that_is_whole(run, capsys):
     """A later checkpoint that is not damaged goes before hf; a hf that is cut before nothing."""
-    old = checkpoint(run, 1, 0.25)
+    old = checkpoint(run, "global_step1", 0.25)
     for file in (run / "hf").iterdir():
         os.utime(file, (file.stat().st_mtime + 60,) * 2)
     assert (
         main([str(run), "--output", str(run / "a")]) == 0 and "of the run's end" in (run / "a/README.md").read_text()
     )
-    newer, broken = checkpoint(run, 2, 0.5), checkpoint(run, 3, 0.75)
+    newer, broken = checkpoint(run, "global_step2", 0.5), checkpoint(run, "global_step3", 0.75)
     for folder in (newer, broken):
         os.utime(folder / checkpoints.TRAINER, (old.stat().st_mtime + 120,) * 2)
     next(broken.glob("_actor/*/*.pt")).write_bytes(b"cut")
@@ -141,6 +148,7 @@ def test_the_newest_that_is_whole(run, capsys):
         (["--critic"], "train with --critic.save_value_network"),
         (["--evaluation", "nowhere"], "no finished evaluation"),
         (["--to", "me/it"], "there is no token: set HF_TOKEN"),
+        (["--merged"], "trained whole weights, no adapters"),
     ],
 )
 def test_refusals(run, options, words, capsys, monkeypatch):
@@ -149,13 +157,119 @@ def test_refusals(run, options, words, capsys, monkeypatch):
     assert (run / "out").exists() == ("--to" in options)  # what was written stays
 
 
-def test_adapters_and_parts_are_refused(run, capsys):
+def test_a_checkpoint_by_name(run, capsys):
+    """The best, a step's, with the model beside it or without; the card tells which, and nothing of later steps."""
+    best, later = checkpoint(run, "best_global_step1", 0.25), checkpoint(run, "global_step2", 0.5)
+    beside = later / "global_step2_hf"
+    shutil.copytree(BASE, beside)
+    for number, (name, taken) in enumerate([("best", best), (best.name, best), ("hf", run / "hf")]):
+        folder = run / f"out{number}"
+        assert main([str(run), "--output", str(folder), "--checkpoint", name]) == 0, capsys.readouterr().err
+        text = (folder / "README.md").read_text()
+        if taken == best:
+            assert "1 steps of reinforcement learning" in text and "| | first 1 of 1 steps |" in text
+            assert "Weights: of the checkpoint best_global_step1." in text and "after step 2" not in text
+            weights = load_file(folder / "model.safetensors")
+            assert all(bool((tensor == 0.25).all()) for tensor in weights.values())
+        else:
+            assert "2 steps of reinforcement learning" in text and "Weights: of the run's end." in text
+    for name, words in {
+        "global_step2": "global_step2 is damaged: ",  # files that its manifest lacks are none of it
+        "best_global_step7": "holds no best_global_step7 that is whole. It holds: hf, global_step2, best_global_step1",
+        "hf_ema": "holds no hf_ema",
+    }.items():
+        if name == "global_step2":
+            next(later.glob("_actor/*/*.pt")).write_bytes(b"cut")
+        assert main([str(run), "--output", str(run / "no"), "--checkpoint", name]) == 2
+        assert words in capsys.readouterr().err and not (run / "no").exists()
+    shutil.copytree(run / "hf", run / "hf_critic")
+    assert main([str(run), "--output", str(run / "no"), "--checkpoint", "best", "--critic"]) == 2
+    assert "hf_critic is of the run's end, and the policy of the checkpoint best_" in capsys.readouterr().err
+
+
+def test_the_model_beside_a_checkpoint(run):
+    """--ckpt.save_hf: no conversion."""
     shutil.rmtree(run / "hf")
-    folder = checkpoint(run, 1, 0.5)
+    partial = checkpoints.partial_path(run / "checkpoints", "global_step1")
+    shutil.copytree(BASE, partial / "global_step1_hf")
+    (partial / checkpoints.TRAINER).write_text(json.dumps({"flags": {}, "prompts_sha256": "", "global_step": 1}))
+    (partial / checkpoints.STATE).write_text("")
+    checkpoints.commit(partial)
+    assert main([str(run), "--output", str(run / "out")]) == 0
+    assert (run / "out" / "model.safetensors").read_bytes() == (BASE / "model.safetensors").read_bytes()
+
+
+def test_adapters(run, capsys):
+    """Adapters go out as they are, of the run's end and of a checkpoint, or merged; all give the same logits."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from openrlhf_orz.models.adapters import merged_state, without_adapters
+
     config = json.loads((run / "config.json").read_text())
-    config["flags"]["ds"]["lora"]["rank"] = 8
+    config["flags"]["ds"]["lora"]["rank"] = 4
     (run / "config.json").write_text(json.dumps(config))
-    assert main([str(run)]) == 2 and f"{folder} holds adapters: resume it" in capsys.readouterr().err
+
+    def load(folder):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    torch.manual_seed(0)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", bias="none")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16), lora)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+            parameter.data = parameter.data.bfloat16()
+    state = model.state_dict()
+    model.save_pretrained(run / "hf_adapter")
+    without_adapters(model).save_pretrained(run / "hf", state_dict=merged_state(model, state))
+    (run / "hf" / "chat_template.jinja").write_text("You must put your answer")
+    checkpoint(run, "global_step2", state=state, lora=4)
+    tokens = torch.arange(40, 60)[None]
+    expected = load(run / "hf")(tokens).logits
+    for source in ("hf", "global_step2"):
+        folder, merged = run / source.replace("hf", "end"), run / f"{source}_merged"
+        assert main([str(run), "--output", str(folder), "--checkpoint", source]) == 0, capsys.readouterr().err
+        assert not (folder / "model.safetensors").exists() and not (folder / "config.json").exists()
+        named = json.loads((folder / "adapter_config.json").read_text())
+        assert named["base_model_name_or_path"] == "base" and str(run.parent) not in json.dumps(named)
+        adapted = PeftModel.from_pretrained(load(BASE), folder)
+        gap = (adapted(tokens).logits - expected).abs().max()
+        assert gap < 0.05 * expected.abs().max(), gap  # the merged weights are rounded to bfloat16
+        assert (load(BASE)(tokens).logits - expected).abs().max() > 10 * gap
+        assert "You must put your answer" in AutoTokenizer.from_pretrained(folder).chat_template
+        text = (folder / "README.md").read_text()
+        assert (
+            "library_name: peft" in text and 'LLM("base", tokenizer="run", enable_lora=True, max_lora_rank=8)' in text
+        )
+        assert main([str(run), "--output", str(merged), "--checkpoint", source, "--merged"]) == 0
+        assert torch.equal(load(merged)(tokens).logits, expected)
+        assert "library_name: transformers" in (merged / "README.md").read_text()
+    assert main([str(run), "--output", str(run / "x"), "--base_model", "org/base"]) == 0
+    assert "base_model: org/base\nbase_model_relation: adapter" in (run / "x" / "README.md").read_text()
+    shutil.rmtree(run / "hf_adapter")
+    assert main([str(run), "--output", str(run / "no"), "--checkpoint", "hf"]) == 2
+    assert "give --merged for whole weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda file: file.rename(file.with_name("mp_rank_01_model_states.pt")), "each matrix in parts"),
+        (lambda file: file.unlink(), "no weights (--ckpt.disable_ds)"),
+        (lambda file: torch.save({"module": Path("x")}, file), "holds more than data, which is not run"),
+        (lambda file: torch.save({"module": {"a": torch.zeros(1)}}, file), "is not of the model"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_converted(run, spoil, words, capsys):
+    shutil.rmtree(run / "hf")
+    folder = checkpoint(run, "global_step1")
+    spoil(folder / "_actor" / "global_step1" / "mp_rank_00_model_states.pt")
+    folder.rename(checkpoints.partial_path(folder.parent, folder.name))
+    checkpoints.commit(checkpoints.partial_path(folder.parent, folder.name))
+    assert main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "train with --ckpt.save_hf" in error
     assert not (run / "published").exists() and not list(run.glob(".partial*"))
 
 
