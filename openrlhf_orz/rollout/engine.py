@@ -25,6 +25,7 @@ from vllm.sampling_params import RequestOutputKind
 from openrlhf_orz.rollout.agent import AgentExecutor, make_executor
 from openrlhf_orz.rollout.sync.checksums import SyncError
 from openrlhf_orz.runtime.console import tell_stage
+from openrlhf_orz.runtime.fork_server import SPARE, spawned_in_spare
 from openrlhf_orz.runtime.private import compile_cache, require_private
 from openrlhf_orz.runtime.processes import ProcessRecord
 from openrlhf_orz.runtime.stopping import STOP_SIGNALS
@@ -118,7 +119,8 @@ class Engines:
 
     def options(self, **options) -> "Engines":
         """As Ray's: ``remote`` starts an engine with these options."""
-        self.with_options = self.remote_cls.options(**options, max_restarts=-1, max_task_retries=0)
+        spare = {"env_vars": {SPARE: "1"}}  # where its process is a fork: another one for vLLM
+        self.with_options = self.remote_cls.options(**options, max_restarts=-1, max_task_retries=0, runtime_env=spare)
         return self
 
     def remote(self, *args, seed: int, **kwargs):
@@ -213,7 +215,8 @@ class OrzRolloutActor(RolloutRayActor):
         # processes. They would end by a signal to the whole process group, which is the driver's to answer.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        await super().__init__(*args, **kwargs)
+        with spawned_in_spare():
+            await super().__init__(*args, **kwargs)
         self.record.write()
         if self.orz is not None:
             self.executor = make_executor(self.executor, **self.orz)

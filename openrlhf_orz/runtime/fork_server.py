@@ -5,6 +5,9 @@ cores are few, one process, the server, imports them once, and a worker is a for
 environment names as ``py_executable``. That is this file run as a script, the client: it hands its arguments,
 environment and standard streams to the server and ends; the fork runs Ray's own ``default_worker.py`` with them. A
 client that finds no server becomes an ordinary Python, which takes longer and does the same.
+
+An engine's worker starts vLLM's own process by multiprocessing, as a new Python that imports all of it again. Where
+its environment has ``SPARE``, the fork forks once more before it runs anything: that one waits to be this process.
 """
 
 # ruff: noqa: E402  the client imports little: it shall start in hundredths of a second
@@ -15,7 +18,8 @@ import socket
 import struct
 import sys
 
-CHUNK = 65536  # bytes
+CHUNK, MOST = 65536, 16  # bytes of a message at a time; files that come with one
+SPARE = "ORZ_SPARE_PROCESS"
 # All but Ray, which reads its environment when it is imported: that is another one in each worker.
 MODULES = (
     "deepspeed",
@@ -28,17 +32,22 @@ MODULES = (
 )
 
 
+def send(to: socket.socket, message: dict, files: list[int]) -> None:
+    """Send a message and open files to another process."""
+    data = json.dumps(message).encode()
+    socket.send_fds(to, [struct.pack("!I", len(data))], files)
+    to.sendall(data)
+
+
 # ---- the client
 
 
 def ask_for_fork(path: str, argv: list[str]) -> bool:
     """Whether the server at ``path`` has forked a process that runs the script ``argv[0]`` in this one's place."""
-    message = json.dumps({"argv": argv, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
     try:
         with socket.socket(socket.AF_UNIX) as server:
             server.connect(path)
-            socket.send_fds(server, [struct.pack("!I", len(message))], [0, 1, 2])
-            server.sendall(message)
+            send(server, {"argv": argv, "env": dict(os.environ), "cwd": os.getcwd()}, [0, 1, 2])
             return server.recv(1) == b"1"
     except OSError:
         return False
@@ -54,8 +63,10 @@ if __name__ == "__main__" and sys.argv[1] != "serve":
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import importlib
+import multiprocessing.util
 import runpy
 import shlex
 import subprocess
@@ -65,7 +76,7 @@ from openrlhf_orz.runtime.stopping import STOP_SIGNALS, signals_blocked
 
 MALLOPT = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_MAX_": -4, "MALLOC_ARENA_MAX": -8}  # as in glibc's malloc.h
 PR_SET_PDEATHSIG = 1
-# Ray finds where a process has its title by the first variable, which must be as at the start.
+# Ray and vLLM find where a process has its title by the first variable, which must be as at the start.
 FIRST = "ORZ_FORK_SERVER"
 
 
@@ -95,6 +106,34 @@ def fork_server(folder: str, env: Mapping[str, str], modules: Sequence[str] = MO
         server.wait()
 
 
+def receive(source: socket.socket, numbers: Sequence[int] = ()) -> dict:
+    """What another process has sent, over a socket that is closed then. Its files get ``numbers``, or those that the
+    message has as ``files``. Ends this process if the other one has died.
+    """
+    head, files, _, _ = socket.recv_fds(source, 4, MOST)
+    (length,) = struct.unpack("!I", head or bytes(4))
+    data = bytearray()
+    while len(data) < length:
+        part = source.recv(min(CHUNK, length - len(data)))
+        if not part:
+            break
+        data += part
+    if not head or len(data) < length:
+        os._exit(1)
+    message = json.loads(data)
+    if numbers:
+        source.sendall(b"1")
+    source.close()
+    numbers = numbers or message["files"]
+    aside = [fcntl.fcntl(file, fcntl.F_DUPFD, max(numbers) + 1) for file in files]  # one may have another's number
+    for file in files:
+        os.close(file)
+    for file, number in zip(aside, numbers, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+    return message
+
+
 def accept_forks(listener: socket.socket) -> dict:
     """Fork for each client, for ever; in a fork, what its client asked for: ``argv``, ``env``, ``cwd``."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps forks that have ended
@@ -105,31 +144,70 @@ def accept_forks(listener: socket.socket) -> dict:
                 continue
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            head, streams, _, _ = socket.recv_fds(client, 4, 3)
-            (length,) = struct.unpack("!I", head)
-            message = bytearray()
-            while len(message) < length:
-                part = client.recv(min(CHUNK, length - len(message)))
-                if not part:
-                    os._exit(1)  # the client has died
-                message += part
-            for number, stream in enumerate(streams):
-                os.dup2(stream, number)
-                os.close(stream)
-            client.sendall(b"1")
-            return json.loads(message)
+            return receive(client, (0, 1, 2))
+
+
+def enter(env: dict[str, str], cwd: str) -> None:
+    """Take over an environment, but for FIRST, and a working directory."""
+    for name in os.environ.keys() - env.keys() - {FIRST}:
+        del os.environ[name]
+    os.environ.update((name, value) for name, value in env.items() if name != FIRST)
+    os.chdir(cwd)
+
+
+def keep_spare() -> None:
+    """Fork a process that waits; ``spawned_in_spare`` makes it the one that multiprocessing spawns."""
+    parent, (ours, its) = os.getpid(), socket.socketpair()
+    pid = os.fork()
+    if pid:
+        its.close()
+        spares.append((pid, ours))
+        return
+    ours.close()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    asked = receive(its)
+    enter(asked["env"], asked["cwd"])
+    sys.argv = ["-c", *asked["argv"][asked["argv"].index("-c") + 2 :]]
+    exec(asked["argv"][asked["argv"].index("-c") + 1], {"__name__": "__main__"})  # as Python does with it
+    sys.exit()
+
+
+spares: list[tuple[int, socket.socket]] = []
+
+
+@contextlib.contextmanager
+def spawned_in_spare() -> Iterator[None]:
+    """In the body, the first process that multiprocessing spawns is the spare one, if there is one."""
+    spawn = multiprocessing.util.spawnv_passfds
+
+    def hand_over(path, args, passfds):
+        words = [os.fsdecode(word) for word in args]
+        if not spares or "--multiprocessing-fork" not in words:
+            return spawn(path, args, passfds)
+        pid, socket_ = spares.pop()
+        files = [0, 1, 2, *passfds]
+        with socket_:
+            send(socket_, {"argv": words, "env": dict(os.environ), "cwd": os.getcwd(), "files": files}, files)
+        return pid
+
+    multiprocessing.util.spawnv_passfds = hand_over
+    try:
+        yield
+    finally:
+        multiprocessing.util.spawnv_passfds = spawn
 
 
 def become(argv: list[str], env: dict[str, str], cwd: str) -> None:
     """Run the script ``argv[0]`` in this process as a new Python with this environment would."""
-    for name in os.environ.keys() - env.keys() - {FIRST}:
-        del os.environ[name]
-    os.environ.update(env)
-    os.chdir(cwd)
+    enter(env, cwd)
     libc = ctypes.CDLL(None)
     for name, option in MALLOPT.items():  # glibc has read them when the server started
         if name in env:
             libc.mallopt(option, min(int(env[name]), 2**31 - 1))
+    if SPARE in env:
+        keep_spare()
     sys.argv, sys.path[0] = argv, os.path.dirname(argv[0])
     runpy.run_path(argv[0], run_name="__main__")
 
@@ -151,4 +229,6 @@ def serve(parent: int, listener: socket.socket, modules: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[2]), socket.socket(fileno=int(sys.argv[3])), sys.argv[4:])
+    from openrlhf_orz.runtime import fork_server as module  # the one that others import, whose spares they find
+
+    module.serve(int(sys.argv[2]), socket.socket(fileno=int(sys.argv[3])), sys.argv[4:])

@@ -13,6 +13,7 @@ METHODS = {"__class__", "forward", "train", "eval", "step", "backward", "generat
 FOREIGN = {"engine", "optimizer", "model", "module", "critic", "head", "norm", "decoder", "llm", "model_runner"}
 MEANT_TO_BE_SET = {
     ("runtime/fork_server.py", "sys.argv"),  # what a script is started with
+    ("runtime/fork_server.py", "multiprocessing.util.spawnv_passfds"),  # while vLLM starts: docs/architecture.md
     ("rollout/engine.py", "tempfile.tempdir"),  # documented by Python
     ("runtime/private.py", "tempfile.tempdir"),
     ("trainer/rank.py", "torch.utils.deterministic.fill_uninitialized_memory"),  # documented by torch

@@ -21,6 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 from openrlhf_orz.rollout import engine
 from openrlhf_orz.rollout.engine import EngineNotStarted, Engines, OrzRolloutActor, engine_args, logged_cause
 from openrlhf_orz.rollout.sync.checksums import SyncError
+from openrlhf_orz.runtime.fork_server import SPARE
 from openrlhf_orz.runtime.stopping import STOP_SIGNALS
 from openrlhf_orz.settings.command_line import parse
 
@@ -379,7 +380,8 @@ def test_engines_are_started_with_the_steps_seed_and_asked_to_end(monkeypatch):
     assert waited == [], "nothing is to end"
     handles = [engines.options(num_gpus=1).remote("model", seed=seed, x=1) for seed in (42, 43)]
     assert engines.handles == handles and engines.starts == ["started"] * 2
-    assert calls[0] == {"num_gpus": 1, "max_restarts": -1, "max_task_retries": 0}
+    spare = {"env_vars": {SPARE: "1"}}
+    assert calls[0] == {"num_gpus": 1, "max_restarts": -1, "max_task_retries": 0, "runtime_env": spare}
     told = {"run_dir": "runs/x", "number": 1}
     assert calls[1] == (("model",), {"seed": 42 + 3 * 1_000_003, "scratch": "scratch-", "x": 1, **told})
     assert calls[3][1]["seed"] == 43 + 3 * 1_000_003 and calls[3][1]["number"] == 2

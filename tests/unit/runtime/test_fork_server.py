@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 
-from openrlhf_orz.runtime.fork_server import FIRST, fork_server
+from openrlhf_orz.runtime.fork_server import FIRST, SPARE, fork_server
 
 SCRIPT = """
 import ctypes, json, os, signal, subprocess, sys
@@ -31,6 +31,45 @@ report = {
 }
 print(json.dumps(report), flush=True)
 print("an error", file=sys.stderr)
+"""
+
+SPAWNS = """
+import json, multiprocessing, os, setproctitle, signal, sys, time
+from openrlhf_orz.runtime.fork_server import spawned_in_spare
+
+def child(pipe, word):
+    print("to the same place", flush=True)
+    seen = {"imported": "colorsys" in sys.modules, "parent": os.getppid(), "word": word, "now": os.environ["NOW"],
+            "cwd": os.getcwd(), "argv": sys.argv,  "name": multiprocessing.current_process().name}
+    setproctitle.setproctitle("a title")
+    seen["title"] = open("/proc/self/cmdline").read(7)
+    pipe.send(seen)
+    if word == "long":
+        time.sleep(600)
+    sys.exit(3)
+
+def main():
+    context = multiprocessing.get_context("spawn")
+    os.environ["NOW"] = "set after the fork"
+    os.chdir(sys.argv[1])
+    log = os.open("log", os.O_CREAT | os.O_RDWR)
+    os.dup2(log, 1)  # as Ray moves a worker's output into its log
+    found = []
+    with spawned_in_spare():
+        for word in sys.argv[2:]:
+            ours, its = context.Pipe()
+            process = context.Process(target=child, args=(its, word), name="the child")
+            process.start()
+            found.append(ours.recv() | {"pid": process.pid})
+            if word == "long":
+                os.write(2, json.dumps(found).encode() + b"\\n")
+                os.kill(os.getpid(), signal.SIGKILL)
+            process.join()
+            found[-1]["status"] = process.exitcode
+    os.write(2, json.dumps({"pid": os.getpid(), "found": found}).encode())
+
+if __name__ == "__main__":
+    main()
 """
 
 
@@ -94,6 +133,33 @@ def test_a_client_that_dies_leaves_no_fork(tmp_path, script):
             time.sleep(0.05)
         assert not server.children()
         assert ask(executable, script, tmp_path, PATH=os.environ["PATH"])["imported"], "others are served"
+
+
+def test_a_spare_fork_is_what_multiprocessing_spawns(tmp_path):
+    script = tmp_path / "spawns.py"
+    script.write_text(SPAWNS)
+    root = {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]}
+    with fork_server(str(tmp_path), root, ["colorsys"]) as executable:
+        command = [*shlex.split(executable), str(script), str(tmp_path)]
+        run = subprocess.run([*command, "one", "two"], env=root | {SPARE: "1"}, capture_output=True, timeout=120)
+        told = json.loads(run.stderr)
+        one, two = told["found"]
+        assert one["imported"] and not two["imported"], "the second is spawned as ever"
+        for seen, word in ((one, "one"), (two, "two")):
+            assert (seen["parent"], seen["word"], seen["status"], seen["name"]) == (told["pid"], word, 3, "the child")
+            assert seen["title"] == "a title", "as vLLM names its process"
+            assert (seen["now"], seen["cwd"]) == ("set after the fork", str(tmp_path))
+            assert seen["argv"] == [str(script), str(tmp_path), "one", "two"]
+        assert (tmp_path / "log").read_text() == "to the same place\n" * 2
+        run = subprocess.run([*command, "long"], env=root | {SPARE: "1"}, capture_output=True, timeout=120)
+        (left,) = json.loads(run.stderr)
+        end = time.monotonic() + 20
+        while psutil.pid_exists(left["pid"]) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert left["imported"] and not psutil.pid_exists(left["pid"]), "it ends with its parent"
+        run = subprocess.run([*command, "one"], env=root, capture_output=True, timeout=120)
+        assert not json.loads(run.stderr)["found"][0]["imported"], "nobody has asked for a spare one"
+        assert not the_server().children()
 
 
 def test_without_a_server_the_client_is_an_ordinary_python(tmp_path, script):
