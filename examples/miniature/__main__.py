@@ -1,7 +1,7 @@
 """Run the miniature: ``python examples/miniature [--figures ...] [--seeds 0 1 2] [--jobs 2]``.
 
-Does the runs that the figures need and that are not finished in OUT, and draws the figures and the table of agreements
-from all that are: OUT/figures/*.svg and OUT/agreements.md. With --docs they go into the documentation, too.
+Does the runs that the figures need and that are not finished in OUT, and draws the figures and the tables from all
+that are: OUT/figures/*.svg, OUT/miniature.md and OUT/critic.md. With --docs they go into the documentation, too.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a folder, not installed
 
-from miniature.arms import FIGURES, Arm, arms_of
+from miniature.arms import ARMS, CRITIC_STUDY, FIGURES, Arm, arms_of
 from miniature.figures import write_figures
 from miniature.results import load
 from miniature.runner import ROOT, Run, Runner, prepare
-from miniature.table import generate, put
+from miniature.table import critic_study, generate, put
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,11 +26,15 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES), help="default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as each figure has, 2 or 3")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as each figure has, 2 to 5")
     parser.add_argument("--out", type=Path, default=Path("runs/miniature"), help="default: runs/miniature")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each (2)")
     parser.add_argument("--draw_only", action="store_true", help="run nothing: draw what is finished")
-    parser.add_argument("--docs", action="store_true", help="write docs/miniature.md's generated part and its figures")
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="write the generated parts of docs/miniature.md and docs/critic.md, and their figures",
+    )
     return parser
 
 
@@ -45,15 +49,21 @@ def planned(figures: list[str], seeds: list[int] | None) -> list[tuple[int, Arm]
 
 
 def draw(figures: list[str], runs: list[Run], out: Path, docs: bool) -> None:
-    """Figures and table of the finished runs."""
+    """Figures and tables of the finished runs."""
     results = load(runs)
     for path in write_figures(figures, results, out / "figures"):
         print(path)
-    (out / "agreements.md").write_text(generate(results, "figures"), encoding="utf-8")
-    print(out / "agreements.md")
-    if docs:
-        write_figures(figures, results, ROOT / "docs" / "miniature")
-        put(ROOT / "docs" / "miniature.md", generate(results, "miniature"))
+    pages = {"miniature": (generate, "counting", set(figures) - set(CRITIC_STUDY)),
+             "critic": (critic_study, "long", set(figures) & set(CRITIC_STUDY))}  # fmt: skip
+    for page, (text, task, some) in pages.items():
+        if not some:
+            continue
+        of = {arm: runs for arm, runs in results.items() if ARMS[arm].task == task}
+        (out / f"{page}.md").write_text(text(of, "figures"), encoding="utf-8")
+        print(out / f"{page}.md")
+        if docs:
+            write_figures(sorted(some), results, ROOT / "docs" / page)
+            put(ROOT / "docs" / f"{page}.md", text(of, page))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.draw_only:
         out.mkdir(parents=True, exist_ok=True)
         try:
-            prepare(out)
+            prepare(out, [run.arm for run in runs])
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

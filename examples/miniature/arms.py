@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STEPS = 24
+STEPS, LONG_STEPS = 24, 16  # of a run; the long task's have three times as many tokens
 PROMPTS, RESPONSES = 12, 8  # of a rollout
 SCALES = (24, 96, STEPS * PROMPTS)  # distinct prompts to train on; all arms see as many prompts in all
 HELD_OUT = 128
@@ -35,14 +35,36 @@ SHARED = {
 WEAK, STRONG = 0.05, 0.5
 
 
+# What the tasks differ in. The long one's responses grow to 200 tokens, with a chance to give up at each item.
+TASKS: dict[str, dict[str, object]] = {
+    "counting": {},
+    "long": {
+        "data.max_len": 448,
+        "rollout.max_new_tokens": 352,
+        "data.max_samples": LONG_STEPS * PROMPTS,
+        "eval.steps": LONG_STEPS,
+    },
+}
+HALF, PRETRAINED = "half", "pretrained"  # critics that are made before the runs
+
+
 @dataclass(frozen=True)
 class Arm:
-    """A name, how figures call it, the flags that differ from SHARED, and on how many distinct prompts it trains."""
+    """A name, how figures call it, the flags that differ from its task's, and on how many distinct prompts it trains.
+
+    ``critic``: the model that its critic begins from, if it is not the policy's.
+    """
 
     name: str
     label: str
     flags: dict[str, object] = field(default_factory=dict)
     prompts: int = SCALES[-1]
+    task: str = "counting"
+    critic: str = ""
+
+    @property
+    def steps(self) -> int:
+        return LONG_STEPS if self.task == "long" else STEPS
 
 
 def kl_loss(coefficient: float) -> dict[str, object]:
@@ -50,7 +72,14 @@ def kl_loss(coefficient: float) -> dict[str, object]:
     return {"algo.kl.init_coef": coefficient, "algo.kl.use_loss": True, "algo.kl.estimator": "k3"}
 
 
-BASELINE = "baseline"
+def critic_arm(name: str, label: str, flags: dict[str, object] | None = None, critic: str = "") -> Arm:
+    """One of the critic's study, which is on the long task."""
+    return Arm(f"long-{name}", label, flags or {}, task="long", critic=critic)
+
+
+BASELINE, LONG = "baseline", "long-baseline"
+# Its rollouts, of the base alone, are what the pre-trained critic is fitted to; it is no arm of a figure.
+ROLLOUTS_OF_BASE = critic_arm("base", "critic alone", {"critic.freezing_steps": LONG_STEPS - 1})
 ARMS = {
     arm.name: arm
     for arm in (
@@ -71,6 +100,16 @@ ARMS = {
         Arm("head-paper", "U(-√5, √5)", {"orz.value_head_init": "paper"}),
         Arm("old-log-probs", "old log-probs computed", {"orz.old_log_probs": "always"}),
         Arm("cross-fit", "cross-fit values", {"orz.cross_fit_values": True}),
+        critic_arm("baseline", "the paper's critic"),
+        critic_arm("lambda-length", "λ of the policy by length", {"orz.lambda_policy": "length"}),
+        critic_arm("epochs-2", "2 critic epochs", {"orz.critic_epochs": 2}),
+        critic_arm("bce", "binary cross-entropy", {"orz.value_loss": "bce"}),
+        critic_arm("hl-gauss", "HL-Gauss", {"orz.value_loss": "hl_gauss"}),
+        critic_arm("group", "mean of the prompt's responses", {"orz.baseline": "group"}),
+        critic_arm("auto", "the better of critic and mean", {"orz.baseline": "auto"}),
+        critic_arm("positive-nll", "log-likelihood of right responses", {"orz.positive_nll": 0.1}),
+        critic_arm("pretrained", "pre-trained critic", critic=PRETRAINED),
+        critic_arm("half", "critic of half the width", critic=HALF),
     )
 }
 
@@ -78,7 +117,7 @@ ARMS = {
 @dataclass(frozen=True)
 class Figure:
     """A picture: its title, the arms beside the baseline, how the baseline is called in it, its panels, the paper's
-    figure, and how many seeds it has unless told."""
+    figure, how many seeds it has unless told, and the arm that the others are compared with."""
 
     title: str
     arms: tuple[str, ...] = ()
@@ -86,6 +125,13 @@ class Figure:
     panels: tuple[str, ...] = ("reward", "response_length")
     paper: str = ""
     seeds: int = 3
+    base: str = BASELINE
+
+
+def critic_figure(title: str, arms: tuple[str, ...]) -> Figure:
+    """Of the critic's study: five seeds, the paper's critic against the arms."""
+    panels = ("reward", "explained_variance", "response_length")
+    return Figure(title, arms, "the paper's critic", panels, "none", seeds=5, base=LONG)
 
 
 FIGURES = {
@@ -131,25 +177,42 @@ FIGURES = {
     "skipped-forwards": Figure(
         "What is not computed", ("old-log-probs", "cross-fit"), "both skipped as by default", paper="none"
     ),
+    "critic-advantages": critic_figure(
+        "What the advantage subtracts",
+        ("long-lambda-length", "long-group", "long-auto"),
+    ),
+    "critic-training": critic_figure(
+        "How the critic is trained", ("long-epochs-2", "long-bce", "long-hl-gauss", "long-pretrained", "long-half")
+    ),
+    "critic-policy": critic_figure("The policy's loss, and all that helped", ("long-positive-nll",)),
 }
+CRITIC_STUDY = tuple(name for name, figure in FIGURES.items() if figure.base == LONG)
 
 
 def arms_of(figures: list[str]) -> list[Arm]:
     """The arms that the figures need, each once, the baseline first."""
-    names = [BASELINE, *(name for figure in figures for name in FIGURES[figure].arms)]
+    names = [FIGURES[figure].base for figure in figures] + [
+        name for figure in figures for name in FIGURES[figure].arms
+    ]
     return [ARMS[name] for name in dict.fromkeys(names)]
 
 
-def flags(arm: Arm, seed: int, base: Path, questions: Path, run_dir: Path) -> list[str]:
-    """The training command's arguments for one run."""
-    values = SHARED | {
-        "train.num_episodes": SCALES[-1] // arm.prompts,
-        "train.seed": seed,
-        "actor.model_name_or_path": base,
-        "data.prompt_dataset": questions / f"train-{arm.prompts}.jsonl",
-        "eval.dataset": questions / "held-out.jsonl",
-        "ckpt.output_dir": run_dir,
-    }
+def flags(arm: Arm, seed: int, home: Path, run_dir: Path) -> list[str]:
+    """The training command's arguments for one run; ``home`` holds what the task's runs share."""
+    values = (
+        SHARED
+        | TASKS[arm.task]
+        | {
+            "train.num_episodes": SCALES[-1] // arm.prompts,
+            "train.seed": seed,
+            "actor.model_name_or_path": home / "base",
+            "data.prompt_dataset": home / "questions" / f"train-{arm.prompts}.jsonl",
+            "eval.dataset": home / "questions" / "held-out.jsonl",
+            "ckpt.output_dir": run_dir,
+        }
+    )
+    if arm.critic:
+        values["critic.model_name_or_path"] = home / arm.critic
     values |= arm.flags
     argv = []
     for name, value in values.items():

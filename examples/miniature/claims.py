@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from miniature.arms import BASELINE, SCALES, STRONG, WEAK
+from miniature.arms import FIGURES, SCALES, STRONG, WEAK
 from miniature.results import Results
 from miniature.statistics import FIRST, LAST, Difference, difference, last, mean, rise, roughness
 
@@ -19,6 +19,7 @@ WHAT = {
     "response_length": "response length",
     "held_out": "held-out accuracy",
     "explained_variance": "explained variance",
+    "seconds_step": "seconds of a step",
 }
 
 
@@ -38,7 +39,7 @@ class Claim:
 
     def measure(self, results: Results) -> tuple[float, float, Difference] | None:
         """Means of baseline and arm, and their difference over the seeds that both have; None if there is none."""
-        ours = results.get(BASELINE, {})
+        ours = results.get(FIGURES[self.figure].base, {})
         theirs = ours if self.arm is None else results.get(self.arm, {})
         seeds = [seed for seed in ours if seed in theirs and ours[seed].values(self.key)]
         seeds = [seed for seed in seeds if theirs[seed].values(self.key)]

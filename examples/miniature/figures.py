@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from miniature.arms import ARMS, BASELINE, FIGURES, Figure
+from miniature.arms import ARMS, FIGURES, Figure
 from miniature.results import Results
 from miniature.statistics import mean
 from openrlhf_orz.report.pictures import panels, smooth
@@ -14,6 +14,7 @@ LINES = (
     ("#009E73", "-."),
     ("#CC79A7", ":"),
     ("#000000", (0, (5, 1, 1, 1, 1, 1))),
+    ("#E69F00", (0, (3, 1, 1, 1))),
 )
 SPAN = 3  # steps that the curves are smoothed over
 TITLES = {
@@ -33,13 +34,13 @@ def band(curves: list[list[float]], span: int = SPAN) -> tuple[list[float], list
 def draw_panel(ax, figure: Figure, results: Results, key: str) -> None:
     """One key's curves of the figure's arms."""
     title, limits = TITLES[key]
-    for (colour, dashes), name in zip(LINES, (BASELINE, *figure.arms)):
+    for (colour, dashes), name in zip(LINES, (figure.base, *figure.arms)):
         runs = [dict(zip(*run.curve(key))) for run in results.get(name, {}).values()]
         steps = sorted(set.intersection(*map(set, runs))) if runs else []
         if not steps:
             continue
         middle, low, high = band([[run[step] for step in steps] for run in runs], 1 if key == "held_out" else SPAN)
-        label = figure.baseline if name == BASELINE else ARMS[name].label
+        label = figure.baseline if name == figure.base else ARMS[name].label
         ax.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
         ax.plot(steps, middle, linestyle=dashes, color=colour, linewidth=1.6, label=label)
     ax.set(title=title, xlabel="step")
@@ -51,7 +52,7 @@ def write_figures(names: list[str], results: Results, folder: Path) -> list[Path
     written = []
     for name in names:
         figure = FIGURES[name]
-        if not any(arm in results for arm in (BASELINE, *figure.arms)):
+        if not any(arm in results for arm in (figure.base, *figure.arms)):
             continue
         path = folder / f"{name}.svg"
         with panels(path, len(figure.panels), size=(3.4, 2.7)) as axes:

@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from miniature.arms import HELD_OUT, SCALES, STEPS, Arm, flags
-from miniature.task import write_questions
+from miniature.arms import HALF, HELD_OUT, PRETRAINED, ROLLOUTS_OF_BASE, SCALES, Arm, flags
+from miniature.task import DRAWS, write_questions
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "examples" / "tiny_base" / "build.py"
 COMMAND = (sys.executable, "-m", "openrlhf_orz.cli.train_ppo_ray")
+PRETRAIN = (sys.executable, "-m", "openrlhf_orz.cli.pretrain_critic")
+# A round of the fit is a rollout, as in training, at training's rates.
+FIT = ("--responses", "96", "--patience", "8", "--critic.adam.lr", "1e-3", "--train.max_tokens_per_gpu", "8192")
+HALF_WIDTH = 64
 STAMP = "miniature.json"
 STOP_S = 150  # for a run that is to stop; it ends by itself within --orz.stop_timeout_s
 
@@ -37,17 +41,17 @@ class Run:
         return self.out / "runs" / self.arm.name / f"seed-{self.seed}"
 
     def argv(self) -> list[str]:
-        return flags(self.arm, self.seed, self.out / "base", self.out / "questions", self.path)
+        return flags(self.arm, self.seed, self.out / self.arm.task, self.path)
 
     def stamp(self) -> list[str]:
         """What makes it this run: its flags, without where it lies."""
-        return flags(self.arm, self.seed, Path("base"), Path("questions"), Path("run"))
+        return flags(self.arm, self.seed, Path(), Path("run"))
 
     def finished(self) -> bool:
         """Whether metrics.jsonl holds every step, of just these flags."""
         try:
             same = json.loads((self.path / STAMP).read_text()) == self.stamp()
-            return same and read_steps(self.path / "metrics.jsonl") == list(range(1, STEPS + 1))
+            return same and read_steps(self.path / "metrics.jsonl") == list(range(1, self.arm.steps + 1))
         except (OSError, ValueError):
             return False
 
@@ -57,21 +61,44 @@ def read_steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def prepare(out: Path) -> None:
-    """The questions, and the base model unless it is there, in ``out``. Raises RuntimeError if the build fails."""
-    write_questions(out / "questions", SCALES, HELD_OUT, seed=0)
-    if (out / "base" / "config.json").exists():
+def make(folder: Path, argv: tuple[str, ...], output: str) -> None:
+    """Run a command that writes ``folder``, its option ``output``, unless it is there.
+
+    Raises RuntimeError if it fails.
+    """
+    if (folder / "config.json").exists():
         return
-    print("[miniature] building the base model, once: minutes of one core", flush=True)
-    partial, log = out / "base.partial", out / "base.log"
+    print(f"[miniature] making {folder}, once: minutes of one core", flush=True)
+    partial, log = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".log")
     shutil.rmtree(partial, ignore_errors=True)
     with open(log, "w") as file:
-        done = subprocess.run(
-            [sys.executable, str(BUILD), "--task", "counting", "--out", str(partial)], stdout=file, stderr=file
-        )
+        done = subprocess.run([*argv, output, str(partial)], stdout=file, stderr=file, cwd=ROOT)
     if done.returncode:
-        raise RuntimeError(f"{BUILD} failed with status {done.returncode}: see {log}")
-    partial.rename(out / "base")
+        raise RuntimeError(f"{argv[:3]} failed with status {done.returncode}: see {log}")
+    partial.rename(folder)
+
+
+def prepare(out: Path, arms: list[Arm]) -> None:
+    """What the arms need and is not in ``out``: questions, base models, and the critics that are made before.
+
+    Raises RuntimeError if one cannot be made.
+    """
+    for task in sorted({arm.task for arm in arms}):
+        home = out / task
+        write_questions(home / "questions", SCALES, HELD_OUT, seed=0, draw=DRAWS[task])
+        build = (sys.executable, str(BUILD), "--task", task)
+        make(home / "base", build, "--out")
+        critics = {arm.critic for arm in arms if arm.task == task}
+        if HALF in critics:
+            make(home / HALF, (*build, "--hidden", str(HALF_WIDTH)), "--out")
+        if PRETRAINED in critics and not (home / PRETRAINED / "config.json").exists():
+            run = Run(ROLLOUTS_OF_BASE, 100, out)  # a seed that no arm has
+            runner = Runner([run], jobs=1)
+            runner()
+            if runner.failed:
+                raise RuntimeError(f"no rollouts to fit a critic to: see {run.path / 'run.log'}")
+            fit = (*PRETRAIN, "--rollouts", str(run.path), "--model", str(home / "base"), *FIT)
+            make(home / PRETRAINED, fit, "--output")
 
 
 class Runner:

@@ -113,6 +113,17 @@ TASKS = {
         steps=700,
         mixed=True,
     ),
+    "long": Task(
+        draw=counting.draw_far,
+        styles=counting.LONG_STYLES,
+        beginnings={"guess": counting.BEGINNINGS["guess"], "weary": counting.BEGINNINGS["tally"]},
+        shares=counting.LONG_SHARES,
+        early={"countdown": 0.6, "weary": 0.25, "guess": 0.15},
+        question_tokens=11,
+        size=16,
+        steps=700,
+        mixed=True,
+    ),
 }
 
 
@@ -249,13 +260,14 @@ def main():
     parser.add_argument("--steps", type=int, help="batches of 64 (columns) or 16 solutions (1000, 700)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", choices=TASKS, default="columns", help="the quickstart's or the miniature's base")
+    parser.add_argument("--hidden", type=int, help="hidden size, a multiple of 32 (the task's: 128 or 96)")
     parser.add_argument("--threads", type=int, default=1, help="threads (1, which made the shipped weights)")
     args = parser.parse_args()
     task = TASKS[args.task]
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer(task)
-    model = build_model(tokenizer, task.hidden)
+    model = build_model(tokenizer, args.hidden or task.hidden)
     train(model, tokenizer, args.steps or task.steps, args.seed, task)
     model = model.to(torch.bfloat16).eval()
     model.generation_config = GenerationConfig(
@@ -263,7 +275,9 @@ def main():
     )
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    print(json.dumps(measure(model, tokenizer, max_new_tokens=128, task=task), indent=1))
+    print(
+        json.dumps(measure(model, tokenizer, max_new_tokens=352 if args.task == "long" else 128, task=task), indent=1)
+    )
 
 
 if __name__ == "__main__":

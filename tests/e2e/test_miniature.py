@@ -16,12 +16,13 @@ ROOT = Path(__file__).parents[2]
 def test_a_run_is_run_once(tmp_path, monkeypatch):
     monkeypatch.setattr(arms, "SCALES", (8,))
     monkeypatch.setitem(arms.SHARED, "rollout.batch_size", 4)
-    monkeypatch.setattr(runner, "STEPS", 2)
+    monkeypatch.setattr(arms, "STEPS", 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    write_questions(tmp_path / "questions", (8,), 4, seed=0)
-    (tmp_path / "base").mkdir()
+    home = tmp_path / "counting"
+    write_questions(home / "questions", (8,), 4, seed=0)
+    (home / "base").mkdir()
     for file in (ROOT / "examples" / "tiny_base").glob("*.*"):
-        shutil.copy(file, tmp_path / "base")
+        shutil.copy(file, home / "base")
     run = runner.Run(arms.Arm("critic-1", "", {"orz.critic_updates": 1}, prompts=8), 0, tmp_path)
     first = runner.Runner([run], jobs=1)
     first()

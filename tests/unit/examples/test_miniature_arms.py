@@ -15,17 +15,25 @@ BASE = ROOT / "examples" / "tiny_base"
 NAMES = list(arms.ARMS)
 FREE = {"data.prompt_dataset", "train.num_episodes"}  # by the scale
 UNLIKE = ("ckpt.", "orz.run_dir", "logger.wandb.run_name")  # directories, and a name with the minute of the start
-
-
-def values(name: str) -> dict:
-    """All parsed flags of an arm, flat."""
-    args, _ = parse(arms.flags(arms.ARMS[name], 3, BASE, Path("questions"), Path("run")))
-    return dict(flag_values(args))
+BASELINES = {"counting": arms.BASELINE, "long": arms.LONG}
 
 
 @pytest.fixture(scope="module")
-def baseline():
-    return values(arms.BASELINE)
+def values(tmp_path_factory):
+    """All parsed flags of an arm, flat. What the arms begin from is the quickstart's model here."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("base", arms.HALF, arms.PRETRAINED):
+        (home / name).symlink_to(BASE)
+
+    def parsed(name: str) -> dict:
+        return dict(flag_values(parse(arms.flags(arms.ARMS[name], 3, home, Path("run")))[0]))
+
+    return parsed
+
+
+@pytest.fixture(scope="module", params=BASELINES.values())
+def baseline(request, values):
+    return values(request.param)
 
 
 def test_baseline_is_the_paper(baseline):
@@ -35,27 +43,33 @@ def test_baseline_is_the_paper(baseline):
     assert baseline["train.seed"] == 3 and baseline["train.full_determinism_enable"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != arms.BASELINE])
-def test_arm_differs_in_what_it_names(name, baseline):
-    found = values(name)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in BASELINES.values()])
+def test_arm_differs_in_what_it_names(name, values):
     arm = arms.ARMS[name]
+    found, baseline = values(name), values(BASELINES[arm.task])
     different = {key for key in found if found[key] != baseline[key] and not key.startswith(UNLIKE)}
     expected = set(arm.flags) | (FREE if arm.prompts != arms.SCALES[-1] else set())
+    if arm.critic:
+        expected |= {"critic.model_name_or_path"}
     if "orz.policy_updates" in arm.flags:
         expected.add("train.batch_size")  # follows from it
     assert different == expected and different
     for key, value in arm.flags.items():
         assert found[key] == value
-    assert found["train.num_episodes"] * arm.prompts == arms.STEPS * arms.PROMPTS
+    if arm.task == "counting":
+        assert found["train.num_episodes"] * arm.prompts == arm.steps * arms.PROMPTS
+    else:
+        assert found["data.max_samples"] == arm.steps * arms.PROMPTS <= arm.prompts
 
 
 def test_figures_and_claims_name_arms():
     used = {name for figure in arms.FIGURES.values() for name in figure.arms}
-    assert used == set(arms.ARMS) - {arms.BASELINE}
+    assert used == set(arms.ARMS) - set(BASELINES.values())
     for claim in CLAIMS:
         assert claim.arm is None or claim.arm in arms.FIGURES[claim.figure].arms
-    assert {claim.figure for claim in CLAIMS} == set(arms.FIGURES)
+    assert {claim.figure for claim in CLAIMS} == set(arms.FIGURES) - set(arms.CRITIC_STUDY)
     assert [arm.name for arm in arms.arms_of(["lambda", "reward-and-length"])] == ["baseline", "lambda-0.95"]
+    assert [arm.name for arm in arms.arms_of(["critic-policy"])] == ["long-baseline", "long-positive-nll"]
 
 
 def test_styles_by_hand():
@@ -69,6 +83,20 @@ def test_styles_by_hand():
     assert abs(sum("boxed{149}" in text for text in counts) / 2000 - 1 / 3) < 0.04
     right = sum(task.guess((120, 7), rng).endswith("\\boxed{127} </answer>") for _ in range(2000)) / 2000
     assert abs(right - 1 / 21) < 0.02
+
+
+def test_a_countdown_that_is_given_up():
+    assert task.countdown((147, 2)) == " One by one: 2=148, 1=149. </think> <answer> \\boxed{149} </answer>"
+    assert task.countdown((147, 20), items=2) == " One by one: 20=148, 19=149"
+    rng = random.Random(0)
+    texts = [task.weary((147, 25), rng) for _ in range(4000)]
+    kept = [text for text in texts if "and so on" not in text]
+    assert set(kept) == {task.countdown((147, 25))}
+    assert abs(len(kept) / 4000 - (1 - task.GIVES_UP) ** 24) < 0.03
+    given_up = next(text for text in texts if "and so on" in text)
+    items, guess = given_up.split(", and so on, about ")
+    assert items == task.countdown((147, 25), items=items.count("="))
+    assert abs(int(guess.split(".")[0]) - 172) <= 10 and given_up.endswith("</answer>")
 
 
 def test_questions_are_parts_of_each_other_and_held_out_ones_are_new(tmp_path):

@@ -44,12 +44,12 @@ def runs(tmp_path):
     """
     made = [runner.Run(arm, seed, tmp_path) for arm in arms.ARMS.values() for seed in (0, 1)]
     for run in made:
-        alike = run.arm.name in (arms.BASELINE, "old-log-probs")
+        alike = run.arm.name in (arms.BASELINE, arms.LONG, "old-log-probs")
         (run.path / "rollouts").mkdir(parents=True)
         (run.path / runner.STAMP).write_text(json.dumps(run.stamp()))
         (run.path / "rollouts" / "step_1.jsonl").write_text(json.dumps({"prompt": "p", "response": f"{run.seed}"}))
         lines = []
-        for step in range(1, arms.STEPS + 1):
+        for step in range(1, run.arm.steps + 1):
             reward = 0.1 + (0.8 if alike or step < 3 else 0.6) * step / arms.STEPS + 0.001 * run.seed
             lines.append({"step": step, "reward": reward, "response_length": 80 * reward, "seconds_step": 1.5,
                           "explained_variance": None if step == 1 else 0.5})  # fmt: skip
@@ -80,7 +80,7 @@ def test_table_says_what_came_out(runs):
     assert rows["computing old log-probs changes nothing"].endswith("| agrees |")
     assert rows["cross-fit values changes nothing"].endswith("| does not agree |")
     assert "(miniature/lambda.svg)" in text
-    assert f"took {2 * len(arms.ARMS) * arms.STEPS * 1.5 / 3600:.1f} hours" in text.replace("\n", " ")
+    assert f"took {2 * sum(arm.steps for arm in arms.ARMS.values()) * 1.5 / 3600:.1f} hours" in text.replace("\n", " ")
 
 
 def test_pairs_that_should_be_alike(runs):
@@ -101,9 +101,9 @@ def test_unfinished_runs_are_left_out(runs):
 
 def test_generated_part_is_put_between_markers(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    page.write_text(f"before\n{table.FROM}\nold\n{table.TO}\nafter\n")
     table.put(page, "new\n")
-    assert page.read_text() == f"before\n{table.BEGIN}\n\nnew\n\n{table.END}\nafter\n"
+    assert page.read_text() == f"before\n{table.FROM}\n\nnew\n\n{table.TO}\nafter\n"
     page.write_text("nothing")
     with pytest.raises(ValueError, match="markers"):
         table.put(page, "new\n")

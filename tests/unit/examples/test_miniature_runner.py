@@ -63,5 +63,6 @@ def test_a_stopped_runner_starts_nothing(runs):
 def test_base_that_cannot_be_built_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "BUILD", tmp_path / "none.py")
     with pytest.raises(RuntimeError, match="see .*base.log"):
-        runner.prepare(tmp_path)
-    assert (tmp_path / "questions" / "held-out.jsonl").exists() and not (tmp_path / "base").exists()
+        runner.prepare(tmp_path, [arms.ARMS["baseline"]])
+    home = tmp_path / "counting"
+    assert (home / "questions" / "held-out.jsonl").exists() and not (home / "base").exists()
