@@ -9,6 +9,7 @@ from runs import succeed
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from openrlhf_orz.cli.publish import main as publish
 from openrlhf_orz.data.arithmetic import generate_additions
 from openrlhf_orz.evaluate.critic import load_critic, response_values
 
@@ -42,7 +43,7 @@ def test_lora_average_freezing_and_penalties(tmp_path):
         tmp_path / "run", BASE, additions(tmp_path, 12), *LEARN, "--ds.lora.rank", "8", "--train.enable_ema",
         "--train.ema_beta", "0.9", "--critic.freezing_steps", "1", "--reward.stop_properly_penalty_coef", "-0.5",
         "--reward.overlong_buffer_len", "24", "--orz.check_sync", "--critic.save_value_network",
-        "--rollout.max_new_tokens", "24",
+        "--rollout.max_new_tokens", "24", "--ckpt.save_steps", "3",
     )  # fmt: skip
     assert [m.get("policy_updates") for m in metrics] == [0, 1, 1], "frozen for one step"
     assert all(m["sync_logprob_gap_max"] < 1e-4 for m in metrics), "engines have the merged weights"
@@ -54,7 +55,14 @@ def test_lora_average_freezing_and_penalties(tmp_path):
     moved = {name for name in base if not torch.equal(base[name], policy[name])}
     assert moved == {name for name in base if name.endswith("_proj.weight")}
     assert 0 < distance(average, base) < distance(policy, base)
-    assert len(load_file(tmp_path / "run" / "hf_adapter" / "adapter_model.safetensors")) == 2 * len(moved)
+    adapters = load_file(tmp_path / "run" / "hf_adapter" / "adapter_model.safetensors")
+    assert len(adapters) == 2 * len(moved)
+    for name, options in (("adapters", ()), ("whole", ("--merged",))):  # the checkpoint of the last step
+        given = [str(tmp_path / "run"), "--output", str(tmp_path / name), "--checkpoint", "global_step3", *options]
+        assert publish(given) == 0
+    published = load_file(tmp_path / "adapters" / "adapter_model.safetensors")
+    assert set(published) == set(adapters) and all(torch.equal(published[n], adapters[n]) for n in adapters)
+    assert all(torch.equal(tensor, policy[name]) for name, tensor in weights(tmp_path / "whole").items())
     assert "score.weight" in load_file(tmp_path / "run" / "hf_critic" / "model.safetensors")
 
 
