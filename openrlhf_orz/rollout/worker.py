@@ -1,15 +1,20 @@
 """The extension of vLLM's worker (``worker_extension_cls``): weight sync in buckets, and the report that proves it."""
 
+import threading
 import weakref
 from collections.abc import Callable
 
 import torch
 from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
+from tqdm import tqdm
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from openrlhf_orz.rollout.sync.checksums import EngineReport, checksum, find_sources
 from openrlhf_orz.rollout.sync.transport import device_key, open_source, read_places, views
+
+# In a spawned process, as vLLM's is, tqdm's own lock is a file in shared memory, which stays if the process is killed.
+tqdm.set_lock(threading.RLock())
 
 
 def tied_heads(model: torch.nn.Module) -> list[torch.nn.Module]:

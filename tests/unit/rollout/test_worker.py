@@ -1,10 +1,12 @@
 """The worker's extension on small models: which heads are packed again, which checksums are kept, what is stale."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.weight_utils import composed_weight_loader
 
@@ -17,6 +19,10 @@ from openrlhf_orz.rollout.worker import (
     tied_heads,
     untouched,
 )
+
+
+def test_progress_bars_make_no_semaphore():
+    assert isinstance(tqdm.get_lock(), type(threading.RLock()))
 
 
 def bare(cls, weight):
