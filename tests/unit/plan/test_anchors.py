@@ -77,39 +77,48 @@ def test_where_the_plan_meets_the_anchor():
 
 LLAMA_8B = Shape("llama", 4096, 32, 32, 8, 128, 14336, 128256, False)
 QWEN3_4B = Shape("qwen3", 2560, 36, 32, 8, 128, 9728, 151936, True, qk_norm=True)
+QWEN3_600M = Shape("qwen3", 1024, 28, 16, 8, 128, 3072, 151936, True, qk_norm=True)
 GRPO = ("--algo.advantage.estimator", "group_norm", "--train.colocate_all", "--vllm.enable_sleep", "--ds.enable_sleep",
         "--ds.zero_stage", 3, "--actor.gradient_checkpointing_enable")  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "nodes, tokens, published", [(1, 795, (112, 58, 18, 28)), (2, 1060, (97.7, None, None, None))]
+    "nodes, generated, published", [(1, 795, (112, 58, 18, 28)), (2, 1060, (97.7, None, None, None))]
 )
-def test_nemo_rl_s_grpo_of_llama_8b(nodes, tokens, published):
-    """8 and 16 H100, 64 prompts x 32, at most 4,096 tokens (seconds as published with the release; docs/planning.md).
+def test_nemo_rl_s_grpo_of_llama_8b(nodes, generated, published):
+    """8 and 16 H100, 64 prompts x 32, at most 4,096 tokens (seconds as published; sources in docs/planning.md).
 
-    Step, generation, log-probs (of policy and reference), training. The plan is 13 % too quick.
+    Step, generation, log-probs (of policy and reference), training. Prompts have 132 tokens: on 16 GPUs 1,562 tokens
+    a second and GPU for 97.7 s are 1,192 for each sample.
     """
     flags = ("--rollout.batch_size", 64, "--rollout.n_samples_per_prompt", 32, "--data.max_len", 4096)
     flags += ("--train.max_tokens_per_gpu", 16384, "--algo.kl.init_coef", 0.01, *ranks(nodes, 8))
     found = make(*GRPO, *flags, on=f"h100x8x{nodes}", policy=LLAMA_8B, rates=Rates(concurrent=256),
-                 lengths=Lengths(100, tokens - 100, 3996, "published")).seconds  # fmt: skip
-    assert found.step == pytest.approx(published[0], rel=0.15)
+                 lengths=Lengths(132, generated, 3964, "published")).seconds  # fmt: skip
+    assert found.step == pytest.approx(published[0], rel=0.1)
     if published[1]:
         phases = found.phases
         assert phases["generation"] == pytest.approx(published[1], rel=0.1)
-        assert phases["reference model"] + phases["old log-probs"] == pytest.approx(published[2], rel=0.3)
-        assert phases["policy training"] == pytest.approx(published[3], rel=0.1)
+        assert phases["reference model"] + phases["old log-probs"] == pytest.approx(published[2], rel=0.2)
+        assert phases["policy training"] == pytest.approx(published[3], rel=0.2)
 
 
-@pytest.mark.parametrize("tokens, published, band", [(16384, 9.55, (0.4, 1.1)), (65536, 35.5, (0.8, 1.2))])
-def test_prime_rl_s_training_step_of_qwen3_4b(tokens, published, band):
-    """8 H200, two micro-batches of one sequence each (seconds as published; docs/planning.md).
+@pytest.mark.parametrize(
+    "shape, on, gpus, tokens, published, band",
+    [
+        (QWEN3_4B, "h200x8", 8, 16384, 4.415, (0.9, 1.1)),
+        (QWEN3_4B, "h200x8", 8, 65536, 29.89, (0.9, 1.25)),
+        (QWEN3_600M, "h100x1", 1, 16384, 1.992, (0.45, 1.1)),
+        (QWEN3_600M, "h100x1", 1, 65536, 12.18, (0.9, 1.1)),
+    ],
+)
+def test_prime_rl_s_training_step_of_qwen3(shape, on, gpus, tokens, published, band):
+    """Two micro-batches of one sequence each on each GPU (step_time of its benchmarks; docs/planning.md, its notes).
 
-    Of short packs that step reached 14.7 % of the peak, of long ones 36.1 %. What makes it slow there, the plan does
-    not know: optimizer, launches and gathers are 2 % of it.
+    What its throughput and MFU count beside the step, weights written to disk, is no part of it.
     """
-    flags = ("--rollout.batch_size", 8, "--rollout.n_samples_per_prompt", 2, "--data.max_len", tokens, *ranks(1, 8))
-    found = make(*GRPO, *flags, "--train.max_tokens_per_gpu", tokens, on="h200x8", policy=QWEN3_4B,
+    flags = ("--rollout.batch_size", gpus, "--rollout.n_samples_per_prompt", 2, "--data.max_len", tokens)
+    found = make(*GRPO, *flags, *ranks(1, gpus), "--train.max_tokens_per_gpu", tokens, on=on, policy=shape,
                  lengths=Lengths(100, tokens - 100, tokens - 100, "published"))  # fmt: skip
     assert found.batches.policy_micro_batches == 2
     assert band[0] < found.seconds.phases["policy training"] / published < band[1]
