@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from openrlhf_orz.settings.command_line import parse
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -15,7 +17,10 @@ def run(*args, **env):
 
 
 def test_every_kernel_check_is_as_expected_on_a_cpu(tmp_path):
-    done = run("a", str(tmp_path))
+    """With torch and transformers alone: the rest of the stack cannot be imported."""
+    for name in ("openrlhf", "vllm", "ray", "deepspeed"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    done = run("a", str(tmp_path), PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     checks = json.loads((tmp_path / "kernels.json").read_text())["checks"]
     assert len(checks) == 8 and all(check["ok"] and check["expects"] for check in checks.values())
@@ -23,10 +28,44 @@ def test_every_kernel_check_is_as_expected_on_a_cpu(tmp_path):
     assert checks["steps"]["found"]["tiny"]["actor"]["ours"]["mfu"] > 0
 
 
-def test_the_checks_of_the_stack_can_be_read(monkeypatch):
-    """They need a GPU; their imports do not."""
+class PlannedRun:
+    """Stands in for a run on a GPU: its flags are what the command takes, and its steps are those asked for."""
+
+    made: list = []
+
+    def __init__(self, run_dir, *flags, **env):
+        self.args, _ = parse(list(map(str, ["--ckpt.output_dir", run_dir, *flags])), (1, 1))
+        self.run_dir, self.killed = run_dir, False
+        self.made.append(self)
+        rows = [{"sync_verified": 1.0, "seconds_generation": 1.0 / (self.args.orz.max_num_seqs or 1)}] * self.steps()
+        run_dir.mkdir()
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def steps(self):
+        rows = min(64, self.args.data.max_samples)
+        return int(rows // self.args.rollout.batch_size * self.args.train.num_episodes)
+
+    def kill_engine(self):
+        self.killed = True
+
+    def wait_for_step(self, step, timeout):
+        assert step <= self.steps()
+
+    def wait(self, timeout):
+        return 0
+
+
+def test_the_checks_of_the_stack_are_runs_that_the_command_takes(monkeypatch, tmp_path):
+    """They need a GPU; their flags do not."""
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "gpu"))
     import gpu_stack
 
-    assert [name for name, _, _ in gpu_stack.CHECKS] == ["sync", "engine_killed", "sequences_at_once"]
+    monkeypatch.setattr(gpu_stack, "Run", PlannedRun)
+    monkeypatch.setattr(gpu_stack, "ROOT", ROOT)
+    results = {name: check(tmp_path) for name, _, check in gpu_stack.CHECKS}
+    assert list(results) == ["sync", "engine_killed", "sequences_at_once"]
+    assert all(fine for _, fine in results.values()), results
+    sync, *killed = PlannedRun.made[:5]
+    assert sync.args.orz.check_sync and all(run.killed and run.args.vllm.enable_sleep for run in killed)
+    assert all(run.args.train.colocate_all and run.args.orz.device == "cuda" for run in PlannedRun.made)
     assert run("c").returncode == 2

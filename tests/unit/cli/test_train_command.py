@@ -1,6 +1,8 @@
 """The training command around the run: where it starts, what it tells when it fails, which logs it keeps."""
 
+import contextlib
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,7 @@ from openrlhf_orz.runtime import ray_session, resume
 from openrlhf_orz.runtime.watchdog import PhaseTimeout
 from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.command_line import parse
+from openrlhf_orz.settings.finished import RunFacts
 
 
 def arguments(folder, *flags):
@@ -163,3 +166,27 @@ def test_a_float32_head_of_capped_logits_is_refused(tmp_path, cap, refused):
         return command.require_plain_head(args)
     with pytest.raises(ConfigError, match="--orz.fp32_head: gemma2 .*Leave the flag out"):
         command.require_plain_head(args)
+
+
+def test_the_trainer_runs_on_the_drivers_machine(tmp_path, monkeypatch):
+    """Driver and trainer speak by files of the run directory, and metrics and checkpoints are written there."""
+    import ray
+
+    from openrlhf_orz.runtime.stopping import StopHandler
+    from openrlhf_orz.settings import families, upstream
+
+    args, started, node = arguments(tmp_path), {}, "ab" * 28
+    here = SimpleNamespace(get_node_id=lambda: node, get_job_id=lambda: "1")
+    private = SimpleNamespace(worker=SimpleNamespace(global_worker=SimpleNamespace(node=SimpleNamespace(
+        get_logs_dir_path=lambda: str(tmp_path)))))  # fmt: skip
+    joined = SimpleNamespace(remote=ray.remote, get_runtime_context=lambda: here, _private=private)
+    facts = RunFacts(checkpoints=str(tmp_path), scratch=f"{tmp_path}/scratch-", prompts=4)
+    monkeypatch.setattr(families, "fit_to_models", lambda args, explicit: (args, []))
+    monkeypatch.setattr(upstream, "launch", lambda args, **classes: started.update(classes))
+    monkeypatch.setattr(command, "begin", lambda *given, **facts_given: facts)
+    monkeypatch.setattr(command, "driver_output", lambda args: contextlib.nullcontext())
+    monkeypatch.setattr(ray_session, "ray_session", lambda *given: contextlib.nullcontext(joined))
+    command.run_held(args, set(), StopHandler(args), {})
+    where = started["trainer_cls"]._default_options["scheduling_strategy"]
+    assert where.node_id == node and not where.soft, "never elsewhere"
+    assert "scheduling_strategy" not in started["policy_cls"]._default_options

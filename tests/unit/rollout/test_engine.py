@@ -397,19 +397,23 @@ def test_training_cuts_no_prompts_where_requests_have_seeds_of_their_own(flags, 
     assert args.orz.own_agent and engine_args(args).get("enable_chunked_prefill") is cut
 
 
-def test_a_user_whom_the_machine_does_not_know(monkeypatch):
+def test_a_user_whom_the_machine_does_not_know(monkeypatch, tmp_path):
     """As in a container that is given a number: the folder of what is compiled has a name all the same."""
     import pwd
-
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     def unknown(uid):
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "VLLM_RPC_BASE_PATH"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "removed at the end")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    assert default_cache_dir()
+    monkeypatch.setattr(RolloutRayActor, "_configure_vllm_env", lambda self: None)
+    monkeypatch.setattr(engine, "compile_cache", lambda wanted: str(tmp_path / os.path.basename(wanted)))
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+    make()._configure_vllm_env()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path / "torchinductor_"))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -442,3 +442,15 @@ def test_the_trainer_is_on_policy_where_the_settings_say_so(monkeypatch, tmp_pat
         "spared": "engine",
     }
     assert trainer.guard == ("engine", "policy")
+
+
+@pytest.mark.parametrize("action, above", [("warn", math.inf), ("error", math.inf), ("mask", 0.25)])
+def test_the_loss_leaves_responses_out_where_the_settings_say_so(monkeypatch, tmp_path, action, above):
+    def init(self, strategy, **kwargs):
+        self.args, self.actor, self.actor_loss_fn = strategy.args, SimpleNamespace(model="engine"), OrzPolicyLoss()
+
+    monkeypatch.setattr(ActorPPOTrainer, "__init__", init)
+    monkeypatch.setattr(module, "skip_reduction", lambda engine: None)
+    monkeypatch.setattr(module.StepGuard, "of", lambda *given: None)
+    args = make_args(tmp_path, "--orz.on_logprob_gap", action, "--orz.max_logprob_gap", "0.25")
+    assert OrzActorPPOTrainer(SimpleNamespace(args=args)).actor_loss_fn.mask_above == above

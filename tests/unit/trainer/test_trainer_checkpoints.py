@@ -264,3 +264,19 @@ def test_a_trained_model_waits_for_space(tmp_path, monkeypatch):
     groups[0].saves = ["full"] * 9
     with pytest.raises(RuntimeError, match="full, for longer than --orz.checkpoint_timeout_s"):
         made.save_models()
+
+
+@pytest.mark.parametrize("flags, needed, said", [((), 100, 0), ((), 130, 1), (("--orz.stop_timeout_s", "600"), 130, 0),
+                                                 (("--orz.stop_timeout_s", "60"), 100, 1)])  # fmt: skip
+def test_a_stop_that_takes_longer_than_it_is_given_is_said_once(tmp_path, flags, needed, said):
+    """Slurm and Docker kill a run that has not ended in time, and with it the checkpoint that is being written."""
+    made, _ = make(tmp_path, *flags)
+    notes = []
+    made.run_dir.note = notes.append
+    made.warn_of_stop()
+    assert not notes, "no step has been yet"
+    line = {"seconds_step": needed - 30.0, "seconds_checkpoint": 30.0}
+    (made.run_dir.path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    for _ in range(2):
+        made.warn_of_stop()
+    assert len(notes) == said and all(f"{needed} s" in note and "--signal=B:TERM" in note for note in notes)
