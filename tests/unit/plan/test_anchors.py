@@ -124,6 +124,14 @@ def test_prime_rl_s_training_step_of_qwen3(shape, on, gpus, tokens, published, b
     assert band[0] < found.seconds.phases["policy training"] / published < band[1]
 
 
+def recipe_flags(name: str, **arm) -> list[str]:
+    """The flags of a recipe's command."""
+    env = {"DRY_RUN": "1", "RUN_DIR": "r", "PATH": "/usr/bin:/bin"} | arm
+    script = ROOT / "examples" / f"train_orz_qwen2.5_{name}.sh"
+    printed = subprocess.run(["bash", script], env=env, capture_output=True, text=True, check=True, cwd=ROOT)
+    return shlex.split(printed.stdout)[3:]
+
+
 RECIPES = (
     ("0.5B, 1 GPU", "0.5b_1gpu", {}, "h100x1", 1000), ("0.5B, 8", "0.5b", {}, "h100x8", 1000),
     ("1.5B, 2 x 8", "1.5b", {}, "h100x8x2", 1000), ("7B, 4 x 8", "7b", {}, "h100x8x4", 2000),
@@ -136,10 +144,7 @@ def recipes() -> list[str]:
     """Each recipe's planned step with vLLM's own limits of a step, and with ours."""
     rows = []
     for name, recipe, arm, machine, response in RECIPES:
-        env = {"DRY_RUN": "1", "RUN_DIR": "r", "PATH": "/usr/bin:/bin"} | arm
-        script = ROOT / "examples" / f"train_orz_qwen2.5_{recipe}.sh"
-        printed = subprocess.run(["bash", script], env=env, capture_output=True, text=True, check=True, cwd=ROOT)
-        flags = shlex.split(printed.stdout)[3:]
+        flags = recipe_flags(recipe, **arm)
         lengths = Lengths(160, response, 8032 if response < 4000 else 16384, "given")
         before, now = (
             choose_layout(plan_run(args, parse_hardware(machine), lengths=lengths), explicit)
@@ -157,11 +162,31 @@ def recipes() -> list[str]:
     return rows
 
 
+def beside() -> list[str]:
+    """What a critic that works beside generation saves, where it has GPUs of its own: the 32B recipe and a 7B."""
+    shared = {"--train.colocate_all", "--vllm.enable_sleep", "--ds.enable_sleep"}
+    apart = [flag for flag in recipe_flags("7b", NODES="1") if flag not in shared]
+    rows = []
+    for flags, machine, response, longest in (
+        (recipe_flags("32b", ARM="split"), "h100x8x16", 4000, 16384),
+        ([*apart, "--vllm.num_engines=16", "--vllm.gpu_memory_utilization=0.9"], "h100x8x4", 2000, 8032),
+    ):
+        found = []
+        for more in ([], ["--orz.critic_beside", "never"]):
+            args, explicit = parse([*flags, *more])
+            lengths = Lengths(160, response, longest, "given")
+            found.append(
+                choose_layout(plan_run(args, parse_hardware(machine), lengths=lengths), explicit).seconds.step
+            )
+        rows.append("{1:,.0f} s to {0:,.0f}".format(*found))
+    return rows
+
+
 def test_the_recipes_steps_are_the_plans():
     text = (DOCS.parent / "notes" / "performance.md").read_text()
-    for row in recipes():
+    for row in (*recipes(), *beside()):
         assert row in text, row
 
 
 if __name__ == "__main__":
-    print("\n".join([*a100(), "", *h800(), "", *recipes()]))
+    print("\n".join([*a100(), "", *h800(), "", *recipes(), *beside()]))
