@@ -144,12 +144,13 @@ def test_a_line_is_written_before_the_checkpoint_and_holds_what_was_survived(mon
     order = []
     monkeypatch.setattr(BasePPOTrainer, "save_logs_and_checkpoints", lambda self, step, logs, _: order.append(logs))
     monkeypatch.setattr(trainer.checkpoints, "after_step", lambda step, states: order.append((step, states)))
+    monkeypatch.setattr(trainer.checkpoints, "warn_of_stop", lambda: order.append("how long a stop takes"))
     trainer.save_logs_and_checkpoints(5, {"values": 0.5, "generated_samples": ["x"]}, {"episode": 1})
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (line["step"], line["restarts"], line["checkpoints_failed"], line["writes_failed"]) == (5, 2, 3, 4)
     assert line["value_mean"] == 0.5 and "time" in line
-    logs, after = order
-    assert logs["generated_samples"] == ["x"] and "step" not in logs and after == (5, {"episode": 1})
+    stop, logs, after = order
+    assert stop and logs["generated_samples"] == ["x"] and "step" not in logs and after == (5, {"episode": 1})
 
 
 def test_a_sync_is_measured(monkeypatch, tmp_path):
