@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 from openrlhf.utils.logging_utils import init_logger
@@ -239,8 +240,9 @@ class OrzSamplesGenerator(SamplesGenerator):
         if isinstance(response, Experience):
             return response
         experience = super()._process_response_into_experience(response, **generate_kwargs)
-        # a response by itself has no padding: all ones, of which one is kept
-        experience.attention_mask = experience.attention_mask[:, :1].clone().expand_as(experience.sequences)
+        # bytes of a mask are copied twice while all GPUs wait. A response by itself has no padding: one 1 is kept
+        experience.action_mask = experience.action_mask.to(torch.int8)
+        experience.attention_mask = torch.ones(1, 1, dtype=torch.int8).expand_as(experience.sequences)
         return experience
 
     def _redo_overdue(self, pending_refs: list) -> list:

@@ -170,10 +170,11 @@ def test_arrays_become_what_lists_would(make, known):
     for name, value in vars(expected).items():
         theirs = getattr(found, name)
         if torch.is_tensor(value):
-            assert theirs.dtype == value.dtype and torch.equal(theirs, value), name
+            assert theirs.dtype == (torch.int8 if name.endswith("mask") else value.dtype), name
+            assert torch.equal(theirs, value), name
     assert as_arrays(lists)["observation_tokens"].dtype == np.int32
     assert (found.rollout_log_probs is not None) == known
-    assert found.attention_mask.untyped_storage().nbytes() == 8, "ones for all tokens take no memory"
+    assert found.attention_mask.untyped_storage().nbytes() == 1, "ones for all tokens take no memory"
 
 
 def seeds(prompts, kind="train", first=0):
