@@ -67,10 +67,12 @@ import fcntl
 import gc
 import importlib
 import multiprocessing.util
+import re
 import runpy
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.spawn import spawn_main
 
 from openrlhf_orz.runtime.stopping import STOP_SIGNALS, signals_blocked
 
@@ -169,8 +171,9 @@ def keep_spare() -> None:
         os._exit(1)
     asked = receive(its)
     enter(asked["env"], asked["cwd"])
-    sys.argv = ["-c", *asked["argv"][asked["argv"].index("-c") + 2 :]]
-    exec(asked["argv"][asked["argv"].index("-c") + 1], {"__name__": "__main__"})  # as Python does with it
+    program = asked["argv"].index("-c") + 1  # a call of spawn_main, whose arguments are numbers of files
+    sys.argv = ["-c", *asked["argv"][program + 1 :]]
+    spawn_main(**{name: int(number) for name, number in re.findall(r"(\w+)=(\d+)", asked["argv"][program])})
     sys.exit()
 
 
