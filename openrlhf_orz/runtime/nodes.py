@@ -23,6 +23,7 @@ AGENTS_VARIABLE = "ORZ_NODE_AGENTS"  # in the environment of a run that has agen
 PREFIX = "orz-node-"
 MARK = ".shared"
 ANSWER_S = 30.0  # longest wait for the agents' answers; a machine may be lost
+BEGIN_S = 120.0  # and for their first, for which a busy machine must start them
 SEE_S = 5.0  # a network file system may show a new file late
 
 
@@ -125,7 +126,8 @@ def start_agents(ray, scratch: str, marks: dict[str, str], needed: int) -> dict:
         for name in chosen
     }
     blind = {}
-    for name, answer in _answers(ray, {name: agent.unseen.remote(marks) for name, agent in agents.items()}).items():
+    refs = {name: agent.unseen.remote(marks) for name, agent in agents.items()}
+    for name, answer in _answers(ray, refs, BEGIN_S).items():
         if isinstance(answer, Exception):
             print(f"[orz] warning: no agent on {_host(nodes[name])}: {str(answer).splitlines()[0]}", flush=True)
         elif answer:
@@ -145,9 +147,9 @@ def _host(node: dict) -> str:
     return f"the machine {node['NodeManagerHostname']}"
 
 
-def _answers(ray, refs: dict) -> dict:
-    """What the agents answer within ANSWER_S, by name; exceptions among them."""
-    ray.wait(list(refs.values()), num_returns=len(refs), timeout=ANSWER_S) if refs else None
+def _answers(ray, refs: dict, limit_s: float = ANSWER_S) -> dict:
+    """What the agents answer within ``limit_s``, by name; exceptions among them."""
+    ray.wait(list(refs.values()), num_returns=len(refs), timeout=limit_s) if refs else None
     answers = {}
     for name, ref in refs.items():
         try:
