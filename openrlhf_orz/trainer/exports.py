@@ -23,6 +23,7 @@ from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.runtime.resume import read_trainer
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.models import load_config
+from openrlhf_orz.settings.redact import printable
 from openrlhf_orz.trainer.saving import each_once
 
 SAVED = {"hf": "of the run's end", "hf_ema": "the average of the run's weights, at its end (--train.enable_ema)"}
@@ -119,13 +120,13 @@ def _newest(run: Path, saved: Path) -> Path:
     hf = run / "hf"
     newest, damaged = checkpoints.newest_valid(saved)
     for line in damaged.values():
-        print(f"note: {line}")
+        print(printable(f"note: {line}"))
     if whole_model(hf):
         if newest is None or _age(newest / checkpoints.TRAINER) <= _age(hf / "config.json"):
             return hf
-        print(f"note: {hf} is older than {newest}, which is taken")
+        print(printable(f"note: {hf} is older than {newest}, which is taken"))
     elif hf.exists():
-        print(f"note: {hf} is not whole, and is left out")
+        print(printable(f"note: {hf} is not whole, and is left out"))
     if newest is None:
         raise ConfigError(f"{run} holds no model that is whole: neither hf nor a checkpoint. {REMEDY}")
     return newest

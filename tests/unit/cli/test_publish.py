@@ -142,6 +142,14 @@ def test_the_newest_that_is_whole(run, capsys):
     assert main([str(run), "--output", str(run / "c")]) == 2 and "no model that is whole" in capsys.readouterr().err
 
 
+def test_notes_do_not_steer_the_terminal(run, capsys):
+    run = run.rename(run.with_name("run\x1b[2J"))
+    (run / "hf" / "model.safetensors").write_bytes(b"cut")
+    assert main([str(run)]) == 2
+    told = "".join(capsys.readouterr())
+    assert "hf is not whole" in told and "run\\x1b[2J" in told and "\x1b" not in told
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
