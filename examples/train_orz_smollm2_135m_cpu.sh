@@ -34,13 +34,13 @@ WARM=${WARM_MODEL:-$RUN_DIR/warm_start}
 RESULTS=${RESULTS:-$RUN_DIR/study.json}
 HELD_OUT=$RUN_DIR/pool/kept/test.jsonl
 REPOSITORY=.cache/SVAMP
-if [ -n "${SHORT:-}" ]; then sizes=(3 160 1 48 16); else sizes=(24 400 2 600 100); fi
+if [ -n "${SHORT:-}" ]; then sizes=(3 300 1 64 16 8); else sizes=(38 300 1 1100 100 16); fi
 STEPS=${STEPS:-${sizes[0]}}
 SFT_ROWS=${SFT_ROWS:-${sizes[1]}}
 SFT_EPOCHS=${SFT_EPOCHS:-${sizes[2]}}
 POOL=${POOL:-${sizes[3]}}
 QUESTIONS=${QUESTIONS:-${sizes[4]}}
-PROMPTS=8
+PROMPTS=${sizes[5]}
 # bfloat16 where the processor has instructions for it; emulated it is 100 times slower than float32
 if grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo; then DTYPE=bf16 ZERO=2; else DTYPE=fp32 ZERO=0; fi
 export DS_ACCELERATOR=cpu
@@ -110,7 +110,7 @@ optimizer=(
 )
 curve=(                                   # an answer to each held-out question of MAWPS, for the report's curve
    --eval.dataset "$HELD_OUT"
-   --eval.steps 12
+   --eval.steps 6
    --eval.n_samples_per_prompt 1
    --eval.temperature 1.0
 )
