@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a folder,
 
 from miniature.arms import ARMS, CRITIC_STUDY, FIGURES, Arm, arms_of
 from miniature.figures import write_figures
-from miniature.results import load
+from miniature.results import KEPT, Results, keep, kept, load
 from miniature.runner import ROOT, Run, Runner, prepare
 from miniature.table import critic_study, generate, put
 
@@ -35,6 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write the generated parts of docs/miniature.md and docs/critic.md, and their figures",
     )
+    parser.add_argument(
+        "--kept",
+        action="store_true",
+        help=f"of the critic's study take {KEPT.relative_to(ROOT)} for the runs that it holds; --docs writes it anew",
+    )
     return parser
 
 
@@ -48,9 +53,8 @@ def planned(figures: list[str], seeds: list[int] | None) -> list[tuple[int, Arm]
     return [(seed, arm) for seed, some in wanted.items() for arm in arms_of(some)]
 
 
-def draw(figures: list[str], runs: list[Run], out: Path, docs: bool) -> None:
-    """Figures and tables of the finished runs."""
-    results = load(runs)
+def draw(figures: list[str], results: Results, out: Path, docs: bool) -> None:
+    """Figures and tables of finished runs."""
     for path in write_figures(figures, results, out / "figures"):
         print(path)
     pages = {"miniature": (generate, "counting", set(figures) - set(CRITIC_STUDY)),
@@ -64,6 +68,8 @@ def draw(figures: list[str], runs: list[Run], out: Path, docs: bool) -> None:
         if docs:
             write_figures(sorted(some), results, ROOT / "docs" / page)
             put(ROOT / "docs" / f"{page}.md", text(of, page))
+            if page == "critic":
+                keep(of, KEPT)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: give 1 or more")
     out, start = options.out.resolve(), time.monotonic()
-    runs = [Run(arm, seed, out) for seed, arm in planned(options.figures, options.seeds)]
+    before = kept(KEPT) if options.kept else {}
+    wanted = [(arm, seed) for seed, arm in planned(options.figures, options.seeds)]
+    runs = [Run(arm, seed, out) for arm, seed in wanted if seed not in before.get(arm.name, {})]
     failed: list[Run] = []
     if not options.draw_only:
         out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +97,11 @@ def main(argv: list[str] | None = None) -> int:
             print("stopped; the same command goes on with the runs that are missing", file=sys.stderr)
             return 130
         failed = runner.failed
-    draw(options.figures, runs, out, options.docs)
+    results = load(runs)
+    for arm, seed in wanted:
+        if seed in before.get(arm.name, {}):
+            results.setdefault(arm.name, {})[seed] = before[arm.name][seed]
+    draw(options.figures, results, out, options.docs)
     print(f"[miniature] {(time.monotonic() - start) / 60:.1f} minutes")
     for run in failed:
         print(f"FAILED: {run.arm.name} seed {run.seed}: {run.path / 'run.log'}; run again to retry", file=sys.stderr)

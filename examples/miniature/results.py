@@ -1,13 +1,19 @@
 """The curves of finished runs: arm -> seed -> curve."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniature.runner import Run
+from miniature.arms import ARMS
+from miniature.runner import ROOT, Run
+from openrlhf_orz.data.json_lines import write_whole
 from openrlhf_orz.report.run_data import columns, load_run
 
 HELD_OUT = "held_out"  # the evaluation's accuracy, beside the keys of docs/metrics.md
+KEPT = ROOT / "benchmarks" / "results" / "critic_study.json"  # the critic's study, in what is drawn of it
+DRAWN = ("step", "reward", "response_length", "explained_variance", "seconds_step")
 
 
 @dataclass(frozen=True)
@@ -42,4 +48,30 @@ def load(runs: Iterable[Run]) -> Results:
             loaded = load_run(run.path)
             curves = Curves(run.path, columns(loaded.metrics), columns(loaded.evals))
             results.setdefault(run.arm.name, {})[run.seed] = curves
+    return results
+
+
+def fingerprint(arm: str, seed: int) -> str:
+    """Of the flags that an arm has now."""
+    return hashlib.sha256(json.dumps(Run(ARMS[arm], seed, Path()).stamp()).encode()).hexdigest()[:16]
+
+
+def keep(results: Results, file: Path) -> None:
+    """Write what figures and tables are made of: whoever has the file can draw, and need not run them again."""
+    rows = []
+    for arm, seeds in results.items():
+        for seed, run in sorted(seeds.items()):
+            metrics = {key: run.metrics[key] for key in DRAWN if key in run.metrics}
+            row = {"arm": arm, "seed": seed, "flags": fingerprint(arm, seed), "metrics": metrics, "evals": run.evals}
+            rows.append(json.dumps(row))
+    write_whole(file, "[\n" + ",\n".join(rows) + "\n]\n")
+
+
+def kept(file: Path) -> Results:
+    """The runs of such a file whose arms still have the same flags."""
+    results: Results = {}
+    for row in json.loads(file.read_text(encoding="utf-8")):
+        arm, seed = row["arm"], row["seed"]
+        if arm in ARMS and row["flags"] == fingerprint(arm, seed):
+            results.setdefault(arm, {})[seed] = Curves(file, row["metrics"], row["evals"])
     return results

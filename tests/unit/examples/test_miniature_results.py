@@ -1,5 +1,6 @@
 """Statistics by hand-worked numbers; figures and tables from made-up metrics."""
 
+import dataclasses
 import json
 import math
 
@@ -107,3 +108,25 @@ def test_generated_part_is_put_between_markers(tmp_path):
     page.write_text("nothing")
     with pytest.raises(ValueError, match="markers"):
         table.put(page, "new\n")
+
+
+def test_table_of_the_critics_study(runs):
+    text = table.critic_study(results.load(runs), "critic")
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in text.splitlines() if row.startswith("| ")}
+    of = [name for name in arms.ARMS if name.startswith("long-") and name != arms.ROLLOUTS_OF_BASE.name]
+    assert set(list(rows)[1:]) == {f"{arms.ARMS[name].label} (2)" for name in of}
+    assert "](critic/critic-policy.svg)" in text
+    base, bce = rows["the paper's critic (2)"], rows["binary cross-entropy (2)"]
+    # 0.1 + 0.8 / 24 x the mean of 1 to 16; from step 3 on the arm rises by 0.6 / 24 a step: 0.2 / 24 x 133 / 16 less
+    assert base[0] == "0.384" and bce[0] == "**-0.069 ± 0.000**"
+    assert base[2] == "0.500" and bce[2] == "0.000 ± 0.000", "no difference is not in bold"
+
+
+def test_kept_runs_are_drawn_alike(runs, tmp_path, monkeypatch):
+    loaded = results.load(runs)
+    results.keep(loaded, tmp_path / "kept.json")
+    again = results.kept(tmp_path / "kept.json")
+    assert table.critic_study(again, "critic") == table.critic_study(loaded, "critic")
+    other = dataclasses.replace(arms.ARMS["long-bce"], flags={"orz.value_loss": "mse"})
+    monkeypatch.setitem(arms.ARMS, "long-bce", other)
+    assert set(loaded) - set(results.kept(tmp_path / "kept.json")) == {"long-bce"}, "another arm than was run"
