@@ -20,12 +20,13 @@ class CausalAttention(torch.autograd.Function):
     """softmax(scale q k^T, causal) v for q (N, H, L, D), k and v (N, K, L, D) of one dtype.
 
     ``lengths``: tokens of each sequence, longest first; result and gradients are undefined after a sequence's end.
+    ``first``: the results of queries before it are wanted by nobody: they are 0 and have no gradients.
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, scale, lengths=None):
-        ctx.lengths = lengths or [q.shape[2]] * len(q)
-        out, lse = causal_attention(q, k, v, scale, ctx.lengths)
+    def forward(ctx, q, k, v, scale, lengths=None, first=0):
+        ctx.lengths, ctx.first = lengths or [q.shape[2]] * len(q), first
+        out, lse = causal_attention(q, k, v, scale, ctx.lengths, first)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scale = scale
         return out
@@ -33,11 +34,17 @@ class CausalAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         q, k, v, out, lse = ctx.saved_tensors
-        return *causal_attention_gradients(grad_out, q, k, v, out, lse, ctx.scale, ctx.lengths), None, None
+        found = causal_attention_gradients(grad_out, q, k, v, out, lse, ctx.scale, ctx.lengths, ctx.first)
+        return *found, None, None, None
 
 
 def causal_attention(
-    q_NHLD: torch.Tensor, k_NKLD: torch.Tensor, v_NKLD: torch.Tensor, scale: float, lengths: Sequence[int]
+    q_NHLD: torch.Tensor,
+    k_NKLD: torch.Tensor,
+    v_NKLD: torch.Tensor,
+    scale: float,
+    lengths: Sequence[int],
+    first: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the attention (N, H, L, D) and the log-sum-exp of the scaled scores (N K, L G, 1), at least float32.
 
@@ -55,7 +62,7 @@ def causal_attention(
     out = q.new_zeros(count * keys, length * group, size)
     lse = out.new_full((*out.shape[:2], 1), UNREACHED, dtype=wide)
     step = BLOCK if length > 2 * BLOCK else max(1, BLOCK // 2)
-    for start, end, here, rows, future in _blocks(lengths, keys, group, q, step):
+    for start, end, here, rows, future in _blocks(lengths, keys, group, q, step, first):
         scores = torch.bmm(queries[here, rows, :size], keys_t[here, :size, :end])
         scores[..., start:].add_(future)
         largest = scores.to(wide).amax(-1, keepdim=True)  # in bfloat16 it takes twice as long
@@ -77,6 +84,7 @@ def causal_attention_gradients(
     lse: torch.Tensor,
     scale: float,
     lengths: Sequence[int],
+    first: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of q, k and v.
 
@@ -92,10 +100,10 @@ def causal_attention_gradients(
     grads = torch.cat([_rows(grad_out, keys), *_columns(-means, q.dtype)], -1)
     keys_t, values_t = (_transposed(x, queries.shape[-1] - size) for x in (k, v))
     k = k.reshape(-1, length, size)
-    dq = q.new_empty(*queries.shape[:2], size)
+    dq = q.new_zeros(*queries.shape[:2], size) if first else q.new_empty(*queries.shape[:2], size)
     dk, dv = (k.new_zeros(k.shape, dtype=lse.dtype) for _ in range(2))
     step = BLOCK if length < 6 * BLOCK else 2 * BLOCK
-    for start, end, here, rows, future in _blocks(lengths, keys, heads // keys, q, step):
+    for start, end, here, rows, future in _blocks(lengths, keys, heads // keys, q, step, first):
         weights = _scaled(torch.bmm(queries[here, rows], keys_t[here, :, :end]), rest)
         weights[..., start:].add_(future)
         weights.exp_()
@@ -108,13 +116,13 @@ def causal_attention_gradients(
 
 
 def _blocks(
-    lengths: Sequence[int], keys: int, group: int, like: torch.Tensor, step: int
+    lengths: Sequence[int], keys: int, group: int, like: torch.Tensor, step: int, first: int
 ) -> Iterator[tuple[int, int, slice, slice, torch.Tensor]]:
-    """Yield for each block of positions: its start and end, the slice of N K whose sequences are long enough, the
-    slice of L G with its queries, and the causal mask to add to the scores of its own keys.
+    """Yield for each block of positions from ``first`` on: its start and end, the slice of N K whose sequences are
+    long enough, the slice of L G with its queries, and the causal mask to add to the scores of its own keys.
     """
     future = like.new_full((step, step), -torch.inf).triu_(1).repeat_interleave(group, 0)
-    for start in range(0, lengths[0], step):
+    for start in range(first, lengths[0], step):
         end = min(start + step, like.shape[2])
         size = end - start
         here = slice(keys * sum(length > start for length in lengths))

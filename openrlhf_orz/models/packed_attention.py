@@ -39,6 +39,7 @@ class Group:
     count: int  # N
     longest: int  # L
     lengths: list[int]  # N numbers, longest first
+    first: int  # all sequences share at least so many tokens with those before them
     rows: torch.Tensor  # (N * L,): the row of each slot; any row in padding, which no real token attends to
     slots: torch.Tensor  # slots of all real tokens
     own_rows: torch.Tensor  # rows of the tokens that a sequence does not share with the one before it
@@ -63,13 +64,15 @@ def group_by_length(lengths: list[int], slack: float = 1.25, free: int = 32) -> 
 def make_groups(sequences: list[PackedSequence], device: torch.device | str, blocks: bool = False) -> list[Group]:
     """Make the groups of a pack; with ``blocks``, for attention by blocks (``cpu_ops.CausalAttention``).
 
-    Attention by blocks skips blocks after a sequence's end, so padding costs less and groups are wider. L is then a
-    multiple of half a block, as oneDNN compiles a product for each shape and keeps only a thousand of them.
+    Attention by blocks skips blocks after a sequence's end, so padding costs less and groups are wider. It skips
+    blocks of shared queries, too: sequences that share much are grouped apart from those whose tokens they share. L is
+    then a multiple of half a block, as oneDNN compiles a product for each shape and keeps only a thousand of them.
     """
     multiple = BLOCK // 2 if blocks else 1
     all_lengths = [len(sequence.rows) for sequence in sequences]
+    sharing = [blocks and sequence.shared >= multiple for sequence in sequences]
     groups = []
-    for members in group_by_length(all_lengths, slack=1.5, free=BLOCK) if blocks else group_by_length(all_lengths):
+    for members in _members(all_lengths, sharing) if blocks else group_by_length(all_lengths):
         chosen = [sequences[i] for i in members]
         lengths = [len(sequence.rows) for sequence in chosen]
         longest = -(-lengths[0] // multiple) * multiple
@@ -83,8 +86,19 @@ def make_groups(sequences: list[PackedSequence], device: torch.device | str, blo
             own_rows, order = own_rows.sort()
             own_slots = own_slots[order]
         indices = (rows.flatten(), torch.cat(slots), own_rows, own_slots)
-        groups.append(Group(len(chosen), longest, lengths, *(index.to(device) for index in indices)))
+        first = min(sequence.shared for sequence in chosen) // multiple * multiple if blocks else 0
+        groups.append(Group(len(chosen), longest, lengths, first, *(index.to(device) for index in indices)))
     return groups
+
+
+def _members(lengths: list[int], sharing: list[bool]) -> list[list[int]]:
+    """The wider groups of attention by blocks: of what shares nothing or little, and of what shares."""
+    apart = ([i for i, shares in enumerate(sharing) if shares is kind] for kind in (False, True))
+    return [
+        [part[i] for i in members]
+        for part in apart
+        for members in group_by_length([lengths[i] for i in part], slack=1.5, free=BLOCK)
+    ]
 
 
 class _ToGroups(torch.autograd.Function):
@@ -163,7 +177,7 @@ def grouped_attention(
             outs.append(out.transpose(1, 2))
             continue
         if by_blocks(q, v) and window is None and not dropout:
-            out = CausalAttention.apply(*(x.transpose(1, 2) for x in (q, k, v)), scale, g.lengths)
+            out = CausalAttention.apply(*(x.transpose(1, 2) for x in (q, k, v)), scale, g.lengths, g.first)
             outs.append(out.transpose(1, 2))
             continue
         mask = None

@@ -95,3 +95,23 @@ def test_sequences_of_several_lengths_are_each_by_itself(block, monkeypatch, nan
         torch.testing.assert_close(out[i : i + 1, :, :n], expected_out)
         for a, b in zip(found, expected):
             torch.testing.assert_close(a[i : i + 1, :, :n], b)
+
+
+@pytest.mark.parametrize("block, first", [(2, 3), (4, 2), (4, 16), (64, 32)])
+def test_queries_that_nobody_wants_are_not_computed(block, first, monkeypatch, nan_for_uninitialised):
+    """Their blocks are skipped, forward and backward; the rest, their keys and values included, is as without."""
+    monkeypatch.setattr(cpu_ops, "BLOCK", block)
+    computed = []
+    real = cpu_ops._blocks
+    monkeypatch.setattr(cpu_ops, "_blocks", lambda *args: (computed.append(x[0]) or x for x in real(*args)))
+    lengths = [40, 37]
+    *leaves, weights = inputs(torch.float64, 40)
+    weights = torch.stack([w * (torch.arange(40) < n)[:, None] for w, n in zip(weights, lengths)])
+    weights[:, :, :first] = 0
+    out, found = gradients(lambda *x: CausalAttention.apply(*x, 0.3, lengths, first), *leaves, weights)
+    assert computed and min(computed) == first and not out[:, :, :first].any()
+    expected_out, expected = gradients(lambda *x: CausalAttention.apply(*x, 0.3, lengths), *leaves, weights)
+    for i, n in enumerate(lengths):
+        torch.testing.assert_close(out[i, :, first:n], expected_out[i, :, first:n])
+        for a, b in zip(found, expected):
+            torch.testing.assert_close(a[i, :, :n], b[i, :, :n])

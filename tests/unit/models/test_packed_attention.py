@@ -140,6 +140,19 @@ def test_groups_of_attention_by_blocks():
     assert len(shapes) <= 700 // 32 + 1
 
 
+def test_groups_of_sequences_that_share():
+    """By blocks they are apart from those whose tokens they share, and their shared queries are left out."""
+    prompt = torch.arange(100)
+    sequences = [PackedSequence(torch.arange(120), 0)]
+    sequences += [PackedSequence(torch.cat([prompt, torch.arange(at, at + 20)]), 100) for at in (120, 140)]
+    little = torch.cat([torch.arange(160, 170), torch.arange(230, 289)])
+    sequences += [PackedSequence(torch.arange(160, 230), 0), PackedSequence(little, 10)]
+    rest, sharing = make_groups(sequences, "cpu", blocks=True)
+    assert (rest.lengths, rest.first, sharing.lengths, sharing.first) == ([120, 70, 69], 0, [120, 120], 96)
+    assert torch.cat([rest.own_rows, sharing.own_rows]).sort()[0].equal(torch.arange(289))
+    assert [g.first for g in make_groups(sequences, "cpu")] == [0, 0], "SDPA computes all queries"
+
+
 def test_a_pack_by_blocks_equals_its_sequences_alone(monkeypatch):
     """As on a CPU in bfloat16, here in float32, so that a wrong token shows."""
     monkeypatch.setattr(packed_attention, "by_blocks", lambda q, v: True)

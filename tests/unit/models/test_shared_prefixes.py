@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from openrlhf_orz.models import cpu_ops, packed_attention
 from openrlhf_orz.models.packed_attention import PACKED_ATTENTION, find_sequences
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing, share_prefixes
 from openrlhf_orz.runtime.cores import in_threads
@@ -144,7 +145,22 @@ def test_varlen_attention_shares_prefixes_too(monkeypatch, window):
     """A sequence's own tokens are queries; its keys are also the tokens that it shares."""
     import varlen_on_cpu  # noqa: F401  registers the kernel
 
-    from openrlhf_orz.models import packed_attention
-
     monkeypatch.setattr(packed_attention, "by_varlen", lambda *args: True)
     test_values_and_gradients_equal_each_sequence_alone(True, window)
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_attention_by_blocks_leaves_shared_queries_out(monkeypatch, window):
+    """As on a CPU in bfloat16, here in float32. Layers with a window compute them, in the same groups."""
+    monkeypatch.setattr(packed_attention, "by_blocks", lambda *args: True)
+    for module in (packed_attention, cpu_ops):
+        monkeypatch.setattr(module, "BLOCK", 16)
+    groups = packed_attention.make_groups(rollout_sequences(), "cpu", blocks=True)
+    assert {0} < {g.first for g in groups}
+    test_values_and_gradients_equal_each_sequence_alone(False, window)
+
+
+def rollout_sequences():
+    ids, positions = pack(rollout())
+    kept, _ = share_prefixes(ids, positions)
+    return find_sequences(positions[kept])
