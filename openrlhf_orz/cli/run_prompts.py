@@ -12,6 +12,9 @@ from pathlib import Path
 from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.derive import prompt_budget
+from openrlhf_orz.settings.redact import printable
+
+SHOWN = 60  # characters of a question, or of an answer
 
 
 def template_of(args) -> str:
@@ -134,18 +137,24 @@ def answer_rules(args, explicit: Set[str], verifiers):
     return AnswerRules(None if own else verifiers, own, "data.label_key" in explicit)
 
 
+def _short(value) -> str:
+    """A question or an answer on one line, to be recognised."""
+    text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return json.dumps(text if len(text) <= SHOWN else f"{text[:SHOWN]}...", ensure_ascii=False)
+
+
 def steps_of(args, prompts: int) -> int:
     """Rollouts of a run on so many prompts."""
     return math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
 
 
 def short_run(args, steps: int) -> list[str]:
-    """A remark on a run that ends before its learning rates have risen, or writes no checkpoint on its way."""
+    """A remark on a run whose learning rates rise for half of it or more, or that writes no checkpoint on its way."""
     found, warmup = [], args.orz.actor_warmup_steps
-    if warmup is not None and steps <= warmup:
+    if warmup is not None and steps <= 2 * warmup:
         found.append(
-            f"in all of its {steps} steps the learning rates still rise (--orz.warmup_steps {warmup}): it learns"
-            " little. --train.num_episodes N goes through the prompts N times"
+            f"in {min(warmup, steps)} of {steps} steps the learning rates still rise (--orz.warmup_steps {warmup}):"
+            " it learns little. --train.num_episodes N goes through the prompts N times"
         )
     if args.ckpt.save_steps > steps:
         found.append(
@@ -208,6 +217,7 @@ def look_at_data(args, explicit: Set[str]) -> list[str]:
                 first = f"; the first: {bad[0].file}:{bad[0].row}: {bad[0].detail}" if bad else ""
                 raise DataError(f"{flags.dataset}: no row of {name} can be used ({reasons or 'no rows'}{first})")
             lines.append(f"data: {name}: {len(good)} rows, {len(bad)} bad" + (f" ({reasons})" if bad else ""))
+            lines.append(f"data: its first question: {_short(good[0].question)}; answer: {_short(good[0].answer)}")
             counts += [len(good)] * (flags is TRAIN_FLAGS)
     if not unknown:
         prompts = min(blended(counts, args.data.prompt_probs, args.train.seed), args.data.max_samples)

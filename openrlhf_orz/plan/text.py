@@ -167,20 +167,17 @@ def _memory_lines(plan: Plan) -> list[str]:
 
 
 def _second_lines(plan: Plan, steps: int | None) -> list[str]:
-    """FLOPs and seconds of a step by phase, and of the run."""
-    lines = [
-        f"step      {plan.work.total:.3g} useful FLOPs; {plan.seconds.step:,.0f} s,"
-        f" {plan.seconds.gpu_hours:.3g} GPU-hours"
-    ]
+    """FLOPs and seconds of a step by phase, and of the run; of GPUs the hours, too."""
+    gpus = not plan.hardware.is_cpu
+    hours = f", {plan.seconds.gpu_hours:.3g} GPU-hours" if gpus else ""
+    lines = [f"step      {plan.work.total:.3g} useful FLOPs; {plan.seconds.step:,.0f} s{hours}"]
     for name, value in plan.seconds.phases.items():
         count = plan.work.useful.get(name)
         words = f"{count:.3g} FLOPs; " if count else ""
         lines.append(f"  {name:<20} {value:>9,.1f} s  {words}{plan.seconds.bound_by[name]}")
     if steps is not None:
-        lines.append(
-            f"run       {steps} steps: {steps * plan.seconds.step / 3600:,.1f} hours,"
-            f" {steps * plan.seconds.gpu_hours:,.0f} GPU-hours"
-        )
+        hours = f", {steps * plan.seconds.gpu_hours:,.0f} GPU-hours" if gpus else ""
+        lines.append(f"run       {steps} steps: {steps * plan.seconds.step / 3600:,.1f} hours{hours}")
     return lines
 
 

@@ -55,12 +55,15 @@ def test_a_dry_run_looks_at_the_data(capsys, tmp_path):
     assert f"data: {rows}: 1 rows, 1 bad (no_answer 1)" in said
     assert "data: if no prompt is too long, the last rollout of an episode has 1 of 16 prompts" in said
     assert "looked at\n" in said and "  run: 1 steps (1 prompts, --train.num_episodes 1)" in said
-    assert "in all of its 1 steps the learning rates still rise (--orz.warmup_steps 50)" in said
+    assert "in 1 of 1 steps the learning rates still rise (--orz.warmup_steps 50)" in said
+    assert 'data: its first question: "1+1?"; answer: "2"' in said and "GPU-hours" not in said
     assert "no checkpoint before its end, unless you stop it: --ckpt.save_steps N" in said
-    enough = ["--train.num_episodes", "51", "--ckpt.save_steps", "51"]
+    enough = ["--train.num_episodes", "101", "--ckpt.save_steps", "101"]
     assert train_ppo_ray.main([*given, str(rows), *enough]) == 0
     said = capsys.readouterr().out
-    assert "  run: 51 steps (" in said and "still rise" not in said and "no checkpoint" not in said
+    assert "  run: 101 steps (" in said and "still rise" not in said and "no checkpoint" not in said
+    assert train_ppo_ray.main([*given, str(rows), "--train.num_episodes", "100"]) == 0
+    assert "in 50 of 100 steps the learning rates still rise" in capsys.readouterr().out
     assert train_ppo_ray.main([*given, str(rows), "--ckpt.save_steps", "2"]) == 0
     assert "no checkpoint before its end: it has 1 steps, and --ckpt.save_steps is 2" in capsys.readouterr().out
     assert train_ppo_ray.main([*given, str(rows), "--critic.freezing_steps", "1"]) == 0
