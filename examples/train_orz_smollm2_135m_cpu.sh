@@ -19,6 +19,7 @@
 #   RESULTS=...   where the numbers go (default RUN_DIR/study.json)
 #   STEPS, SFT_ROWS, SFT_EPOCHS, POOL, QUESTIONS  steps of ORZ; rows and epochs of the warm-up; questions whose pass
 #                 rate is estimated; held-out questions of each set;  SHORT=1  small ones
+#   ARMS="grpo plain"  then the same steps by GRPO, and with plain Math-Verify as the reward
 #   DRY_RUN=1     print the commands and stop
 set -euo pipefail
 for name in MAWPS SVAMP GSM8K RESULTS; do # meant from where the recipe is called
@@ -35,6 +36,9 @@ RESULTS=${RESULTS:-$RUN_DIR/study.json}
 HELD_OUT=$RUN_DIR/pool/kept/test.jsonl
 REPOSITORY=.cache/SVAMP
 if [ -n "${SHORT:-}" ]; then sizes=(3 300 1 64 16 8); else sizes=(38 300 1 1100 100 16); fi
+for arm in ${ARMS:-}; do
+   case $arm in grpo | plain) ;; *) echo "ARMS: $arm is neither grpo nor plain" >&2 && exit 2 ;; esac
+done
 STEPS=${STEPS:-${sizes[0]}}
 SFT_ROWS=${SFT_ROWS:-${sizes[1]}}
 SFT_EPOCHS=${SFT_EPOCHS:-${sizes[2]}}
@@ -97,13 +101,15 @@ rollout=(
    --rollout.n_samples_per_prompt 8
    --rollout.max_new_tokens 64
 )
-# Rates above the paper's, which are for billions of parameters and hundreds of steps; no warm-up of 50 steps. The
-# critic takes eight steps, each on all responses to one prompt, whose tokens are then computed once, and trains its
-# upper third: two cores have no time for the paper's twelve on all layers.
+# Rates above the paper's, which are for billions of parameters and hundreds of steps; no warm-up of 50 steps.
 optimizer=(
    --actor.adam.lr 4e-5
-   --critic.adam.lr 1e-4
    --orz.warmup_steps 0
+)
+# Eight steps, each on all responses to two prompts, whose tokens are then computed once, of its upper third: two cores
+# have no time for the paper's twelve on all layers.
+critic=(
+   --critic.adam.lr 1e-4
    --orz.critic_updates 8
    --orz.critic_minibatch groups
    --orz.freeze_critic layers:20
@@ -115,7 +121,6 @@ curve=(                                   # an answer to each held-out question 
    --eval.temperature 1.0
 )
 output=(
-   --ckpt.output_dir "$RUN_DIR"
    --ckpt.save_steps 5
    --ckpt.max_num 1
    --ckpt.load_enable                     # the same RUN_DIR goes on
@@ -158,7 +163,16 @@ data=(
    --train.num_episodes "$episodes"
 )
 train_on() ( train "$@" ) # a process of its own: the recipe goes on after it
-once "$RUN_DIR/hf/config.json" train_on "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" "${curve[@]}" \
-   "${output[@]}" "$@"
-run "$python" -m openrlhf_orz.cli.evaluate --model "$RUN_DIR/hf" --out "$RUN_DIR/after" "${evaluation[@]}"
+# trained RUN_DIR FLAG...: ORZ from the warmed-up model with these flags, and the evaluation after it.
+trained() {
+   once "$1/hf/config.json" train_on "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" "${curve[@]}" \
+      "${output[@]}" --ckpt.output_dir "$1" "${@:2}"
+   run "$python" -m openrlhf_orz.cli.evaluate --model "$1/hf" --out "$1/after" "${evaluation[@]}"
+}
+trained "$RUN_DIR" "${critic[@]}" "$@"
+for arm in ${ARMS:-}; do
+   if [ "$arm" = grpo ]; then arm_flags=(--algo.advantage.estimator group_norm); fi
+   if [ "$arm" = plain ]; then arm_flags=("${critic[@]}" --orz.plain_math_verify); fi
+   trained "$RUN_DIR/$arm" "${arm_flags[@]}" "$@"
+done
 run "$python" examples/smollm2/results.py --run "$RUN_DIR" --sft_rows "$RUN_DIR/data/sft.jsonl" --output "$RESULTS"

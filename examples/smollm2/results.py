@@ -25,6 +25,7 @@ NUMBERS = {
     "tokens": "response_length", "cut": "truncated", "format": "format",
 }  # fmt: skip
 
+ARMS = "grpo", "plain"  # trained beside the paper's recipe, in folders of these names
 CURVES = ("reward", "response_length", "format", "seconds_step")  # of each step
 
 
@@ -71,12 +72,28 @@ def table(sets: dict[str, dict], gained: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def outcome(run: Path, trained: Path) -> dict[str, dict]:
+    """Of a training in the folder ``trained``: its sets against the study's before, the gain, and its curves."""
+    folders = run / "before", trained / "after"
+    before, after = (json.loads((folder / "results.json").read_text()) for folder in folders)
+    answers = [list(read_records(folder / "responses.jsonl")) for folder in folders]
+    steps = list(read_records(trained / "metrics.jsonl"))
+    evals = list(read_records(trained / "eval.jsonl"))
+    held_out = [
+        [row["step"], round(value, 4)] for row in evals for key, value in row.items() if key.endswith("_pass1")
+    ]
+    return {
+        "sets": compared(before, after),
+        "gain": gains(*answers, before["settings"]["seed"]),
+        "step": {key: [round(step[key], 4) for step in steps] for key in CURVES},
+        "held_out": held_out,  # [step, share right] on the way, one answer to each question
+    }
+
+
 def study(run: Path, sft_rows: Path) -> dict:
     """What the folder of a finished study says. Raises OSError or KeyError for what is missing."""
-    before, after = (json.loads((run / name / "results.json").read_text()) for name in ("before", "after"))
+    before = json.loads((run / "before" / "results.json").read_text())
     config, rates = (json.loads((run / name).read_text()) for name in ("config.json", "rl/funnel.json"))
-    steps = list(read_records(run / "metrics.jsonl"))
-    answers = [list(read_records(run / name / "responses.jsonl")) for name in ("before", "after")]
     flags = {name: reduce(getitem, name.split("."), config["flags"]) for name in config["explicit"]}
     return {
         "command": "bash examples/train_orz_smollm2_135m_cpu.sh",
@@ -90,11 +107,10 @@ def study(run: Path, sft_rows: Path) -> dict:
         },
         "sft_rows": sum(1 for _ in read_records(sft_rows)),
         "rl_questions": rates["train"],
-        "steps": len(steps),
+        "steps": sum(1 for _ in read_records(run / "metrics.jsonl")),
         "flags": flags,
-        "sets": compared(before, after),
-        "gain": gains(*answers, before["settings"]["seed"]),
-        "step": {key: [round(step[key], 4) for step in steps] for key in CURVES},
+        **outcome(run, run),
+        "arms": {arm: outcome(run, run / arm) for arm in ARMS if (run / arm / "after" / "results.json").exists()},
     }
 
 
@@ -112,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.output, json.dumps(found, indent=1) + "\n")
-    print(table(found["sets"], found["gain"]))
+    for name, of in {"orz": found, **found["arms"]}.items():
+        print(f"{name}\n" + table(of["sets"], of["gain"]))
     print(f"the numbers are in {args.output}")
     return 0
 

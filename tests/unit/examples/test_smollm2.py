@@ -19,11 +19,13 @@ def write(path, rows):
     return str(path)
 
 
+RECIPE = Path(__file__).parents[3] / "examples/train_orz_smollm2_135m_cpu.sh"
+
+
 def commands(*flags, **given):
     """What the recipe would run."""
-    recipe = Path(__file__).parents[3] / "examples/train_orz_smollm2_135m_cpu.sh"
     env = os.environ | {"DRY_RUN": "1", "RUN_DIR": "r", "ORZ_VENV": "/no/venv"} | given
-    shown = subprocess.run(["bash", recipe, *flags], env=env, capture_output=True, text=True)
+    shown = subprocess.run(["bash", RECIPE, *flags], env=env, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     return [shlex.split(line) for line in shown.stdout.splitlines()]
 
@@ -55,6 +57,22 @@ def test_the_commands_of_the_study_fit_together():
     assert train[-1] == "--orz.check_sync"
     assert train[train.index("--data.prompt_dataset") + 1] == f"{rated.output}/kept/train.jsonl"
     assert numbers[2:] == ["--run", "r", "--sft_rows", "r/data/sft.jsonl", "--output", "r/study.json"]
+
+
+def test_arms_are_trained_and_evaluated_after_the_recipe():
+    here = {"MAWPS": "a.csv", "SVAMP": "s.json", "WARM_MODEL": "w"}
+    *_, train, after, grpo, after_grpo, plain, after_plain, numbers = commands(
+        "--train.seed", "1", ARMS="grpo plain", **here
+    )
+    for arm, flags, rated in (("grpo", grpo, after_grpo), ("plain", plain, after_plain)):
+        assert flags[flags.index("--ckpt.output_dir") + 1] == f"r/{arm}" and flags[-2:] == ["--train.seed", "1"]
+        asked = evaluate.evaluate_parser().parse_args(rated[3:])
+        assert (asked.model, str(asked.out)) == (f"r/{arm}/hf", f"r/{arm}/after")
+    alike = set(train) - {"r", *plain}
+    assert not alike and set(plain) - set(train) == {"--orz.plain_math_verify", "r/plain"}
+    assert "--algo.advantage.estimator" in grpo and not [flag for flag in grpo if "critic" in flag]
+    wrong = subprocess.run(["bash", RECIPE], env=os.environ | here | {"ARMS": "ppo"}, capture_output=True, text=True)
+    assert wrong.returncode == 2 and "ppo is neither grpo nor plain" in wrong.stderr
 
 
 def test_models_and_sizes_of_one_s_own():
@@ -135,8 +153,13 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
             "truncated": 0.0, "format": 1.0}  # fmt: skip
     write(tmp_path / "metrics.jsonl", [{"seconds_step": 1, "reward": 0.2, "response_length": 30, "format": 1}] * 2)
     write(tmp_path / "rows.jsonl", [{}] * 3)
-    for side_name, verdicts in (("before", "wwrw"), ("after", "rrrw")):
-        (tmp_path / side_name).mkdir()
+    (tmp_path / "grpo").mkdir()
+    one = {"seconds_step": 1, "reward": 0.1, "response_length": 30, "format": 1}
+    write(tmp_path / "grpo/metrics.jsonl", [one])
+    write(tmp_path / "grpo/eval.jsonl", [])
+    write(tmp_path / "eval.jsonl", [{"step": 0, "eval_test_pass1": 0.25}, {"step": 2, "eval_test_pass1": 0.5}])
+    for side_name, verdicts in (("before", "wwrw"), ("after", "rrrw"), ("grpo/after", "rrww")):
+        (tmp_path / side_name).mkdir(parents=True)
         rows = [{"bench": "mawps", "id": str(i // 2), "verdict": {"r": "right", "w": "wrong"}[v], "stop_reason": "eos"}
                 for i, v in enumerate(verdicts)]  # fmt: skip
         write(tmp_path / side_name / "responses.jsonl", rows)
@@ -144,10 +167,11 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
     for name, content in {
         "before/results.json": {"results": {"mawps": side}, "settings": {"seed": 0}},
         "after/results.json": {"results": {"mawps": side | {"avg_at_n": 0.5}}, "settings": {"seed": 0}},
+        "grpo/after/results.json": {"results": {"mawps": side | {"avg_at_n": 0.4}}, "settings": {"seed": 0}},
         "config.json": {"flags": flags, "explicit": ["orz.critic_updates"], "git_commit": "abc"},
         "rl/funnel.json": {"train": 7, "seed": 0},
     }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(json.dumps(content))
     arguments = [
         "--run",
@@ -161,6 +185,9 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
     found = json.loads((tmp_path / "n.json").read_text())
     assert found["sets"]["mawps"]["before"]["avg"] == 0.25 and found["sets"]["mawps"]["after"]["avg"] == 0.5
     assert found["gain"] == {"mawps": {"avg": 0.5, "low": 0.0, "high": 1.0}}
+    assert found["held_out"] == [[0, 0.25], [2, 0.5]]
+    assert found["arms"]["grpo"]["sets"]["mawps"]["after"]["avg"] == 0.4 and list(found["arms"]) == ["grpo"]
+    assert found["arms"]["grpo"]["gain"]["mawps"]["avg"] == 0.25 and found["arms"]["grpo"]["step"]["reward"] == [0.1]
     assert found["steps"] == 2 and found["sft_rows"] == 3 and found["flags"] == {"orz.critic_updates": 12}
     assert found["seeds"] == {"training": 42, "evaluation": 0, "curation": 0} and found["hardware"]["cores"]
     assert "| mawps | after | 50.0 | 20.0 to 30.0 | 2 x 8 | 31 | 0.0 | 100.0 |" in capsys.readouterr().out
