@@ -101,7 +101,9 @@ ARMS = {
         Arm("old-log-probs", "old log-probs computed", {"orz.old_log_probs": "always"}),
         Arm("cross-fit", "cross-fit values", {"orz.cross_fit_values": True}),
         critic_arm("baseline", "the paper's critic"),
+        critic_arm("lambda-0.95", "λ = 0.95", {"algo.advantage.lambd": 0.95}),
         critic_arm("lambda-length", "λ of the policy by length", {"orz.lambda_policy": "length"}),
+        critic_arm("critic-1", "1 critic update", {"orz.critic_updates": 1}),
         critic_arm("epochs-2", "2 critic epochs", {"orz.critic_epochs": 2}),
         critic_arm("bce", "binary cross-entropy", {"orz.value_loss": "bce"}),
         critic_arm("hl-gauss", "HL-Gauss", {"orz.value_loss": "hl_gauss"}),
@@ -179,10 +181,11 @@ FIGURES = {
     ),
     "critic-advantages": critic_figure(
         "What the advantage subtracts",
-        ("long-lambda-length", "long-group", "long-auto"),
+        ("long-lambda-0.95", "long-lambda-length", "long-group", "long-auto"),
     ),
     "critic-training": critic_figure(
-        "How the critic is trained", ("long-epochs-2", "long-bce", "long-hl-gauss", "long-pretrained", "long-half")
+        "How the critic is trained",
+        ("long-critic-1", "long-epochs-2", "long-bce", "long-hl-gauss", "long-pretrained", "long-half"),
     ),
     "critic-policy": critic_figure("The policy's loss, and all that helped", ("long-positive-nll",)),
 }

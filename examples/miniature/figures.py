@@ -15,6 +15,7 @@ LINES = (
     ("#CC79A7", ":"),
     ("#000000", (0, (5, 1, 1, 1, 1, 1))),
     ("#E69F00", (0, (3, 1, 1, 1))),
+    ("#56B4E9", (0, (8, 2))),
 )
 SPAN = 3  # steps that the curves are smoothed over
 TITLES = {

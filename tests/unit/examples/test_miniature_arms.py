@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from miniature import arms, task
+from miniature import arms, figures, task
 from miniature.claims import CLAIMS
 
 from openrlhf_orz.runtime.resume import flag_values
@@ -65,6 +65,7 @@ def test_arm_differs_in_what_it_names(name, values):
 def test_figures_and_claims_name_arms():
     used = {name for figure in arms.FIGURES.values() for name in figure.arms}
     assert used == set(arms.ARMS) - set(BASELINES.values())
+    assert all(len(figure.arms) < len(figures.LINES) for figure in arms.FIGURES.values()), "each curve has a line"
     for claim in CLAIMS:
         assert claim.arm is None or claim.arm in arms.FIGURES[claim.figure].arms
     assert {claim.figure for claim in CLAIMS} == set(arms.FIGURES) - set(arms.CRITIC_STUDY)
