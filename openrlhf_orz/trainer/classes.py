@@ -9,10 +9,12 @@ from types import SimpleNamespace
 from openrlhf.utils.agent import AgentExecutorBase
 
 from openrlhf_orz.rollout.agent import AgentExecutor
+from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.own_code import load_class, own_class, reward_class
 from openrlhf_orz.trainer.actor import OrzPolicyModelActor
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
-from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
+from openrlhf_orz.trainer.experience_maker import OrzExperienceMaker
+from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzTrainer
 from openrlhf_orz.trainer.ppo_trainer_async import OrzPPOTrainerAsync
 
 
@@ -43,10 +45,31 @@ def run_classes(args: SimpleNamespace, given: Mapping[str, type]) -> RunClasses:
     }
     base = OrzPPOTrainerAsync if args.train.async_enable else OrzPPOTrainer
     agent = load_class("agent_cls", chosen["agent_cls"])
+    trainer = own_class("trainer_cls", chosen["trainer_cls"], base)
+    if ignored := _ignored(trainer, args):
+        raise ConfigError(f"--orz.trainer_cls {trainer.__module__}:{trainer.__qualname__}: {ignored}")
     return RunClasses(
-        trainer=own_class("trainer_cls", chosen["trainer_cls"], base),
+        trainer=trainer,
         actor=own_class("actor_cls", chosen["actor_cls"], OrzPolicyModelActor),
         critic=own_class("critic_cls", chosen["critic_cls"], OrzCriticModelActor),
         agent=None if agent is None else own_class("agent_cls", agent, AgentExecutorBase),
         reward=reward_class(chosen["reward_cls"]),
     )
+
+
+def _ignored(trainer: type, args: SimpleNamespace) -> str | None:
+    """What of the trainer nobody would ask for, with the remedy; None where all of it acts."""
+    if args.train.async_enable:
+        names = [name for name in vars(OrzTrainer) if hasattr(trainer, name) and not hasattr(OrzPPOTrainerAsync, name)]
+        if names:
+            return (
+                f"asynchronous training does not ask it for {', '.join(names)}: put that on a subclass of"
+                " OrzTrainingActor, and name it as training_actor_cls"
+            )
+    maker = getattr(getattr(trainer, "training_actor_cls", trainer), "experience_maker_cls", OrzExperienceMaker)
+    makes = ("compute_advantages_and_returns", "get_advantages_and_returns")
+    if args.orz.cross_fit_values and any(
+        getattr(maker, each) is not getattr(OrzExperienceMaker, each) for each in makes
+    ):
+        return "--orz.cross_fit_values makes the advantages in its place: leave that flag out"
+    return None

@@ -23,7 +23,7 @@ from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.trainer.classes import run_classes
 from openrlhf_orz.trainer.critic import OrzCriticModelActor
 from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer
-from openrlhf_orz.trainer.ppo_trainer_async import OrzPPOTrainerAsync
+from openrlhf_orz.trainer.ppo_trainer_async import OrzPPOTrainerAsync, OrzTrainingActor
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
 TRAINER, REWARD, AGENT, TURNS, ESTIMATOR, VERIFIER, FLAG, BENCHMARK = re.findall(
@@ -124,7 +124,7 @@ def test_a_benchmark():
 
 def arguments(asynchronous=False, **given):
     names = ("trainer_cls", "actor_cls", "critic_cls", "agent_cls", "reward_cls")
-    orz = SimpleNamespace(**{name: given.get(name) for name in names})
+    orz = SimpleNamespace(**{name: given.get(name) for name in names}, cross_fit_values=given.get("cross_fit", False))
     return SimpleNamespace(orz=orz, train=SimpleNamespace(async_enable=asynchronous))
 
 
@@ -148,3 +148,30 @@ def test_classes_of_a_run():
     assert run_classes(arguments(), {"reward_cls": made_by(REWARD, "Shorter")}).own_rewards
     with pytest.raises(ConfigError, match="--orz.trainer_cls .*OrzPPOTrainerAsync: inherit from it"):
         run_classes(arguments(asynchronous=True), {"trainer_cls": OrzPPOTrainer})
+
+
+def test_what_would_be_ignored_is_refused():
+    """Advantages that --orz.cross_fit_values would replace, and what another process does asynchronously."""
+    OnlyBetter = made_by(ESTIMATOR, "Trainer")
+    assert run_classes(arguments(), {"trainer_cls": OnlyBetter}).trainer is OnlyBetter
+    with pytest.raises(ConfigError, match="Trainer: --orz.cross_fit_values makes the advantages in its place: leave"):
+        run_classes(arguments(cross_fit=True), {"trainer_cls": OnlyBetter})
+
+    class Plain(OrzPPOTrainer):
+        pass
+
+    assert run_classes(arguments(cross_fit=True), {"trainer_cls": Plain}).trainer is Plain
+
+    class Late(OrzPPOTrainerAsync):
+        experience_maker_cls = OnlyBetter.experience_maker_cls
+
+    with pytest.raises(ConfigError, match="does not ask it for experience_maker_cls: put that on a subclass of Orz"):
+        run_classes(arguments(asynchronous=True), {"trainer_cls": Late})
+
+    class Actor(OrzTrainingActor):
+        experience_maker_cls = OnlyBetter.experience_maker_cls
+
+    class There(OrzPPOTrainerAsync):
+        training_actor_cls = Actor
+
+    assert run_classes(arguments(asynchronous=True), {"trainer_cls": There}).trainer is There
