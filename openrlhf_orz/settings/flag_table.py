@@ -75,6 +75,8 @@ def _values(flag: Flag) -> str:
     if flag.choices:
         return ", ".join(f"`{choice}`" for choice in flag.choices)
     kinds: dict[object, str] = {int: "an integer", float: "a number", str: "texts" if flag.nargs else "a text"}
+    if flag.range and flag.range.words.startswith("a "):  # "a finite number"
+        return flag.range.words
     return kinds[flag.type] + (f" {flag.range.words}" if flag.range else "")
 
 

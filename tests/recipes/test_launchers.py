@@ -206,9 +206,9 @@ def test_ray_s_own_parser_takes_the_flags_and_the_dashboard_stays_on_loopback(pr
         found = scripts.start.make_context("start", command[2:]).params
         assert found["dashboard_host"] == "127.0.0.1" and found["num_gpus"] == 8 and found["block"]
         ports.append({key: value for key, value in found.items() if key.endswith("port") and value})
-    shown = (ROOT / "docs/recipes.md").read_text()
+    shown = (ROOT / "docs/notes/recipes.md").read_text()
     for port in {str(port) for found in ports for port in found.values()} - {"8265"}:
-        assert re.search(rf"\b{port}\b", shown), f"docs/recipes.md does not name port {port}"
+        assert re.search(rf"\b{port}\b", shown), f"docs/notes/recipes.md does not name port {port}"
     job = printed(project.run("examples/launch/ray_job.sh", RECIPE, DRY_RUN="1", NODES="4"))[0]
     submit = scripts.cli.commands["job"].commands["submit"]
     found = submit.make_context("submit", job[3:]).params
