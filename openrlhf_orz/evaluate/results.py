@@ -105,7 +105,7 @@ def results_table(results: dict[str, dict]) -> str:
 
     lines = [
         "| benchmark | questions | n | avg@n % | 95 % interval | pass@n % | maj@n % | tokens | cut % |"
-        " format % | seconds |",
+        " format % | s/response |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for bench, result in results.items():
