@@ -147,7 +147,7 @@ class Runner:
             child.send_signal(signal.SIGTERM)
 
     def one(self, run: Run) -> None:
-        if self.stopping.is_set():
+        if self.stopping.is_set() or run.finished():  # another command may have finished it by now
             return
         core = self.cores.get()
         try:

@@ -40,6 +40,15 @@ def test_runs_once_and_again_what_failed(runs, capsys):
     assert len(calls(runs[0])) == len(runs) + 2
 
 
+def test_what_another_command_has_finished_meanwhile_stays(runs):
+    run = runs[0]
+    runner.Runner([run], jobs=1)()
+    written = (run.path / "metrics.jsonl").stat().st_mtime_ns
+    late = runner.Runner([run], jobs=1)
+    late.one(run)  # it was missing when ``late`` looked
+    assert (run.path / "metrics.jsonl").stat().st_mtime_ns == written and len(calls(run)) == 1
+
+
 def test_other_flags_or_lost_steps_are_another_run(runs, monkeypatch):
     run = runs[0]
     runner.Runner([run], jobs=1)()
