@@ -81,8 +81,11 @@ def make_engine(settings: EngineSettings) -> LLMEngine:
     """vLLM's engine on GPUs or a CPU."""
     from vllm import EngineArgs, LLMEngine
 
+    from openrlhf_orz.runtime.cores import allow_tiles
+
     extra = dict(settings.engine_args)
     if settings.device == "cpu":
+        allow_tiles()
         extra.setdefault("kv_cache_memory_bytes", settings.kvcache_mib * 2**20)
         extra.setdefault("enforce_eager", True)
         # where a prompt is cut into parts, vLLM rewinds a seeded request's generator, which a CPU generator cannot do

@@ -60,6 +60,9 @@ def pass_rate_sampler(options: PassRate, questions: int = 0, log: Callable[[str]
     try:
         from vllm import LLM
 
+        from openrlhf_orz.runtime.cores import allow_tiles
+
+        allow_tiles()
         model = LLM(
             options.model, dtype=dtype, max_model_len=options.max_model_len or None, seed=0, enforce_eager=True
         )

@@ -318,6 +318,27 @@ def test_zero3_gathers_wait_where_the_device_has_no_streams():
         assert zero["stage3_allgather_sequential"] == get_accelerator().is_synchronized_device()
 
 
+def test_vllm_does_not_ask_for_tiles():
+    """In bfloat16 on a processor with AMX it would be killed at a prompt of one token, did we not ask for it."""
+    code = """
+from openrlhf_orz.evaluate.generate import EngineSettings, Request, default_dtype, generate_responses, make_engine
+settings = EngineSettings(
+    model="examples/tiny_base", temperature=1.0, top_p=1.0, max_new_tokens=2, stop=(), batch_size=1, device="cpu",
+    dtype=default_dtype("cpu"), kvcache_mib=64, max_len=96,
+)
+generate_responses(make_engine(settings), settings, [Request(("a", "b", 0), [5], 0)], print)
+"""
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "'response'" in done.stdout, done.stdout + done.stderr
+    import torch
+    import vllm  # once it asks itself, allow_tiles() goes
+
+    found = [path for path in Path(vllm.__file__).parent.rglob("*.py") if "_init_amx" in path.read_text()]
+    assert not found and callable(torch.cpu._init_amx)
+
+
 def test_compiled_headers_outlive_a_run(tmp_path):
     """Inductor keeps them below TMPDIR, which is the run's own in an engine: seconds of a compiler at each start."""
     (tmp_path / "machine").mkdir()

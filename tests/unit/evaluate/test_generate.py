@@ -61,6 +61,13 @@ def vllm(monkeypatch):
     return module
 
 
+def asked_for_tiles(monkeypatch):
+    """A list that grows when the process asks for AMX's tiles."""
+    torch, asked = pytest.importorskip("torch"), []
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: asked.append(True))
+    return asked
+
+
 def test_sampling_is_as_in_training(vllm):
     params = vars(sampling_params(0.7, 0.9, 50, seed=3))
     assert params == {
@@ -97,8 +104,10 @@ def test_a_name_with_the_separator_is_kept(vllm):
     assert rows[0]["key"] == ("b|c", "1|2", 0)
 
 
-def test_engine_on_cpu_and_gpu(vllm):
+def test_engine_on_cpu_and_gpu(vllm, monkeypatch):
+    tiles = asked_for_tiles(monkeypatch)
     cpu = make_engine(SETTINGS)
+    assert tiles == [True]
     assert cpu.kv_cache_memory_bytes == 512 * 2**20 and cpu.enforce_eager and cpu.enable_chunked_prefill is False
     assert (cpu.model, cpu.dtype, cpu.max_num_seqs, cpu.max_model_len) == ("m", "float32", 2, None)
     assert not hasattr(cpu, "gpu_memory_utilization") and cpu.trust_remote_code is False
@@ -148,7 +157,9 @@ def test_pass_rates_count_right_answers_that_ended(vllm, monkeypatch):
     monkeypatch.setattr(generate, "PROGRESS_S", 0)
     monkeypatch.setattr(generate, "cpu_dtype", lambda: "fp32")
     monkeypatch.setattr(pass_rates, "detect_device", lambda: "cpu")
+    tiles = asked_for_tiles(monkeypatch)
     sample = pass_rate_sampler(options, 3, told.append)
+    assert tiles == [True]
     assert sample(["a", "b"], ["4", "10"], ["math", "math"]) == [1, 2]
     assert sample(["b"], ["10"], ["math"]) == [2]
     assert [line.split(",")[0] for line in told] == [f"{n} of 3 questions" for n in (1, 2, 3)]
