@@ -140,7 +140,7 @@ once "$RUN_DIR/words/svamp.jsonl" run "$python" examples/smollm2/word_problems.p
 [ -n "${MODEL:-}" ] || run "$python" examples/smollm2/get_model.py --data "$RUN_DIR/words/mawps.jsonl" --output "$BASE"
 run "$python" -m openrlhf_orz.cli.curate "${pool[@]}"
 run "$python" -m openrlhf_orz.cli.warm_start rows --data "$RUN_DIR/pool/kept/train.jsonl" \
-   --solution_key meta.solution --model "$BASE" --output "$RUN_DIR/data" --sft_rows "$SFT_ROWS"
+   --solution_key meta.solution --model "$BASE" --output "$RUN_DIR/data" --sft_rows "$SFT_ROWS" --bare
 if [ -z "${WARM_MODEL:-}" ]; then
    once "$WARM/config.json" log "$RUN_DIR/warm_start.log" "${one_process[@]}" openrlhf.cli.train_sft "${sft[@]}"
    say "$SECONDS s so far; the warmed-up model is in $WARM"

@@ -31,10 +31,19 @@ def write_rows(args: argparse.Namespace) -> None:
         return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
     sft, rl = split_worked(rows, count_tokens, args.sft_rows, args.max_solution_tokens, args.max_tokens, args.seed)
+    bare = [Worked(one.question, bare_solution(one.answer), one.answer) for one in sft if args.bare]
     args.output.mkdir(parents=True, exist_ok=True)
-    write_records(args.output / "sft.jsonl", map(sft_row, sft))
+    write_records(args.output / "sft.jsonl", map(sft_row, [*sft, *bare]))
     write_records(args.output / "rl.jsonl", ({"question": one.question, "answer": one.answer} for one in rl))
-    print(f"[warm start] of {len(rows)} rows {len(sft)} for the warm-up, {len(rl)} others for RL, in {args.output}")
+    ways = ", worked out and bare" if args.bare else ""
+    print(
+        f"[warm start] of {len(rows)} rows {len(sft)} for the warm-up{ways}, {len(rl)} others for RL, in {args.output}"
+    )
+
+
+def bare_solution(answer: str) -> str:
+    """What stands for a solution where there is only the answer."""
+    return f"It is {answer}."
 
 
 def write_bare(args: argparse.Namespace) -> None:
@@ -42,7 +51,7 @@ def write_bare(args: argparse.Namespace) -> None:
     keys = args.input_key or "question", args.label_key or "answer"
     rows, _ = read_dataset(args.data, *keys, args.split, args.sft_rows)
     args.output.mkdir(parents=True, exist_ok=True)
-    worked = [Worked(row.question, f"It is {row.answer}.", row.answer) for row in rows]
+    worked = [Worked(row.question, bare_solution(row.answer), row.answer) for row in rows]
     write_records(args.output / "sft.jsonl", map(sft_row, worked))
     print(f"[warm start] {len(worked)} rows for the warm-up in {args.output}")
 
@@ -68,6 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     rows.add_argument("--max_solution_tokens", type=int, default=50)
     rows.add_argument("--max_tokens", type=int, default=260, help="of prompt and response")
     rows.add_argument("--seed", type=int, default=0)
+    rows.add_argument(
+        "--bare",
+        action="store_true",
+        help="each row of the warm-up once more with its answer alone: the model learns to do both, and RL which pays",
+    )
     bare = commands.add_parser("bare", help="sft.jsonl from answers alone")
     bare.set_defaults(write=write_bare)
     for command in (rows, bare):

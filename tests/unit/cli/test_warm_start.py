@@ -101,3 +101,7 @@ def test_written_rows_are_what_the_trainers_read(tmp_path, monkeypatch):
     seen = {row["input"] for row in sft} | {render("paper", row.question) for row in rl}
     assert seen == {render("paper", f"Q{i}") for i in range(9)}
     assert all(extract_answer(row["output"]) == row["input"].split("\nAssistant")[0][-1] for row in sft)
+    assert warm_start.main(["rows", "--data", data, *flags, "--bare"]) == 0
+    both = [json.loads(line) for line in (tmp_path / "out/sft.jsonl").read_text().splitlines()]
+    assert both[:4] == sft and [row["input"] for row in both[4:]] == [row["input"] for row in sft]
+    assert all(f" It is {extract_answer(row['output'])}. </think>" in row["output"] for row in both[4:])
