@@ -1,7 +1,8 @@
 """Run the miniature: ``python examples/miniature [--figures ...] [--seeds 0 1 2] [--jobs 2]``.
 
 Does the runs that the figures need and that are not finished in OUT, and draws the figures and the tables from all
-that are: OUT/figures/*.svg, OUT/miniature.md and OUT/critic.md. With --docs they go into the documentation, too.
+that are: OUT/figures/*.svg, OUT/miniature.md, critic.md and reward.md. With --docs they go into the documentation,
+too.
 """
 
 import argparse
@@ -12,11 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a folder, not installed
 
-from miniature.arms import ARMS, CRITIC_STUDY, FIGURES, Arm, arms_of
+from miniature.arms import ARMS, FIGURES, Arm, arms_of
 from miniature.figures import write_figures
 from miniature.results import KEPT, Results, keep, kept, load
 from miniature.runner import ROOT, Run, Runner, prepare
-from miniature.table import critic_study, generate, put
+from miniature.table import critic_study, generate, put, reward_study
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,12 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--docs",
         action="store_true",
-        help="write the generated parts of docs/miniature.md and docs/critic.md, and their figures",
+        help="write the generated parts of docs/miniature.md, critic.md and reward.md, and their figures",
     )
     parser.add_argument(
         "--kept",
         action="store_true",
-        help=f"of the critic's study take {KEPT.relative_to(ROOT)} for the runs that it holds; --docs writes it anew",
+        help="of the studies of critic and reward take the runs that benchmarks/results/ holds; --docs writes it anew",
     )
     return parser
 
@@ -57,19 +58,21 @@ def draw(figures: list[str], results: Results, out: Path, docs: bool) -> None:
     """Figures and tables of finished runs."""
     for path in write_figures(figures, results, out / "figures"):
         print(path)
-    pages = {"miniature": (generate, "counting", set(figures) - set(CRITIC_STUDY)),
-             "critic": (critic_study, "long", set(figures) & set(CRITIC_STUDY))}  # fmt: skip
-    for page, (text, task, some) in pages.items():
+    pages = {
+        "miniature": (generate, "counting"), "critic": (critic_study, "long"), "reward": (reward_study, "forms")
+    }  # fmt: skip
+    for page, (text, task) in pages.items():
+        some = [name for name in figures if ARMS[FIGURES[name].base].task == task]
         if not some:
             continue
         of = {arm: runs for arm, runs in results.items() if ARMS[arm].task == task}
         (out / f"{page}.md").write_text(text(of, "figures"), encoding="utf-8")
         print(out / f"{page}.md")
         if docs:
-            write_figures(sorted(some), results, ROOT / "docs" / page)
+            write_figures(some, results, ROOT / "docs" / page)
             put(ROOT / "docs" / f"{page}.md", text(of, page))
-            if page == "critic":
-                keep(of, KEPT)
+            if task in KEPT:
+                keep(of, KEPT[task])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: give 1 or more")
     out, start = options.out.resolve(), time.monotonic()
-    before = kept(KEPT) if options.kept else {}
+    before = kept(KEPT.values()) if options.kept else {}
     wanted = [(arm, seed) for seed, arm in planned(options.figures, options.seeds)]
     runs = [Run(arm, seed, out) for arm, seed in wanted if seed not in before.get(arm.name, {})]
     failed: list[Run] = []

@@ -35,7 +35,8 @@ SHARED = {
 WEAK, STRONG = 0.05, 0.5
 
 
-# What the tasks differ in. The long one's responses grow to 200 tokens, with a chance to give up at each item.
+# What the tasks differ in. The long one's responses grow to 200 tokens, with a chance to give up at each item. That of
+# forms is the counting one with answers that have units, intervals and tiny numbers.
 TASKS: dict[str, dict[str, object]] = {
     "counting": {},
     "long": {
@@ -44,6 +45,7 @@ TASKS: dict[str, dict[str, object]] = {
         "data.max_samples": LONG_STEPS * PROMPTS,
         "eval.steps": LONG_STEPS,
     },
+    "forms": {},
 }
 HALF, PRETRAINED = "half", "pretrained"  # critics that are made before the runs
 
@@ -77,7 +79,7 @@ def critic_arm(name: str, label: str, flags: dict[str, object] | None = None, cr
     return Arm(f"long-{name}", label, flags or {}, task="long", critic=critic)
 
 
-BASELINE, LONG = "baseline", "long-baseline"
+BASELINE, LONG, FORMS = "baseline", "long-baseline", "forms-baseline"
 # Its rollouts, of the base alone, are what the pre-trained critic is fitted to; it is no arm of a figure.
 ROLLOUTS_OF_BASE = critic_arm("base", "critic alone", {"critic.freezing_steps": LONG_STEPS - 1})
 ARMS = {
@@ -112,6 +114,8 @@ ARMS = {
         critic_arm("positive-nll", "log-likelihood of right responses", {"orz.positive_nll": 0.1}),
         critic_arm("pretrained", "pre-trained critic", critic=PRETRAINED),
         critic_arm("half", "critic of half the width", critic=HALF),
+        Arm(FORMS, "our judge", task="forms"),
+        Arm("forms-plain", "plain Math-Verify", {"orz.plain_math_verify": True}, task="forms"),
         # what raised the explained variance in the arms before
         critic_arm("combined", "pre-trained critic, 2 epochs", {"orz.critic_epochs": 2}, critic=PRETRAINED),
     )
@@ -180,6 +184,15 @@ FIGURES = {
     ),
     "skipped-forwards": Figure(
         "What is not computed", ("old-log-probs", "cross-fit"), "both skipped as by default", paper="none"
+    ),
+    "judge": Figure(
+        "Our judge or plain Math-Verify",
+        ("forms-plain",),
+        "our judge",
+        ("reward", "right", "response_length"),
+        "Fig. 3",
+        seeds=5,
+        base=FORMS,
     ),
     "critic-advantages": critic_figure(
         "What the advantage subtracts",

@@ -19,6 +19,12 @@ WHAT = {
     "response_length": "response length",
     "held_out": "held-out accuracy",
     "explained_variance": "explained variance",
+    "right": "right in truth",
+    "right_length": "lengths right in truth",
+    "right_interval": "intervals right in truth",
+    "right_tiny": "tiny sums right in truth",
+    "rewarded_wrong": "wrong and rewarded",
+    "unrewarded_right": "right and not rewarded",
     "seconds_step": "seconds of a step",
 }
 
@@ -89,6 +95,9 @@ def _claims():
     for arm, name in (("old-log-probs", "computing old log-probs"), ("cross-fit", "cross-fit values")):
         yield Claim("skipped-forwards", f"{name} changes nothing", arm, "reward", WHOLE, 0)
         yield Claim("skipped-forwards", f"{name} changes nothing", arm, "response_length", END, 0)
+    outcomes = ("right", "right_length", "right_interval", "right_tiny", "rewarded_wrong", "unrewarded_right")
+    for key in (*outcomes, "reward", "response_length"):
+        yield Claim("judge", "our judge against plain Math-Verify", "forms-plain", key, END, None)
 
 
 CLAIMS = tuple(_claims())

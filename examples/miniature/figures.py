@@ -21,6 +21,7 @@ SPAN = 3  # steps that the curves are smoothed over
 TITLES = {
     "reward": ("Reward", (0, 1)),
     "response_length": ("Response length (tokens)", (0, None)),
+    "right": ("Right in truth", (0, 1)),
     "held_out": ("Accuracy on held-out questions", (0, 1)),
     "explained_variance": ("Explained variance of the critic", (-0.5, 1)),
 }

@@ -6,14 +6,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from miniature import forms
 from miniature.arms import ARMS
 from miniature.runner import ROOT, Run
-from openrlhf_orz.data.json_lines import write_whole
+from openrlhf_orz.data.json_lines import read_records, write_whole
 from openrlhf_orz.report.run_data import columns, load_run
 
 HELD_OUT = "held_out"  # the evaluation's accuracy, beside the keys of docs/metrics.md
-KEPT = ROOT / "benchmarks" / "results" / "critic_study.json"  # the critic's study, in what is drawn of it
-DRAWN = ("step", "reward", "response_length", "explained_variance", "seconds_step")
+# The studies of a task, in what is drawn of them.
+KEPT = {
+    task: ROOT / "benchmarks" / "results" / f"{name}_study.json"
+    for task, name in (("long", "critic"), ("forms", "reward"))
+}
+DRAWN = ("step", "reward", "response_length", "explained_variance", "seconds_step", *forms.SHARES)
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,11 @@ def load(runs: Iterable[Run]) -> Results:
     for run in runs:
         if run.finished():
             loaded = load_run(run.path)
-            curves = Curves(run.path, columns(loaded.metrics), columns(loaded.evals))
-            results.setdefault(run.arm.name, {})[run.seed] = curves
+            metrics = columns(loaded.metrics)
+            if run.arm.task == "forms":
+                steps = [read_records(run.path / "rollouts" / f"step_{step}.jsonl") for step in metrics["step"]]
+                metrics |= columns([forms.shares(rows) for rows in steps])
+            results.setdefault(run.arm.name, {})[run.seed] = Curves(run.path, metrics, columns(loaded.evals))
     return results
 
 
@@ -67,11 +75,12 @@ def keep(results: Results, file: Path) -> None:
     write_whole(file, "[\n" + ",\n".join(rows) + "\n]\n")
 
 
-def kept(file: Path) -> Results:
-    """The runs of such a file whose arms still have the same flags."""
+def kept(files: Iterable[Path]) -> Results:
+    """The runs of such files whose arms still have the same flags. A file that is not there holds none."""
     results: Results = {}
-    for row in json.loads(file.read_text(encoding="utf-8")):
-        arm, seed = row["arm"], row["seed"]
-        if arm in ARMS and row["flags"] == fingerprint(arm, seed):
-            results.setdefault(arm, {})[seed] = Curves(file, row["metrics"], row["evals"])
+    for file in files:
+        for row in json.loads(file.read_text(encoding="utf-8")) if file.exists() else ():
+            arm, seed = row["arm"], row["seed"]
+            if arm in ARMS and row["flags"] == fingerprint(arm, seed):
+                results.setdefault(arm, {})[seed] = Curves(file, row["metrics"], row["evals"])
     return results

@@ -9,13 +9,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
+from miniature import forms, task
 from miniature.arms import HALF, HELD_OUT, PRETRAINED, ROLLOUTS_OF_BASE, SCALES, Arm, flags
-from miniature.task import DRAWS, write_questions
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "examples" / "tiny_base" / "build.py"
@@ -25,6 +26,11 @@ PRETRAIN = (sys.executable, "-m", "openrlhf_orz.cli.pretrain_critic")
 FIT = ("--responses", "96", "--patience", "8", "--critic.adam.lr", "1e-3", "--train.max_tokens_per_gpu", "8192")
 HALF_WIDTH = 64
 STAMP = "miniature.json"
+QUESTIONS: dict[str, dict[str, Callable]] = {  # of each task, how write_questions makes them
+    "counting": {},
+    "long": {"draw": task.draw_far},
+    "forms": {"draw": forms.draw, "question": forms.question, "answer": lambda terms: forms.answers(terms)[0]},
+}
 STOP_S = 150  # for a run that is to stop; it ends by itself within --orz.stop_timeout_s
 
 
@@ -83,12 +89,12 @@ def prepare(out: Path, arms: list[Arm]) -> None:
 
     Raises RuntimeError if one cannot be made.
     """
-    for task in sorted({arm.task for arm in arms}):
-        home = out / task
-        write_questions(home / "questions", SCALES, HELD_OUT, seed=0, draw=DRAWS[task])
-        build = (sys.executable, str(BUILD), "--task", task)
+    for name in sorted({arm.task for arm in arms}):
+        home = out / name
+        task.write_questions(home / "questions", SCALES, HELD_OUT, seed=0, **QUESTIONS[name])
+        build = (sys.executable, str(BUILD), "--task", name)
         make(home / "base", build, "--out")
-        critics = {arm.critic for arm in arms if arm.task == task}
+        critics = {arm.critic for arm in arms if arm.task == name}
         if HALF in critics:
             make(home / HALF, (*build, "--hidden", str(HALF_WIDTH)), "--out")
         if PRETRAINED in critics and not (home / PRETRAINED / "config.json").exists():

@@ -1,4 +1,4 @@
-"""The generated parts of docs/miniature.md and docs/critic.md: figures, tables, and what was run."""
+"""The generated parts of docs/miniature.md, critic.md and reward.md: figures, tables, and what was run."""
 
 import collections
 from pathlib import Path
@@ -24,6 +24,12 @@ MEASURED = (
 def number(value: float, key: str) -> str:
     """Lengths and seconds to a tenth, all else to a thousandth."""
     return f"{value:.1f}" if key in ("response_length", "seconds_step") else f"{value:.3f}"
+
+
+HEADS = (
+    "| claim | measured | baseline | other | difference ± standard error (seeds) | verdict |",
+    "|---|---|---|---|---|---|",
+)
 
 
 def agreements(figure: str, results: Results) -> tuple[list[str], list[str]]:
@@ -98,12 +104,7 @@ def generate(results: Results, pictures: str) -> str:
             continue
         where = "" if figure.paper == "none" else f" ({figure.paper})"
         lines += [f"### {figure.title}{where}", "", f"![{figure.title}]({pictures}/{name}.svg)", ""]
-        lines += [
-            "| claim | measured | baseline | other | difference ± standard error (seeds) | verdict |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
+        lines += [*HEADS, *rows, ""]
         if name == "skipped-forwards":
             lines += [*sameness(results), ""]
     lines.insert(2, "Verdicts: " + ", ".join(f"{count} {word}" for word, count in total.most_common()) + ".")
@@ -148,6 +149,13 @@ def critic_study(results: Results, pictures: str) -> str:
                 cells.append(f"**{cell}**" if abs(one[1].mean) > one[1].half else cell)
         lines.append(f"| {ARMS[name].label} ({len(results[name])}) | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def reward_study(results: Results, pictures: str) -> str:
+    """The text of docs/reward.md between the markers: the figure, and its table."""
+    return "\n".join(
+        [f"![{FIGURES['judge'].title}]({pictures}/judge.svg)", "", *HEADS, *agreements("judge", results)[0], ""]
+    )
 
 
 def put(document: Path, text: str) -> None:

@@ -70,17 +70,20 @@ LONG_STYLES = {"guess": guess, "weary": weary, "countdown": countdown}
 LONG_SHARES = {"guess": 0.4, "weary": 0.6}
 
 
-DRAWS: dict[str, Callable[[random.Random], Terms]] = {"counting": draw, "long": draw_far}
-
-
 def write_questions(
-    folder: Path, scales: tuple[int, ...], held_out: int, seed: int, draw: Callable[[random.Random], Terms] = draw
+    folder: Path,
+    scales: tuple[int, ...],
+    held_out: int,
+    seed: int,
+    draw: Callable[[random.Random], tuple] = draw,
+    question: Callable[[tuple], str] = lambda terms: addition_question(*terms),
+    answer: Callable[[tuple], str] = lambda terms: str(sum(terms)),
 ) -> None:
     """Write ``train-N.jsonl`` for each N of ``scales``, each a part of the next, and ``held-out.jsonl``, disjoint."""
     rng, asked = random.Random(seed), {}
     while len(asked) < max(scales) + held_out:
         asked[draw(rng)] = None
-    rows = [{"question": addition_question(*terms), "answer": str(sum(terms))} for terms in asked]
+    rows = [{"question": question(terms), "answer": answer(terms)} for terms in asked]
     folder.mkdir(parents=True, exist_ok=True)
     parts = {f"train-{n}": rows[held_out : held_out + n] for n in scales} | {"held-out": rows[:held_out]}
     for name, part in parts.items():

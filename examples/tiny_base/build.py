@@ -8,8 +8,8 @@ to a three-digit addition, as a real base model knows good and bad ways to solve
 
 Reinforcement learning then has something to find: reasoning, which takes more tokens, pays.
 
-`--task counting` makes the base of the miniature instead: additions by counting on, answered in three styles
-(examples/miniature/task.py).
+`--task counting`, `long` and `forms` make the bases of the miniature instead: additions by counting on, answered in
+three styles (examples/miniature/task.py, forms.py).
 """
 
 import argparse
@@ -30,6 +30,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from miniature import forms
 from miniature import task as counting
 
 from openrlhf_orz.data import arithmetic, prompts
@@ -64,6 +65,7 @@ class Task:
     """What a base model is made to know.
 
     draw: a fresh question's terms; styles: how to answer one; beginnings: how a response of each style begins.
+    question: its text; answers: what is right, in the box.
     early: shares of the styles in the first part of the training, which has no long template before the question.
     question_tokens: how many tokens of a prompt, its last ones, are the question and "Assistant: <think>".
     hidden, size, steps: hidden size of the model (a multiple of the head size, 32); examples in a batch; batches.
@@ -80,6 +82,8 @@ class Task:
     size: int = 64
     steps: int = 1000
     mixed: bool = False
+    question: Callable = lambda terms: arithmetic.addition_question(*terms)
+    answers: Callable = lambda terms: [str(sum(terms))]
 
     def example(self, rng, shares):
         """One (prompt, response) of the corpus."""
@@ -89,7 +93,7 @@ class Task:
             at -= share
             if at < 0:
                 break
-        return prompts.render("paper", arithmetic.addition_question(*terms)), self.styles[style](terms, rng)
+        return prompts.render("paper", self.question(terms)), self.styles[style](terms, rng)
 
 
 TASKS = {
@@ -123,6 +127,19 @@ TASKS = {
         size=16,
         steps=700,
         mixed=True,
+    ),
+    "forms": Task(
+        draw=forms.draw,
+        styles=forms.STYLES,
+        beginnings=counting.BEGINNINGS,
+        shares=counting.SHARES,
+        early={"tally": 0.7, "count": 0.2, "guess": 0.1},
+        question_tokens=32,
+        size=16,
+        steps=1000,
+        mixed=True,
+        question=forms.question,
+        answers=forms.answers,
     ),
 }
 
@@ -224,7 +241,7 @@ def measure(model, tokenizer, n=400, seed=10_000, greedy=False, max_new_tokens=6
     """Sample at temperature 1 for n fresh questions: shares, accuracy and length of the styles."""
     rng = random.Random(seed)
     asked = [task.draw(rng) for _ in range(n)]
-    texts = [prompts.render("paper", arithmetic.addition_question(*terms)) for terms in asked]
+    texts = [prompts.render("paper", task.question(terms)) for terms in asked]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
     torch.manual_seed(seed)
     sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -234,9 +251,8 @@ def measure(model, tokenizer, n=400, seed=10_000, greedy=False, max_new_tokens=6
         ids = [i for i in ids.tolist() if i not in (tokenizer.pad_token_id, tokenizer.eos_token_id)]
         text = tokenizer.decode(ids)
         style = next((name for name, begins in task.beginnings.items() if text.startswith(begins)), "other")
-        rows.append(
-            (style, text.endswith(f"<answer> \\boxed{{{sum(terms)}}} </answer>"), len(ids), text.endswith("</answer>"))
-        )
+        right = any(text.endswith(f"<answer> \\boxed{{{answer}}} </answer>") for answer in task.answers(terms))
+        rows.append((style, right, len(ids), text.endswith("</answer>")))
     report = {
         "prompt_tokens": mean(inputs.attention_mask.sum(1).tolist()),
         "reward": mean([r[1] for r in rows]),

@@ -1,10 +1,11 @@
 """The arms are what they say: the real parser and its checks take their flags, and one thing differs at a time."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
-from miniature import arms, figures, task
+from miniature import arms, figures, forms, runner, task
 from miniature.claims import CLAIMS
 
 from openrlhf_orz.runtime.resume import flag_values
@@ -15,7 +16,7 @@ BASE = ROOT / "examples" / "tiny_base"
 NAMES = list(arms.ARMS)
 FREE = {"data.prompt_dataset", "train.num_episodes"}  # by the scale
 UNLIKE = ("ckpt.", "orz.run_dir", "logger.wandb.run_name")  # directories, and a name with the minute of the start
-BASELINES = {"counting": arms.BASELINE, "long": arms.LONG}
+BASELINES = {"counting": arms.BASELINE, "long": arms.LONG, "forms": arms.FORMS}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_arm_differs_in_what_it_names(name, values):
     assert different == expected and different
     for key, value in arm.flags.items():
         assert found[key] == value
-    if arm.task == "counting":
+    if arm.task != "long":
         assert found["train.num_episodes"] * arm.prompts == arm.steps * arms.PROMPTS
     else:
         assert found["data.max_samples"] == arm.steps * arms.PROMPTS <= arm.prompts
@@ -100,6 +101,60 @@ def test_a_countdown_that_is_given_up():
     items, guess = given_up.split(", and so on, about ")
     assert items == task.countdown((147, 25), items=items.count("="))
     assert abs(int(guess.split(".")[0]) - 172) <= 10 and given_up.endswith("</answer>")
+
+
+def test_forms_by_hand():
+    assert forms.question(("tiny", 147, 6)) == "What is 0.000000147+0.000000006?"
+    assert forms.answers(("tiny", 147, 6)) == ["0.000000153"]
+    assert forms.answers(("length", 147, 6)) == ["153 cm", "1.53 m"]
+    assert forms.answers(("interval", 147, 6)) == ["[147,153]", r"147 \le x \le 153"]
+    rng = random.Random(0)
+    texts = [forms.STYLES["tally"](("length", 147, 6), rng) for _ in range(2000)]
+    work = task.tally((147, 6)).split("\\boxed")[0]
+    shares = {form: sum(text == f"{work}\\boxed{{{form}}} </answer>" for text in texts) / 2000 for form in
+              ("153 cm", "1.53 m", "153 m")}  # fmt: skip
+    assert shares == {"153 cm": pytest.approx(0.5, abs=0.04), "1.53 m": pytest.approx(0.25, abs=0.04),
+                      "153 m": pytest.approx(0.25, abs=0.04)}  # fmt: skip
+    assert sum(shares.values()) == 1
+    for terms in (forms.draw(rng) for _ in range(50)):
+        reference, *others = forms.answers(terms)
+        assert forms.kind_of(reference) == terms[0] and forms.is_right(reference, reference)
+        assert all(forms.is_right(other, reference) for other in others) and not forms.is_right(None, reference)
+    assert not forms.is_right("153 m", "153 cm") and not forms.is_right("(147,153)", "[147,153]")
+    rows = [
+        {"extracted": answer, "reference": reference, "reward": reward}
+        for answer, reference, reward in (
+            ("153 cm", "153 cm", 1.0), ("153 m", "153 cm", 1.0), ("1.53 m", "153 cm", 0.0), ("[1,7]", "[1,8]", 0.0),
+        )
+    ]  # fmt: skip
+    assert forms.shares(rows) == {
+        "right": 0.5, "right_length": 2 / 3, "right_interval": 0, "right_tiny": None, "rewarded_wrong": 0.25,
+        "unrewarded_right": 0.25,
+    }  # fmt: skip
+
+
+def test_where_the_judges_of_the_reward_study_differ():
+    from openrlhf_orz.reward import Grader
+
+    cases = {
+        "153 cm": [("153 cm", 1, 1), ("1.53 m", 1, 0), ("153 m", 0, 1), ("152 cm", 0, 0)],
+        "[147,153]": [("[147,153]", 1, 1), (r"147 \le x \le 153", 1, 0), ("(147,153)", 0, 0)],
+        "0.000000153": [("0.000000153", 1, 1), ("0.000000149", 0, 1)],
+    }
+    with Grader() as ours, Grader(plain=True) as plain:
+        for reference, answers in cases.items():
+            for answer, *expected in answers:
+                text = f" </think> <answer> \\boxed{{{answer}}} </answer>"
+                assert [judge.grade(text, reference).reward for judge in (ours, plain)] == expected, answer
+
+
+def test_every_task_has_questions(tmp_path):
+    for name, made in runner.QUESTIONS.items():
+        task.write_questions(tmp_path / name, (4, 16), 8, seed=0, **made)
+        rows = [json.loads(line) for line in (tmp_path / name / "train-16.jsonl").read_text().splitlines()]
+        assert len(rows) == 16 and all(row["question"] and row["answer"] for row in rows)
+    assert set(runner.QUESTIONS) == set(arms.TASKS) == set(BASELINES)
+    assert {forms.kind_of(row["answer"]) for row in rows} == set(forms.KINDS)
 
 
 def test_questions_are_parts_of_each_other_and_held_out_ones_are_new(tmp_path):

@@ -48,9 +48,12 @@ def runs(tmp_path):
         alike = run.arm.name in (arms.BASELINE, arms.LONG, "old-log-probs")
         (run.path / "rollouts").mkdir(parents=True)
         (run.path / runner.STAMP).write_text(json.dumps(run.stamp()))
-        (run.path / "rollouts" / "step_1.jsonl").write_text(json.dumps({"prompt": "p", "response": f"{run.seed}"}))
+        plain = run.arm.name == "forms-plain"
+        row = {"prompt": "p", "response": f"{run.seed}", "extracted": "153 m" if plain else "153 cm",
+               "reference": "153 cm", "reward": 1.0}  # fmt: skip
         lines = []
         for step in range(1, run.arm.steps + 1):
+            (run.path / "rollouts" / f"step_{step}.jsonl").write_text(json.dumps(row))
             reward = 0.1 + (0.8 if alike or step < 3 else 0.6) * step / arms.STEPS + 0.001 * run.seed
             lines.append({"step": step, "reward": reward, "response_length": 80 * reward, "seconds_step": 1.5,
                           "explained_variance": None if step == 1 else 0.5})  # fmt: skip
@@ -122,11 +125,23 @@ def test_table_of_the_critics_study(runs):
     assert base[2] == "0.500" and bce[2] == "0.000 ± 0.000", "no difference is not in bold"
 
 
+def test_table_of_the_rewards_study(runs):
+    text = table.reward_study(results.load(runs), "reward")
+    assert text.startswith("![Our judge or plain Math-Verify](reward/judge.svg)\n\n| claim |")
+    assert (
+        "| right in truth in the last 6 steps | 1.000 | 0.000 | +1.000 ± 0.000 (2) | a difference is visible |" in text
+    )
+    assert "| wrong and rewarded in the last 6 steps | 0.000 | 1.000 | -1.000 ± 0.000 (2) |" in text
+    assert "intervals" not in text, "there were none"
+
+
 def test_kept_runs_are_drawn_alike(runs, tmp_path, monkeypatch):
     loaded = results.load(runs)
     results.keep(loaded, tmp_path / "kept.json")
-    again = results.kept(tmp_path / "kept.json")
+    again = results.kept([tmp_path / "kept.json", tmp_path / "none.json"])
     assert table.critic_study(again, "critic") == table.critic_study(loaded, "critic")
     other = dataclasses.replace(arms.ARMS["long-bce"], flags={"orz.value_loss": "mse"})
     monkeypatch.setitem(arms.ARMS, "long-bce", other)
-    assert set(loaded) - set(results.kept(tmp_path / "kept.json")) == {"long-bce"}, "another arm than was run"
+    assert set(loaded) - set(results.kept([tmp_path / "kept.json", tmp_path / "none.json"])) == {"long-bce"}, (
+        "another arm than was run"
+    )
