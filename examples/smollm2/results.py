@@ -1,6 +1,7 @@
 """The numbers of the study of SmolLM2-135M, before and after ORZ, in one JSON file and as a table.
 
 python examples/smollm2/results.py --run RUN_DIR --sft_rows FILE --output FILE
+python examples/smollm2/results.py --output FILE --pictures FOLDER   # of numbers that are there; needs matplotlib
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NUMBERS = {
     "tokens": "response_length", "cut": "truncated", "format": "format",
 }  # fmt: skip
 
-ARMS = "grpo", "plain"  # trained beside the paper's recipe, in folders of these names
+ARMS = {"grpo": "GRPO", "plain": "plain Math-Verify"}  # trained beside the paper's recipe, in folders of these names
 CURVES = ("reward", "response_length", "format", "seconds_step")  # of each step
 
 
@@ -114,12 +115,50 @@ def study(run: Path, sft_rows: Path) -> dict:
     }
 
 
+def draw(found: dict, folder: Path) -> list[Path]:
+    """Write smollm2.svg, the held-out curve with the evaluations before and after, and smollm2-steps.svg."""
+    from openrlhf_orz.report.pictures import COLOURS, draw_lines, panels
+
+    arms = {"ORZ": found} | {ARMS[name]: arm for name, arm in found["arms"].items()}
+    paths = folder / "smollm2.svg", folder / "smollm2-steps.svg"
+    with panels(paths[0]) as (ax,):
+        draw_lines(ax, [(name, *zip(*arm["held_out"])) for name, arm in arms.items()], 1)
+        for colour, arm in zip(COLOURS, arms.values()):
+            sides = arm["sets"]["mawps"]
+            for step, at in ((0, sides["before"]), (len(arm["step"]["reward"]), sides["after"])):
+                spread = [[at["avg"] - at["low"]], [at["high"] - at["avg"]]]
+                ax.errorbar([step], [at["avg"]], spread, color=colour, marker="s", capsize=3)
+        ax.set(title="SmolLM2-135M: held-out MAWPS, right", xlabel="step")
+        ax.set_ylim(0, None)
+    with panels(paths[1], 2) as axes:
+        for ax, (key, title) in zip(axes, (("reward", "Reward"), ("response_length", "Response length (tokens)"))):
+            curves = [
+                (name, list(range(1, len(arm["step"][key]) + 1)), arm["step"][key]) for name, arm in arms.items()
+            ]
+            draw_lines(ax, curves, 3)
+            ax.set(title=title, xlabel="step")
+            ax.set_ylim(0, None)
+    return list(paths)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python examples/smollm2/results.py", description=__doc__)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--sft_rows", type=Path, required=True, help="the rows of the warm-up")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--run", type=Path, help="the study whose numbers are taken")
+    parser.add_argument("--sft_rows", type=Path, help="the rows of its warm-up")
+    parser.add_argument("--output", type=Path, required=True, help="the file of the numbers")
+    parser.add_argument("--pictures", type=Path, help="the folder of pictures of them")
     args = parser.parse_args(argv)
+    if (args.run is None) != (args.sft_rows is None) or args.run is args.pictures is None:
+        parser.error("give --run and --sft_rows, to write --output, or --pictures, to draw it")
+    if args.run and (status := write(args)):
+        return status
+    for path in draw(json.loads(args.output.read_text()), args.pictures) if args.pictures else ():
+        print(path)
+    return 0
+
+
+def write(args: argparse.Namespace) -> int:
+    """The numbers of a study into their file; 0, or 2 where it is not finished."""
     try:
         found = study(args.run, args.sft_rows)
     except (OSError, KeyError) as error:

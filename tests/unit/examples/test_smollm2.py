@@ -156,7 +156,7 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
     (tmp_path / "grpo").mkdir()
     one = {"seconds_step": 1, "reward": 0.1, "response_length": 30, "format": 1}
     write(tmp_path / "grpo/metrics.jsonl", [one])
-    write(tmp_path / "grpo/eval.jsonl", [])
+    write(tmp_path / "grpo/eval.jsonl", [{"step": 0, "eval_test_pass1": 0.25}])
     write(tmp_path / "eval.jsonl", [{"step": 0, "eval_test_pass1": 0.25}, {"step": 2, "eval_test_pass1": 0.5}])
     for side_name, verdicts in (("before", "wwrw"), ("after", "rrrw"), ("grpo/after", "rrww")):
         (tmp_path / side_name).mkdir(parents=True)
@@ -166,8 +166,14 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
     flags = {"train": {"seed": 42}, "orz": {"critic_updates": 12}}
     for name, content in {
         "before/results.json": {"results": {"mawps": side}, "settings": {"seed": 0}},
-        "after/results.json": {"results": {"mawps": side | {"avg_at_n": 0.5}}, "settings": {"seed": 0}},
-        "grpo/after/results.json": {"results": {"mawps": side | {"avg_at_n": 0.4}}, "settings": {"seed": 0}},
+        "after/results.json": {
+            "results": {"mawps": side | {"avg_at_n": 0.5, "low": 0.4, "high": 0.6}},
+            "settings": {"seed": 0},
+        },
+        "grpo/after/results.json": {
+            "results": {"mawps": side | {"avg_at_n": 0.4, "low": 0.3, "high": 0.5}},
+            "settings": {"seed": 0},
+        },
         "config.json": {"flags": flags, "explicit": ["orz.critic_updates"], "git_commit": "abc"},
         "rl/funnel.json": {"train": 7, "seed": 0},
     }.items():
@@ -190,7 +196,14 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
     assert found["arms"]["grpo"]["gain"]["mawps"]["avg"] == 0.25 and found["arms"]["grpo"]["step"]["reward"] == [0.1]
     assert found["steps"] == 2 and found["sft_rows"] == 3 and found["flags"] == {"orz.critic_updates": 12}
     assert found["seeds"] == {"training": 42, "evaluation": 0, "curation": 0} and found["hardware"]["cores"]
-    assert "| mawps | after | 50.0 | 20.0 to 30.0 | 2 x 8 | 31 | 0.0 | 100.0 |" in capsys.readouterr().out
+    assert "| mawps | after | 50.0 | 40.0 to 60.0 | 2 x 8 | 31 | 0.0 | 100.0 |" in capsys.readouterr().out
+    pytest.importorskip("matplotlib", reason="requirements-report.txt is not installed")
+    assert results.main([*arguments[4:], "--pictures", str(tmp_path / "drawn")]) == 0
+    curve, steps = ((tmp_path / "drawn" / name).read_text() for name in ("smollm2.svg", "smollm2-steps.svg"))
+    assert ">GRPO<" in curve and "held-out MAWPS" in curve and ">ORZ<" in steps and "Response length" in steps
+    for alone in (arguments[4:], arguments[:2] + arguments[4:]):
+        with pytest.raises(SystemExit):
+            results.main(alone)
     (tmp_path / "after/results.json").unlink()
     assert results.main(arguments) == 2 and "no finished study" in capsys.readouterr().err
 
