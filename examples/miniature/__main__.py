@@ -9,15 +9,16 @@ import argparse
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a folder, not installed
 
-from miniature.arms import ARMS, FIGURES, Arm, arms_of
+from miniature.arms import FIGURES, Arm, arms_of
 from miniature.figures import write_figures
 from miniature.results import KEPT, Results, keep, kept, load
 from miniature.runner import ROOT, Run, Runner, prepare
-from miniature.table import critic_study, generate, put, reward_study
+from miniature.table import FROM, LONG_MARKERS, TO, claims_of, critic_study, generate, put
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,23 +55,30 @@ def planned(figures: list[str], seeds: list[int] | None) -> list[tuple[int, Arm]
     return [(seed, arm) for seed, some in wanted.items() for arm in arms_of(some)]
 
 
+# Of each page its text, its task, the document, and the document's markers.
+PAGES = {
+    "miniature": (generate, "counting", "miniature", (FROM, TO)),
+    "long": (partial(claims_of, "long"), "long", "miniature", LONG_MARKERS),
+    "critic": (critic_study, "long", "critic", (FROM, TO)),
+    "reward": (partial(claims_of, "reward"), "forms", "reward", (FROM, TO)),
+}
+
+
 def draw(figures: list[str], results: Results, out: Path, docs: bool) -> None:
     """Figures and tables of finished runs."""
     for path in write_figures(figures, results, out / "figures"):
         print(path)
-    pages = {
-        "miniature": (generate, "counting"), "critic": (critic_study, "long"), "reward": (reward_study, "forms")
-    }  # fmt: skip
-    for page, (text, task) in pages.items():
-        some = [name for name in figures if ARMS[FIGURES[name].base].task == task]
+    for page, (text, task, document, markers) in PAGES.items():
+        some = [name for name in figures if FIGURES[name].page == page]
         if not some:
             continue
-        of = {arm: runs for arm, runs in results.items() if ARMS[arm].task == task}
+        arms = {arm.name for arm in arms_of(some)}
+        of = {arm: runs for arm, runs in results.items() if arm in arms}
         (out / f"{page}.md").write_text(text(of, "figures"), encoding="utf-8")
         print(out / f"{page}.md")
         if docs:
-            write_figures(some, results, ROOT / "docs" / page)
-            put(ROOT / "docs" / f"{page}.md", text(of, page))
+            write_figures(some, results, ROOT / "docs" / document)
+            put(ROOT / "docs" / f"{document}.md", text(of, document), markers)
             if task in KEPT:
                 keep(of, KEPT[task])
 

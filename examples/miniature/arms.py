@@ -114,6 +114,10 @@ ARMS = {
         critic_arm("positive-nll", "log-likelihood of right responses", {"orz.positive_nll": 0.1}),
         critic_arm("pretrained", "pre-trained critic", critic=PRETRAINED),
         critic_arm("half", "critic of half the width", critic=HALF),
+        Arm("long-kl-loss", f"KL loss {STRONG}", kl_loss(STRONG), task="long"),
+        Arm("long-kl-penalty", f"KL penalty {STRONG}", {"algo.kl.init_coef": STRONG}, task="long"),
+        Arm("long-updates-4", "4 update steps", {"orz.policy_updates": 4}, task="long"),
+        Arm("long-updates-8", "8 update steps", {"orz.policy_updates": 8}, task="long"),
         Arm(FORMS, "our judge", task="forms"),
         Arm("forms-plain", "plain Math-Verify", {"orz.plain_math_verify": True}, task="forms"),
         # what raised the explained variance in the arms before
@@ -125,7 +129,7 @@ ARMS = {
 @dataclass(frozen=True)
 class Figure:
     """A picture: its title, the arms beside the baseline, how the baseline is called in it, its panels, the paper's
-    figure, how many seeds it has unless told, and the arm that the others are compared with."""
+    figure, how many seeds it has unless told, the arm that the others are compared with, and the page it is on."""
 
     title: str
     arms: tuple[str, ...] = ()
@@ -134,12 +138,19 @@ class Figure:
     paper: str = ""
     seeds: int = 3
     base: str = BASELINE
+    page: str = "miniature"
 
 
 def critic_figure(title: str, arms: tuple[str, ...]) -> Figure:
     """Of the critic's study: five seeds, the paper's critic against the arms."""
     panels = ("reward", "explained_variance", "response_length")
-    return Figure(title, arms, "the paper's critic", panels, "none", seeds=5, base=LONG)
+    return Figure(title, arms, "the paper's critic", panels, "none", seeds=5, base=LONG, page="critic")
+
+
+def long_figure(title: str, arms: tuple[str, ...], baseline: str, paper: str) -> Figure:
+    """Of a claim with more power: five seeds of the long task."""
+    panels = ("reward", "response_length")
+    return Figure(title, arms, baseline, panels, paper, seeds=5, base=LONG, page="long")
 
 
 FIGURES = {
@@ -193,6 +204,14 @@ FIGURES = {
         "Fig. 3",
         seeds=5,
         base=FORMS,
+        page="reward",
+    ),
+    "long-lambda": long_figure("GAE λ, long responses", ("long-lambda-0.95",), "λ = 1", "Fig. 8"),
+    "long-kl": long_figure(
+        "KL regularisation, long responses", ("long-kl-loss", "long-kl-penalty"), "no KL", "Fig. 9"
+    ),
+    "long-update-steps": long_figure(
+        "Policy update steps, long responses", ("long-updates-4", "long-updates-8"), "1 update step", "Fig. 13"
     ),
     "critic-advantages": critic_figure(
         "What the advantage subtracts",
@@ -204,7 +223,7 @@ FIGURES = {
     ),
     "critic-policy": critic_figure("The policy's loss, and what fits best", ("long-positive-nll", "long-combined")),
 }
-CRITIC_STUDY = tuple(name for name, figure in FIGURES.items() if figure.base == LONG)
+CRITIC_STUDY = tuple(name for name, figure in FIGURES.items() if figure.page == "critic")
 
 
 def arms_of(figures: list[str]) -> list[Arm]:

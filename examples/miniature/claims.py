@@ -61,6 +61,29 @@ END, WHOLE, RISE, EVAL, ROUGH = STATISTICS
 
 
 def _claims():
+    yield from _of_the_paper()
+    yield from _with_long_responses()
+    outcomes = ("right", "right_length", "right_interval", "right_tiny", "rewarded_wrong", "unrewarded_right")
+    for key in (*outcomes, "reward", "response_length"):
+        yield Claim("judge", "our judge against plain Math-Verify", "forms-plain", key, END, None)
+
+
+def _with_long_responses():
+    yield Claim("long-lambda", "λ = 1 learns faster than 0.95", "long-lambda-0.95", "reward", WHOLE, 1)
+    yield Claim("long-lambda", "and ends with higher accuracy", "long-lambda-0.95", "held_out", EVAL, 1)
+    yield Claim("long-lambda", "and with longer responses", "long-lambda-0.95", "response_length", END, 1)
+    for arm, name in (("long-kl-loss", "KL loss"), ("long-kl-penalty", "a KL penalty")):
+        yield Claim("long-kl", f"{name} of {STRONG} ends with lower accuracy", arm, "held_out", EVAL, 1)
+        yield Claim("long-kl", "and slows training down", arm, "reward", WHOLE, 1)
+        yield Claim("long-kl", "and holds the length down", arm, "response_length", END, 1)
+    for steps in (4, 8):
+        arm = f"long-updates-{steps}"
+        yield Claim("long-update-steps", f"one update step ends higher than {steps}", arm, "reward", END, 1)
+        yield Claim("long-update-steps", "and with higher accuracy", arm, "held_out", EVAL, 1)
+        yield Claim("long-update-steps", "and with longer responses", arm, "response_length", END, 1)
+
+
+def _of_the_paper():
     yield Claim("reward-and-length", "the reward rises", None, "reward", RISE, 1)
     yield Claim("reward-and-length", "the responses grow longer", None, "response_length", RISE, 1)
     text = "λ = 1 learns faster than 0.95"
@@ -95,9 +118,6 @@ def _claims():
     for arm, name in (("old-log-probs", "computing old log-probs"), ("cross-fit", "cross-fit values")):
         yield Claim("skipped-forwards", f"{name} changes nothing", arm, "reward", WHOLE, 0)
         yield Claim("skipped-forwards", f"{name} changes nothing", arm, "response_length", END, 0)
-    outcomes = ("right", "right_length", "right_interval", "right_tiny", "rewarded_wrong", "unrewarded_right")
-    for key in (*outcomes, "reward", "response_length"):
-        yield Claim("judge", "our judge against plain Math-Verify", "forms-plain", key, END, None)
 
 
 CLAIMS = tuple(_claims())

@@ -65,9 +65,11 @@ def fingerprint(arm: str, seed: int) -> str:
 
 
 def keep(results: Results, file: Path) -> None:
-    """Write what figures and tables are made of: whoever has the file can draw, and need not run them again."""
-    rows = []
-    for arm, seeds in results.items():
+    """Add to the file what figures and tables are made of: whoever has it can draw, and need not run them again."""
+    rows, held = [], kept([file])
+    for arm in results:
+        held[arm] = held.get(arm, {}) | results[arm]
+    for arm, seeds in held.items():
         for seed, run in sorted(seeds.items()):
             metrics = {key: run.metrics[key] for key in DRAWN if key in run.metrics}
             row = {"arm": arm, "seed": seed, "flags": fingerprint(arm, seed), "metrics": metrics, "evals": run.evals}

@@ -116,7 +116,7 @@ def test_generated_part_is_put_between_markers(tmp_path):
 def test_table_of_the_critics_study(runs):
     text = table.critic_study(results.load(runs), "critic")
     rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in text.splitlines() if row.startswith("| ")}
-    of = [name for name in arms.ARMS if name.startswith("long-") and name != arms.ROLLOUTS_OF_BASE.name]
+    of = [arms.LONG, *(name for figure in arms.CRITIC_STUDY for name in arms.FIGURES[figure].arms)]
     assert set(list(rows)[1:]) == {f"{arms.ARMS[name].label} (2)" for name in of}
     assert "](critic/critic-policy.svg)" in text
     base, bce = rows["the paper's critic (2)"], rows["binary cross-entropy (2)"]
@@ -126,8 +126,9 @@ def test_table_of_the_critics_study(runs):
 
 
 def test_table_of_the_rewards_study(runs):
-    text = table.reward_study(results.load(runs), "reward")
-    assert text.startswith("![Our judge or plain Math-Verify](reward/judge.svg)\n\n| claim |")
+    text = table.claims_of("reward", results.load(runs), "reward")
+    assert "### Our judge or plain Math-Verify (Fig. 3)\n\n![Our judge or plain Math-Verify](reward/judge.svg)" in text
+    assert "GAE" not in text
     assert (
         "| right in truth in the last 6 steps | 1.000 | 0.000 | +1.000 ± 0.000 (2) | a difference is visible |" in text
     )
@@ -140,6 +141,9 @@ def test_kept_runs_are_drawn_alike(runs, tmp_path, monkeypatch):
     results.keep(loaded, tmp_path / "kept.json")
     again = results.kept([tmp_path / "kept.json", tmp_path / "none.json"])
     assert table.critic_study(again, "critic") == table.critic_study(loaded, "critic")
+    results.keep({"long-bce": {7: loaded["long-bce"][0]}}, tmp_path / "kept.json")
+    again = results.kept([tmp_path / "kept.json"])
+    assert set(again) == set(loaded) and set(again["long-bce"]) == {0, 1, 7}, "one more run takes no other's place"
     other = dataclasses.replace(arms.ARMS["long-bce"], flags={"orz.value_loss": "mse"})
     monkeypatch.setitem(arms.ARMS, "long-bce", other)
     assert set(loaded) - set(results.kept([tmp_path / "kept.json", tmp_path / "none.json"])) == {"long-bce"}, (
