@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STEPS, LONG_STEPS = 24, 16  # of a run; the long task's have three times as many tokens
+OVER_STEPS = 64  # of the long task where over-training is the point
 PROMPTS, RESPONSES = 12, 8  # of a rollout
 SCALES = (24, 96, STEPS * PROMPTS)  # distinct prompts to train on; all arms see as many prompts in all
+MOST = OVER_STEPS * PROMPTS
 HELD_OUT = 128
 EVALUATE_EVERY = 12
 
@@ -54,7 +56,7 @@ HALF, PRETRAINED = "half", "pretrained"  # critics that are made before the runs
 class Arm:
     """A name, how figures call it, the flags that differ from its task's, and on how many distinct prompts it trains.
 
-    ``critic``: the model that its critic begins from, if it is not the policy's.
+    ``critic``: the model that its critic begins from, if it is not the policy's. ``length``: steps, if not its task's.
     """
 
     name: str
@@ -63,10 +65,11 @@ class Arm:
     prompts: int = SCALES[-1]
     task: str = "counting"
     critic: str = ""
+    length: int | None = None
 
     @property
     def steps(self) -> int:
-        return LONG_STEPS if self.task == "long" else STEPS
+        return self.length or (LONG_STEPS if self.task == "long" else STEPS)
 
 
 def kl_loss(coefficient: float) -> dict[str, object]:
@@ -79,7 +82,12 @@ def critic_arm(name: str, label: str, flags: dict[str, object] | None = None, cr
     return Arm(f"long-{name}", label, flags or {}, task="long", critic=critic)
 
 
-BASELINE, LONG, FORMS = "baseline", "long-baseline", "forms-baseline"
+def over_arm(name: str, label: str, flags: dict[str, object] | None = None, prompts: int = MOST) -> Arm:
+    """One that trains for so long that it may train too much, on the long task."""
+    return Arm(f"over-{name}", label, flags or {}, prompts, task="long", length=OVER_STEPS)
+
+
+BASELINE, LONG, OVER, FORMS = "baseline", "long-baseline", "over-baseline", "forms-baseline"
 # Its rollouts, of the base alone, are what the pre-trained critic is fitted to; it is no arm of a figure.
 ROLLOUTS_OF_BASE = critic_arm("base", "critic alone", {"critic.freezing_steps": LONG_STEPS - 1})
 ARMS = {
@@ -116,8 +124,13 @@ ARMS = {
         critic_arm("half", "critic of half the width", critic=HALF),
         Arm("long-kl-loss", f"KL loss {STRONG}", kl_loss(STRONG), task="long"),
         Arm("long-kl-penalty", f"KL penalty {STRONG}", {"algo.kl.init_coef": STRONG}, task="long"),
-        Arm("long-updates-4", "4 update steps", {"orz.policy_updates": 4}, task="long"),
-        Arm("long-updates-8", "8 update steps", {"orz.policy_updates": 8}, task="long"),
+        over_arm("baseline", f"{MOST} prompts"),
+        over_arm(f"prompts-{SCALES[0]}", f"{SCALES[0]} prompts", prompts=SCALES[0]),
+        over_arm(f"prompts-{SCALES[1]}", f"{SCALES[1]} prompts", prompts=SCALES[1]),
+        over_arm("updates-4", "4 update steps", {"orz.policy_updates": 4}),
+        over_arm("updates-8", "8 update steps", {"orz.policy_updates": 8}),
+        over_arm("t-0.6", "T = 0.6", {"rollout.temperature": 0.6}),
+        over_arm("t-1.2", "T = 1.2", {"rollout.temperature": 1.2}),
         Arm(FORMS, "our judge", task="forms"),
         Arm("forms-plain", "plain Math-Verify", {"orz.plain_math_verify": True}, task="forms"),
         # what raised the explained variance in the arms before
@@ -147,10 +160,10 @@ def critic_figure(title: str, arms: tuple[str, ...]) -> Figure:
     return Figure(title, arms, "the paper's critic", panels, "none", seeds=5, base=LONG, page="critic")
 
 
-def long_figure(title: str, arms: tuple[str, ...], baseline: str, paper: str) -> Figure:
+def long_figure(title: str, arms: tuple[str, ...], baseline: str, paper: str, base: str = LONG) -> Figure:
     """Of a claim with more power: five seeds of the long task."""
-    panels = ("reward", "response_length")
-    return Figure(title, arms, baseline, panels, paper, seeds=5, base=LONG, page="long")
+    panels = ("reward", "response_length", "held_out")
+    return Figure(title, arms, baseline, panels, paper, seeds=5, base=base, page="long")
 
 
 FIGURES = {
@@ -210,8 +223,22 @@ FIGURES = {
     "long-kl": long_figure(
         "KL regularisation, long responses", ("long-kl-loss", "long-kl-penalty"), "no KL", "Fig. 9"
     ),
-    "long-update-steps": long_figure(
-        "Policy update steps, long responses", ("long-updates-4", "long-updates-8"), "1 update step", "Fig. 13"
+    "over-data-scale": long_figure(
+        f"Data scale, {OVER_STEPS} steps",
+        (f"over-prompts-{SCALES[1]}", f"over-prompts-{SCALES[0]}"),
+        f"{MOST} prompts",
+        "Fig. 10",
+        OVER,
+    ),
+    "over-update-steps": long_figure(
+        f"Policy update steps, {OVER_STEPS} steps",
+        ("over-updates-4", "over-updates-8"),
+        "1 update step",
+        "Fig. 13",
+        OVER,
+    ),
+    "over-temperature": long_figure(
+        f"Sampling, {OVER_STEPS} steps", ("over-t-0.6", "over-t-1.2"), "T = 1", "Fig. 15", OVER
     ),
     "critic-advantages": critic_figure(
         "What the advantage subtracts",
@@ -240,7 +267,7 @@ def flags(arm: Arm, seed: int, home: Path, run_dir: Path) -> list[str]:
         SHARED
         | TASKS[arm.task]
         | {
-            "train.num_episodes": SCALES[-1] // arm.prompts,
+            "train.num_episodes": max(1, arm.steps * PROMPTS // arm.prompts),
             "train.seed": seed,
             "actor.model_name_or_path": home / "base",
             "data.prompt_dataset": home / "questions" / f"train-{arm.prompts}.jsonl",
@@ -248,6 +275,8 @@ def flags(arm: Arm, seed: int, home: Path, run_dir: Path) -> list[str]:
             "ckpt.output_dir": run_dir,
         }
     )
+    if arm.task == "long":
+        values["data.max_samples"] = min(arm.steps * PROMPTS, arm.prompts)
     if arm.critic:
         values["critic.model_name_or_path"] = home / arm.critic
     values |= arm.flags

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from miniature.arms import FIGURES, SCALES, STRONG, WEAK
+from miniature.arms import FIGURES, MOST, SCALES, STRONG, WEAK
 from miniature.results import Results
 from miniature.statistics import FIRST, LAST, Difference, difference, last, mean, rise, roughness
 
@@ -76,11 +76,15 @@ def _with_long_responses():
         yield Claim("long-kl", f"{name} of {STRONG} ends with lower accuracy", arm, "held_out", EVAL, 1)
         yield Claim("long-kl", "and slows training down", arm, "reward", WHOLE, 1)
         yield Claim("long-kl", "and holds the length down", arm, "response_length", END, 1)
-    for steps in (4, 8):
-        arm = f"long-updates-{steps}"
-        yield Claim("long-update-steps", f"one update step ends higher than {steps}", arm, "reward", END, 1)
-        yield Claim("long-update-steps", "and with higher accuracy", arm, "held_out", EVAL, 1)
-        yield Claim("long-update-steps", "and with longer responses", arm, "response_length", END, 1)
+    for arm, text in {
+        **{f"over-prompts-{n}": f"{n} prompts end with a lower reward than {MOST}" for n in SCALES[1::-1]},
+        **{f"over-updates-{n}": f"one update step ends higher than {n}" for n in (4, 8)},
+        **{f"over-t-{t}": f"T = 1 ends higher than T = {t}" for t in (0.6, 1.2)},
+    }.items():
+        figure = next(name for name, found in FIGURES.items() if arm in found.arms)
+        yield Claim(figure, text, arm, "reward", END, 1)
+        yield Claim(figure, "and with higher held-out accuracy", arm, "held_out", EVAL, 1)
+        yield Claim(figure, "and with longer responses", arm, "response_length", END, 1)
 
 
 def _of_the_paper():

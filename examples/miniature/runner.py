@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from miniature import forms, task
-from miniature.arms import HALF, HELD_OUT, PRETRAINED, ROLLOUTS_OF_BASE, SCALES, Arm, flags
+from miniature.arms import HALF, HELD_OUT, MOST, PRETRAINED, ROLLOUTS_OF_BASE, SCALES, Arm, flags
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "examples" / "tiny_base" / "build.py"
@@ -54,16 +54,17 @@ class Run:
         return flags(self.arm, self.seed, Path(), Path("run"))
 
     def finished(self) -> bool:
-        """Whether metrics.jsonl holds every step, of just these flags."""
+        """Whether every step is there and evaluated, of just these flags."""
         try:
             same = json.loads((self.path / STAMP).read_text()) == self.stamp()
-            return same and read_steps(self.path / "metrics.jsonl") == list(range(1, self.arm.steps + 1))
+            steps, evaluated = (read_steps(self.path / name) for name in ("metrics.jsonl", "eval.jsonl"))
+            return same and steps == list(range(1, self.arm.steps + 1)) and evaluated[-1:] == steps[-1:]
         except (OSError, ValueError):
             return False
 
 
 def read_steps(path: Path) -> list[int]:
-    """The steps of a metrics.jsonl. Raises OSError or ValueError if it cannot be read."""
+    """The steps of a metrics.jsonl or eval.jsonl. Raises OSError or ValueError if it cannot be read."""
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
@@ -91,7 +92,7 @@ def prepare(out: Path, arms: list[Arm]) -> None:
     """
     for name in sorted({arm.task for arm in arms}):
         home = out / name
-        task.write_questions(home / "questions", SCALES, HELD_OUT, seed=0, **QUESTIONS[name])
+        task.write_questions(home / "questions", (*SCALES, MOST), HELD_OUT, seed=0, **QUESTIONS[name])
         build = (sys.executable, str(BUILD), "--task", name)
         make(home / "base", build, "--out")
         critics = {arm.critic for arm in arms if arm.task == name}

@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[3]
 BASE = ROOT / "examples" / "tiny_base"
 NAMES = list(arms.ARMS)
 FREE = {"data.prompt_dataset", "train.num_episodes"}  # by the scale
+BASE_OF = {arm: figure.base for figure in arms.FIGURES.values() for arm in figure.arms}
 UNLIKE = ("ckpt.", "orz.run_dir", "logger.wandb.run_name")  # directories, and a name with the minute of the start
-BASELINES = {"counting": arms.BASELINE, "long": arms.LONG, "forms": arms.FORMS}
+BASELINES = {figure.base for figure in arms.FIGURES.values()}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def values(tmp_path_factory):
     return parsed
 
 
-@pytest.fixture(scope="module", params=BASELINES.values())
+@pytest.fixture(scope="module", params=sorted(BASELINES))
 def baseline(request, values):
     return values(request.param)
 
@@ -44,12 +45,15 @@ def test_baseline_is_the_paper(baseline):
     assert baseline["train.seed"] == 3 and baseline["train.full_determinism_enable"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in BASELINES.values()])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in BASELINES])
 def test_arm_differs_in_what_it_names(name, values):
     arm = arms.ARMS[name]
-    found, baseline = values(name), values(BASELINES[arm.task])
+    base = arms.ARMS[BASE_OF[name]]
+    found, baseline = values(name), values(base.name)
     different = {key for key in found if found[key] != baseline[key] and not key.startswith(UNLIKE)}
-    expected = set(arm.flags) | (FREE if arm.prompts != arms.SCALES[-1] else set())
+    expected = set(arm.flags) | (FREE if arm.prompts != base.prompts else set())
+    if arm.task == "long" and arm.prompts != base.prompts:
+        expected.add("data.max_samples")
     if arm.critic:
         expected |= {"critic.model_name_or_path"}
     if "orz.policy_updates" in arm.flags:
@@ -57,15 +61,14 @@ def test_arm_differs_in_what_it_names(name, values):
     assert different == expected and different
     for key, value in arm.flags.items():
         assert found[key] == value
-    if arm.task != "long":
-        assert found["train.num_episodes"] * arm.prompts == arm.steps * arms.PROMPTS
-    else:
-        assert found["data.max_samples"] == arm.steps * arms.PROMPTS <= arm.prompts
+    assert (arm.task, arm.steps) == (base.task, base.steps)
+    distinct = found["data.max_samples"] if arm.task == "long" else arm.prompts
+    assert found["train.num_episodes"] * distinct == arm.steps * arms.PROMPTS and distinct <= arm.prompts
 
 
 def test_figures_and_claims_name_arms():
     used = {name for figure in arms.FIGURES.values() for name in figure.arms}
-    assert used == set(arms.ARMS) - set(BASELINES.values())
+    assert used == set(arms.ARMS) - BASELINES
     assert all(len(figure.arms) < len(figures.LINES) for figure in arms.FIGURES.values()), "each curve has a line"
     for claim in CLAIMS:
         assert claim.arm is None or claim.arm in arms.FIGURES[claim.figure].arms
@@ -153,7 +156,7 @@ def test_every_task_has_questions(tmp_path):
         task.write_questions(tmp_path / name, (4, 16), 8, seed=0, **made)
         rows = [json.loads(line) for line in (tmp_path / name / "train-16.jsonl").read_text().splitlines()]
         assert len(rows) == 16 and all(row["question"] and row["answer"] for row in rows)
-    assert set(runner.QUESTIONS) == set(arms.TASKS) == set(BASELINES)
+    assert set(runner.QUESTIONS) == set(arms.TASKS) == {arms.ARMS[base].task for base in BASELINES}
     assert {forms.kind_of(row["answer"]) for row in rows} == set(forms.KINDS)
 
 

@@ -15,6 +15,7 @@ with open(run.parents[2] / "calls", "a") as calls:
 if flags["--train.seed"] == "1":
     sys.exit(3)
 (run / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\\n" for step in range(1, STEPS + 1)))
+(run / "eval.jsonl").write_text(json.dumps({"step": STEPS}))
 """
 
 
@@ -58,6 +59,8 @@ def test_other_flags_or_lost_steps_are_another_run(runs, monkeypatch):
     assert not run.finished()
     runner.Runner([run], jobs=1)()
     assert run.finished() and len(calls(run)) == 2
+    (run.path / "eval.jsonl").write_text('{"step": 12}')
+    assert not run.finished(), "its last evaluation is not there"
     monkeypatch.setitem(arms.SHARED, "actor.adam.lr", 1e-4)
     assert not run.finished()
 
