@@ -35,7 +35,7 @@ WARM=${WARM_MODEL:-$RUN_DIR/warm_start}
 RESULTS=${RESULTS:-$RUN_DIR/study.json}
 HELD_OUT=$RUN_DIR/pool/kept/test.jsonl
 REPOSITORY=.cache/SVAMP
-if [ -n "${SHORT:-}" ]; then sizes=(3 300 1 64 16 8); else sizes=(20 800 1 600 100 16); fi
+if [ -n "${SHORT:-}" ]; then sizes=(3 300 1 64 16 8); else sizes=(24 800 1 600 100 16); fi
 for arm in ${ARMS:-}; do
    case $arm in grpo | plain) ;; *) echo "ARMS: $arm is neither grpo nor plain" >&2 && exit 2 ;; esac
 done

@@ -96,8 +96,10 @@ def study(run: Path, sft_rows: Path) -> dict:
     before = json.loads((run / "before" / "results.json").read_text())
     config, rates = (json.loads((run / name).read_text()) for name in ("config.json", "rl/funnel.json"))
     flags = {name: reduce(getitem, name.split("."), config["flags"]) for name in config["explicit"]}
+    arms = {arm: outcome(run, run / arm) for arm in ARMS if (run / arm / "after" / "results.json").exists()}
+    asked = f'ARMS="{" ".join(arms)}" ' if arms else ""
     return {
-        "command": "bash examples/train_orz_smollm2_135m_cpu.sh",
+        "command": f"{asked}bash examples/train_orz_smollm2_135m_cpu.sh",
         "git_commit": config["git_commit"],
         "hardware": hardware(),
         "versions": versions(),
@@ -109,10 +111,16 @@ def study(run: Path, sft_rows: Path) -> dict:
         "sft_rows": sum(1 for _ in read_records(sft_rows)),
         "rl_questions": rates["train"],
         "steps": sum(1 for _ in read_records(run / "metrics.jsonl")),
-        "flags": flags,
+        "flags": {name: placed(value, run) for name, value in flags.items()},
         **outcome(run, run),
-        "arms": {arm: outcome(run, run / arm) for arm in ARMS if (run / arm / "after" / "results.json").exists()},
+        "arms": arms,
     }
+
+
+def placed(value: object, run: Path) -> object:
+    """A path below the study's folder as one below RUN_DIR: where it lay says nothing to others."""
+    folders = {f"{run}/", f"{run.resolve()}/"}
+    return next((f"RUN_DIR/{value[len(of) :]}" for of in folders if str(value).startswith(of)), value)
 
 
 def draw(found: dict, folder: Path) -> list[Path]:

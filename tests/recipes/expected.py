@@ -65,7 +65,7 @@ RECIPES = {
     ),
     "train_orz_reasoning_gym_cpu.sh": ({"rollout.batch_size": 16, "data.max_samples": 160}, {}, {}),
     "train_orz_smollm2_135m_cpu.sh": (
-        {"rollout.batch_size": 16, "rollout.n_samples_per_prompt": 8, "data.max_samples": 608, "train.num_episodes": 1,
+        {"rollout.batch_size": 16, "rollout.n_samples_per_prompt": 8, "data.max_samples": 384, "train.num_episodes": 1,
          "orz.policy_updates": 1, "orz.critic_updates": 8, "orz.freeze_critic": "layers:20",
          "orz.critic_minibatch": "groups", "ckpt.load_enable": True,
          "algo.advantage.lambd": 1.0, "algo.kl.init_coef": 0.0},

@@ -163,7 +163,7 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
         rows = [{"bench": "mawps", "id": str(i // 2), "verdict": {"r": "right", "w": "wrong"}[v], "stop_reason": "eos"}
                 for i, v in enumerate(verdicts)]  # fmt: skip
         write(tmp_path / side_name / "responses.jsonl", rows)
-    flags = {"train": {"seed": 42}, "orz": {"critic_updates": 12}}
+    flags = {"train": {"seed": 42}, "orz": {"critic_updates": 12}, "eval": {"dataset": f"{tmp_path}/pool/test.jsonl"}}
     for name, content in {
         "before/results.json": {"results": {"mawps": side}, "settings": {"seed": 0}},
         "after/results.json": {
@@ -174,7 +174,7 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
             "results": {"mawps": side | {"avg_at_n": 0.4, "low": 0.3, "high": 0.5}},
             "settings": {"seed": 0},
         },
-        "config.json": {"flags": flags, "explicit": ["orz.critic_updates"], "git_commit": "abc"},
+        "config.json": {"flags": flags, "explicit": ["orz.critic_updates", "eval.dataset"], "git_commit": "abc"},
         "rl/funnel.json": {"train": 7, "seed": 0},
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
@@ -194,7 +194,8 @@ def test_the_numbers_of_a_study(tmp_path, capsys):
     assert found["held_out"] == [[0, 0.25], [2, 0.5]]
     assert found["arms"]["grpo"]["sets"]["mawps"]["after"]["avg"] == 0.4 and list(found["arms"]) == ["grpo"]
     assert found["arms"]["grpo"]["gain"]["mawps"]["avg"] == 0.25 and found["arms"]["grpo"]["step"]["reward"] == [0.1]
-    assert found["steps"] == 2 and found["sft_rows"] == 3 and found["flags"] == {"orz.critic_updates": 12}
+    assert found["steps"] == 2 and found["sft_rows"] == 3 and found["command"].startswith('ARMS="grpo" bash')
+    assert found["flags"] == {"orz.critic_updates": 12, "eval.dataset": "RUN_DIR/pool/test.jsonl"}
     assert found["seeds"] == {"training": 42, "evaluation": 0, "curation": 0} and found["hardware"]["cores"]
     assert "| mawps | after | 50.0 | 40.0 to 60.0 | 2 x 8 | 31 | 0.0 | 100.0 |" in capsys.readouterr().out
     pytest.importorskip("matplotlib", reason="requirements-report.txt is not installed")
