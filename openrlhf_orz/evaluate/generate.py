@@ -81,7 +81,7 @@ def make_engine(settings: EngineSettings) -> LLMEngine:
     """vLLM's engine on GPUs or a CPU."""
     from vllm import EngineArgs, LLMEngine
 
-    from openrlhf_orz.runtime.cores import allow_tiles
+    from openrlhf_orz.models.cpu_ops import allow_tiles
 
     extra = dict(settings.engine_args)
     if settings.device == "cpu":

@@ -60,7 +60,7 @@ def pass_rate_sampler(options: PassRate, questions: int = 0, log: Callable[[str]
     try:
         from vllm import LLM
 
-        from openrlhf_orz.runtime.cores import allow_tiles
+        from openrlhf_orz.models.cpu_ops import allow_tiles
 
         allow_tiles()
         model = LLM(

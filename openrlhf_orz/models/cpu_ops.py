@@ -16,6 +16,15 @@ BLOCK = 64  # queries of a block; keys after the block's last query are not comp
 UNREACHED = 1e4  # log-sum-exp of a row in no forward block; the larger blocks of the backward then give it weight 0
 
 
+def allow_tiles() -> None:
+    """Ask Linux for the tiles of an Intel processor with AMX; elsewhere do nothing.
+
+    vLLM's attention uses them in bfloat16 and does not ask. oneDNN does, at its first larger product: an engine whose
+    first prompts have four tokens or fewer would be killed before (illegal instruction).
+    """
+    torch.cpu._init_amx()
+
+
 class CausalAttention(torch.autograd.Function):
     """softmax(scale q k^T, causal) v for q (N, H, L, D), k and v (N, K, L, D) of one dtype.
 

@@ -10,9 +10,9 @@ from tqdm import tqdm
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from openrlhf_orz.models.cpu_ops import allow_tiles
 from openrlhf_orz.rollout.sync.checksums import EngineReport, checksum, find_sources
 from openrlhf_orz.rollout.sync.transport import device_key, open_source, read_places, views
-from openrlhf_orz.runtime.cores import allow_tiles
 
 # In a spawned process, as vLLM's is, tqdm's own lock is a file in shared memory, which stays if the process is killed.
 tqdm.set_lock(threading.RLock())

@@ -17,15 +17,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def allow_tiles() -> None:
-    """Ask Linux for the tiles of an Intel processor with AMX; elsewhere do nothing.
-
-    vLLM's attention uses them in bfloat16 and does not ask. oneDNN does, at its first larger product: an engine whose
-    first prompts have four tokens or fewer would be killed before (illegal instruction).
-    """
-    torch.cpu._init_amx()
-
-
 def share_cores(args: SimpleNamespace) -> None:
     """On CPU, set torch's threads to this process's share of the cores among the ranks that work on this machine now.
 
