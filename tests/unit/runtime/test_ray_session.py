@@ -151,7 +151,9 @@ def test_a_slow_start_is_tried_again_and_leaves_nothing(failures, starts, tmp_pa
         calls.append(options)
         if len(calls) <= failures:
             left.append(subprocess.Popen(["sleep", "600"], executable="/bin/sleep"))
-            left.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", options["_temp_dir"]]))
+            started = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)", options["_temp_dir"]]
+            left.append(subprocess.Popen(started, stdout=subprocess.PIPE))
+            left[-1].stdout.readline()  # before, its command line may still be empty
             raise Exception("The current node timed out during startup. This could happen ...")
 
     try:
