@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     out, start = options.out.resolve(), time.monotonic()
     before = kept(KEPT.values()) if options.kept else {}
     wanted = [(arm, seed) for seed, arm in planned(options.figures, options.seeds)]
-    runs = [Run(arm, seed, out) for arm, seed in wanted if seed not in before.get(arm.name, {})]
+    whole = {(arm, seed) for arm, of in before.items() for seed, run in of.items() if run.greedy is not None}
+    runs = [Run(arm, seed, out) for arm, seed in wanted if (arm.name, seed) not in whole]
     failed: list[Run] = []
     if not options.draw_only:
         out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     results = load(runs)
     for arm, seed in wanted:
         if seed in before.get(arm.name, {}):
-            results.setdefault(arm.name, {})[seed] = before[arm.name][seed]
+            results.setdefault(arm.name, {}).setdefault(seed, before[arm.name][seed])
     draw(options.figures, results, out, options.docs)
     print(f"[miniature] {(time.monotonic() - start) / 60:.1f} minutes")
     for run in failed:

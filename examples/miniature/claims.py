@@ -18,6 +18,7 @@ WHAT = {
     "reward": "reward",
     "response_length": "response length",
     "held_out": "held-out accuracy",
+    "greedy": "greedy held-out accuracy",
     "explained_variance": "explained variance",
     "right": "right in truth",
     "right_length": "lengths right in truth",
@@ -71,9 +72,11 @@ def _claims():
 def _with_long_responses():
     yield Claim("long-lambda", "λ = 1 learns faster than 0.95", "long-lambda-0.95", "reward", WHOLE, 1)
     yield Claim("long-lambda", "and ends with higher accuracy", "long-lambda-0.95", "held_out", EVAL, 1)
+    yield Claim("long-lambda", "and at temperature 0, too", "long-lambda-0.95", "greedy", EVAL, 1)
     yield Claim("long-lambda", "and with longer responses", "long-lambda-0.95", "response_length", END, 1)
     for arm, name in (("long-kl-loss", "KL loss"), ("long-kl-penalty", "a KL penalty")):
         yield Claim("long-kl", f"{name} of {STRONG} ends with lower accuracy", arm, "held_out", EVAL, 1)
+        yield Claim("long-kl", "and at temperature 0, too", arm, "greedy", EVAL, 1)
         yield Claim("long-kl", "and slows training down", arm, "reward", WHOLE, 1)
         yield Claim("long-kl", "and holds the length down", arm, "response_length", END, 1)
     for arm, text in {
@@ -84,6 +87,7 @@ def _with_long_responses():
         figure = next(name for name, found in FIGURES.items() if arm in found.arms)
         yield Claim(figure, text, arm, "reward", END, 1)
         yield Claim(figure, "and with higher held-out accuracy", arm, "held_out", EVAL, 1)
+        yield Claim(figure, "and at temperature 0, too", arm, "greedy", EVAL, 1)
         yield Claim(figure, "and with longer responses", arm, "response_length", END, 1)
 
 

@@ -12,7 +12,8 @@ from miniature.runner import ROOT, Run
 from openrlhf_orz.data.json_lines import read_records, write_whole
 from openrlhf_orz.report.run_data import columns, load_run
 
-HELD_OUT = "held_out"  # the evaluation's accuracy, beside the keys of docs/metrics.md
+# the evaluation's accuracy at temperature 1, and at 0 at the end, beside the keys of docs/metrics.md
+HELD_OUT, GREEDY = "held_out", "greedy"
 # The studies of a task, in what is drawn of them.
 KEPT = {
     task: ROOT / "benchmarks" / "results" / f"{name}_study.json"
@@ -23,14 +24,17 @@ DRAWN = ("step", "reward", "response_length", "explained_variance", "seconds_ste
 
 @dataclass(frozen=True)
 class Curves:
-    """What one run measured, by step; ``path`` is its directory."""
+    """What one run measured, by step, and the greedy accuracy at its end; ``path`` is its directory."""
 
     path: Path
     metrics: dict[str, list]
     evals: dict[str, list]
+    greedy: float | None = None
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of a key, both empty if it was not measured; steps without a value are left out."""
+        if key == GREEDY:
+            return ([], []) if self.greedy is None else (self.evals["step"][-1:], [self.greedy])
         table = self.metrics
         if key == HELD_OUT:
             table = self.evals
@@ -55,7 +59,9 @@ def load(runs: Iterable[Run]) -> Results:
             if run.arm.task == "forms":
                 steps = [read_records(run.path / "rollouts" / f"step_{step}.jsonl") for step in metrics["step"]]
                 metrics |= columns([forms.shares(rows) for rows in steps])
-            results.setdefault(run.arm.name, {})[run.seed] = Curves(run.path, metrics, columns(loaded.evals))
+            results.setdefault(run.arm.name, {})[run.seed] = Curves(
+                run.path, metrics, columns(loaded.evals), run.greedy()
+            )
     return results
 
 
@@ -72,8 +78,8 @@ def keep(results: Results, file: Path) -> None:
     for arm, seeds in held.items():
         for seed, run in sorted(seeds.items()):
             metrics = {key: run.metrics[key] for key in DRAWN if key in run.metrics}
-            row = {"arm": arm, "seed": seed, "flags": fingerprint(arm, seed), "metrics": metrics, "evals": run.evals}
-            rows.append(json.dumps(row))
+            row = {"arm": arm, "seed": seed, "flags": fingerprint(arm, seed)}
+            rows.append(json.dumps(row | {"metrics": metrics, "evals": run.evals, "greedy": run.greedy}))
     write_whole(file, "[\n" + ",\n".join(rows) + "\n]\n")
 
 
@@ -84,5 +90,5 @@ def kept(files: Iterable[Path]) -> Results:
         for row in json.loads(file.read_text(encoding="utf-8")) if file.exists() else ():
             arm, seed = row["arm"], row["seed"]
             if arm in ARMS and row["flags"] == fingerprint(arm, seed):
-                results.setdefault(arm, {})[seed] = Curves(file, row["metrics"], row["evals"])
+                results.setdefault(arm, {})[seed] = Curves(file, row["metrics"], row["evals"], row.get("greedy"))
     return results

@@ -16,16 +16,18 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from miniature import forms, task
-from miniature.arms import HALF, HELD_OUT, MOST, PRETRAINED, ROLLOUTS_OF_BASE, SCALES, Arm, flags
+from miniature.arms import HALF, HELD_OUT, MOST, PRETRAINED, ROLLOUTS_OF_BASE, SCALES, SHARED, TASKS, Arm, flags
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "examples" / "tiny_base" / "build.py"
 COMMAND = (sys.executable, "-m", "openrlhf_orz.cli.train_ppo_ray")
+EVALUATE = (sys.executable, "-m", "openrlhf_orz.cli.evaluate", "--device", "cpu", "--n", "1", "--temperature", "0")
 PRETRAIN = (sys.executable, "-m", "openrlhf_orz.cli.pretrain_critic")
 # A round of the fit is a rollout, as in training, at training's rates.
 FIT = ("--responses", "96", "--patience", "8", "--critic.adam.lr", "1e-3", "--train.max_tokens_per_gpu", "8192")
 HALF_WIDTH = 64
 STAMP = "miniature.json"
+GREEDY = "greedy"  # what the evaluation calls the held-out questions
 QUESTIONS: dict[str, dict[str, Callable]] = {  # of each task, how write_questions makes them
     "counting": {},
     "long": {"draw": task.draw_far},
@@ -61,6 +63,27 @@ class Run:
             return same and steps == list(range(1, self.arm.steps + 1)) and evaluated[-1:] == steps[-1:]
         except (OSError, ValueError):
             return False
+
+    def evaluation(self) -> list[str]:
+        """The evaluation command's arguments for the answers that the trained policy finds likeliest."""
+        values = SHARED | TASKS[self.arm.task]
+        return [
+            *("--model", str(self.path / "hf"), "--out", str(self.path / "greedy")),
+            *("--data", f"{GREEDY}={self.out / self.arm.task / 'questions' / 'held-out.jsonl'}"),
+            *("--max_new_tokens", str(values["rollout.max_new_tokens"])),
+            *("--cpu_kvcache_mib", str(values["orz.cpu_kvcache_mib"])),
+        ]
+
+    def greedy(self) -> float | None:
+        """The trained policy's accuracy on the held-out questions at temperature 0, once it has been evaluated."""
+        try:
+            return json.loads((self.path / "greedy" / "results.json").read_text())["results"][GREEDY]["avg_at_n"]
+        except FileNotFoundError:
+            return None
+
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.finished() and self.greedy() is not None
 
 
 def read_steps(path: Path) -> list[int]:
@@ -132,7 +155,7 @@ class Runner:
 
     def __call__(self) -> None:
         """Returns when all have ended; those that failed are in ``failed``. Ctrl-C stops the ones that run."""
-        missing = [run for run in self.runs if not run.finished()]
+        missing = [run for run in self.runs if not run.complete()]
         print(f"[miniature] {len(self.runs)} runs, {len(self.runs) - len(missing)} finished before", flush=True)
         self.scratch.mkdir(exist_ok=True)
         try:
@@ -154,18 +177,20 @@ class Runner:
             child.send_signal(signal.SIGTERM)
 
     def one(self, run: Run) -> None:
-        if self.stopping.is_set() or run.finished():  # another command may have finished it by now
+        if self.stopping.is_set() or run.complete():  # another command may have finished it by now
             return
         core = self.cores.get()
         try:
             os.sched_setaffinity(0, {core})  # of this thread, and so of what it starts
             start = time.monotonic()
-            status = self.train(run)
+            status = 0 if run.finished() else self.train(run)
+            if run.finished() and not self.stopping.is_set():
+                status = self.child([*EVALUATE, *run.evaluation()], run)
             seconds = time.monotonic() - start
         finally:
             self.cores.put(core)
         name = f"{run.arm.name} seed {run.seed}"
-        if run.finished():
+        if run.complete():
             print(f"[miniature] {name}: {seconds:.0f} s", flush=True)
         elif not self.stopping.is_set():
             self.failed.append(run)
@@ -176,16 +201,14 @@ class Runner:
         shutil.rmtree(run.path, ignore_errors=True)
         run.path.mkdir(parents=True)
         (run.path / STAMP).write_text(json.dumps(run.stamp()))
-        with open(run.path / "run.log", "w") as log:
+        return self.child([*COMMAND, *run.argv()], run)
+
+    def child(self, argv: list[str], run: Run) -> int:
+        """A command to its end, or to ours; what it prints goes to the run's log."""
+        with open(run.path / "run.log", "a") as log:
             # a session of its own: Ctrl-C is passed on by us, once
             child = subprocess.Popen(
-                [*COMMAND, *run.argv()],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                cwd=ROOT,
-                env=self.env,
-                start_new_session=True,
+                argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, env=self.env, start_new_session=True
             )
             self.children.add(child)
             try:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 from miniature import arms, figures, results, runner, statistics, table
@@ -60,6 +62,9 @@ def runs(tmp_path):
         (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         evals = [{"step": step, "eval_held-out_pass1": 0.1 + step / 100} for step in (0, run.arm.steps)]
         (run.path / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
+        (run.path / "greedy").mkdir()
+        accuracy = {"results": {"greedy": {"avg_at_n": 0.9 if alike else 0.4}}}
+        (run.path / "greedy" / "results.json").write_text(json.dumps(accuracy))
     return made
 
 
@@ -124,7 +129,8 @@ def test_table_of_the_critics_study(runs):
     base, bce = rows["the paper's critic (2)"], rows["binary cross-entropy (2)"]
     # 0.1 + 0.8 / 24 x the mean of 1 to 16; from step 3 on the arm rises by 0.6 / 24 a step: 0.2 / 24 x 133 / 16 less
     assert base[0] == "0.384" and bce[0] == "**-0.069 ± 0.000**"
-    assert base[2] == "0.500" and bce[2] == "0.000 ± 0.000", "no difference is not in bold"
+    assert base[2] == "0.900" and bce[2] == "**-0.500 ± 0.000**", "greedy"
+    assert base[3] == "0.500" and bce[3] == "0.000 ± 0.000", "no difference is not in bold"
 
 
 def test_table_of_the_rewards_study(runs):
@@ -136,6 +142,36 @@ def test_table_of_the_rewards_study(runs):
     )
     assert "| wrong and rewarded in the last 6 steps | 0.000 | 1.000 | -1.000 ± 0.000 (2) |" in text
     assert "intervals" not in text, "there were none"
+
+
+def test_a_run_that_is_kept_without_greedy_accuracy_is_evaluated(runs, tmp_path, monkeypatch):
+    """And while it is not, what is kept of it is drawn."""
+    pytest.importorskip("matplotlib", reason="requirements-report.txt is not installed")
+    main = runpy.run_path(str(Path(arms.__file__).with_name("__main__.py")))["main"]
+    loaded = results.load(runs)
+    loaded[arms.LONG][1] = dataclasses.replace(loaded[arms.LONG][1], greedy=None)
+    results.keep(loaded, tmp_path / "kept.json")
+    asked = []
+
+    class Notes:
+        failed = ()
+
+        def __init__(self, runs, jobs):
+            asked.extend((run.arm.name, run.seed) for run in runs)
+
+        def __call__(self):
+            pass
+
+    for name, value in {"KEPT": {"long": tmp_path / "kept.json"}, "Runner": Notes, "prepare": lambda *_: None}.items():
+        monkeypatch.setitem(main.__globals__, name, value)
+    words = ["--kept", "--figures", "long-lambda", "--seeds", "0", "1", "--out", str(tmp_path / "other")]
+    assert main(words) == 0 and asked == [(arms.LONG, 1)]
+    text = (tmp_path / "other" / "long.md").read_text()
+    assert "| and ends with higher accuracy | held-out accuracy after the last step | 0.260 | 0.260 |" in text
+    assert (
+        "| and at temperature 0, too | greedy held-out accuracy after the last step | 0.900 | 0.400 | +0.500 (1)"
+        in (text)
+    )
 
 
 def test_kept_runs_are_drawn_alike(runs, tmp_path, monkeypatch):

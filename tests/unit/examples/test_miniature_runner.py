@@ -17,6 +17,18 @@ if flags["--train.seed"] == "1":
 (run / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\\n" for step in range(1, STEPS + 1)))
 (run / "eval.jsonl").write_text(json.dumps({"step": STEPS}))
 """
+# in place of the evaluation: fails where the mark is
+EVALUATION = """
+import json, pathlib, sys
+flags = dict(zip(sys.argv[1:], sys.argv[2:]))
+out, (name, file) = pathlib.Path(flags["--out"]), flags["--data"].split("=")
+with open(out.parents[3] / "evaluations", "a") as calls:
+    calls.write(f"{out.parent.parent.name} {out.parent.name} {flags['--model'] == str(out.parent / 'hf')} {file}\\n")
+if (out.parents[3] / "broken").exists():
+    sys.exit(4)
+out.mkdir()
+(out / "results.json").write_text(json.dumps({"results": {name: {"avg_at_n": 0.25}}}))
+"""
 
 
 @pytest.fixture
@@ -24,6 +36,9 @@ def runs(tmp_path, monkeypatch):
     script = tmp_path / "training.py"
     script.write_text(TRAINING.replace("STEPS", str(arms.STEPS)))
     monkeypatch.setattr(runner, "COMMAND", (sys.executable, str(script)))
+    evaluation = tmp_path / "evaluation.py"
+    evaluation.write_text(EVALUATION)
+    monkeypatch.setattr(runner, "EVALUATE", (sys.executable, str(evaluation)))
     return [runner.Run(arms.ARMS[name], seed, tmp_path) for seed in (0, 1, 2) for name in ("baseline", "critic-1")]
 
 
@@ -39,6 +54,21 @@ def test_runs_once_and_again_what_failed(runs, capsys):
     assert "FAILED with status 3: see" in capsys.readouterr().out
     runner.Runner(runs, jobs=1)()
     assert len(calls(runs[0])) == len(runs) + 2
+
+
+def test_what_is_trained_is_evaluated_once(runs, capsys):
+    run, out = runs[0], runs[0].out
+    (out / "broken").touch()
+    failing = runner.Runner([run], jobs=1)
+    failing()
+    assert failing.failed == [run] and "FAILED with status 4" in capsys.readouterr().out
+    assert run.finished() and not run.complete() and run.greedy() is None
+    (out / "broken").unlink()
+    runner.Runner([run], jobs=1)()
+    runner.Runner([run], jobs=1)()
+    assert run.complete() and run.greedy() == 0.25 and len(calls(run)) == 1, "not trained again"
+    questions = out / "counting" / "questions" / "held-out.jsonl"
+    assert (out / "evaluations").read_text().splitlines() == [f"baseline seed-0 True {questions}"] * 2
 
 
 def test_what_another_command_has_finished_meanwhile_stays(runs):
