@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from miniature.arms import FIGURES, MOST, SCALES, STRONG, WEAK
+from miniature.arms import FIGURES, KL, MOST, SCALES
 from miniature.results import Results
 from miniature.statistics import FIRST, LAST, Difference, difference, last, mean, rise, roughness
 
@@ -62,70 +62,50 @@ END, WHOLE, RISE, EVAL, ROUGH = STATISTICS
 
 
 def _claims():
-    yield from _of_the_paper()
-    yield from _with_long_responses()
-    outcomes = ("right", "right_length", "right_interval", "right_tiny", "rewarded_wrong", "unrewarded_right")
-    for key in (*outcomes, "reward", "response_length"):
-        yield Claim("judge", "our judge against plain Math-Verify", "forms-plain", key, END, None)
-
-
-def _with_long_responses():
-    yield Claim("long-lambda", "λ = 1 learns faster than 0.95", "long-lambda-0.95", "reward", WHOLE, 1)
-    yield Claim("long-lambda", "and ends with higher accuracy", "long-lambda-0.95", "held_out", EVAL, 1)
-    yield Claim("long-lambda", "and at temperature 0, too", "long-lambda-0.95", "greedy", EVAL, 1)
-    yield Claim("long-lambda", "and with longer responses", "long-lambda-0.95", "response_length", END, 1)
-    for arm, name in (("long-kl-loss", "KL loss"), ("long-kl-penalty", "a KL penalty")):
-        yield Claim("long-kl", f"{name} of {STRONG} ends with lower accuracy", arm, "held_out", EVAL, 1)
-        yield Claim("long-kl", "and at temperature 0, too", arm, "greedy", EVAL, 1)
-        yield Claim("long-kl", "and slows training down", arm, "reward", WHOLE, 1)
-        yield Claim("long-kl", "and holds the length down", arm, "response_length", END, 1)
-    for arm, text in {
-        **{f"over-prompts-{n}": f"{n} prompts end with a lower reward than {MOST}" for n in SCALES[1::-1]},
-        **{f"over-updates-{n}": f"one update step ends higher than {n}" for n in (4, 8)},
-        **{f"over-t-{t}": f"T = 1 ends higher than T = {t}" for t in (0.6, 1.2)},
-    }.items():
-        figure = next(name for name, found in FIGURES.items() if arm in found.arms)
-        yield Claim(figure, text, arm, "reward", END, 1)
-        yield Claim(figure, "and with higher held-out accuracy", arm, "held_out", EVAL, 1)
-        yield Claim(figure, "and at temperature 0, too", arm, "greedy", EVAL, 1)
-        yield Claim(figure, "and with longer responses", arm, "response_length", END, 1)
-
-
-def _of_the_paper():
     yield Claim("reward-and-length", "the reward rises", None, "reward", RISE, 1)
     yield Claim("reward-and-length", "the responses grow longer", None, "response_length", RISE, 1)
-    text = "λ = 1 learns faster than 0.95"
-    yield Claim("lambda", text, "lambda-0.95", "reward", WHOLE, 1)
-    yield Claim("lambda", "and ends higher", "lambda-0.95", "reward", END, 1)
+    yield Claim("lambda", "λ = 1 learns faster than 0.95", "lambda-0.95", "reward", WHOLE, 1)
+    yield Claim("lambda", "and ends with higher accuracy", "lambda-0.95", "held_out", EVAL, 1)
+    yield Claim("lambda", "and at temperature 0, too", "lambda-0.95", "greedy", EVAL, 1)
     yield Claim("lambda", "and with longer responses", "lambda-0.95", "response_length", END, 1)
-    yield Claim("lambda", "and fluctuates less", "lambda-0.95", "reward", ROUGH, -1)
-    for suffix, coefficient in (("", WEAK), ("-strong", STRONG)):
-        for kind, name in (("kl-loss", "KL loss"), ("kl-penalty", "a KL penalty")):
-            arm, name = kind + suffix, f"{name} of {coefficient}"
-            yield Claim("kl", f"{name} ends with lower accuracy", arm, "held_out", EVAL, 1)
-            yield Claim("kl", f"{name} slows training down", arm, "reward", WHOLE, 1)
-            yield Claim("kl", f"{name} holds the length down", arm, "response_length", END, 1)
-    for scale in SCALES[1::-1]:
-        arm = f"prompts-{scale}"
-        yield Claim("data-scale", f"{scale} prompts end with a lower reward than {SCALES[-1]}", arm, "reward", END, 1)
-        yield Claim("data-scale", "and with shorter responses", arm, "response_length", END, 1)
-        yield Claim("data-scale", "and with lower held-out accuracy", arm, "held_out", EVAL, 1)
-    yield Claim("update-steps", "one update step ends higher than four", "updates-4", "reward", END, 1)
-    yield Claim("update-steps", "and with longer responses", "updates-4", "response_length", END, 1)
-    yield Claim("critic-updates", "12 critic updates against 1", "critic-1", "explained_variance", WHOLE, None)
-    yield Claim("critic-updates", "12 critic updates against 1", "critic-1", "reward", WHOLE, None)
-    yield Claim("critic-updates", "12 critic updates against 1", "critic-1", "reward", END, None)
-    for arm, name in (("t-0.6", "T = 0.6"), ("t-1.2", "T = 1.2"), ("t-0.6-p-0.95", "T = 0.6, top-p = 0.95")):
-        yield Claim("temperature", f"T = 1 ends higher than {name}", arm, "reward", END, 1)
-        yield Claim("temperature", "and rises more smoothly", arm, "reward", ROUGH, -1)
-    for arm, name in (("head-kaiming", "Kaiming uniform"), ("head-paper", "U(-√5, √5)")):
-        text = f"the released code's initialisation against {name}"
-        yield Claim("value-head", text, arm, "explained_variance", WHOLE, None)
-        yield Claim("value-head", text, arm, "reward", WHOLE, None)
-        yield Claim("value-head", text, arm, "reward", END, None)
+    for arm, name in (("kl-loss", "KL loss"), ("kl-penalty", "a KL penalty")):
+        yield Claim("kl", f"{name} of {KL} ends with lower accuracy", arm, "held_out", EVAL, 1)
+        yield Claim("kl", "and at temperature 0, too", arm, "greedy", EVAL, 1)
+        yield Claim("kl", "and slows training down", arm, "reward", WHOLE, 1)
+        yield Claim("kl", "and holds the length down", arm, "response_length", END, 1)
+    temperatures = {"t-0.6": "T = 0.6", "t-1.2": "T = 1.2", "t-0.6-p-0.95": "T = 0.6, top-p = 0.95"}
+    for figure, texts in {
+        "data-scale": {f"prompts-{n}": f"{n} prompts end with a lower reward than {MOST}" for n in SCALES[1::-1]},
+        "update-steps": {f"updates-{n}": f"one update step ends higher than {n}" for n in (4, 8)},
+        "temperature": {arm: f"T = 1 ends higher than {name}" for arm, name in temperatures.items()},
+    }.items():
+        for name, text in texts.items():
+            arm = f"over-{name}"
+            yield Claim(figure, text, arm, "reward", END, 1)
+            yield Claim(figure, "and with higher held-out accuracy", arm, "held_out", EVAL, 1)
+            yield Claim(figure, "and at temperature 0, too", arm, "greedy", EVAL, 1)
+            yield Claim(figure, "and with longer responses", arm, "response_length", END, 1)
+            if name in temperatures:
+                yield Claim(figure, "and rises more smoothly", arm, "reward", ROUGH, -1)
+    of_critic = {
+        "critic-updates": {"critic-1": "12 critic updates against 1"},
+        "value-head": {
+            arm: f"the released code's initialisation against {name}"
+            for arm, name in (("head-kaiming", "Kaiming uniform"), ("head-paper", "U(-√5, √5)"))
+        },
+    }
+    for figure, texts in of_critic.items():
+        for arm, text in texts.items():
+            yield Claim(figure, text, arm, "explained_variance", WHOLE, None)
+            yield Claim(figure, text, arm, "reward", WHOLE, None)
+            yield Claim(figure, text, arm, "held_out", EVAL, None)
+            yield Claim(figure, text, arm, "greedy", EVAL, None)
     for arm, name in (("old-log-probs", "computing old log-probs"), ("cross-fit", "cross-fit values")):
         yield Claim("skipped-forwards", f"{name} changes nothing", arm, "reward", WHOLE, 0)
         yield Claim("skipped-forwards", f"{name} changes nothing", arm, "response_length", END, 0)
+    outcomes = ("right", "right_length", "right_interval", "right_tiny", "rewarded_wrong", "unrewarded_right")
+    for key in (*outcomes, "reward", "response_length"):
+        yield Claim("judge", "our judge against plain Math-Verify", "forms-plain", key, END, None)
 
 
 CLAIMS = tuple(_claims())

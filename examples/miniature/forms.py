@@ -2,7 +2,8 @@
 
 Each kind of question is one where Math-Verify alone and our judge differ. Math-Verify drops units, and takes a length
 in another unit for wrong; it takes an inequality for no interval; it rounds to six places, so that two tiny numbers
-are equal. A response is one of the counting task's, with a form of its sum in the box.
+are equal. A response is a guess, counting on without keeping track of how far, right one time in three, or counting
+with a tally, with a form of its sum in the box.
 """
 
 import random
@@ -10,7 +11,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from miniature import task
+from miniature.task import ANSWER, FIRST, guess
+from miniature.task import Terms as Sum
+
+SECOND = range(6, 15)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ Terms = tuple[str, int, int]
 
 def draw(rng: random.Random) -> Terms:
     """The kind and the terms of a fresh question."""
-    return (rng.choice(list(KINDS)), *task.draw(rng))
+    return rng.choice(list(KINDS)), rng.choice(FIRST), rng.choice(SECOND)
 
 
 def question(terms: Terms) -> str:
@@ -61,8 +65,20 @@ def answers(terms: Terms) -> list[str]:
     return [form.format(a=a, n=a + b, m=(a + b) / 100) for form in KINDS[kind].right]
 
 
-def formed(style: Callable[[task.Terms, random.Random], str]) -> Callable[[Terms, random.Random], str]:
-    """A style of the counting task with a form of its sum in the box, right or wrong."""
+def count(terms: Sum, rng: random.Random) -> str:
+    """Counting on, which ends one too early, right, or one too late: count((147, 2)) may be " Counting: 148, 149."."""
+    n = sum(terms) + rng.randint(-1, 1)
+    return f" Counting: {', '.join(map(str, range(terms[0] + 1, n + 1)))}." + ANSWER.format(n)
+
+
+def tally(terms: Sum, rng: random.Random | None = None) -> str:
+    """Counting with a tally: tally((147, 2)) begins with " One by one: 1=148, 2=149."."""
+    first, second = terms
+    return f" One by one: {', '.join(f'{i}={first + i}' for i in range(1, second + 1))}." + ANSWER.format(sum(terms))
+
+
+def formed(style: Callable[[Sum, random.Random], str]) -> Callable[[Terms, random.Random], str]:
+    """A style with a form of its sum in the box, right or wrong."""
 
     def respond(terms: Terms, rng: random.Random) -> str:
         kind, a, b = terms
@@ -75,7 +91,9 @@ def formed(style: Callable[[task.Terms, random.Random], str]) -> Callable[[Terms
     return respond
 
 
-STYLES = {name: formed(style) for name, style in task.STYLES.items()}
+STYLES = {style.__name__: formed(style) for style in (guess, count, tally)}
+BEGINNINGS = {"guess": " It is about", "count": " Counting", "tally": " One by one"}
+STYLE_SHARES = {"guess": 0.6, "count": 0.25, "tally": 0.15}  # in the corpus, so about in the base
 
 
 def kind_of(reference: str) -> str:

@@ -1,5 +1,6 @@
 """The curves of finished runs: arm -> seed -> curve."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
@@ -14,22 +15,18 @@ from openrlhf_orz.report.run_data import columns, load_run
 
 # the evaluation's accuracy at temperature 1, and at 0 at the end, beside the keys of docs/metrics.md
 HELD_OUT, GREEDY = "held_out", "greedy"
-# The studies of a task, in what is drawn of them.
-KEPT = {
-    task: ROOT / "benchmarks" / "results" / f"{name}_study.json"
-    for task, name in (("long", "critic"), ("forms", "reward"))
-}
+KEPT = ROOT / "benchmarks" / "results" / "miniature.json"  # what is drawn of the runs that the documents tell of
 DRAWN = ("step", "reward", "response_length", "explained_variance", "seconds_step", *forms.SHARES)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What one run measured, by step, and the greedy accuracy at its end; ``path`` is its directory."""
+    """What one run measured, by step, the greedy accuracy at its end, and the first rollout's ``digest``."""
 
-    path: Path
     metrics: dict[str, list]
     evals: dict[str, list]
     greedy: float | None = None
+    rollout: str | None = None
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of a key, both empty if it was not measured; steps without a value are left out."""
@@ -49,19 +46,23 @@ class Curves:
 Results = dict[str, dict[int, Curves]]
 
 
+def digest(run_dir: Path, step: int) -> str:
+    """Of all prompts and responses of a step. Raises OSError if they were not kept."""
+    texts = [(row["prompt"], row["response"]) for row in read_records(run_dir / "rollouts" / f"step_{step}.jsonl")]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
 def load(runs: Iterable[Run]) -> Results:
     """The finished ones among the runs."""
     results: Results = {}
     for run in runs:
         if run.finished():
             loaded = load_run(run.path)
-            metrics = columns(loaded.metrics)
+            metrics, evals = columns(loaded.metrics), columns(loaded.evals)
             if run.arm.task == "forms":
                 steps = [read_records(run.path / "rollouts" / f"step_{step}.jsonl") for step in metrics["step"]]
                 metrics |= columns([forms.shares(rows) for rows in steps])
-            results.setdefault(run.arm.name, {})[run.seed] = Curves(
-                run.path, metrics, columns(loaded.evals), run.greedy()
-            )
+            results.setdefault(run.arm.name, {})[run.seed] = Curves(metrics, evals, run.greedy(), digest(run.path, 1))
     return results
 
 
@@ -70,25 +71,24 @@ def fingerprint(arm: str, seed: int) -> str:
     return hashlib.sha256(json.dumps(Run(ARMS[arm], seed, Path()).stamp()).encode()).hexdigest()[:16]
 
 
-def keep(results: Results, file: Path) -> None:
+def keep(results: Results, file: Path = KEPT) -> None:
     """Add to the file what figures and tables are made of: whoever has it can draw, and need not run them again."""
-    rows, held = [], kept([file])
+    rows, held = [], kept(file)
     for arm in results:
         held[arm] = held.get(arm, {}) | results[arm]
     for arm, seeds in held.items():
         for seed, run in sorted(seeds.items()):
-            metrics = {key: run.metrics[key] for key in DRAWN if key in run.metrics}
-            row = {"arm": arm, "seed": seed, "flags": fingerprint(arm, seed)}
-            rows.append(json.dumps(row | {"metrics": metrics, "evals": run.evals, "greedy": run.greedy}))
+            row = {"arm": arm, "seed": seed, "flags": fingerprint(arm, seed), **dataclasses.asdict(run)}
+            row["metrics"] = {key: run.metrics[key] for key in DRAWN if key in run.metrics}
+            rows.append(json.dumps(row))
     write_whole(file, "[\n" + ",\n".join(rows) + "\n]\n")
 
 
-def kept(files: Iterable[Path]) -> Results:
-    """The runs of such files whose arms still have the same flags. A file that is not there holds none."""
+def kept(file: Path = KEPT) -> Results:
+    """The runs of such a file whose arms still have the same flags. A file that is not there holds none."""
     results: Results = {}
-    for file in files:
-        for row in json.loads(file.read_text(encoding="utf-8")) if file.exists() else ():
-            arm, seed = row["arm"], row["seed"]
-            if arm in ARMS and row["flags"] == fingerprint(arm, seed):
-                results.setdefault(arm, {})[seed] = Curves(file, row["metrics"], row["evals"], row.get("greedy"))
+    for row in json.loads(file.read_text(encoding="utf-8")) if file.exists() else ():
+        arm, seed, flags = row.pop("arm"), row.pop("seed"), row.pop("flags")
+        if arm in ARMS and flags == fingerprint(arm, seed):
+            results.setdefault(arm, {})[seed] = Curves(**row)
     return results

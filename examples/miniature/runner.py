@@ -30,7 +30,6 @@ STAMP = "miniature.json"
 GREEDY = "greedy"  # what the evaluation calls the held-out questions
 QUESTIONS: dict[str, dict[str, Callable]] = {  # of each task, how write_questions makes them
     "counting": {},
-    "long": {"draw": task.draw_far},
     "forms": {"draw": forms.draw, "question": forms.question, "answer": lambda terms: forms.answers(terms)[0]},
 }
 STOP_S = 150  # for a run that is to stop; it ends by itself within --orz.stop_timeout_s

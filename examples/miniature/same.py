@@ -1,9 +1,8 @@
 """Of two runs of one seed that should be alike: up to where they are, and how far apart they come."""
 
-import json
 from dataclasses import dataclass
 
-from miniature.arms import BASELINE
+from miniature.arms import AGAIN
 from miniature.results import Curves, Results
 
 
@@ -19,12 +18,6 @@ class Sameness:
     largest_length: float  # tokens
 
 
-def rollouts(run: Curves, step: int) -> list[tuple[str, str]]:
-    """(prompt, response) of a step. Raises OSError if it was not kept."""
-    lines = (run.path / "rollouts" / f"step_{step}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [(row["prompt"], row["response"]) for row in map(json.loads, lines)]
-
-
 def largest(a: list[float], b: list[float]) -> float:
     """The largest absolute difference of two curves at one step."""
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
@@ -36,7 +29,7 @@ def compare(arm: str, seed: int, ours: Curves, theirs: Curves) -> Sameness:
     return Sameness(
         arm,
         seed,
-        rollouts(ours, 1) == rollouts(theirs, 1),
+        ours.rollout == theirs.rollout,
         differing[0] if differing else len(pairs),
         *(largest(ours.values(key), theirs.values(key)) for key in KEYS),
     )
@@ -47,7 +40,7 @@ KEYS = ("reward", "response_length")
 
 def all_pairs(results: Results, arms: tuple[str, ...]) -> list[Sameness]:
     """Each of the arms with the baseline of the same seed."""
-    base = results.get(BASELINE, {})
+    base = results.get(AGAIN, {})
     return [
         compare(arm, seed, base[seed], run)
         for arm in arms
@@ -58,7 +51,7 @@ def all_pairs(results: Results, arms: tuple[str, ...]) -> list[Sameness]:
 
 def between_seeds(results: Results) -> tuple[float, float] | None:
     """The largest differences of reward and length at one step between any two seeds of the baseline: the noise."""
-    runs = list(results.get(BASELINE, {}).values())
+    runs = list(results.get(AGAIN, {}).values())
     pairs = [(a, b) for i, a in enumerate(runs) for b in runs[:i]]
     if not pairs:
         return None

@@ -33,7 +33,8 @@ def roughness(values: Sequence[float]) -> float:
     """Standard deviation of the change from step to step over the second half: how much a curve fluctuates."""
     half = values[len(values) // 2 :]
     steps = [after - before for before, after in zip(half, half[1:])]
-    return math.sqrt(mean([step**2 for step in steps]) - mean(steps) ** 2)
+    centre = mean(steps)
+    return math.sqrt(mean([(step - centre) ** 2 for step in steps]))
 
 
 @dataclass(frozen=True)

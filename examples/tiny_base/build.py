@@ -8,8 +8,8 @@ to a three-digit addition, as a real base model knows good and bad ways to solve
 
 Reinforcement learning then has something to find: reasoning, which takes more tokens, pays.
 
-`--task counting`, `long` and `forms` make the bases of the miniature instead: additions by counting on, answered in
-three styles (examples/miniature/task.py, forms.py).
+`--task counting` and `forms` make the bases of the miniature instead: additions by counting on
+(examples/miniature/task.py, forms.py).
 """
 
 import argparse
@@ -68,7 +68,7 @@ class Task:
     question: its text; answers: what is right, in the box.
     early: shares of the styles in the first part of the training, which has no long template before the question.
     question_tokens: how many tokens of a prompt, its last ones, are the question and "Assistant: <think>".
-    hidden, size, steps: hidden size of the model (a multiple of the head size, 32); examples in a batch; batches.
+    size, steps: examples in a batch; batches.
     mixed: in the first part every fourth batch has the template, which makes the change less of a shock.
     """
 
@@ -78,7 +78,6 @@ class Task:
     shares: dict[str, float]
     early: dict[str, float]
     question_tokens: int
-    hidden: int = 128
     size: int = 64
     steps: int = 1000
     mixed: bool = False
@@ -110,18 +109,6 @@ TASKS = {
         styles=counting.STYLES,
         beginnings=counting.BEGINNINGS,
         shares=counting.SHARES,
-        early={"tally": 0.7, "count": 0.2, "guess": 0.1},
-        question_tokens=11,
-        hidden=96,  # the set is many runs: half the size is half the time
-        size=16,
-        steps=700,
-        mixed=True,
-    ),
-    "long": Task(
-        draw=counting.draw_far,
-        styles=counting.LONG_STYLES,
-        beginnings={"guess": counting.BEGINNINGS["guess"], "weary": counting.BEGINNINGS["tally"]},
-        shares=counting.LONG_SHARES,
         early={"countdown": 0.6, "weary": 0.25, "guess": 0.15},
         question_tokens=11,
         size=16,
@@ -131,8 +118,8 @@ TASKS = {
     "forms": Task(
         draw=forms.draw,
         styles=forms.STYLES,
-        beginnings=counting.BEGINNINGS,
-        shares=counting.SHARES,
+        beginnings=forms.BEGINNINGS,
+        shares=forms.STYLE_SHARES,
         early={"tally": 0.7, "count": 0.2, "guess": 0.1},
         question_tokens=32,
         size=16,
@@ -276,14 +263,14 @@ def main():
     parser.add_argument("--steps", type=int, help="batches of 64 (columns) or 16 solutions (1000, 700)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", choices=TASKS, default="columns", help="the quickstart's or the miniature's base")
-    parser.add_argument("--hidden", type=int, help="hidden size, a multiple of 32 (the task's: 128 or 96)")
+    parser.add_argument("--hidden", type=int, default=128, help="hidden size, a multiple of 32 (128)")
     parser.add_argument("--threads", type=int, default=1, help="threads (1, which made the shipped weights)")
     args = parser.parse_args()
     task = TASKS[args.task]
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer(task)
-    model = build_model(tokenizer, args.hidden or task.hidden)
+    model = build_model(tokenizer, args.hidden)
     train(model, tokenizer, args.steps or task.steps, args.seed, task)
     model = model.to(torch.bfloat16).eval()
     model.generation_config = GenerationConfig(
@@ -292,7 +279,9 @@ def main():
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     print(
-        json.dumps(measure(model, tokenizer, max_new_tokens=352 if args.task == "long" else 128, task=task), indent=1)
+        json.dumps(
+            measure(model, tokenizer, max_new_tokens=352 if args.task == "counting" else 128, task=task), indent=1
+        )
     )
 
 

@@ -52,7 +52,7 @@ def test_arm_differs_in_what_it_names(name, values):
     found, baseline = values(name), values(base.name)
     different = {key for key in found if found[key] != baseline[key] and not key.startswith(UNLIKE)}
     expected = set(arm.flags) | (FREE if arm.prompts != base.prompts else set())
-    if arm.task == "long" and arm.prompts != base.prompts:
+    if arm.task == "counting" and arm.prompts != base.prompts:
         expected.add("data.max_samples")
     if arm.critic:
         expected |= {"critic.model_name_or_path"}
@@ -62,7 +62,7 @@ def test_arm_differs_in_what_it_names(name, values):
     for key, value in arm.flags.items():
         assert found[key] == value
     assert (arm.task, arm.steps) == (base.task, base.steps)
-    distinct = found["data.max_samples"] if arm.task == "long" else arm.prompts
+    distinct = found["data.max_samples"] if arm.task == "counting" else arm.prompts
     assert found["train.num_episodes"] * distinct == arm.steps * arms.PROMPTS and distinct <= arm.prompts
 
 
@@ -74,15 +74,13 @@ def test_figures_and_claims_name_arms():
         assert claim.arm is None or claim.arm in arms.FIGURES[claim.figure].arms
     assert {claim.figure for claim in CLAIMS} == set(arms.FIGURES) - set(arms.CRITIC_STUDY)
     assert [arm.name for arm in arms.arms_of(["lambda", "reward-and-length"])] == ["baseline", "lambda-0.95"]
-    assert [arm.name for arm in arms.arms_of(["critic-policy"])] == [
-        "long-baseline", "long-positive-nll", "long-combined",
-    ]  # fmt: skip
+    assert [arm.name for arm in arms.arms_of(["critic-policy"])] == ["baseline", "positive-nll", "combined"]
 
 
 def test_styles_by_hand():
-    assert task.tally((147, 2)) == " One by one: 1=148, 2=149. </think> <answer> \\boxed{149} </answer>"
+    assert forms.tally((147, 2)) == " One by one: 1=148, 2=149. </think> <answer> \\boxed{149} </answer>"
     rng = random.Random(0)
-    counts = [task.count((147, 2), rng) for _ in range(2000)]
+    counts = [forms.count((147, 2), rng) for _ in range(2000)]
     assert set(counts) == {
         f" Counting: {items}. </think> <answer> \\boxed{{{n}}} </answer>"
         for items, n in (("148", 148), ("148, 149", 149), ("148, 149, 150", 150))
@@ -113,7 +111,7 @@ def test_forms_by_hand():
     assert forms.answers(("interval", 147, 6)) == ["[147,153]", r"147 \le x \le 153"]
     rng = random.Random(0)
     texts = [forms.STYLES["tally"](("length", 147, 6), rng) for _ in range(2000)]
-    work = task.tally((147, 6)).split("\\boxed")[0]
+    work = forms.tally((147, 6)).split("\\boxed")[0]
     shares = {form: sum(text == f"{work}\\boxed{{{form}}} </answer>" for text in texts) / 2000 for form in
               ("153 cm", "1.53 m", "153 m")}  # fmt: skip
     assert shares == {"153 cm": pytest.approx(0.5, abs=0.04), "1.53 m": pytest.approx(0.25, abs=0.04),

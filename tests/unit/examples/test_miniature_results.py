@@ -47,7 +47,7 @@ def runs(tmp_path):
     """
     made = [runner.Run(arm, seed, tmp_path) for arm in arms.ARMS.values() for seed in (0, 1)]
     for run in made:
-        alike = run.arm.name in (arms.BASELINE, arms.LONG, arms.OVER, "old-log-probs")
+        alike = run.arm.name in (arms.BASELINE, arms.AGAIN, arms.OVER, "old-log-probs")
         (run.path / "rollouts").mkdir(parents=True)
         (run.path / runner.STAMP).write_text(json.dumps(run.stamp()))
         plain = run.arm.name == "forms-plain"
@@ -83,7 +83,7 @@ def test_table_says_what_came_out(runs):
     rows = {row.split(" | ")[0].strip("| "): row for row in text.splitlines() if row.startswith("| ")}
     assert rows["λ = 1 learns faster than 0.95"].endswith("| agrees |")
     assert "0.829" in rows["the reward rises"] or "agrees" in rows["the reward rises"]
-    assert rows[f"KL loss of {arms.WEAK} ends with lower accuracy"].endswith(
+    assert rows[f"KL loss of {arms.KL} ends with lower accuracy"].endswith(
         f"| {statistics.NOTHING} |"
     )  # alike, as made up
     assert rows["computing old log-probs changes nothing"].endswith("| agrees |")
@@ -123,18 +123,18 @@ def test_generated_part_is_put_between_markers(tmp_path):
 def test_table_of_the_critics_study(runs):
     text = table.critic_study(results.load(runs), "critic")
     rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[1:] for row in text.splitlines() if row.startswith("| ")}
-    of = [arms.LONG, *(name for figure in arms.CRITIC_STUDY for name in arms.FIGURES[figure].arms)]
+    of = [arms.BASELINE, *(name for figure in arms.CRITIC_STUDY for name in arms.FIGURES[figure].arms)]
     assert set(list(rows)[1:]) == {f"{arms.ARMS[name].label} (2)" for name in of}
     assert "](critic/critic-policy.svg)" in text
-    base, bce = rows["the paper's critic (2)"], rows["binary cross-entropy (2)"]
-    # 0.1 + 0.8 / 24 x the mean of 1 to 16; from step 3 on the arm rises by 0.6 / 24 a step: 0.2 / 24 x 133 / 16 less
-    assert base[0] == "0.384" and bce[0] == "**-0.069 ± 0.000**"
+    base, bce = rows["the paper's settings (2)"], rows["binary cross-entropy (2)"]
+    # 0.1 + 0.8 / 16 x the mean of 1 to 16; from step 3 on the arm rises by 0.6 / 16 a step: 0.2 / 16 x 133 / 16 less
+    assert base[0] == "0.526" and bce[0] == "**-0.104 ± 0.000**"
     assert base[2] == "0.900" and bce[2] == "**-0.500 ± 0.000**", "greedy"
     assert base[3] == "0.500" and bce[3] == "0.000 ± 0.000", "no difference is not in bold"
 
 
 def test_table_of_the_rewards_study(runs):
-    text = table.claims_of("reward", results.load(runs), "reward")
+    text = table.reward_study(results.load(runs), "reward")
     assert "### Our judge or plain Math-Verify (Fig. 3)\n\n![Our judge or plain Math-Verify](reward/judge.svg)" in text
     assert "GAE" not in text
     assert (
@@ -149,7 +149,7 @@ def test_a_run_that_is_kept_without_greedy_accuracy_is_evaluated(runs, tmp_path,
     pytest.importorskip("matplotlib", reason="requirements-report.txt is not installed")
     main = runpy.run_path(str(Path(arms.__file__).with_name("__main__.py")))["main"]
     loaded = results.load(runs)
-    loaded[arms.LONG][1] = dataclasses.replace(loaded[arms.LONG][1], greedy=None)
+    loaded[arms.BASELINE][1] = dataclasses.replace(loaded[arms.BASELINE][1], greedy=None)
     results.keep(loaded, tmp_path / "kept.json")
     asked = []
 
@@ -162,11 +162,12 @@ def test_a_run_that_is_kept_without_greedy_accuracy_is_evaluated(runs, tmp_path,
         def __call__(self):
             pass
 
-    for name, value in {"KEPT": {"long": tmp_path / "kept.json"}, "Runner": Notes, "prepare": lambda *_: None}.items():
+    there = results.kept(tmp_path / "kept.json")
+    for name, value in {"kept": lambda: there, "Runner": Notes, "prepare": lambda *_: None}.items():
         monkeypatch.setitem(main.__globals__, name, value)
-    words = ["--kept", "--figures", "long-lambda", "--seeds", "0", "1", "--out", str(tmp_path / "other")]
-    assert main(words) == 0 and asked == [(arms.LONG, 1)]
-    text = (tmp_path / "other" / "long.md").read_text()
+    words = ["--kept", "--figures", "lambda", "--seeds", "0", "1", "--out", str(tmp_path / "other")]
+    assert main(words) == 0 and asked == [(arms.BASELINE, 1)]
+    text = (tmp_path / "other" / "miniature.md").read_text()
     assert "| and ends with higher accuracy | held-out accuracy after the last step | 0.260 | 0.260 |" in text
     assert (
         "| and at temperature 0, too | greedy held-out accuracy after the last step | 0.900 | 0.400 | +0.500 (1)"
@@ -174,16 +175,29 @@ def test_a_run_that_is_kept_without_greedy_accuracy_is_evaluated(runs, tmp_path,
     )
 
 
+def test_one_figure_writes_its_whole_page_anew(runs, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="requirements-report.txt is not installed")
+    main = runpy.run_path(str(Path(arms.__file__).with_name("__main__.py")))["main"]
+    kept, page, held = results.load(runs), tmp_path / "docs" / "miniature.md", []
+    page.parent.mkdir()
+    page.write_text(f"{table.FROM}\n{table.TO}")
+    for name, value in {"kept": lambda: kept, "keep": held.append, "ROOT": tmp_path}.items():
+        monkeypatch.setitem(main.__globals__, name, value)
+    assert main(["--kept", "--draw_only", "--docs", "--figures", "lambda", "--out", str(tmp_path / "other")]) == 0
+    drawn = [f"(miniature/{name}.svg)" in page.read_text() and (page.parent / "miniature" / f"{name}.svg").exists()
+             for name, figure in arms.FIGURES.items() if figure.page == "miniature"]  # fmt: skip
+    assert all(drawn) and held == [kept]
+    assert {path.name for path in page.parent.iterdir()} == {"miniature.md", "miniature"}, "no other page"
+
+
 def test_kept_runs_are_drawn_alike(runs, tmp_path, monkeypatch):
     loaded = results.load(runs)
     results.keep(loaded, tmp_path / "kept.json")
-    again = results.kept([tmp_path / "kept.json", tmp_path / "none.json"])
+    again = results.kept(tmp_path / "kept.json")
     assert table.critic_study(again, "critic") == table.critic_study(loaded, "critic")
-    results.keep({"long-bce": {7: loaded["long-bce"][0]}}, tmp_path / "kept.json")
-    again = results.kept([tmp_path / "kept.json"])
-    assert set(again) == set(loaded) and set(again["long-bce"]) == {0, 1, 7}, "one more run takes no other's place"
-    other = dataclasses.replace(arms.ARMS["long-bce"], flags={"orz.value_loss": "mse"})
-    monkeypatch.setitem(arms.ARMS, "long-bce", other)
-    assert set(loaded) - set(results.kept([tmp_path / "kept.json", tmp_path / "none.json"])) == {"long-bce"}, (
-        "another arm than was run"
-    )
+    results.keep({"bce": {7: loaded["bce"][0]}}, tmp_path / "kept.json")
+    again = results.kept(tmp_path / "kept.json")
+    assert set(again) == set(loaded) and set(again["bce"]) == {0, 1, 7}, "one more run takes no other's place"
+    other = dataclasses.replace(arms.ARMS["bce"], flags={"orz.value_loss": "mse"})
+    monkeypatch.setitem(arms.ARMS, "bce", other)
+    assert set(loaded) - set(results.kept(tmp_path / "kept.json")) == {"bce"}, "another arm than was run"

@@ -95,8 +95,9 @@ def test_each_task_is_made_of_its_styles(build, name):
     for style in task.styles:
         prompt, response = task.example(build.random.Random(1), {style: 1.0})
         assert "What is " in tokenizer.decode(tokenizer.encode(prompt)[-task.question_tokens :])
-        assert response.startswith(task.beginnings[style])
-    assert set(task.styles) == set(task.beginnings) == set(task.shares) == set(task.early)
+        assert response.startswith(tuple(task.beginnings.values()))
+        assert style not in task.beginnings or response.startswith(task.beginnings[style])
+    assert set(task.beginnings) == set(task.shares) <= set(task.early) == set(task.styles)
     assert sum(task.shares.values()) == pytest.approx(1) and sum(task.early.values()) == pytest.approx(1)
 
 
