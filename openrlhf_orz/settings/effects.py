@@ -44,7 +44,7 @@ def not_here(why: str, refused: bool = True) -> Effect:
 
 ASYNC = only_with("train.async_enable")
 CORRECTION = only_with(
-    "algo.advantage.is_correction_level token, or seq", lambda v: v["algo.advantage.is_correction_level"] != "off"
+    "algo.advantage.is_correction_level token` or `seq", lambda v: v["algo.advantage.is_correction_level"] != "off"
 )
 CRITIC = only_with("algo.advantage.estimator gae", lambda v: v["algo.advantage.estimator"] == "gae")
 NO_CRITIC = Effect(  # OpenRLHF would add the routers' loss to the critic's, whose model gives none
@@ -53,7 +53,7 @@ NO_CRITIC = Effect(  # OpenRLHF would add the routers' loss to the critic's, who
     refused=True,
 )
 DISCOUNT = only_with(
-    "algo.advantage.estimator gae, or reinforce", lambda v: v["algo.advantage.estimator"] in ("gae", "reinforce")
+    "algo.advantage.estimator gae` or `reinforce", lambda v: v["algo.advantage.estimator"] in ("gae", "reinforce")
 )
 EMA = only_with("train.enable_ema")
 EVALUATION = only_with("eval.dataset")
@@ -71,7 +71,7 @@ OVERLONG = only_with("reward.overlong_buffer_len", lambda v: v["reward.overlong_
 RECOMPUTE = only_with("actor.gradient_checkpointing_enable")
 REFERENCE = only_with("algo.kl.init_coef", lambda v: v["algo.kl.init_coef"] > 0)
 SCALED = only_with(
-    "algo.advantage.estimator gae, reinforce, or reinforce_baseline",
+    "algo.advantage.estimator gae`, `reinforce` or `reinforce_baseline",
     lambda v: v["algo.advantage.estimator"] in ("gae", "reinforce", "reinforce_baseline"),
 )
 WANDB = only_with("logger.wandb.key")

@@ -99,7 +99,7 @@ def test_the_page_of_flags_is_made_from_the_records():
     assert "| none (OpenRLHF: `0.5`): Eq. 2 is not clipped |" in page
     assert "| `--ds.zero_stage` | works | `2`; derived: CPU `0` or `1`, 8 GPUs `3` |" in page
     assert "| `--vllm.num_engines` | works | none; derived: CPU `1`, 8 GPUs `8` |" in page
-    assert "| `--algo.advantage.gamma` | only with `--algo.advantage.estimator gae, or reinforce` | `1` |" in page
+    assert "| `--algo.advantage.gamma` | only with `--algo.advantage.estimator gae` or `reinforce` | `1` |" in page
 
 
 def test_every_flag_of_openrlhf_has_a_verdict():
