@@ -149,17 +149,18 @@ run "$python" -m openrlhf_orz.cli.curate "${rates[@]}"
 run "$python" -m openrlhf_orz.cli.evaluate --model "$WARM" --out "$RUN_DIR/before" "${evaluation[@]}"
 say "$SECONDS s so far; the steps of ORZ begin"
 
-# As many passes over the questions as STEPS asks for, of equal size.
+# As many passes over the questions as STEPS asks for, of equal size: a few steps more where it does not come out even.
 rows=$((STEPS * PROMPTS))
 if [ -e "$RUN_DIR/rl/kept/train.jsonl" ]; then rows=$(wc -l <"$RUN_DIR/rl/kept/train.jsonl"); fi
 if [ "$rows" -lt "$PROMPTS" ]; then
    echo "only $rows questions were sometimes right: give a larger POOL, or a longer warm-up (SFT_ROWS, SFT_EPOCHS)" >&2
    exit 2
 fi
-episodes=$(((STEPS * PROMPTS + rows - 1) / rows))
+most=$((rows / PROMPTS)) # whole steps of one pass
+episodes=$(((STEPS + most - 1) / most))
 data=(
    --data.prompt_dataset "$RUN_DIR/rl/kept/train.jsonl"
-   --data.max_samples $((STEPS / episodes * PROMPTS))
+   --data.max_samples $(((STEPS + episodes - 1) / episodes * PROMPTS))
    --train.num_episodes "$episodes"
 )
 train_on() ( train "$@" ) # a process of its own: the recipe goes on after it

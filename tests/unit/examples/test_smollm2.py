@@ -84,6 +84,22 @@ def test_models_and_sizes_of_one_s_own():
     assert numbers[-1] == f"{os.getcwd()}/n.json"
 
 
+@pytest.mark.parametrize(
+    ("kept", "steps", "expected"),
+    [(12, 3, (3, 8)), (300, 24, (2, 12 * 16)), (300, 25, (2, 13 * 16)), (384, 24, (1, 384)), (999, 24, (1, 384))],
+)
+def test_few_questions_give_as_many_steps(tmp_path, kept, steps, expected):
+    """In passes of equal size: ``expected`` are their number and their questions."""
+    questions = tmp_path / "rl" / "kept" / "train.jsonl"
+    questions.parent.mkdir(parents=True)
+    questions.write_text("{}\n" * kept)
+    short = {"SHORT": "1"} if steps == 3 else {}
+    here = {"MAWPS": "a.csv", "SVAMP": "s.json", "WARM_MODEL": "w", "RUN_DIR": str(tmp_path)}
+    train = commands(**here, **short, STEPS=str(steps))[-3]
+    found = (int(train[train.index(flag) + 1]) for flag in ("--train.num_episodes", "--data.max_samples"))
+    assert tuple(found) == expected
+
+
 def test_without_data_their_repository_is_cloned():
     clone, words, *_ = commands()
     assert clone[:2] == ["git", "clone"] and clone[-1] == ".cache/SVAMP"
