@@ -77,15 +77,14 @@ def main(argv: list[str] | None = None) -> int:
     failed: list[Run] = []
     if not options.draw_only:
         out.mkdir(parents=True, exist_ok=True)
-        try:
-            prepare(out, [run.arm for run in runs])
-        except RuntimeError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
         runner = Runner(runs, options.jobs)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs is stopped, too
         try:
+            prepare(out, [run.arm for run in runs])
             runner()
+        except RuntimeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("stopped; the same command goes on with the runs that are missing", file=sys.stderr)
             return 130

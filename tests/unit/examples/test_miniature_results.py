@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import runpy
+import signal
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,24 @@ def test_a_run_that_is_kept_without_greedy_accuracy_is_evaluated(runs, tmp_path,
         "| and at temperature 0, too | greedy held-out accuracy after the last step | 0.900 | 0.400 | +0.500 (1)"
         in (text)
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"), [(KeyboardInterrupt, 130, "goes on"), (RuntimeError("see x.log"), 1, "x.log")]
+)
+def test_what_is_made_before_the_runs_can_fail_and_be_stopped(tmp_path, monkeypatch, capsys, error, status, said):
+    main = runpy.run_path(str(Path(arms.__file__).with_name("__main__.py")))["main"]
+
+    def prepare(*_):
+        raise error
+
+    monkeypatch.setitem(main.__globals__, "prepare", prepare)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["--figures", "lambda", "--out", str(tmp_path / "out")]) == status
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert said in capsys.readouterr().err
 
 
 def test_one_figure_writes_its_whole_page_anew(runs, tmp_path, monkeypatch):
