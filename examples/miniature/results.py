@@ -9,12 +9,11 @@ from pathlib import Path
 
 from miniature import forms
 from miniature.arms import ARMS
-from miniature.runner import ROOT, Run
+from miniature.runner import GREEDY, ROOT, Run
 from openrlhf_orz.data.json_lines import read_records, write_whole
 from openrlhf_orz.report.run_data import columns, load_run
 
-# the evaluation's accuracy at temperature 1, and at 0 at the end, beside the keys of docs/metrics.md
-HELD_OUT, GREEDY = "held_out", "greedy"
+HELD_OUT = "held_out"  # the evaluation's accuracy at temperature 1, beside the keys of docs/metrics.md and GREEDY
 KEPT = ROOT / "benchmarks" / "results" / "miniature.json"  # what is drawn of the runs that the documents tell of
 DRAWN = ("step", "reward", "response_length", "explained_variance", "seconds_step", *forms.SHARES)
 
