@@ -7,6 +7,7 @@ It has not run: no GPU was at hand.
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -53,9 +54,10 @@ def engine_killed(folder):
         time.sleep(part * (time.monotonic() - first))
         run.kill_engine()
         began = time.monotonic()
-        status = run.wait(900)
-        found[str(part)] = {"status": status, "seconds": time.monotonic() - began, "steps": run.steps()}
-        fine &= (status == 0 and run.steps() == 12) or time.monotonic() - began < 120
+        status, seconds = run.wait(900), time.monotonic() - began
+        causes = re.findall(r"error: (engine \d+ .+)", run.output()) if status else []
+        found[str(part)] = {"status": status, "seconds": seconds, "steps": run.steps(), "cause": causes[-1:]}
+        fine &= bool(causes) and seconds < 120 if status else run.steps() == 12
     return found, fine
 
 

@@ -69,3 +69,29 @@ def test_the_checks_of_the_stack_are_runs_that_the_command_takes(monkeypatch, tm
     assert sync.args.orz.check_sync and all(run.killed and run.args.vllm.enable_sleep for run in killed)
     assert all(run.args.train.colocate_all and run.args.orz.device == "cuda" for run in PlannedRun.made)
     assert run("c").returncode == 2
+
+
+def test_a_killed_engine_may_end_a_run_by_its_name_alone(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "gpu"))
+    import gpu_stack
+
+    class EndedRun(PlannedRun):
+        said = ""
+
+        def wait(self, timeout):
+            return 1
+
+        def output(self):
+            return self.said
+
+    for name in ("silent", "named", "short"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(gpu_stack, "Run", EndedRun)
+    monkeypatch.setattr(gpu_stack, "ROOT", ROOT)
+    assert not gpu_stack.engine_killed(tmp_path / "silent")[1]
+    EndedRun.said = "[orz] error: engine 0 dies whenever it is started: ActorDiedError"
+    found, fine = gpu_stack.engine_killed(tmp_path / "named")
+    assert fine and found["0.0"]["cause"] == ["engine 0 dies whenever it is started: ActorDiedError"]
+    monkeypatch.setattr(EndedRun, "wait", lambda run, timeout: 0)
+    monkeypatch.setattr(EndedRun, "steps", lambda run: 11)
+    assert not gpu_stack.engine_killed(tmp_path / "short")[1]
