@@ -34,6 +34,8 @@ from openrlhf_orz.settings.models import load_config
 
 PROGRAM = "python -m openrlhf_orz.cli.plan"
 DOES_NOT_FIT = 3  # exit status
+# From settings and given flags to lines for the plan, and the mean tokens of a prompt where the data are here.
+Look = Callable[[Any, set[str]], tuple[list[str], float | None]]
 
 
 def positive(text: str) -> float:
@@ -260,11 +262,15 @@ def plan_settings(
     explicit: set[str],
     hardware: machines.Hardware,
     remarks: list[str],
+    prompt_tokens: float | None = None,
 ) -> Plan:
-    """The plan of what ``settings_to_plan`` returns. Raises PlanError, ConfigError, and UnknownShape for a model."""
+    """The plan of what ``settings_to_plan`` returns, and of prompts of so many tokens if nothing else is given.
+
+    Raises PlanError, ConfigError, and UnknownShape for a model.
+    """
     policy, critic = _shapes(args, own.model_config, own.critic_config)
     args, families = _fit(own, args, explicit)
-    lengths = default_lengths(args, own.prompt_tokens, own.response_tokens)
+    lengths = default_lengths(args, own.prompt_tokens, own.response_tokens, prompt_tokens)
     names = ("training", "prefill", "decode", "concurrent")
     chosen = {name: getattr(own, name) for name in names if getattr(own, name)}
     rates = replace(CPU_RATES if hardware.is_cpu else Rates(), **chosen)
@@ -274,11 +280,11 @@ def plan_settings(
     return found
 
 
-def main(argv: list[str] | None = None, look: Callable[[Any, set[str]], list[str]] | None = None) -> int:
+def main(argv: list[str] | None = None, look: Look | None = None) -> int:
     """The command; its exit status: 3 for a run that does not fit, 2 for one that cannot be planned.
 
-    ``look``, for a dry run, takes settings and given flags, looks at what a run looks at before it starts, and returns
-    lines for the plan. It also is asked where a model cannot be counted, so that there is no plan.
+    ``look``, for a dry run, looks at what a run looks at before it starts. It also is asked where a model cannot be
+    counted, so that there is no plan.
     """
     from openrlhf_orz.data.sources import DataError
 
@@ -287,9 +293,9 @@ def main(argv: list[str] | None = None, look: Callable[[Any, set[str]], list[str
     try:
         args, explicit, *about = settings_to_plan(own, rest)
         with contextlib.redirect_stdout(sys.stderr):
-            seen = look(args, explicit) if look else []
+            seen, prompt_tokens = look(args, explicit) if look else ([], None)
         try:
-            found = plan_settings(own, args, explicit, *about)
+            found = plan_settings(own, args, explicit, *about, prompt_tokens)
         except UnknownShape as error:
             if look is None:
                 raise

@@ -48,22 +48,14 @@ def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:
 
     Raises DataError, naming flag, file and line, if there is nothing to train on.
     """
-    from openrlhf_orz.data.prepare import PromptRules, prepare_prompts
+    from openrlhf_orz.data.prepare import prepare_prompts
     from openrlhf_orz.reward.verifiers import VerifierSet
     from openrlhf_orz.settings.models import check_models
 
     tokenizer = check_models(args)
     data_dir = Path(args.orz.run_dir) / "data"
     with VerifierSet(args.orz.verifier, plain=args.orz.plain_math_verify) as verifiers:
-        rules = PromptRules(
-            tokenizer=tokenizer,
-            template=template_of(args),
-            input_key=args.data.input_key,
-            label_key=args.data.label_key,
-            max_prompt_len=prompt_budget(args),
-            answers=answer_rules(args, explicit, verifiers),
-            apply_chat_template=args.data.apply_chat_template,
-        )
+        rules = prompt_rules(args, tokenizer, answer_rules(args, explicit, verifiers))
         train = prepare_prompts(
             args.data.prompt_dataset,
             data_dir,
@@ -86,6 +78,21 @@ def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:
     prompts = min(blended(train.counts, args.data.prompt_probs, args.train.seed), args.data.max_samples)
     check_rollouts(args, prompts)
     return prepared, prompts
+
+
+def prompt_rules(args, tokenizer, answers):
+    """How the run's rows become prompts."""
+    from openrlhf_orz.data.prepare import PromptRules
+
+    return PromptRules(
+        tokenizer=tokenizer,
+        template=template_of(args),
+        input_key=args.data.input_key,
+        label_key=args.data.label_key,
+        max_prompt_len=prompt_budget(args),
+        answers=answers,
+        apply_chat_template=args.data.apply_chat_template,
+    )
 
 
 def replayed_steps(args, prompts: list[str], start_step: int) -> int:
@@ -182,14 +189,16 @@ def short_rollout(args, prompts: int) -> str | None:
     return f"the last rollout of an episode has {last} of {batch} prompts and takes as many optimizer steps{whole}"
 
 
-def look_at_data(args, explicit: Set[str]) -> list[str]:
+def look_at_data(args, explicit: Set[str], tokenizer=None) -> tuple[list[str], float | None]:
     """A line for each of the run's data sets that is here, with its good and bad rows; one on the hub is not fetched.
 
+    With a tokenizer also the mean tokens of a prompt to train on, or None where one of these data sets is not here.
     Raises DataError, as training does, where there is no such file or no good row in it, and for a template without a
     place for the question.
     """
+    from openrlhf_orz.data.prepare import mean_tokens
     from openrlhf_orz.data.prompts import render
-    from openrlhf_orz.data.rows import read_dataset
+    from openrlhf_orz.data.rows import AnswerRules, Row, read_dataset
     from openrlhf_orz.data.sources import EVAL_FLAGS, TRAIN_FLAGS, DataError, is_here
     from openrlhf_orz.reward.verifiers import VerifierSet
 
@@ -197,6 +206,7 @@ def look_at_data(args, explicit: Set[str]) -> list[str]:
         render(template_of(args), "")
     lines: list[str] = []
     counts: list[int] = []  # of each training set
+    rows: list[Row] = []  # of all of them
     unknown = False
     for flags, names, split in (
         (TRAIN_FLAGS, args.data.prompt_dataset, args.data.prompt_split),
@@ -218,17 +228,20 @@ def look_at_data(args, explicit: Set[str]) -> list[str]:
                 raise DataError(f"{flags.dataset}: no row of {name} can be used ({reasons or 'no rows'}{first})")
             lines.append(f"data: {name}: {len(good)} rows, {len(bad)} bad" + (f" ({reasons})" if bad else ""))
             lines.append(f"data: its first question: {_short(good[0].question)}; answer: {_short(good[0].answer)}")
-            counts += [len(good)] * (flags is TRAIN_FLAGS)
-    if not unknown:
-        prompts = min(blended(counts, args.data.prompt_probs, args.train.seed), args.data.max_samples)
-        said = short_rollout(args, prompts)
-        try:
-            check_rollouts(args, prompts)
-        except ConfigError as error:
-            said = f"the run will be refused: {error}"
-        if said:
-            lines.append(f"data: if no prompt is too long, {said}")
-        steps = steps_of(args, prompts)
-        lines.append(f"run: {steps} steps ({prompts} prompts, --train.num_episodes {args.train.num_episodes})")
-        lines += short_run(args, steps)
-    return lines
+            if flags is TRAIN_FLAGS:
+                counts.append(len(good))
+                rows += good
+    if unknown:
+        return lines, None
+    prompts = min(blended(counts, args.data.prompt_probs, args.train.seed), args.data.max_samples)
+    said = short_rollout(args, prompts)
+    try:
+        check_rollouts(args, prompts)
+    except ConfigError as error:
+        said = f"the run will be refused: {error}"
+    if said:
+        lines.append(f"data: if no prompt is too long, {said}")
+    steps = steps_of(args, prompts)
+    lines.append(f"run: {steps} steps ({prompts} prompts, --train.num_episodes {args.train.num_episodes})")
+    lines += short_run(args, steps)
+    return lines, None if tokenizer is None else mean_tokens(prompt_rules(args, tokenizer, AnswerRules()), rows)

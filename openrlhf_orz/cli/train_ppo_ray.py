@@ -124,8 +124,8 @@ def require_plain_head(args) -> None:
         raise ConfigError(f"--orz.fp32_head: {config.model_type} ({flag}) {NO_FP32_HEAD}")
 
 
-def look_ahead(args, explicit: set[str]) -> list[str]:
-    """For --dry_run: own code, models and data as a run looks at them, if they are here; lines for the plan.
+def look_ahead(args, explicit: set[str]) -> tuple[list[str], float | None]:
+    """For --dry_run: own code, models and data as a run looks at them, if they are here: ``plan.Look``.
 
     Raises what a run raises: ConfigError, DataError.
     """
@@ -136,13 +136,14 @@ def look_ahead(args, explicit: set[str]) -> list[str]:
     own = [f"--orz.{name}_cls {given}" for name in CLASSES if (given := getattr(args.orz, f"{name}_cls"))]
     lines = [f"code of yours, which loads: {', '.join(own)}"] if own else []
     named = {args.actor.model_name_or_path, args.critic.model_name_or_path} - {None, ""}
-    if all(os.path.isdir(name) for name in named):
-        tokenizer = check_models(args)
+    tokenizer = check_models(args) if all(os.path.isdir(name) for name in named) else None
+    if tokenizer is not None:
         if args.data.apply_chat_template:
             chat_renderer(tokenizer)
         if args.orz.fp32_head:
             require_plain_head(args)
-    return [*lines, *look_at_data(args, explicit)]
+    about_data, prompt_tokens = look_at_data(args, explicit, tokenizer)
+    return [*lines, *about_data], prompt_tokens
 
 
 def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, type], **facts) -> None:

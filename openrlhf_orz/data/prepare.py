@@ -116,11 +116,8 @@ class _RowChecker:
 
     def __init__(self, rules: PromptRules):
         self.rules = rules
-        self.render = chat_renderer(rules.tokenizer) if rules.apply_chat_template else self._from_template
+        self.render = renderer(rules)
         self.problems: dict[tuple[str | None, str], str | None] = {}
-
-    def _from_template(self, question: str | list[dict[str, str]]) -> str:
-        return render(self.rules.template, question) if isinstance(question, str) else ""
 
     def split(self, rows: list[Row]) -> tuple[list[dict[str, Any]], list[BadRow]]:
         """(rows as OpenRLHF reads them, bad rows)."""
@@ -152,6 +149,27 @@ class _RowChecker:
         if key not in self.problems:
             self.problems[key] = reference_problem(verifiers.named(row.verifier), row.answer)
         return self.problems[key]
+
+
+def renderer(rules: PromptRules) -> Callable[[str | list[dict[str, str]]], str]:
+    """What renders a question by the rules; "" for messages, which a template of ours cannot render."""
+    if rules.apply_chat_template:
+        return chat_renderer(rules.tokenizer)
+    return lambda question: render(rules.template, question) if isinstance(question, str) else ""
+
+
+def mean_tokens(rules: PromptRules, rows: list[Row]) -> float | None:
+    """Mean tokens of the prompts that a run keeps, from at most ``TOKENIZER_BATCH`` rows evenly spread; None of none.
+
+    For a plan, which does not wait until all are tokenized.
+    """
+    rendered = map(renderer(rules), (row.question for row in rows[:: 1 + len(rows) // TOKENIZER_BATCH]))
+    prompts = [prompt for prompt in rendered if 0 < len(prompt) <= HUGE_PROMPT]
+    if not prompts:
+        return None
+    encoded = rules.tokenizer(prompts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    kept = [len(ids) for ids in encoded if len(ids) <= rules.max_prompt_len]
+    return sum(kept) / len(kept) if kept else None
 
 
 def chat_renderer(tokenizer: Any) -> Callable[[str | list[dict[str, str]]], str]:

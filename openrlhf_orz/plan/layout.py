@@ -23,11 +23,16 @@ class Lengths:
         return self.prompt + self.response
 
 
-def default_lengths(args: SimpleNamespace, prompt: float | None = None, response: float | None = None) -> Lengths:
-    """The given mean lengths; a missing one is assumed, and ``source`` says so."""
+def default_lengths(
+    args: SimpleNamespace, prompt: float | None = None, response: float | None = None, seen: float | None = None
+) -> Lengths:
+    """The given mean lengths, or of the data where it was ``seen``; else one is assumed, and ``source`` says so."""
     room = args.rollout.max_new_tokens or args.data.max_len
     said = []
-    if prompt is None:
+    if prompt is None and seen is not None:
+        prompt = seen
+        said.append(f"prompt {seen:.1f} tokens: the mean of the data")
+    elif prompt is None:
         prompt = min(160, args.orz.max_prompt_len, args.data.max_len // 2)
         said.append(f"prompt {prompt:g} tokens: an assumption, --prompt_tokens sets it")
     longest = max(1, min(room, args.data.max_len - int(prompt)))

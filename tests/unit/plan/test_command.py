@@ -88,6 +88,29 @@ def test_a_dry_run_looks_at_the_data(capsys, tmp_path):
     assert plan.main([*TINY, "--data.prompt_dataset", str(tmp_path / "none.jsonl")]) == 0
 
 
+def test_a_dry_run_plans_with_the_datas_prompts(capsys, tmp_path):
+    """Those that a run refuses count for none; a length that is given goes first."""
+    from transformers import AutoTokenizer
+
+    from openrlhf_orz.data.prompts import render
+
+    questions = ["1+1?", "2+2=?", "3+" * 200, [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": q, "answer": "2"}) + "\n" for q in questions))
+    given = ["--dry_run", *TINY, "--data.prompt_dataset", str(rows), "--orz.prompt_template", "{}:"]
+    assert train_ppo_ray.main([*given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["lengths"]
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    short = [len(tokenizer.encode(render("{}:", q), add_special_tokens=False)) for q in questions[:2]]
+    assert short[0] != short[1] and found["prompt"] == sum(short) / 2
+    assert f"prompt {sum(short) / 2:.1f} tokens: the mean of the data; response" in found["source"]
+    assert train_ppo_ray.main([*given, "--json", "--prompt_tokens", "77"]) == 0
+    assert json.loads(capsys.readouterr().out)["lengths"]["prompt"] == 77
+    rows.write_text(json.dumps({"question": questions[2], "answer": "2"}))
+    assert train_ppo_ray.main([*given, "--json"]) == 0
+    assert "an assumption, --prompt_tokens" in json.loads(capsys.readouterr().out)["lengths"]["source"]
+
+
 def test_a_padded_family_is_said_and_planned_so(capsys, tmp_path):
     from transformers import AutoConfig
 
