@@ -65,6 +65,11 @@ def _modes(args) -> Iterator[str]:
             f"--rollout.vllm_generate_batch_size {generate} is above --rollout.batch_size {batch}: that needs"
             " --train.async_enable; lower it or leave it out"
         )
+    if generate is not None and generate < batch:  # OpenRLHF trains on what one call has generated
+        yield (
+            f"--rollout.vllm_generate_batch_size {generate} is below --rollout.batch_size {batch}: each step would"
+            f" train on {generate} prompts; lower the second, or leave the first out"
+        )
     if args.orz.batch_invariant and args.orz.device == "cpu":
         yield "--orz.batch_invariant needs vLLM's kernels for GPUs, H100 and later: leave it out with --orz.device cpu"
     if args.orz.fp32_head and args.orz.batch_invariant:

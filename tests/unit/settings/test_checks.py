@@ -46,6 +46,8 @@ def message(capsys, flags: str) -> str:
         ),
         ("--rollout.max_new_tokens 2048", "leaves no room for a prompt in --data.max_len 2048"),
         ("--rollout.vllm_generate_batch_size 129", "is above --rollout.batch_size 128"),
+        ("--rollout.vllm_generate_batch_size 64", "each step would train on 64 prompts"),
+        ("--rollout.vllm_generate_batch_size 64 --train.async_enable", "each step would train on 64 prompts"),
         ("--reward.model_name_or_path r/r", "--reward.model_name_or_path (refused: answers are graded"),
         ("--reward.model_name_or_path r/r --reward.remote_url http://host", "serve the model and name it there"),
         # corrections, KL, adapters, optimizers: what OpenRLHF finds out when Ray has started, or never
