@@ -34,43 +34,53 @@ def _asked(text: str, options: list[str], right: int) -> tuple[str, str]:
     return "\n".join([text.strip(), "", *lines, "", CHOICE_REQUEST]), string.ascii_uppercase[right]
 
 
-def with_options(text: str, choices: Any, answer: str, seed: int, name: str) -> tuple[str, str]:
+def with_options(text: str, choices: Any, answer: str, seed: int, name: str, number: bool = False) -> tuple[str, str]:
     """``lettered`` for a row's ``choices``: a list, ``{"text": [...], "label": [...]}`` or ``{"A": ..., "B": ...}``.
 
-    Where an option speaks of others ("none of these", "A and B") they keep their order. ``answer`` is a letter or
-    label, an index from 0, or an option's text. Raises BadChoices if there are not 2 to 26
-    options, or if ``answer`` does not name one of them.
+    Where an option speaks of others ("none of these", "A and B") they keep their order. ``answer`` is a label of the
+    row's, else a letter, an index from 0, or an option's text; ``number``: it stood there as a number, not as text,
+    and among options that are text is an index. Raises BadChoices if there are not 2 to 26 options, or if ``answer``
+    names none or several of them.
     """
     found, labels = _options(choices)
     if not found:
         raise BadChoices("its choices are not 2 to 26 options, each with a label")
     options = [str(choice) for choice in found]
-    place = options.index(answer) if answer in options else _place(answer, labels, len(options))
-    if place is None:
-        raise BadChoices(f"the answer {answer!r} names none, or several, of its choices")
+    index = number and all(isinstance(choice, str) for choice in found)
+    places = _places(answer, options, labels, index)
+    if len(places) != 1:
+        raise BadChoices(f"the answer {answer!r} names none, or several, of its choices: give its letter")
+    (place,) = places
     if any(_ABOUT_OTHERS.search(option) for option in options):
         return _asked(text, options, place)
     return lettered(text, options[place], options[:place] + options[place + 1 :], seed, name)
 
 
 def _options(choices: Any) -> tuple[list, list[str]]:
-    """(options, labels), else nothing."""
+    """(options, labels of the row's own, if it has any), else nothing."""
     if isinstance(choices, dict):
         if isinstance(choices.get("text"), (list, tuple)):
             options = list(choices["text"])
-            labels = [str(label) for label in choices.get("label") or string.ascii_uppercase]
+            labels = [str(label) for label in choices.get("label") or ()]
         else:
             options, labels = list(choices.values()), [str(label) for label in choices]
     else:
-        options, labels = list(choices) if isinstance(choices, (list, tuple)) else [], list(string.ascii_uppercase)
+        options, labels = list(choices) if isinstance(choices, (list, tuple)) else [], []
     plain = all(isinstance(option, (str, int, float)) for option in options)
-    return (options, labels) if plain and 1 < len(options) <= min(len(labels), 26) else ([], [])
+    return (options, labels) if plain and 1 < len(options) <= min(len(labels) or 26, 26) else ([], [])
 
 
-def _place(answer: str, labels: list[str], options: int) -> int | None:
-    """The index of the one option that a label or a number from 0 names; None if there is none."""
+def _places(answer: str, options: list[str], labels: list[str], index: bool) -> set[int]:
+    """The places of the options that ``answer`` may mean; a label of the row's own, or an ``index``, goes first."""
+
+    def named(names: list[str]) -> set[int]:
+        return {place for place, name in enumerate(names) if name.strip("(). ").upper() == bare}
+
     bare = answer.strip("(). ").upper()
-    named = [place for place, label in enumerate(labels[:options]) if label.strip("(). ").upper() == bare]
-    if not named and bare.isdigit() and len(bare) < 4:
-        named = [int(bare)]
-    return named[0] if len(named) == 1 and named[0] < options else None
+    if own := named(labels[: len(options)]):
+        return own
+    at = {int(bare)} & set(range(len(options))) if bare.isdecimal() and len(bare) < 4 else set()
+    if index and at:
+        return at
+    letters = set() if labels else named(list(string.ascii_uppercase[: len(options)]))
+    return at | letters | {place for place, option in enumerate(options) if option.strip() == answer.strip()}

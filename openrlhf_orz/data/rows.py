@@ -136,16 +136,14 @@ def _read_row(
         raise BadValue(record.reason, record.detail)
     if not isinstance(record, dict):
         raise BadValue("not_an_object", f"{_kind(record)}, not an object with question and answer")
-    question = _decoded(value_at(record, input_key))
-    question = (
-        _messages(question, input_key) if isinstance(question, list) else question_of(question, f"key {input_key!r}")
-    )
+    question = asked(value_at(record, input_key), f"key {input_key!r}")
     answer = MISSING if label_key is None else value_at(record, label_key)
     where = f"key {label_key!r}"
     if answers.own_reward:
         return question, _any_answer(answer, where), None
     if record.get("choices"):
-        return *_with_options(record["choices"], question, answer_of(answer, where)), "letter"
+        number = not isinstance(answer, str)
+        return *_with_options(record["choices"], question, answer_of(answer, where), number), "letter"
     name = row_verifier(record)
     if answers.verifiers is None:
         return question, answer_of(answer, where), name
@@ -161,12 +159,12 @@ def _read_row(
     return question, answer_of(answer, where), name
 
 
-def _with_options(choices: Any, question: str | list, answer: str) -> tuple[str, str]:
+def _with_options(choices: Any, question: str | list, answer: str, number: bool) -> tuple[str, str]:
     """Question and right letter of a multiple-choice row; the question itself fixes the order of its options."""
     try:
         if not isinstance(question, str):
             raise BadChoices("its choices go with a question of one turn")
-        return with_options(question, choices, answer, 0, question)
+        return with_options(question, choices, answer, 0, question, number)
     except BadChoices as error:
         raise BadValue("bad_choices", str(error)) from None
 
@@ -209,6 +207,12 @@ def value_at(record: dict, key: str) -> Any:
     return value
 
 
+def asked(value: Any, where: str) -> str | list[dict[str, str]]:
+    """The question that a row asks, text or messages. Raises BadValue, which says ``where`` it stood."""
+    value = _decoded(value)
+    return _messages(value, where) if isinstance(value, list) else question_of(value, where)
+
+
 def _decoded(value: Any) -> Any:
     """Messages that stand as JSON in a text, as a CSV file has them; anything else as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith("[{"):
@@ -220,16 +224,16 @@ def _decoded(value: Any) -> Any:
     return found if all(isinstance(turn, dict) and "role" in turn for turn in found) else value
 
 
-def _messages(turns: list, key: str) -> str | list[dict[str, str]]:
+def _messages(turns: list, where: str) -> str | list[dict[str, str]]:
     """The messages of a dialogue; of one that is a user's message alone, its text."""
     found = []
     for i, turn in enumerate(turns):
         if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-            raise BadValue("bad_messages", f"key {key!r}: message {i} has no role")
-        found.append({"role": turn["role"], "content": question_of(turn.get("content"), f"key {key!r}, message {i}")})
+            raise BadValue("bad_messages", f"{where}: message {i} has no role")
+        found.append({"role": turn["role"], "content": question_of(turn.get("content"), f"{where}, message {i}")})
     if not found or found[-1]["role"] != "user":
         last = f"the last message is of {found[-1]['role']!r}" if found else "there is no message"
-        raise BadValue("bad_messages", f"key {key!r}: {last}, and a question is the user's")
+        raise BadValue("bad_messages", f"{where}: {last}, and a question is the user's")
     return found[0]["content"] if len(found) == 1 else found
 
 

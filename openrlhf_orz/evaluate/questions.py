@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from openrlhf_orz.data.json_lines import Broken
 from openrlhf_orz.data.options import BadChoices, lettered, with_options
-from openrlhf_orz.data.rows import BadValue, row_verifier
+from openrlhf_orz.data.rows import BadValue, answer_of, asked, row_verifier
 from openrlhf_orz.data.sources import DataFlags, records
 from openrlhf_orz.reward.verifiers import VERIFIERS
 
@@ -107,7 +107,7 @@ def read_file(path: Path) -> list[dict]:
 def questions_of(
     rows: Iterable[dict], bench: str, seed: int, where: str, spec: Benchmark | None = None
 ) -> list[Question]:
-    """Questions from raw rows. EvaluationError names the row that has no question or answer.
+    """Questions, each text or one user's message, from raw rows. EvaluationError names the row it cannot take.
 
     A row is multiple choice if it has ``choices`` (the options, or an object of labels and options; ``answer`` is a
     letter or label, an index from 0 or an option's text), or if its benchmark has fields of wrong options.
@@ -116,33 +116,35 @@ def questions_of(
     taken: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
 
-        def field(keys: Sequence[str], what: str, row: dict = row, number: int = number) -> str:
+        def field(keys: Sequence[str], what: str, row: dict = row) -> Any:
             value = next((row[key] for key in keys if row.get(key) not in (None, "")), None)
             if value is None:
-                raise EvaluationError(f"{where}, row {number}: no {what} (looked for {', '.join(keys)})")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise EvaluationError(f"{where}, row {number}: the {what} is {value}, not a finite number")
-            if isinstance(value, dict):  # a reasoning-gym entry
-                return json.dumps(value)
-            return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
+                raise BadValue(f"no_{what}", f"no {what} (looked for {', '.join(keys)})")
+            return value
 
-        text = field((spec.question,) if spec else _QUESTION_KEYS, "question")
-        answer = field((spec.answer,) if spec else _ANSWER_KEYS, "answer")
         identity = str(number if row.get("id") in (None, "") else row["id"])
         taken[identity] += 1
         if taken[identity] > 1:
             identity += f"#{taken[identity]}"
         verifier = _verifier(row, f"{where}, row {number}")
         try:
+            text = asked(field((spec.question,) if spec else _QUESTION_KEYS, "question"), "the question")
+            if not isinstance(text, str):
+                roles = ", ".join(turn["role"] for turn in text)
+                raise BadValue("several_turns", f"messages of {roles}: the questions here are one user's message")
+            given = field((spec.answer,) if spec else _ANSWER_KEYS, "answer")
+            # an object is a reasoning-gym entry
+            answer = json.dumps(given) if isinstance(given, dict) else answer_of(given, "the answer")
             if spec and spec.wrong:
-                wrong = [field((key,), "option") for key in spec.wrong]
+                wrong = [answer_of(field((key,), "option"), "an option") for key in spec.wrong]
                 text, answer = lettered(text, answer, wrong, seed, f"{bench}|{identity}")
                 verifier = "letter"
             elif row.get("choices"):
-                text, answer = with_options(text, row["choices"], answer, seed, f"{bench}|{identity}")
+                number_given = not isinstance(given, str)
+                text, answer = with_options(text, row["choices"], answer, seed, f"{bench}|{identity}", number_given)
                 verifier = "letter"
-        except BadChoices as error:
-            raise EvaluationError(f"{where}, row {number}: {error}") from None
+        except (BadChoices, BadValue) as error:
+            raise EvaluationError(f"{where}, row {number}: {error.args[-1]}") from None
         questions.append(Question(bench, identity, text, answer, verifier))
     return questions
 

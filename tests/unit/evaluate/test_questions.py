@@ -55,7 +55,11 @@ def test_a_key_must_name_one_option(answer):
         ({"text": ["N2", "O2"], "label": ["A", "B"]}, "(b)"),
         ({"A": "N2", "B": "O2"}, "B"),
         (["N2", "O2"], 1),
+        (["N2", "O2"], 1.0),
         (("N2", "O2"), "O2"),
+        (["N2", " O2 "], "O2"),
+        ({"text": ["2", "O2"], "label": ["1", "2"]}, 2),  # a label of the row's own goes first
+        ({"A": "B", "B": "O2"}, "B"),
     ],
 )
 def test_options_of_every_form_are_asked(choices, answer):
@@ -63,6 +67,44 @@ def test_options_of_every_form_are_asked(choices, answer):
     assert f"\n{found.reference}. O2" in found.text and found.verifier == "letter"
     with pytest.raises(EvaluationError, match="2 to 26 options"):
         questions_of([{"question": "Which gas?", "choices": {"text": ["N2"]}, "answer": "A"}], "b", 0, "f")
+
+
+@pytest.mark.parametrize(
+    "choices, answer, right",
+    [
+        (["1", "2", "2,3", "6"], 2, "2,3"),  # MMLU's rows: a number is an index
+        (["0", "10", "20"], 20, "20"),  # none of that number: the option itself
+        (["1", "2", "3"], "3", "3"),
+        ([5, 7, 11], 7, "7"),
+    ],
+)
+def test_a_number_is_an_index_among_texts(choices, answer, right):
+    (found,) = questions_of([{"question": "?", "choices": choices, "answer": answer}], "b", 0, "f")
+    assert f"\n{found.reference}. {right}\n" in found.text
+
+
+@pytest.mark.parametrize(
+    "choices, answer", [(["1", "2", "2,3"], "2"), ([1, 2, 3], 2), (["B", "A"], "A"), (["x", "x", "y"], "x")]
+)
+def test_an_answer_that_may_mean_two_options_is_refused(choices, answer):
+    with pytest.raises(EvaluationError, match="names none, or several, of its choices: give its letter"):
+        questions_of([{"question": "?", "choices": choices, "answer": answer}], "b", 0, "f")
+
+
+def test_rows_are_read_as_training_reads_them():
+    asked = [{"role": "user", "content": "1+1?"}]
+    rows = [{"prompt": asked, "answer": "2"}, {"prompt": json.dumps(asked), "answer": 2}]
+    assert [(q.text, q.reference) for q in questions_of(rows, "b", 0, "f")] == [("1+1?", "2")] * 2
+    turns = [{"role": "system", "content": "Be short."}, *asked]
+    for row, said in (
+        ({"prompt": turns, "answer": "2"}, "messages of system, user"),
+        ({"prompt": [{"role": "user"}], "answer": "2"}, "the question, message 0 is null"),
+        ({"prompt": 5, "answer": "2"}, "the question is a number"),
+        ({"prompt": "q", "answer": ["2"]}, "the answer is a list"),
+        ({"prompt": "q", "answer": True}, "the answer is a boolean"),
+    ):
+        with pytest.raises(EvaluationError, match=f"f, row 1: {said}"):
+            questions_of([row], "b", 0, "f")
 
 
 @pytest.mark.parametrize(
