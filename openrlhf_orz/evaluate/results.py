@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 from openrlhf_orz.evaluate.questions import EvaluationError
 
 Key = tuple[str, str, int]  # benchmark, question, sample
-ADDED_SETTINGS = {"verifier": "math"}  # what a folder was made with whose settings.json is older than the setting
+# what a folder was made with whose settings.json is older than the setting
+ADDED_SETTINGS: dict[str, Any] = {"verifier": "math", "engine_args": {}}
 
 
 class Responses:

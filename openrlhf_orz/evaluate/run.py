@@ -25,8 +25,6 @@ from openrlhf_orz.reward.verifiers import VerifierSet
 from openrlhf_orz.settings.derive import detect_device
 from openrlhf_orz.settings.flags import STOP_STRINGS
 
-_WEIGHTS_READ = 4 * 2**20  # bytes of each weights file that are hashed
-
 
 def missing_requests(
     questions: list[Question],
@@ -120,15 +118,23 @@ def benchmark_numbers(
 
 
 def weights_fingerprint(model: str) -> dict[str, str] | None:
-    """Size and hash of the first 4 MiB of each weights file of a local model; None for a hub name."""
+    """Size and hash of each weights file of a local model, read whole; None for a hub name.
+
+    A part would not do: files begin with the embeddings, which adapters leave as they are.
+    """
     if not Path(model).is_dir():
         return None
-    found = {}
-    for file in sorted(Path(model).glob("*.safetensors")):
+
+    def hashed(file: Path) -> str:
+        digest = hashlib.sha256()
         with open(file, "rb") as weights:
-            digest = hashlib.sha256(weights.read(_WEIGHTS_READ)).hexdigest()[:16]
-        found[file.name] = f"{file.stat().st_size}-{digest}"
-    return found
+            while chunk := weights.read(2**22):
+                digest.update(chunk)
+        return f"{file.stat().st_size}-{digest.hexdigest()[:16]}"
+
+    files = sorted([*Path(model).glob("*.safetensors"), *Path(model).glob("*.bin")])
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((file.name for file in files), pool.map(hashed, files)))
 
 
 def engine_settings(options: Namespace) -> EngineSettings:
@@ -147,7 +153,8 @@ def engine_settings(options: Namespace) -> EngineSettings:
 
 def response_identity(options: Namespace, settings: EngineSettings, sources: dict[str, dict]) -> dict:
     """All that the responses depend on: responses of another identity must not be mixed with them."""
-    names = ("model", "temperature", "top_p", "max_new_tokens", "max_len", "stop", "device", "dtype")
+    names = ("model", "temperature", "top_p", "max_new_tokens", "max_len", "stop", "device", "dtype",
+             "engine_args")  # fmt: skip
     return {name: getattr(settings, name) for name in names} | {
         "weights": weights_fingerprint(options.model),
         "template": options.prompt_template,

@@ -297,7 +297,8 @@ def test_every_setting_that_changes_responses_is_in_their_identity():
 
     base = identity()
     for flag, value in (("temperature", 0.5), ("top_p", 0.5), ("max_new_tokens", 5), ("max_len", 5), ("seed", 1),
-                        ("prompt_template", "none"), ("dtype", "float16"), ("model", "n"), ("stop", "x")):  # fmt: skip
+                        ("prompt_template", "none"), ("dtype", "float16"), ("model", "n"), ("stop", "x"),
+                        ("engine_args", '{"quantization": "fp8"}')):  # fmt: skip
         assert identity(f"--{flag}", value) != base, flag
     assert identity("--plain_math_verify") != base and identity(sources={"b": {"rows": 2}}) != base
     # these change the speed alone, or add to what is there
@@ -305,11 +306,12 @@ def test_every_setting_that_changes_responses_is_in_their_identity():
 
 
 def test_other_weights_are_another_model(tmp_path):
-    (tmp_path / "a.safetensors").write_bytes(b"x" * 100)
+    large = b"x" * 2**23  # begins as an adapter leaves it, with the embeddings
+    (tmp_path / "a.safetensors").write_bytes(large)
     before = weights_fingerprint(str(tmp_path))
-    assert before["a.safetensors"].startswith("100-") and weights_fingerprint("org/name") is None
-    (tmp_path / "a.safetensors").write_bytes(b"y" * 100)
-    assert weights_fingerprint(str(tmp_path)) != before
+    assert before["a.safetensors"].startswith(f"{2**23}-") and weights_fingerprint("org/name") is None
+    (tmp_path / "a.safetensors").write_bytes(large[:-1] + b"y")
+    assert weights_fingerprint(str(tmp_path)).keys() == before.keys() and weights_fingerprint(str(tmp_path)) != before
     given = options("--device", "cpu", "--model", tmp_path)
     assert response_identity(given, engine_settings(given), {})["weights"] == weights_fingerprint(str(tmp_path))
 
