@@ -58,7 +58,7 @@ def pass_rate_sampler(options: PassRate, questions: int = 0, log: Callable[[str]
     # vLLM's own on a CPU is bfloat16 even for a float32 model, and many a CPU emulates it
     dtype = default_dtype("cpu") if options.dtype == "auto" and detect_device() == "cpu" else options.dtype
     try:
-        from vllm import LLM
+        from vllm import LLM, TokensPrompt
 
         from openrlhf_orz.models.cpu_ops import allow_tiles
 
@@ -70,6 +70,7 @@ def pass_rate_sampler(options: PassRate, questions: int = 0, log: Callable[[str]
         raise DataError(f"pass_rate.model {options.model}: vLLM did not load it: {error}") from error
     # the engine has a seed, the requests have none: chunked prefill is on, with which seeds fail on a CPU (above)
     params = sampling_params(options.temperature, options.top_p, options.max_new_tokens, n=options.n)
+    tokenizer = model.get_tokenizer()
     verifiers = VerifierSet(shared=True)
     threads = ThreadPoolExecutor(_GRADED_AT_ONCE)
     pace, done = Pace(questions, "questions", log or (lambda line: None)), itertools.count(1)
@@ -82,7 +83,10 @@ def pass_rate_sampler(options: PassRate, questions: int = 0, log: Callable[[str]
         return verifiers.named(name).grade(answer.text, reference, answer.finish_reason == "stop").reward
 
     def sample(prompts: list[str], references: list[str], names: list[str]) -> list[int]:
-        outputs = model.generate(prompts, params, use_tqdm=bar)
+        # as in training no token is put in front, which vLLM would do with a text where the tokenizer does
+        tokens = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        asked_for = [TokensPrompt(prompt_token_ids=ids) for ids in tokens]
+        outputs = model.generate(asked_for, params, use_tqdm=bar)
         asked = [
             threads.submit(reward, answer, reference, name)
             for output, reference, name in zip(outputs, references, names)

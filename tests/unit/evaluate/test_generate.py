@@ -149,7 +149,12 @@ def test_pass_rates_count_right_answers_that_ended(vllm, monkeypatch):
                 "a": [completion(boxed(4)), completion(boxed(5)), completion(boxed(4), "length")],
                 "b": [completion(boxed("10")), completion(boxed("10")), completion("none")],
             }
-            return [SimpleNamespace(outputs=answers[prompt]) for prompt in prompts]
+            assert all(prompt.keys() == {"prompt_token_ids"} for prompt in prompts)
+            return [SimpleNamespace(outputs=answers[chr(prompt["prompt_token_ids"][0])]) for prompt in prompts]
+
+        def get_tokenizer(self):
+            # Llama's and its like put a token in front of a text
+            return lambda text, add_special_tokens=True: {"input_ids": [1] * add_special_tokens + [*map(ord, text)]}
 
     vllm.LLM = LLM
     options = PassRate(model="M", n=3, temperature=0.5, top_p=0.8, max_new_tokens=9)
@@ -174,7 +179,7 @@ def test_pass_rates_count_right_answers_that_ended(vllm, monkeypatch):
 
 def test_on_a_gpu_pass_rates_are_taken_in_the_models_dtype(vllm, monkeypatch):
     asked = {}
-    vllm.LLM = lambda model, **given: asked.update(given)
+    vllm.LLM = lambda model, **given: asked.update(given) or SimpleNamespace(get_tokenizer=lambda: None)
     monkeypatch.setattr(pass_rates, "detect_device", lambda: "cuda")
     pass_rate_sampler(PassRate(model="M"))
     assert asked["dtype"] == "auto"
