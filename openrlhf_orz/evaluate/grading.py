@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import Namespace
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
@@ -81,8 +81,12 @@ def evaluate_samples(
     """The logs of an evaluation during training, from its samples; the ``n`` samples of a prompt are adjacent."""
     import torch  # not above: the grade command needs no torch
 
-    set_of = {prompt: name for names, prompts, *_ in eval_dataloader for prompt, name in zip(prompts, names)}
-    sets = [str(set_of.get(sample.prompts[0], "unknown")) for sample in samples[::n]]
+    sets_of: dict[str, deque[str]] = defaultdict(deque)  # of a prompt: each takes its own samples
+    for names, prompts, *_ in eval_dataloader:
+        for name, prompt in zip(names, prompts):
+            sets_of[prompt].append(str(name))
+    left = [sets_of[sample.prompts[0]] for sample in samples[::n]]
+    sets = [names.popleft() if names else "unknown" for names in left]
     masks = [torch.nn.functional.pad(sample.action_mask[0], (1, 0)).bool() for sample in samples]
     texts = tokenizer.batch_decode([sample.sequences[0][mask] for sample, mask in zip(samples, masks)])
     rows = [

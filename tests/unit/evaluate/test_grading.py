@@ -97,6 +97,14 @@ def test_samples_of_training_by_set():
     assert "eval_x_maj2" not in logs
 
 
+def test_a_question_of_two_sets_counts_once_in_each():
+    loader = [(["x", "x"], ["p", "q"], None), (["y"], ["q"], None)]
+    samples = [sample("p", [9], 1.0), sample("q", [9], 1.0), sample("q", [8], 0.0)]
+    orz = Namespace(own_agent=False, right_reward=1.0)
+    logs = evaluate_samples(loader, samples, 1, Tokenizer(), Namespace(orz=orz))
+    assert logs["eval_x_pass1"] == 1.0 and logs["eval_y_pass1"] == 0.0 and logs["eval_num_samples"] == 3
+
+
 class Named(SimpleNamespace):
     """A set of verifiers that has one for all names."""
 
