@@ -40,7 +40,7 @@ from openrlhf_orz.runtime.console import tell_stage
 from openrlhf_orz.runtime.memory import memory_metrics
 from openrlhf_orz.runtime.run_dir import RunDir, TolerantLogger
 from openrlhf_orz.runtime.stopping import StopRequested, training_mark
-from openrlhf_orz.runtime.watchdog import phase_limit, start_heartbeat
+from openrlhf_orz.runtime.watchdog import RunFailed, phase_limit, start_heartbeat
 from openrlhf_orz.settings.critic_checks import critic_beside, takes_early_values
 from openrlhf_orz.settings.finished import changed, policy_steps
 from openrlhf_orz.trainer.batches import regroup, with_tokens
@@ -275,6 +275,28 @@ class OrzTrainer(BasePPOTrainer):
         self.checkpoints.attempt(
             f"best_global_step{global_step}", lambda: save(eval_metrics, global_step, client_states)
         )
+
+    def _detect_eval_metric_key(self, eval_metrics):
+        """That of ``--ckpt.best_metric_key``, else of the first set of ``--eval.dataset``: OpenRLHF takes it by name.
+
+        Raises RunFailed if the evaluation has no such number.
+        """
+        first = next((key for key in eval_metrics if key.endswith("_pass1")), "")
+        self.best_eval_metric_key = wanted = self.best_eval_metric_key or first
+        if eval_metrics and wanted not in {"none", "", *eval_metrics}:
+            raise RunFailed(f"--ckpt.best_metric_key {wanted}: the evaluation has {', '.join(eval_metrics)}")
+        return super()._detect_eval_metric_key(eval_metrics)
+
+    def restore_best_checkpoint_state(self, checkpoint_states):
+        """The best so far, unless it was measured otherwise: by another key or another evaluation."""
+        states, now = checkpoint_states or {}, self.args.run.recorded_flags
+        key, was = states.get("best_eval_metric_key"), now | states.get("flags", {})
+        measured = {name for name in now if name.startswith("eval.")} - {"eval.steps"}
+        same = all(was[name] == now[name] for name in measured)
+        if key and not (same and self.args.ckpt.best_metric_key in ("", None, key)):
+            print(f"[orz] {key} was measured otherwise: the best checkpoint is looked for anew", flush=True)
+        else:
+            super().restore_best_checkpoint_state(checkpoint_states)
 
     def best_metric(self) -> dict:
         """The best and the latest evaluation metric, under OpenRLHF's names in a checkpoint."""

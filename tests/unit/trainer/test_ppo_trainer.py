@@ -19,6 +19,7 @@ from openrlhf_orz.rollout.sync.checksums import SyncError
 from openrlhf_orz.rollout.sync.transport import BroadcastBroken
 from openrlhf_orz.runtime.run_dir import RunDir
 from openrlhf_orz.runtime.stopping import Stopped, StopRequested, training_mark
+from openrlhf_orz.runtime.watchdog import RunFailed
 from openrlhf_orz.trainer import ppo_trainer as module
 from openrlhf_orz.trainer import ppo_trainer_async
 from openrlhf_orz.trainer.checkpoints import NoRollouts, TrainerCheckpoints
@@ -337,6 +338,44 @@ def test_the_first_sync_and_the_base_models_evaluation_come_before_the_first_ste
     assert run().calls == ["check", "fit"]  # --eval.steps is infinite: never
     monkeypatch.setattr(OrzPPOTrainer, "evaluate", lambda self, step, **kwargs: {})
     assert run(*flags).best_eval_metric_value == 0.5  # without a metric there is nothing to beat
+
+
+def test_the_first_set_decides_on_the_best_checkpoint(tmp_path):
+    trainer = trainer_of(tmp_path)
+    logs = {"eval_math500_pass1": 0.4, "eval_math500_pass2": 0.5, "eval_aime_pass1": 0.9, "eval_num_samples": 3.0}
+    trainer.best_eval_metric_key = ""
+    assert trainer._detect_eval_metric_key(logs) == trainer.best_eval_metric_key == "eval_math500_pass1"
+    for key, found in (("none", None), ("eval_aime_pass1", "eval_aime_pass1")):
+        trainer.best_eval_metric_key = key
+        assert trainer._detect_eval_metric_key(logs) == found
+    trainer.best_eval_metric_key = "eval_gpqa_pass1"
+    with pytest.raises(RunFailed, match="--ckpt.best_metric_key eval_gpqa_pass1: .* eval_math500_pass1, .*aime_pass1"):
+        trainer._detect_eval_metric_key(logs)
+    trainer.best_eval_metric_key = ""
+    assert trainer._detect_eval_metric_key({}) is None
+
+
+@pytest.mark.parametrize(
+    "given, flags, kept",
+    [
+        ("", {}, True),
+        ("", {"eval.steps": 9}, True),
+        ("eval_a_pass1", {}, True),
+        ("eval_b_pass1", {}, False),
+        ("", {"eval.temperature": 0.1}, False),
+        ("", {"eval.dataset": "other"}, False),
+        ("", None, True),  # a checkpoint of before flags were in it
+    ],
+)
+def test_the_best_of_another_measure_is_forgotten(tmp_path, given, flags, kept):
+    measure = {"eval.steps": 5, "eval.dataset": "d", "eval.temperature": 1.0}
+    changes = {"ckpt.best_metric_key": given}
+    trainer = trainer_of(tmp_path, changes=changes, recorded_flags=measure)
+    trainer.best_eval_metric_key, trainer.best_eval_metric_value = given, float("-inf")
+    states = {"best_eval_metric_key": "eval_a_pass1", "best_eval_metric_value": 0.5}
+    trainer.restore_best_checkpoint_state(states | ({} if flags is None else {"flags": measure | flags}))
+    found = trainer.best_eval_metric_key, trainer.best_eval_metric_value
+    assert found == (("eval_a_pass1", 0.5) if kept else (given, float("-inf")))
 
 
 def test_a_run_ends_when_everything_is_written(monkeypatch, tmp_path):
