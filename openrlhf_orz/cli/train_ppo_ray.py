@@ -44,7 +44,7 @@ def begin(args, explicit: Set[str] = frozenset(), **facts) -> RunFacts:
     with data_kept(args):
         prepared, prompts = prepare_data(args, explicit)
         files = prepared["data.prompt_dataset"].split(",")
-        prompts_sha256 = resume.prompts_sha256(files)
+        prompts_sha256 = resume.prompts_sha256(files, prompts)
         found = resume.find_checkpoint(args, prompts_sha256)
         universal = universal_copy(found, args)
     own_ray = ray_session.running_ray() is None

@@ -17,6 +17,7 @@ from openrlhf_orz.settings.redact import redact
 
 # No flag, but --ckpt.output_dir as a whole path: where a run writes never matters to a checkpoint.
 RUN_DIR = "orz.run_dir"
+CONSTANT = ("constant", "constant_with_warmup")  # schedules that do not depend on how long the run is
 
 
 class FlagValues(dict):
@@ -41,12 +42,30 @@ def flag_values(args: SimpleNamespace) -> FlagValues:
     return found
 
 
-def prompts_sha256(paths: list[str]) -> str:
-    """sha256 over the files of prepared prompts: it changes with the prompts and with their order."""
-    digest = hashlib.sha256()
+def prompts_sha256(paths: list[str], drawn: int) -> str:
+    """sha256 over the files of prepared prompts, and over how many an episode draws where that is not each once.
+
+    It changes with the prompts and with their order.
+    """
+    digest, rows = hashlib.sha256(), 0
     for path in paths:
-        digest.update(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        digest.update(content)
+        rows += content.count(b"\n")
+    if drawn != rows:
+        digest.update(str(drawn).encode())
     return digest.hexdigest()
+
+
+def _rule(name: str, now: dict) -> str:
+    """What follows from another value of a flag: FREE, MEANING or LAYOUT."""
+    if name == "train.num_episodes":  # a longer run stretches a schedule that ends with it
+        ends = [now[f"{role}.lr_scheduler"] not in CONSTANT for role in ("actor", "critic")]
+        by_ratio = [now[f"orz.{role}_warmup_steps"] is None for role in ("actor", "critic")]
+        return MEANING if any(ends + by_ratio) else FREE
+    if name == RUN_DIR:
+        return FREE
+    return RECORDS[name].resume if name in RECORDS else MEANING
 
 
 def changed_flags(saved: dict, now: dict) -> tuple[list[str], list[str]]:
@@ -56,7 +75,7 @@ def changed_flags(saved: dict, now: dict) -> tuple[list[str], list[str]]:
         if saved[name] == now[name]:
             continue
         line = f"--{name} was {saved[name]}, is {now[name]}"
-        rule = FREE if name == RUN_DIR else RECORDS[name].resume if name in RECORDS else MEANING
+        rule = _rule(name, now)
         if rule is LAYOUT:
             layout.append(line)
         elif rule is MEANING:

@@ -199,7 +199,7 @@ OPENRLHF_FLAGS = (
     Flag("data.max_len", MEANING, range=AT_LEAST_1, effect=WORKS),
     Flag("data.max_samples", FREE, range=AT_LEAST_1, effect=WORKS),
     Flag("data.prompt_dataset", FREE, effect=WORKS),
-    Flag("data.prompt_probs", FREE, effect=WORKS),
+    Flag("data.prompt_probs", MEANING, effect=WORKS),
     Flag("data.prompt_split", FREE, effect=WORKS),
     Flag("data.input_key", FREE, "question", "the key of a row's question", effect=WORKS),
     Flag("data.label_key", FREE, "answer", "the key of a row's reference answer", effect=WORKS),

@@ -40,7 +40,7 @@ def test_a_new_run(tmp_path, prepared, monkeypatch):
     (tmp_path / "checkpoints" / ".partial-global_step1").mkdir(parents=True)
     run = command.begin(args)
     assert (run.prompts, run.policy_steps) == (6, 4)  # two rollouts in each of two episodes
-    assert run.data == prepared and run.prompts_sha256 == resume.prompts_sha256([prepared["data.prompt_dataset"]])
+    assert run.data == prepared and run.prompts_sha256 == resume.prompts_sha256([prepared["data.prompt_dataset"]], 6)
     assert (run.resume_from, run.start_step, run.restarts, run.save_steps) == (None, 0, 0, 3)
     assert run.checkpoints == str(tmp_path / "checkpoints") and run.recorded_flags == resume.flag_values(args)
     assert run.own_ray and not run.shared and run.scratch.startswith("/dev/shm/orz-") and run.scratch.endswith("/")

@@ -43,6 +43,7 @@ def test_the_same_flags_resume_and_free_ones_may_change(tmp_path, capsys):
             ["--rollout.temperature", "0.5", "--orz.critic_updates", "2"],
             ["--rollout.temperature", "--orz.critic_updates"],
         ),
+        (["--data.prompt_probs", "0.5,0.5", "--data.prompt_dataset", "a,b"], ["--data.prompt_probs was None"]),
     ],
 )
 def test_another_meaning_is_refused_by_name_unless_allowed(tmp_path, capsys, flags, names):
@@ -52,6 +53,19 @@ def test_another_meaning_is_refused_by_name_unless_allowed(tmp_path, capsys, fla
     assert all(name in str(refusal.value) for name in names) and "--orz.allow_changed_flags" in str(refusal.value)
     assert resume.find_checkpoint(args(tmp_path, *flags, "--orz.allow_changed_flags"), "same") == found
     assert names[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("role", ["actor", "critic"])
+@pytest.mark.parametrize("schedule", [("lr_scheduler", "cosine"), ("lr_warmup_ratio", "0.1")])
+def test_more_episodes_would_stretch_a_schedule_that_ends_with_the_run(tmp_path, role, schedule):
+    name, value = schedule
+    before = {f"{role}.{name}": value if name == "lr_scheduler" else float(value)}
+    before |= {f"orz.{role}_warmup_steps": None} if name == "lr_warmup_ratio" else {}
+    found = checkpoint(tmp_path, **before)
+    given = [f"--{role}.{name}", value]
+    assert resume.find_checkpoint(args(tmp_path, *given), "same") == found
+    with pytest.raises(ConfigError, match="--train.num_episodes was 1, is 9"):
+        resume.find_checkpoint(args(tmp_path, *given, "--train.num_episodes", "9"), "same")
 
 
 def test_other_versions_are_said(tmp_path, capsys):
@@ -141,9 +155,11 @@ def test_a_line_without_its_end_goes_aside_whatever_its_step(tmp_path):
 
 def test_prompts_are_known_by_content_and_order(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    one.write_text("1"), two.write_text("2")
-    assert resume.prompts_sha256([one, two]) == hashlib.sha256(b"12").hexdigest()
-    assert resume.prompts_sha256([two, one]) == hashlib.sha256(b"21").hexdigest()
+    one.write_text("1\n"), two.write_text("2\n")
+    assert resume.prompts_sha256([one, two], 2) == hashlib.sha256(b"1\n2\n").hexdigest()
+    assert resume.prompts_sha256([two, one], 2) == hashlib.sha256(b"2\n1\n").hexdigest()
+    # two sets of which fewer are drawn: the position in the data would mean another prompt
+    assert len({resume.prompts_sha256([one, two], drawn) for drawn in (1, 2, 3)}) == 3
 
 
 def test_a_flag_that_one_version_lacks_is_no_difference():

@@ -24,7 +24,7 @@ MAY_DIFFER = """
 actor.gradient_checkpointing_enable actor.gradient_checkpointing_reentrant ckpt.best_metric_key ckpt.disable_ds
 ckpt.load_enable ckpt.max_mem ckpt.max_num ckpt.output_dir ckpt.path ckpt.save_hf ckpt.save_steps
 data.dataloader_num_workers data.disable_fast_tokenizer data.input_key data.input_template data.label_key
-data.max_samples data.prompt_dataset data.prompt_probs data.prompt_split ds.adam_offload ds.attn_implementation
+data.max_samples data.prompt_dataset data.prompt_split ds.adam_offload ds.attn_implementation
 ds.enable_sleep ds.overlap_comm ds.packing_samples ds.use_liger_kernel eval.dataset eval.n_samples_per_prompt
 eval.split eval.steps eval.temperature local_rank logger.logging_steps logger.tensorboard_dir logger.wandb.group
 logger.wandb.key logger.wandb.org logger.wandb.project logger.wandb.run_name ref.num_gpus_per_node ref.num_nodes
