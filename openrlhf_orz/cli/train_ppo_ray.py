@@ -19,6 +19,7 @@ from openrlhf_orz.cli.run_prompts import (
     short_rollout,
     short_run,
     steps_of,
+    template_of,
 )
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
 from openrlhf_orz.runtime.nodes import ask_agents, keep_logs, mark_shared
@@ -53,7 +54,7 @@ def begin(args, explicit: Set[str] = frozenset(), **facts) -> RunFacts:
         prompts=prompts,
         policy_steps=policy_steps(args, prompts),
         data=prepared,
-        chat_prompts=args.data.apply_chat_template,
+        template=None if args.data.apply_chat_template else template_of(args),
         prompts_sha256=prompts_sha256,
         recorded_flags=resume.flag_values(args),
         checkpoints=args.ckpt.path,

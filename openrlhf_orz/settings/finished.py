@@ -31,7 +31,7 @@ class RunFacts:
         prompts: prompts to train on.
         policy_steps: policy steps of the whole run.
         data: ``data.*`` and ``eval.*`` settings that point OpenRLHF at the prepared prompts.
-        chat_prompts: the tokenizer's own chat template has rendered the prompts, so the saved model keeps it.
+        template: that of the prompts, by which saved models ask; None: the tokenizer's own chat template.
         prompts_sha256: fingerprint of the prepared prompts.
         recorded_flags: what a checkpoint keeps of the flags, to compare on resume.
         checkpoints: folder of the checkpoints (``--ckpt.path``).
@@ -53,7 +53,7 @@ class RunFacts:
     prompts: int = 0
     policy_steps: int = 1
     data: dict[str, Any] = field(default_factory=dict)
-    chat_prompts: bool = False
+    template: str | None = "paper"
     prompts_sha256: str | None = None
     recorded_flags: Any = None
     resume_from: str | None = None

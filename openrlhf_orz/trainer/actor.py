@@ -240,9 +240,9 @@ class OrzPolicyModelActor(PolicyModelActor):
         self.rank.resume(self.actor.model, self.trainer.replay_buffer)
         if self.trainer.average is not None and args.run.resume_from is not None:
             self.trainer.average.load(Path(args.run.resume_from) / "_actor", recut=args.run.universal is not None)
-        if not args.run.chat_prompts:
+        if args.run.template is not None:
             # the saved model asks its questions as it was trained
-            self.tokenizer.chat_template = chat_template(args.orz.prompt_template)
+            self.tokenizer.chat_template = chat_template(args.run.template)
         self.rank.tell("policy is loaded")
 
     def forward(self, *args, **kwargs):

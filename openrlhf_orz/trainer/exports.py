@@ -210,5 +210,6 @@ def convert_checkpoint(checkpoint: Path, output: Path, adapters: bool) -> None:
         without_adapters(model).save_pretrained(output, state_dict=merged_state(model, each_once(state)))
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust)
     if not flags["data.apply_chat_template"]:
-        tokenizer.chat_template = chat_template(flags["orz.prompt_template"])
+        given = flags.get("data.input_template")
+        tokenizer.chat_template = chat_template(flags["orz.prompt_template"] if given is None else given)
     tokenizer.save_pretrained(output)

@@ -53,6 +53,19 @@ def test_a_new_run(tmp_path, prepared, monkeypatch):
     assert not joined.own_ray and set(joined.shared) == {str(tmp_path), str(tmp_path / "checkpoints")}
 
 
+@pytest.mark.parametrize(
+    "flags, template",
+    [
+        ((), "paper"),
+        (("--orz.prompt_template", "released"), "released"),
+        (("--data.input_template", "Q: {}"), "Q: {}"),
+        (("--data.apply_chat_template",), None),
+    ],
+)
+def test_saved_models_ask_by_the_template_of_the_prompts(tmp_path, prepared, flags, template):
+    assert command.begin(arguments(tmp_path, *flags)).template == template
+
+
 def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path, prepared, monkeypatch, capsys):
     args = arguments(tmp_path, "--ckpt.load_enable")
     found = tmp_path / "checkpoints" / "global_step2"

@@ -290,9 +290,9 @@ def test_the_model_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, sh
 
 
 def test_the_saved_tokenizer_asks_as_it_was_trained(monkeypatch, tmp_path):
-    actor = initialised(monkeypatch, make_args(tmp_path, "--orz.prompt_template", "released"))
+    actor = initialised(monkeypatch, make_args(tmp_path, template="released"))
     assert actor.tokenizer.chat_template == chat_template("released") != chat_template("paper")
-    own = initialised(monkeypatch, make_args(tmp_path, "--data.apply_chat_template", chat_prompts=True))
+    own = initialised(monkeypatch, make_args(tmp_path, template=None))
     assert own.tokenizer.chat_template == "the model's own"
 
 
