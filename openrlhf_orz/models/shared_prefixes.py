@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from openrlhf_orz.models.dropout import chance_in_training
 from openrlhf_orz.models.packed_attention import PACKED_ATTENTION
 
 
@@ -90,8 +91,7 @@ def install_prefix_sharing(model: PreTrainedModel) -> PrefixSharing | None:
     counts tokens (a router's loss).
     """
     config = model.config.get_text_config()
-    dropout = any(value for name, value in config.to_dict().items() if "dropout" in name or "pdrop" in name)
-    if dropout or getattr(config, "output_router_logits", False):
+    if chance_in_training(config) or getattr(config, "output_router_logits", False):
         return None
     decoder = getattr(model, model.base_model_prefix, None)
     return PrefixSharing(decoder) if isinstance(decoder, PreTrainedModel) and decoder is not model else None

@@ -21,6 +21,7 @@ from openrlhf_orz.algo.token_stats import explained_variances, fit_sums
 from openrlhf_orz.algo.value_losses import ValueForm
 from openrlhf_orz.models.adapters import train_whole, without_adapters
 from openrlhf_orz.models.cpu_ops import install_rms_norm
+from openrlhf_orz.models.dropout import turn_off_dropout
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.models.value_head import OutputsHead, freeze_parts, init_value_head, install_values, unset_buffers
 from openrlhf_orz.runtime.cores import at_work, in_threads, share_cores
@@ -149,6 +150,7 @@ class OrzCriticModelActor(CriticModelActor):
                 " --algo.advantage.estimator without one (reinforce_baseline, group_norm)"
             )
         model = without_adapters(critic)
+        turn_off_dropout(model)
         if strategy.args.orz.share_prefixes == "auto":
             install_prefix_sharing(model)
         if strategy.args.orz.device == "cpu":

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from openrlhf_orz.models.dropout import CHANCE, chance_in_training, turn_off_dropout
 from openrlhf_orz.models.log_prob_head import install_log_prob_head
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.settings.families import PACKED, family_of
@@ -78,6 +79,24 @@ def sequences() -> list[torch.Tensor]:
     draw = functools.partial(torch.randint, 3, VOCAB, generator=generator)
     prompt = draw((7,))
     return [torch.cat([prompt, draw((n,))]) for n in (9, 14, 4)] + [draw((n,)) for n in (19, 3)]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_no_forward_of_training_is_left_to_chance(name):
+    """With all that a configuration has for it: two forwards give the same, and what evaluation gives."""
+    config = config_of(name)
+    given = [key for key in config.to_dict() if CHANCE.search(key) and not isinstance(getattr(config, key), bool)]
+    for key in given:
+        setattr(config, key, 0.3)
+    assert sorted(chance_in_training(config)) == sorted(given)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).train()
+    turn_off_dropout(model)
+    assert not chance_in_training(model.config)
+    ids = torch.randint(3, VOCAB, (2, 12))
+    first, second = (model(ids, use_cache=False).logits for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first, model.eval()(ids, use_cache=False).logits, rtol=0, atol=0)
 
 
 def labels_of(ids):

@@ -139,6 +139,7 @@ class Head(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.config = PretrainedConfig()
         self.score = torch.nn.Linear(16, 1, bias=False)
         torch.nn.init.constant_(self.score.weight, 7.0)
 
@@ -229,18 +230,19 @@ def test_the_trainer_has_our_loss_and_a_guard(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("flags, shared, norms", [((), 1, 1), (("--orz.share_prefixes", "never"), 0, 1)])
 def test_the_critic_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, shared, norms):
-    calls = {"shared": 0, "norms": 0}
+    calls = {"shared": 0, "norms": 0, "dropout": 0}
     monkeypatch.setattr(CriticModelActor, "build_model", lambda self, strategy, pretrain: Head())
     monkeypatch.setattr(module, "has_weight", lambda pretrain, name: True)
     monkeypatch.setattr(module, "folded_head", lambda pretrain, args: None)
     monkeypatch.setattr(module, "install_prefix_sharing", lambda critic: calls.update(shared=calls["shared"] + 1))
     monkeypatch.setattr(module, "install_rms_norm", lambda critic: calls.update(norms=calls["norms"] + 1))
+    monkeypatch.setattr(module, "turn_off_dropout", lambda critic: calls.update(dropout=calls["dropout"] + 1))
     strategy = SimpleNamespace(args=make_args(tmp_path, *flags))
     object.__new__(OrzCriticModelActor).build_model(strategy, "m")
-    assert calls == {"shared": shared, "norms": norms}
+    assert calls == {"shared": shared, "norms": norms, "dropout": 1}
     gpu = SimpleNamespace(args=make_args(tmp_path, *flags, changes={"orz.device": "cuda"}))
     object.__new__(OrzCriticModelActor).build_model(gpu, "m")
-    assert calls == {"shared": 2 * shared, "norms": norms}
+    assert calls == {"shared": 2 * shared, "norms": norms, "dropout": 2}
 
 
 class TinyCritic(torch.nn.Module):

@@ -54,6 +54,13 @@ def test_log_probs_at_the_sampling_temperature(packed, on_cpu, temperature):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
 
 
+def test_the_base_models_dropout_is_off():
+    noisy = model("sdpa")
+    noisy.config.attention_dropout = 0.3
+    OrzActor(noisy)
+    assert noisy.config.attention_dropout == 0
+
+
 def test_the_model_is_saved_and_synced_under_its_own_names():
     """Exchanged heads and norms change no name; afterwards the head gives logits as ever."""
     plain, actor = model("sdpa"), OrzActor(model("sdpa"), on_cpu=True)
