@@ -100,9 +100,9 @@ do_curate() { pip install --no-deps --no-build-isolation -r "$ROOT/requirements-
 
 do_deepspeed() {
     # By ninja, which is in the environment, in parallel. On GPUs the optimizer alone, for A100 to B200 and RTX 30 to 50:
-    # no node needs nvcc then.
+    # no node needs nvcc then. For CUDA also where no GPU is seen, as while an image is built.
     if [ "$MODE" = gpu ]; then
-        env DS_BUILD_FUSED_ADAM=1 DS_ENABLE_NINJA=1 PATH="$VENV/bin:$PATH" \
+        env DS_ACCELERATOR=cuda DS_BUILD_FUSED_ADAM=1 DS_ENABLE_NINJA=1 PATH="$VENV/bin:$PATH" \
             TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-8.0;8.6;8.9;9.0;10.0;12.0}" \
             "$VENV/bin/python" -m pip install --force-reinstall --no-cache-dir --no-deps --no-build-isolation \
             --require-hashes -r <(entry deepspeed)

@@ -155,7 +155,8 @@ def test_what_set_up_for_gpus_starts(tmp_path):
     script(
         venv / "bin" / "python",
         f"""#!/bin/bash
-echo "CALL $* | PATH=$PATH ADAM=$DS_BUILD_FUSED_ADAM NINJA=$DS_ENABLE_NINJA ARCH=$TORCH_CUDA_ARCH_LIST" >>{log}
+built="ADAM=$DS_BUILD_FUSED_ADAM NINJA=$DS_ENABLE_NINJA FOR=$DS_ACCELERATOR ARCH=$TORCH_CUDA_ARCH_LIST"
+echo "CALL $* | PATH=$PATH $built" >>{log}
 while [ $# -gt 0 ]; do [ "$1" != -r ] || cat "$2" >>{log}; shift; done
 """,
     )
@@ -168,6 +169,7 @@ while [ $# -gt 0 ]; do [ "$1" != -r ] || cat "$2" >>{log}; shift; done
     assert len(packages) > 250 and any(line.startswith("torch==") for line in packages)
     assert not any(line.startswith(("deepspeed==", "flash-attn")) for line in packages)
     assert f"PATH={venv}/bin:" in deepspeed[0] and "NINJA=1" in deepspeed[0] and "9.0" in deepspeed[0]
+    assert "FOR=cuda" in deepspeed[0]  # whether or not a GPU is seen here
     assert "--require-hashes" in deepspeed[0] and "--no-build-isolation" in deepspeed[0]
     assert deepspeed[2].startswith("deepspeed==0.19.6") and "--hash=sha256:" in deepspeed[2]
     assert setup(venv, "gpu").stdout.startswith("setup: nothing to do")
