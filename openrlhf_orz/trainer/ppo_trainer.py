@@ -320,6 +320,15 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
             self.experience_maker.early_values = EarlyValues(self.experience_maker)
             self.samples_generator.on_responses = self.experience_maker.early_values.add
 
+    def get_max_steps(self):
+        """OpenRLHF asks before models load. On GPUs that they share with engines these have measured their memory
+        then: vLLM counts as its own what another process allocates. One that fails to start ends the run itself.
+        """
+        shared = self.args.orz.device != "cpu" and self.args.train.colocate_all
+        if starts := [engine.start.remote() for engine in (self.vllm_engines or ()) if shared]:
+            ray.wait(starts, num_returns=len(starts))
+        return super().get_max_steps()
+
     def rollouts(self):
         return DrawnRollouts(self.samples_generator, self.prompts_dataloader)
 

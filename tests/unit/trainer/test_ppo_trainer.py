@@ -340,6 +340,20 @@ def test_the_first_sync_and_the_base_models_evaluation_come_before_the_first_ste
     assert run(*flags).best_eval_metric_value == 0.5  # without a metric there is nothing to beat
 
 
+@pytest.mark.parametrize("colocated, device, waits", [(True, "cuda", 2), (False, "cuda", 0), (True, "cpu", 0)])
+def test_models_load_when_the_engines_on_their_gpus_have_measured_their_memory(
+    monkeypatch, tmp_path, colocated, device, waits
+):
+    waited, changes = [], {"orz.device": device, "train.colocate_all": colocated}
+    monkeypatch.setattr(module.ray, "wait", lambda refs, num_returns: waited.extend(refs))
+    trainer = trainer_of(tmp_path, cls=OrzPPOTrainer, changes=changes)
+    engine = SimpleNamespace(start=SimpleNamespace(remote=lambda: len(waited)))
+    trainer.vllm_engines, trainer.max_steps = [engine, engine], 7
+    assert trainer.get_max_steps() == 7 and len(waited) == waits
+    trainer.vllm_engines = None  # --orz.replay
+    assert trainer.get_max_steps() == 7 and len(waited) == waits
+
+
 def test_the_first_set_decides_on_the_best_checkpoint(tmp_path):
     trainer = trainer_of(tmp_path)
     logs = {"eval_math500_pass1": 0.4, "eval_math500_pass2": 0.5, "eval_aime_pass1": 0.9, "eval_num_samples": 3.0}
