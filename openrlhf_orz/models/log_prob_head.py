@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-# openrlhf_orz/plan/costs.py repeats both, so that a plan needs no torch
+# openrlhf_orz/plan/costs.py repeats both, and the tiles, so that a plan needs no torch
 TILE_LOGITS = {"cpu": 2**22, "cuda": 2**27}  # logits of a tile: 16 MiB in float32 on CPU, 512 MiB on CUDA
 KEPT_LOGITS = {"cpu": 2**27, "cuda": 0}  # a pack with at most so many logits in half precision keeps all for backward
 
@@ -25,10 +25,18 @@ NO_FP32_HEAD = (
 def tile_shape(tokens: int, vocabulary: int, elements: int) -> tuple[int, int]:
     """Return the (tokens, vocabulary) of a tile of at most ``elements`` logits, as square as possible.
 
-    The gradients of hidden states and of the weight are sums over tiles. Square tiles read and write them least.
+    The gradients of hidden states and of the weight are sums over tiles. Square tiles read and write them least. A
+    GPU's quick products in half precision need rows that begin at multiples of 16 bytes, and tiles of 128.
     """
-    rows = max(1, min(tokens, max(math.isqrt(elements), elements // vocabulary)))
-    return rows, max(1, min(vocabulary, elements // rows))
+    rows = _cut(tokens, max(math.isqrt(elements), elements // vocabulary))
+    return rows, _cut(vocabulary, elements // rows)
+
+
+def _cut(whole: int, most: int) -> int:
+    """The size of the parts that ``whole`` is cut into, at most ``most``; a multiple of 128 if that is above it."""
+    if whole <= most:
+        return max(1, whole)
+    return most - most % 128 if most > 128 else max(1, most)
 
 
 class _LogProbs(torch.autograd.Function):

@@ -85,6 +85,16 @@ def forward_activations(shape: Shape, b: int, tokens: int, tensor_parallel: int 
     return tokens * (_norm_activations(shape.hidden, b) + _temporary_activations(shape, b, tensor_parallel))
 
 
+def tile_shape(tokens: int, vocabulary: int, elements: int) -> tuple[int, int]:
+    """As models/log_prob_head.py has it, which needs torch."""
+
+    def cut(whole: int, most: int) -> int:
+        return max(1, whole) if whole <= most else most - most % 128 if most > 128 else max(1, most)
+
+    rows = cut(tokens, max(math.isqrt(elements), elements // vocabulary))
+    return rows, cut(vocabulary, elements // rows)
+
+
 def head_activations(shape: Shape, b: int, tokens: int, device: str, gradient: bool, fp32: bool = False) -> float:
     """Bytes of the log-prob head, which computes logits tile by tile; with ``gradient`` also those of its backward.
 
@@ -94,13 +104,12 @@ def head_activations(shape: Shape, b: int, tokens: int, device: str, gradient: b
     the product is in float32, and a CPU makes it of float32 copies of a tile's inputs.
     """
     elements = LOGITS_PER_TILE[device]
-    rows = min(tokens, max(math.isqrt(elements), elements // shape.vocabulary))
+    rows, columns = tile_shape(tokens, shape.vocabulary, elements)
     half = 0 if b == 4 else b
     each = 4 + (0 if fp32 else half) + (half if gradient else 4)
-    logits = min(elements, tokens * shape.vocabulary) * each
+    logits = rows * columns * each
     weight = shape.vocabulary * shape.hidden * (4 + half if rows < tokens else b) if gradient else 0
     if fp32:
-        columns = min(shape.vocabulary, elements // rows)
         return logits + weight + (4 * shape.hidden * (rows + columns) if half and device == "cpu" else 0)
     kept = half * tokens * shape.vocabulary
     return logits + weight + (kept if gradient and kept <= half * LOGITS_KEPT[device] else 0)

@@ -128,7 +128,7 @@ def no_waiting():
 
 def head(liger):
     """Log-probs of labels in tiles (or by Liger's kernel) against full logits, with gradients."""
-    tokens, hidden, vocabulary = (4096, 896, 151936) if CUDA else (64, 16, 512)
+    tokens, hidden, vocabulary = (12000, 896, 151936) if CUDA else (64, 16, 512)
     if liger and (not CUDA or log_prob_head.liger() is None):
         return {"skipped": "no CUDA, or liger-kernel is not installed, and not needed"}, True
     torch.manual_seed(0)

@@ -90,19 +90,26 @@ def test_a_tile_of_logits():
     shape = KNOWN["Qwen/Qwen2.5-7B"]
     assert costs.LOGITS_PER_TILE == log_prob_head.TILE_LOGITS
     assert costs.LOGITS_KEPT == log_prob_head.KEPT_LOGITS
-    tile, weight = 2**27, shape.vocabulary * shape.hidden
-    assert costs.head_activations(shape, 2, 10**6, "cuda", gradient=True) == tile * (4 + 2 + 2) + weight * (4 + 2)
+    weight = shape.vocabulary * shape.hidden
+
+    def tile(tokens, device="cuda"):
+        found = log_prob_head.tile_shape(tokens, shape.vocabulary, log_prob_head.TILE_LOGITS[device])
+        assert found == costs.tile_shape(tokens, shape.vocabulary, costs.LOGITS_PER_TILE[device])
+        return found[0] * found[1]
+
+    most = costs.head_activations(shape, 2, 10**6, "cuda", gradient=True)
+    assert most == tile(10**6) * (4 + 2 + 2) + weight * (4 + 2)
     # all tokens in a tile: the weight's gradient has one summand
-    assert costs.head_activations(shape, 2, 3000, "cuda", gradient=True) == tile * 8 + weight * 2
+    assert costs.head_activations(shape, 2, 3000, "cuda", gradient=True) == tile(3000) * 8 + weight * 2
     # few tokens on a CPU in half precision: their logits are kept
-    few, tile = 800 * shape.vocabulary, 2**22
-    assert costs.head_activations(shape, 2, 800, "cpu", gradient=True) == few * 2 + tile * 8 + weight * 2
-    assert costs.head_activations(shape, 4, 800, "cpu", gradient=True) == tile * 4 + weight * 4
+    few, part = 800 * shape.vocabulary, tile(800, "cpu")
+    assert costs.head_activations(shape, 2, 800, "cpu", gradient=True) == few * 2 + part * 8 + weight * 2
+    assert costs.head_activations(shape, 4, 800, "cpu", gradient=True) == part * 4 + weight * 4
     assert costs.head_activations(shape, 2, 3, "cuda", gradient=True) == 3 * shape.vocabulary * 8 + weight * 2
     # --orz.fp32_head: no logit in half precision, none kept, and on a CPU float32 copies of a tile's inputs
-    assert costs.head_activations(shape, 2, 3000, "cuda", gradient=True, fp32=True) == 2**27 * 6 + weight * 2
-    copies = 4 * shape.hidden * sum(log_prob_head.tile_shape(800, shape.vocabulary, tile))
-    assert costs.head_activations(shape, 2, 800, "cpu", gradient=True, fp32=True) == tile * 6 + weight * 2 + copies
+    assert costs.head_activations(shape, 2, 3000, "cuda", gradient=True, fp32=True) == tile(3000) * 6 + weight * 2
+    copies = 4 * shape.hidden * sum(costs.tile_shape(800, shape.vocabulary, costs.LOGITS_PER_TILE["cpu"]))
+    assert costs.head_activations(shape, 2, 800, "cpu", gradient=True, fp32=True) == part * 6 + weight * 2 + copies
 
 
 def test_kv_cache():
