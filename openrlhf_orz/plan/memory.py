@@ -88,7 +88,9 @@ class _Model:
         self.train_pack = training_activations(shape, b, cut.longest_pack, checkpointing, tp)
         self.forward_pack = forward_activations(shape, b, cut.forward_pack, tp)
         self.train_head = self.forward_head = 0.0
-        if role != "critic":
+        if role == "ref":  # OpenRLHF's own model: all logits of a pack, also in float32
+            self.forward_head = cut.forward_pack * shape.vocabulary * (4 + (b if b < 4 else 0))
+        elif role == "policy":
             fp32 = args.orz.fp32_head
             self.train_head = head_activations(shape, b, cut.longest_pack, device, gradient=True, fp32=fp32)
             self.forward_head = head_activations(shape, b, cut.forward_pack, device, gradient=False, fp32=fp32)

@@ -227,6 +227,13 @@ def test_the_larger_of_backward_and_optimizer_step():
     assert parts["policy float32 gradients"] == 4 * policy and "policy activations" not in parts
 
 
+def test_a_reference_model_holds_all_logits_of_a_pack():
+    kl = ("--algo.kl.init_coef", "0.1", "--rollout.max_tokens_per_gpu", "32768")
+    found = make(*COLOCATED, *ranks(1, 8), *kl)
+    (phase,) = [phase for phase in found.memory.phases if "reference" in phase.name]
+    assert phase.parts["ref logits"] == 32768 * found.policy.vocabulary * 6
+
+
 def test_a_reference_model_is_sharded_under_zero_3_and_can_be_on_the_host():
     p, args = P, arguments("--ds.zero_stage", 3)
     assert costs.reference_states(p, args, 8, offload=False) == costs.States(p / 4, 0, 0, 2 * LIVE_PARAMETERS, 0, 0, 0)
