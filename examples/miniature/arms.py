@@ -113,7 +113,6 @@ ARMS = {
         over_arm("updates-8", "8 update steps", {"orz.policy_updates": 8}),
         over_arm("t-0.6", "T = 0.6", {"rollout.temperature": 0.6}),
         over_arm("t-1.2", "T = 1.2", {"rollout.temperature": 1.2}),
-        over_arm("t-0.6-p-0.95", "T = 0.6, top-p = 0.95", {"rollout.temperature": 0.6, "rollout.top_p": 0.95}),
         Arm(FORMS, "our judge", task="forms", steps=FORMS_STEPS),
         Arm("forms-plain", "plain Math-Verify", {"orz.plain_math_verify": True}, task="forms", steps=FORMS_STEPS),
     )
@@ -166,7 +165,7 @@ FIGURES = {
     ),
     "temperature": Figure(
         f"Sampling, {OVER_STEPS} steps",
-        ("over-t-0.6", "over-t-1.2", "over-t-0.6-p-0.95"),
+        ("over-t-0.6", "over-t-1.2"),
         "T = 1",
         paper="Fig. 15",
         base=OVER,

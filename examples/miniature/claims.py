@@ -73,7 +73,7 @@ def _claims():
         yield Claim("kl", "and at temperature 0, too", arm, "greedy", EVAL, 1)
         yield Claim("kl", "and slows training down", arm, "reward", WHOLE, 1)
         yield Claim("kl", "and holds the length down", arm, "response_length", END, 1)
-    temperatures = {"t-0.6": "T = 0.6", "t-1.2": "T = 1.2", "t-0.6-p-0.95": "T = 0.6, top-p = 0.95"}
+    temperatures = {"t-0.6": "T = 0.6", "t-1.2": "T = 1.2"}
     for figure, texts in {
         "data-scale": {f"prompts-{n}": f"{n} prompts end with a lower reward than {MOST}" for n in SCALES[1::-1]},
         "update-steps": {f"updates-{n}": f"one update step ends higher than {n}" for n in (4, 8)},
