@@ -135,6 +135,10 @@ def test_checkpoints():
     base = ppo_trainer.BasePPOTrainer
     assert parameters(base.save_best_checkpoint) == ["self", "eval_metrics", "global_step", "client_states"]
     assert parameters(base.init_checkpoint_states) == ["self"]
+    assert parameters(base._detect_eval_metric_key) == ["self", "eval_metrics"]
+    assert parameters(base.restore_best_checkpoint_state) == ["self", "checkpoint_states"]
+    source = Path(sys.modules["openrlhf"].__path__[0], "cli", "train_ppo_ray.py").read_text()
+    assert source.index(".get_max_steps.") < source.index(".async_init_model_from_pretrained(")  # before models load
     for method in (PolicyModelActor.save_checkpoint, CriticModelActor.save_checkpoint):
         assert parameters(method)[1] == "tag"
         assert "self.checkpoint_path(tag)" in inspect.getsource(method)  # where they write is ours to say
