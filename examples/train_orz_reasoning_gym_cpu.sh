@@ -19,7 +19,7 @@ WARM=$RUN_DIR/warm_start
 SFT_ROWS=${SFT_ROWS:-600}
 STEPS=${STEPS:-10}
 PROMPTS=16
-export DS_ACCELERATOR=cpu
+export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 sft=(
@@ -63,7 +63,7 @@ optimizer=(
    --orz.critic_updates 12
 )
 
-setup
+setup cpu
 run "$python" -m openrlhf_orz.cli.curate --config examples/curate_reasoning_gym.yaml --output "$DATA" --set heldout=0.5
 run "$python" -m openrlhf_orz.cli.warm_start bare --data "$DATA/kept/test.jsonl" --output "$RUN_DIR/data" \
    --sft_rows "$SFT_ROWS"

@@ -47,7 +47,7 @@ QUESTIONS=${QUESTIONS:-${sizes[4]}}
 PROMPTS=${sizes[5]}
 # bfloat16 where the processor has instructions for it; emulated it is 100 times slower than float32
 if grep -qwE 'avx512_bf16|amx_bf16|bf16' /proc/cpuinfo; then DTYPE=bf16 ZERO=2; else DTYPE=fp32 ZERO=0; fi
-export DS_ACCELERATOR=cpu
+export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu
 # Threads that wait should not spin: trainer, critic and engine share the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All tests, the quick ones first; sets up if need be.
+# All tests but the slow ones, the quick ones first; sets up if need be. They are of the CPU, also where there is a GPU:
+# tests/gpu/run.sh is for that.
 #
 #   bash tests/run.sh [pytest arguments]
 #
@@ -7,7 +8,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash tools/setup.sh
+bash tools/setup.sh cpu
+export CUDA_VISIBLE_DEVICES=
 PYTHON=${ORZ_VENV:-.venv}/bin/python
 
 began=$SECONDS

@@ -111,7 +111,8 @@ def smi(folder, monkeypatch, lines):
     program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + ("" if lines else "exit 9\n"))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
 
 
