@@ -16,6 +16,8 @@ MEANT_TO_BE_SET = {
     ("runtime/fork_server.py", "multiprocessing.util.spawnv_passfds"),  # while vLLM starts: docs/architecture.md
     ("rollout/engine.py", "tempfile.tempdir"),  # documented by Python
     ("runtime/private.py", "tempfile.tempdir"),
+    ("models/dropout.py", "module.p"),  # documented by torch; numbers, no methods: docs/models.md
+    ("models/dropout.py", "module.?"),
     ("trainer/rank.py", "torch.utils.deterministic.fill_uninitialized_memory"),  # documented by torch
     # our own head
     ("trainer/actor.py", "head.labels"),
