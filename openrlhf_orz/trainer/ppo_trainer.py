@@ -126,11 +126,14 @@ class OrzTrainer(BasePPOTrainer):
             self.checkpoints.wait_for_commit()
             self.run_dir.wait()
 
+    def wait_for_engines(self) -> None:
+        """Until all have started. The driver watches that (--orz.start_timeout_s), and tells why one fails."""
+        if starts := [engine.start.remote() for engine in self.vllm_engines or ()]:
+            ray.wait(starts, num_returns=len(starts))
+
     def check_start(self) -> None:
         """The first weight sync; finds models that vLLM takes or computes otherwise than the trainer."""
-        # a start takes longer than a sync; the driver watches it (--orz.start_timeout_s), and tells why one fails
-        starts = [engine.start.remote() for engine in self.vllm_engines]
-        ray.wait(starts, num_returns=len(starts))
+        self.wait_for_engines()  # a start takes longer than a sync
         with phase_limit(self.args.orz.sync_timeout_s, "weight-sync", "sync_timeout_s", self.logs):
             self.sync_check.start(self.actor_model_group, self.vllm_engines, self.tokenizer)
 
@@ -322,11 +325,10 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
 
     def get_max_steps(self):
         """OpenRLHF asks before models load. On GPUs that they share with engines these have measured their memory
-        then: vLLM counts as its own what another process allocates. One that fails to start ends the run itself.
+        then: vLLM counts as its own what another process allocates.
         """
-        shared = self.args.orz.device != "cpu" and self.args.train.colocate_all
-        if starts := [engine.start.remote() for engine in (self.vllm_engines or ()) if shared]:
-            ray.wait(starts, num_returns=len(starts))
+        if self.args.orz.device != "cpu" and self.args.train.colocate_all:
+            self.wait_for_engines()
         return super().get_max_steps()
 
     def rollouts(self):
