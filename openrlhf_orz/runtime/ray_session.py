@@ -184,6 +184,17 @@ def lock_ray() -> None:
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "180")
 
 
+@contextmanager
+def without_variable(name: str) -> Iterator[None]:
+    """The environment is without ``name`` in the body."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
+
+
 def start_ray(ray: ModuleType, **options) -> None:
     """``ray.init``, again where a busy machine takes longer than the 30 s that Ray allows its start.
 
@@ -259,7 +270,11 @@ def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> 
             local = dict(address="local", include_dashboard=False, _temp_dir=f"{private}/r")
             if args.orz.device == "cpu":  # logical GPUs and CPUs: enough for OpenRLHF's placement
                 local.update(num_gpus=needed, num_cpus=max(os.cpu_count(), needed + 4))
-            start_ray(ray, **local, **common)
+                # Ray refuses more GPUs than this variable names; who hides the GPUs of a machine has it empty
+                with without_variable("CUDA_VISIBLE_DEVICES"):
+                    start_ray(ray, **local, **common)
+            else:
+                start_ray(ray, **local, **common)
         folders.callback(ray.shutdown)
         stopping.install()  # Ray has replaced them
         available = wait_for_gpus(ray, needed, args.orz.start_timeout_s if run.restarts else 0)

@@ -66,18 +66,22 @@ def is_loopback(address: str) -> bool:
 
 
 class Run:
-    """The training command in a process group of its own; what it prints goes to a file."""
+    """The training command in a process group of its own; what it prints goes to a file.
+
+    ``env``: variables beside ENV; None takes one out.
+    """
 
     def __init__(self, run_dir: Path, *flags, **env):
         self.run_dir = Path(run_dir)
         self.run_dir.parent.mkdir(parents=True, exist_ok=True)
         self.log = self.run_dir.with_name(f"{self.run_dir.name}-{time.monotonic_ns()}.log")
         self.mark = f"ORZ_TEST_RUN={run_dir}"
+        env = {key: value for key, value in (ENV | env).items() if value is not None}
         env |= dict([self.mark.split("=", 1)])
         command = [sys.executable, "-m", "openrlhf_orz.cli.train_ppo_ray", "--ckpt.output_dir", run_dir, *flags]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                list(map(str, command)), env=ENV | env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                list(map(str, command)), env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def output(self) -> str:

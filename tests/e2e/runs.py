@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 # Ray joins a Ray that runs; a test must not land in somebody else's. The number of threads is a run's own business.
+# GPUs are hidden, as users hide them from a run on the CPU.
 ENV = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "OMP_NUM_THREADS")}
+ENV["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def train(run_dir: Path, model: Path, data: Path, *flags: str, timeout: int = 900) -> subprocess.CompletedProcess:

@@ -188,10 +188,11 @@ def test_what_a_killed_run_leaves_is_cleared_by_the_next(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_node_that_is_lost(tmp_path):
+def test_a_node_that_is_lost(tmp_path, monkeypatch):
     """Everything with a GPU is on a second Ray node (of this machine), which dies; another comes in its place."""
     from ray.cluster_utils import Cluster
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # empty, Ray would refuse GPUs, logical ones too
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
     try:
         node = cluster.add_node(num_cpus=8, num_gpus=1)

@@ -22,6 +22,7 @@ NODES = GPUS = 2
 def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # empty, Ray would refuse GPUs, logical ones too
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else Ray's workers run behind everything else, at nice 15
     # Ray notes a running cluster there, for others to join; short, as names of sockets lie below it
     scratch = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)

@@ -83,6 +83,7 @@ def test_what_another_node_sees_writes_and_leaves(tmp_path):
     (home / "logs").mkdir(parents=True)
     ray_tmp = Path(tempfile.mkdtemp(prefix="orz-two-"))  # else runs of this user would find this Ray, and join it
     env = {**ENV, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": str(ray_tmp)}
+    del env["CUDA_VISIBLE_DEVICES"]  # empty, Ray would refuse GPUs, logical ones too
     options = dict(env=env, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(home), str(private)],

@@ -26,7 +26,10 @@ TINY = ["--data.max_len", "128", "--rollout.batch_size", "16", "--rollout.n_samp
 def start(folder: Path, name: str, *flags, model=ROOT / "examples" / "tiny_base", **env) -> Run:
     data = write_sums(folder / "sums.jsonl", 64)
     ours = ["--actor.model_name_or_path", model, "--data.prompt_dataset", data, "--orz.device", "cuda"]
-    return Run(folder / name, *ours, "--actor.num_nodes", 1, "--actor.num_gpus_per_node", 1, *flags, **env)
+    env["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES")  # the end-to-end tests hide GPUs
+    return Run(
+        folder / name, *ours, "--orz.put_aside", "--actor.num_nodes", 1, "--actor.num_gpus_per_node", 1, *flags, **env
+    )
 
 
 def over(run: Run, seconds: float) -> list[dict]:

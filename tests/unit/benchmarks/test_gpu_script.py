@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from openrlhf_orz.settings.command_line import parse
 
 ROOT = Path(__file__).parents[3]
@@ -69,6 +71,24 @@ def test_the_checks_of_the_stack_are_runs_that_the_command_takes(monkeypatch, tm
     assert sync.args.orz.check_sync and all(run.killed and run.args.vllm.enable_sleep for run in killed)
     assert all(run.args.train.colocate_all and run.args.orz.device == "cuda" for run in PlannedRun.made)
     assert run("c").returncode == 2
+
+
+@pytest.mark.parametrize("visible", [None, "3"])
+def test_its_runs_see_the_gpus(monkeypatch, tmp_path, visible):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "gpu"))
+    import faults
+    import gpu_stack
+
+    started = []
+    monkeypatch.setattr(faults.subprocess, "Popen", lambda command, env, **_: started.append((command, env)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    run = gpu_stack.start(tmp_path, "run", "--orz.check_sync", SOME="1")
+    ((command, env),) = started
+    assert env.get("CUDA_VISIBLE_DEVICES") == visible
+    assert env["SOME"] == "1" and env["ORZ_TEST_RUN"] == str(run.run_dir)
+    assert "--orz.put_aside" in command, "a second call finds the first one's runs"
 
 
 def test_a_killed_engine_may_end_a_run_by_its_name_alone(monkeypatch, tmp_path):

@@ -194,6 +194,17 @@ def test_a_signal_to_the_whole_group_leaves_ray_alone():
             child.wait()
 
 
+def test_a_variable_is_gone_for_a_while(monkeypatch):
+    for value in ("", "0,1", None):
+        monkeypatch.delenv("HIDDEN", raising=False)
+        if value is not None:
+            monkeypatch.setenv("HIDDEN", value)
+        with pytest.raises(ZeroDivisionError), ray_session.without_variable("HIDDEN"):
+            assert "HIDDEN" not in os.environ
+            raise ZeroDivisionError
+        assert os.environ.get("HIDDEN") == value
+
+
 def test_workers_are_forks_on_a_cpu_with_ray_of_its_own(tmp_path, monkeypatch):
     args, used = arguments(), []
     gpu = changed(args, {"orz.device": "cuda"})
