@@ -102,7 +102,7 @@ class Grader:
     def compare(self, answer: str, gold: str) -> tuple[Verdict, str, str | None]:
         """The verdict on an extracted answer, the answer, and the name of the rule that decided.
 
-        The rule is None if Math-Verify decided.
+        The rule is None where none decided: the answer is unparsable, or ``plain`` asks Math-Verify alone.
         """
         gold = extract.reference_of(gold)
         if not self.plain and answer == gold.strip():

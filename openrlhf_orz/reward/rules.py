@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from openrlhf_orz.reward.guards import GUARDS
 
-# Rules for answers that Math-Verify grades wrongly, in the order in which they are asked.
+# In the order in which they are asked; the first that says right or wrong decides.
 JUDGE_RULES: dict[str, str] = {
     "unfinished": "dots in an answer do not complete it",
     "clock": "dates are compared by what they say, times keep am and pm, ratios compare as ratios",
@@ -35,7 +35,7 @@ JUDGE_RULES: dict[str, str] = {
 }
 
 RULES: tuple[str, ...] = (
-    "",  # no rule: Math-Verify decided, or there was no answer
+    "",  # no rule: there was no answer, none could read it, or Math-Verify decided alone
     "identical",  # the answer is the reference, character by character
     "reference",  # the reference is blank or too long
     "boxes_disagree",  # different boxes in one block, where that is wrong

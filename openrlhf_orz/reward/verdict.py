@@ -31,7 +31,7 @@ class Grade:
     """One graded response.
 
     ``reward`` is 1.0 or 0.0. ``extracted`` is the graded span, None if there was none.
-    ``rule`` is the name in ``rules.RULES`` of what decided, None if Math-Verify did.
+    ``rule`` is the name in ``rules.RULES`` of what decided, None where no rule did.
     ``ms`` is the wall time of the call in milliseconds, queueing included.
     """
 

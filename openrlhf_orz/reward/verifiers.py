@@ -1,6 +1,6 @@
 """Verifiers by name: ``make_verifier("letter")``. All have the interface of :class:`Verifier`.
 
-``math``            the :class:`Grader`: Math-Verify and the rules
+``math``            the :class:`Grader`: rules on what Math-Verify parses
 ``letter``          multiple choice: the one letter that the answer is, or that stands before its content
 ``exact``           the reference's characters, without surrounding white space
 ``reasoning_gym``   a reasoning-gym scorer that only compares, in the Grader's workers; the reference is the

@@ -1,6 +1,7 @@
 """Is this answer the reference? Runs in a worker.
 
-The rules of :mod:`openrlhf_orz.reward.rules` see both in one notation; Math-Verify decides what they leave.
+The rules of :mod:`openrlhf_orz.reward.rules` see both in one notation. Math-Verify parses expressions for them, and
+compares those that :mod:`~openrlhf_orz.reward.judge.values` cannot evaluate; alone it decides in ``judge_plain``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _tidy_reference = functools.lru_cache(maxsize=512)(tidy_latex)
 
 
 def judge_answer(gold: str, answer: str) -> tuple[Verdict, str]:
-    """The verdict on ``answer`` and the name of the rule that decided, "" if Math-Verify did."""
+    """The verdict on ``answer`` and the name of the rule that decided, "" where none can read it."""
     tidy_gold, tidy_answer = _tidy_reference(gold), tidy_latex(answer)
     if not balanced(_LETTER_BRACKET.sub("", tidy_answer)) and balanced(_LETTER_BRACKET.sub("", tidy_gold)):
         return Verdict.UNPARSABLE, ""  # f[x) = x
