@@ -48,7 +48,7 @@ def as_before(response: dict) -> dict:
 
 def settings(ranks: int) -> SimpleNamespace:
     return SimpleNamespace(
-        orz=SimpleNamespace(fixed_micro_batches=False, device="cuda", own_agent=True, logprob_gap_every=16),
+        orz=SimpleNamespace(fixed_micro_batches=False, device="cuda", verifier_grades=True, logprob_gap_every=16),
         ds=SimpleNamespace(packing_samples=True, ring_attn_size=1, tensor_parallel_size=1),
         actor=SimpleNamespace(num_nodes=1, num_gpus_per_node=ranks),
         rollout=SimpleNamespace(max_tokens_per_gpu=32768),

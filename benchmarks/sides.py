@@ -18,7 +18,7 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 
 from openrlhf_orz.runtime.private import new_scratch
-from openrlhf_orz.runtime.ray_session import ray_session, trainer_env
+from openrlhf_orz.runtime.ray_session import rank_env, ray_session
 from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf
 from openrlhf_orz.settings.upstream import allow_remote_code
@@ -207,7 +207,7 @@ class Side:
         self.kind, self.args, self.ray = kind, args, ray
         trainer_cls, policy_cls, critic_cls = CLASSES[kind]
         strategy, model = get_strategy(args), args.actor.model_name_or_path
-        env = trainer_env("cpu") if kind == "ours" or keep_memory else {}
+        env = rank_env("cpu") if kind == "ours" or keep_memory else {}
         actor = ray.remote(num_gpus=1, runtime_env={"env_vars": env})
         self.groups = [
             RayActorGroup(1, role.num_gpus_per_node, actor(cls), pg=pg, num_gpus_per_actor=0.1)

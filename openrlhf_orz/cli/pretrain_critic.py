@@ -90,7 +90,7 @@ def training_settings(options: argparse.Namespace, rest: list[str]) -> tuple[Sim
         raise ConfigError("--orz.device cuda: there is no GPU here")
     changes = {"ds.enable_sleep": False}  # there is nobody to make room for
     if "reward.clip_range" in explicit:
-        changes["orz.own_agent"] = False  # the range of returns is what the flag says
+        changes["orz.verifier_grades"] = False  # the range of returns is what the flag says
     if args.orz.device == "cuda" and "ds.zero_stage" not in given:
         changes["ds.zero_stage"] = 1  # one rank has nothing to cut; gradients are summed in float32 as at stage 3
     return changed(args, changes), explicit

@@ -140,7 +140,7 @@ def answer_rules(args, explicit: Set[str], verifiers):
     """Which answers rows may have."""
     from openrlhf_orz.data.rows import AnswerRules
 
-    own = not args.orz.own_agent
+    own = not args.orz.verifier_grades
     return AnswerRules(None if own else verifiers, own, "data.label_key" in explicit)
 
 

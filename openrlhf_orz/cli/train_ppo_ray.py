@@ -96,7 +96,8 @@ def own_code(args, explicit: Set[str], given: Mapping[str, type]):
     unused = {"orz.verifier", "orz.plain_math_verify", "orz.grader_workers"} & explicit
     if classes.own_rewards and unused:
         raise ConfigError(f"--{min(unused)} would not be used: a class of yours gives the rewards. Leave it out")
-    return changed(args, {"orz.own_agent": args.orz.own_agent or bool(classes.agent) and not classes.own_rewards})
+    ours = args.orz.verifier_grades or bool(classes.agent) and not classes.own_rewards
+    return changed(args, {"orz.verifier_grades": ours})
 
 
 def train(args, explicit: set[str], stopping: StopHandler, given: Mapping[str, type] = MappingProxyType({})) -> None:
@@ -183,8 +184,8 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
         classes = run_classes(args, given)
         # in reach of the files by which driver and trainer speak, without the delays of a network file system
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        steering = ray.remote(num_cpus=0, scheduling_strategy=here)
-        trainer = ray.remote(num_gpus=1, runtime_env={"env_vars": ray_session.trainer_env(args.orz.device)})
+        as_trainer = ray.remote(num_cpus=0, scheduling_strategy=here)
+        as_rank = ray.remote(num_gpus=1, runtime_env={"env_vars": ray_session.rank_env(args.orz.device)})
         engines = Engines(OrzRolloutActor, run.scratch, run.start_step, str(run_dir))
         console.tell_stage(run_dir, "loading models" if args.orz.replay else "starting engines, loading models")
         failed_start = partial(engines.failed_start, limit_s=args.orz.start_timeout_s)
@@ -192,10 +193,10 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
             with require_heartbeats(args), watched(failed_start, "engines"):
                 launch(
                     for_openrlhf(args, run),
-                    policy_cls=trainer(classes.actor),
-                    critic_cls=trainer(classes.critic),
-                    reference_cls=trainer(OrzReferenceModelActor),
-                    trainer_cls=steering(classes.trainer),
+                    policy_cls=as_rank(classes.actor),
+                    critic_cls=as_rank(classes.critic),
+                    reference_cls=as_rank(OrzReferenceModelActor),
+                    trainer_cls=as_trainer(classes.trainer),
                     engine_cls=engines,
                     extra_engine_args=engine_args(args, classes.agent, classes.reward),
                 )

@@ -92,7 +92,7 @@ def evaluate_samples(
     rows = [
         sample_row(i // n, sample, text, args.orz.right_reward) for i, (sample, text) in enumerate(zip(samples, texts))
     ]
-    if n == 1 or not args.orz.own_agent:
+    if n == 1 or not args.orz.verifier_grades:
         return evaluation_logs(sets, rows, n)
     workers = args.orz.grader_workers or min(8, len(os.sched_getaffinity(0)))
     # shared: the workers of the engines on this machine are used, if there are any

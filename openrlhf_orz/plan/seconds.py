@@ -15,7 +15,7 @@ from openrlhf_orz.plan.hardware import Hardware
 from openrlhf_orz.plan.layout import Batches, Lengths, devices, places
 from openrlhf_orz.plan.memory import VLLMS_SEQS, VLLMS_TOKENS
 from openrlhf_orz.plan.shapes import Shape
-from openrlhf_orz.settings.critic_checks import critic_beside, takes_early_values
+from openrlhf_orz.settings.critic_checks import critic_works_beside, takes_early_values
 from openrlhf_orz.settings.skip_plan import skip_plan
 
 
@@ -294,7 +294,7 @@ def step_seconds(
     found["weight sync"] = weights / (hardware.host_link if hardware.nodes == 1 else hardware.network)
     apart = "critic" in places(args)
     if (
-        len(training) == 2 and apart and critic_beside(args)
+        len(training) == 2 and apart and critic_works_beside(args)
     ):  # it must have ended when the next rollout's values are taken
         found["policy training"] = training["policy training"]
         left = max(0.0, training["critic training"] - found["policy training"] - found["weight sync"])

@@ -46,7 +46,7 @@ def engine_args(args, agent: type | None = None, reward: type | None = None) -> 
         "gap_every": args.orz.logprob_gap_every,
         "verifier": args.orz.verifier,
         "keep_cut": args.orz.keep_cut_rewards,
-        "own": not args.orz.own_agent,
+        "own": not args.orz.verifier_grades,
         "agent": agent,
         "reward": reward,
     }

@@ -36,11 +36,11 @@ def placement_gpus(args: SimpleNamespace) -> int:
     return total
 
 
-def trainer_env(device: str) -> dict[str, str]:
-    """Extra environment variables for trainer processes; values already set win.
+def rank_env(device: str) -> dict[str, str]:
+    """Extra environment variables for the ranks of policy, critic and reference model; values already set win.
 
     glibc returns freed memory to the kernel and takes it again for each micro-batch. On a CPU clearing a page costs as
-    much as the arithmetic on it, so there a trainer keeps its memory: in one heap for its main thread and one for each
+    much as the arithmetic on it, so there a rank keeps its memory: in one heap for its main thread and one for each
     thread that computes values.
     """
     heaps = 1 + len(os.sched_getaffinity(0))

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+from openrlhf_orz.settings.critic_checks import cross_fit_problem
 from openrlhf_orz.settings.derive import data_parallel_ranks
-from openrlhf_orz.settings.skip_plan import cross_fit_problem
 
 GROUPED = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")  # estimators that compare a prompt's responses
 

@@ -208,7 +208,7 @@ def _one_reward(args, explicit) -> Iterator[str]:
         yield f"--{agents[0]} gives the rewards itself: leave --{rewards[0]} out"
     if args.orz.plain_math_verify and args.orz.verifier != "math":
         yield f"--orz.plain_math_verify is about the verifier math, not {args.orz.verifier}: leave it out"
-    if not args.orz.own_agent:
+    if not args.orz.verifier_grades:
         for name in sorted({"orz.verifier", "orz.plain_math_verify", "orz.grader_workers"} & explicit):
             by = "--" + [*agents, *rewards, "reward.remote_url"][0]
             yield f"--{name} would not be used: {by} gives the rewards. Leave one of them out"

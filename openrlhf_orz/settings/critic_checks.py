@@ -58,7 +58,29 @@ def _beside_problem(args) -> str | None:
     return None
 
 
-def critic_beside(args: SimpleNamespace) -> bool:
+def cross_fit_problem(args: SimpleNamespace) -> str | None:
+    """Why --orz.cross_fit_values cannot work, with the remedy; None if it can. Without a critic it has no effect."""
+    advantage = args.algo.advantage
+    if advantage.gamma != 1 or advantage.lambd != 1:
+        return "needs --algo.advantage.gamma 1 and --algo.advantage.lambd 1: else the returns depend on the values"
+    if args.orz.lambda_policy not in (None, "1", "1.0"):
+        return "needs --orz.lambda_policy 1: else the advantages depend on all values of a response. Leave it out"
+    if args.orz.baseline != "critic":
+        return "is about the critic's values: leave --orz.baseline out"
+    if args.critic.value_clip is not None:
+        return "has no values before the update for --critic.value_clip to clip to: leave one of them out"
+    if args.train.max_epochs > 1:
+        return "takes each value in its sample's only critic update: leave --train.max_epochs at 1"
+    if args.train.async_enable:
+        return "trains the critic before the policy: leave --train.async_enable out"
+    if args.critic.freezing_steps > 0:
+        return "trains both models in each step: leave --critic.freezing_steps out"
+    if args.critic.num_nodes * args.critic.num_gpus_per_node != args.actor.num_nodes * args.actor.num_gpus_per_node:
+        return "hands values from critic rank to policy rank: give both as many (--critic.num_gpus_per_node)"
+    return None
+
+
+def critic_works_beside(args: SimpleNamespace) -> bool:
     """Whether the critic's training may last until the next rollout is there (``--orz.critic_beside``)."""
     if not args.critic.model_name_or_path or args.orz.critic_beside == "never":
         return False
@@ -73,19 +95,19 @@ def takes_early_values(args: SimpleNamespace) -> bool:
     """
     own_batches = args.orz.fixed_micro_batches or args.ds.packing_samples
     waits = args.algo.dynamic_filtering_enable or args.orz.replay is not None
-    return critic_beside(args) and own_batches and not waits
+    return critic_works_beside(args) and own_batches and not waits
 
 
 def returns_range(args: SimpleNamespace) -> tuple[float, float]:
     """In which range rewards lie: verifiers' in [0, 1], those of one's own in ``--reward.clip_range``."""
-    return (0.0, 1.0) if args.orz.own_agent else tuple(args.reward.clip_range)
+    return (0.0, 1.0) if args.orz.verifier_grades else tuple(args.reward.clip_range)
 
 
 def _value_loss(args, explicit) -> Iterator[str]:
     loss, given = args.orz.value_loss, f"--orz.value_loss {args.orz.value_loss}"
     if loss == "mse":
         return
-    if not args.orz.own_agent and "reward.clip_range" not in explicit:
+    if not args.orz.verifier_grades and "reward.clip_range" not in explicit:
         yield f"{given} needs to know in which range your rewards lie: give --reward.clip_range LOW HIGH"
     low, high = returns_range(args)
     if loss == "bce" and not 0 <= low < high <= 1:

@@ -241,4 +241,4 @@ def _grading(values) -> None:
     if agent is None and url is None:
         values["reward.remote_url"] = url = "orz"  # our agent grades: OpenRLHF then starts no reward model
     own_class = values["orz.agent_cls"] or values["orz.reward_cls"]
-    values["orz.own_agent"] = agent is None and url == "orz" and not own_class
+    values["orz.verifier_grades"] = agent is None and url == "orz" and not own_class

@@ -1,4 +1,5 @@
-"""Which forwards a step runs besides training, decided from the flags alone. Imports nothing heavy.
+"""Which forwards a step runs besides training, as the flags say: for the console, the plan and the report of its cost.
+``trainer/experience_maker.py:OrzExperienceMaker._dispatch_forward`` acts. Imports nothing heavy.
 
 Costs are in F, one forward of one model over all tokens of the rollout. Training a model costs 3F, with gradient
 checkpointing 4F.
@@ -7,7 +8,7 @@ checkpointing 4F.
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from openrlhf_orz.settings.critic_checks import critic_beside
+from openrlhf_orz.settings.critic_checks import critic_works_beside
 
 
 @dataclass(frozen=True)
@@ -30,28 +31,6 @@ def needs_old_log_probs(args: SimpleNamespace) -> str | None:
         return "several policy steps per rollout"
     if args.algo.kl.init_coef > 0:
         return "--algo.kl.init_coef compares the policy with the reference model"
-    return None
-
-
-def cross_fit_problem(args: SimpleNamespace) -> str | None:
-    """Why --orz.cross_fit_values cannot work, with the remedy; None if it can. Without a critic it has no effect."""
-    advantage = args.algo.advantage
-    if advantage.gamma != 1 or advantage.lambd != 1:
-        return "needs --algo.advantage.gamma 1 and --algo.advantage.lambd 1: else the returns depend on the values"
-    if args.orz.lambda_policy not in (None, "1", "1.0"):
-        return "needs --orz.lambda_policy 1: else the advantages depend on all values of a response. Leave it out"
-    if args.orz.baseline != "critic":
-        return "is about the critic's values: leave --orz.baseline out"
-    if args.critic.value_clip is not None:
-        return "has no values before the update for --critic.value_clip to clip to: leave one of them out"
-    if args.train.max_epochs > 1:
-        return "takes each value in its sample's only critic update: leave --train.max_epochs at 1"
-    if args.train.async_enable:
-        return "trains the critic before the policy: leave --train.async_enable out"
-    if args.critic.freezing_steps > 0:
-        return "trains both models in each step: leave --critic.freezing_steps out"
-    if args.critic.num_nodes * args.critic.num_gpus_per_node != args.actor.num_nodes * args.actor.num_gpus_per_node:
-        return "hands values from critic rank to policy rank: give both as many (--critic.num_gpus_per_node)"
     return None
 
 
@@ -93,7 +72,7 @@ def describe_forwards(args: SimpleNamespace) -> str:
         for forward in skip_plan(args)
     ]
     lines.append(f"[orz] a step costs {cost(args)} forwards over its rollout, training included")
-    if critic_beside(args):
+    if critic_works_beside(args):
         lines.append("[orz] the critic works on while the next rollout is generated (--orz.critic_beside)")
     return "\n".join(lines)
 

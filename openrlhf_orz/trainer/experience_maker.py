@@ -23,7 +23,12 @@ class OrzExperienceMaker(RemoteExperienceMaker):
     """OpenRLHF's experience maker with our batches, advantages and skipped forwards."""
 
     early_values: EarlyValues | None = None  # where the critic works beside generation
-    notes: dict[str, float] = {}  # metrics of the step's advantages, where flags change how they are made
+    # Of the step under way, as OpenRLHF's methods have no room for it:
+    rollout: list[Experience]  # its samples, in the prompts' order
+    batches: list[Experience]  # what they were regrouped to, for the forwards
+    lambdas: list[torch.Tensor]  # (B,) of each experience, with --orz.lambda_policy
+    sums: list[torch.Tensor]  # of rewards, (B, A) of each experience, where --orz.baseline needs them
+    notes: dict[str, float] = {}  # metrics of its advantages, where flags change how they are made
 
     def split_rollout_samples(self, rollout_samples):
         """Batches for the forwards: packs of neighbours by prompt, or of --rollout.micro_batch_size samples."""
@@ -35,7 +40,7 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         return regroup(rollout_samples, self.cut(rollout_samples), self.tokenizer.pad_token_id)
 
     def cut(self, rollout_samples: list[Experience]) -> list[list[int]]:
-        """The places of the samples of each batch; every rank gets as many batches."""
+        """The places of the samples of each batch; the number of batches is the same on every rank."""
         args = self.args
         lengths = [int(sample.total_length) for sample in rollout_samples]
         together = args.ds.ring_attn_size * args.ds.tensor_parallel_size
@@ -68,52 +73,52 @@ class OrzExperienceMaker(RemoteExperienceMaker):
 
         Otherwise rounding would be normalised into a signal, and Adam scales any gradient to the size of a step.
         """
-        self.lambdas: list[torch.Tensor] = []
-        self.sums: list[torch.Tensor] = []  # of rewards, (B, A) of each experience, where --orz.baseline needs them
+        self.lambdas, self.sums = [], []
         if self.args.orz.positive_nll > 0:  # before OpenRLHF changes rewards by length
             for experience in experiences:
                 experience.info["right"] = (experience.rewards >= self.args.orz.right_reward).float()
         experiences = super().compute_advantages_and_returns(experiences)
         self.notes = {"lambda_policy": torch.cat(self.lambdas).mean().item()} if self.lambdas else {}
         advantage = self.args.algo.advantage
-        compared = self._compare_by(experiences) or advantage.estimator
+        estimator = advantage.estimator
+        if self.args.orz.baseline != "critic":
+            baseline = self._baseline_of_step(experiences)
+            self.notes["baseline_critic"] = float(baseline == "critic")
+            if baseline != "critic":
+                self._subtract_means(experiences, baseline)
+                estimator = "reinforce_baseline" if baseline == "group" else "reinforce"  # compares rewards likewise
         rewards_B = torch.cat([experience.rewards for experience in experiences])
         order_B = torch.tensor([i for experience in experiences for i in experience.index])
         rewards_B = torch.empty_like(rewards_B).index_copy(0, order_B, rewards_B)  # prompt by prompt
         samples = self.args.rollout.n_samples_per_prompt
-        tied_B = tied_responses(rewards_B, compared, samples, advantage.gamma)
+        tied_B = tied_responses(rewards_B, estimator, samples, advantage.gamma)
         if self.args.algo.kl.init_coef > 0:  # KL penalties differ where rewards do not
             return experiences
         for experience in experiences:
             experience.advantages[tied_B[torch.tensor(experience.index)]] = 0.0
         return experiences
 
-    def _compare_by(self, experiences: list[Experience]) -> str | None:
-        """Put another baseline than the critic in its place, where --orz.baseline says so.
+    def _baseline_of_step(self, experiences: list[Experience]) -> str:
+        """``--orz.baseline``; where that is "auto": "critic" if its values explain rewards, else a mean's name."""
+        if self.args.orz.baseline != "auto":
+            return self.args.orz.baseline
+        rows = ([e.values for e in experiences], self.sums, [e.action_mask for e in experiences])
+        if explained_variance(*(torch.cat([x.flatten() for x in each]) for each in rows)) > 0:
+            return "critic"  # a nan, of rewards that are all equal, is not above 0
+        return "group" if self.args.rollout.n_samples_per_prompt > 1 else "batch"
 
-        Returns the estimator of ``ESTIMATORS`` that compares rewards in the same way; None with the critic.
-        """
-        baseline, samples = self.args.orz.baseline, self.args.rollout.n_samples_per_prompt
-        if baseline == "critic":
-            return None
-        masks = [experience.action_mask for experience in experiences]
-        if baseline == "auto":
-            rows = ([experience.values for experience in experiences], self.sums, masks)
-            fit = explained_variance(*(torch.cat([x.flatten() for x in each]) for each in rows))
-            # a nan, of rewards that are all equal, is not above 0
-            baseline = "critic" if fit > 0 else "group" if samples > 1 else "batch"
-        self.notes["baseline_critic"] = float(baseline == "critic")
-        if baseline == "critic":
-            return None
+    def _subtract_means(self, experiences: list[Experience], baseline: str) -> None:
+        """Replace the critic's advantages: rewards less the mean of their "group" or of the "batch"."""
         self.notes.pop("lambda_policy", None)  # it weighs the critic's values
-        order = [i for experience in experiences for i in experience.index]
         advantages = mean_advantages(
-            self.sums, masks, order, samples if baseline == "group" else None,
+            self.sums,
+            [experience.action_mask for experience in experiences],
+            [i for experience in experiences for i in experience.index],
+            self.args.rollout.n_samples_per_prompt if baseline == "group" else None,
             scale=not self.args.algo.advantage.no_std_norm,
-        )  # fmt: skip
+        )
         for experience, one in zip(experiences, advantages):
             experience.advantages = one
-        return "reinforce_baseline" if baseline == "group" else "reinforce"
 
     def _dispatch_forward(self, group, sync_condition, **kwargs):
         """Run only the forwards that the step needs (settings/skip_plan.py)."""
@@ -162,5 +167,6 @@ class OrzExperienceMaker(RemoteExperienceMaker):
             advantages, _ = gae(values, rewards, action_mask, gamma, lambda_B if given == "length" else float(given))
         return advantages, returns
 
-    def get_cumulative_returns(self, rewards, action_mask, gamma):
+    def get_cumulative_returns(self, rewards: torch.Tensor, action_mask: torch.Tensor, gamma: float) -> torch.Tensor:
+        """Returns of the estimators without a critic, (B, A): OpenRLHF's, on whole batches at once."""
         return discounted_sum(rewards * action_mask, gamma)

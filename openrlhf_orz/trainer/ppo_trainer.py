@@ -1,7 +1,9 @@
 """The training loop. OpenRLHF's ``fit`` runs it and calls the methods here, which stand in the order of a step.
 
+    get_max_steps                   waits for engines to measure the memory of GPUs that they share
     check_start                     the first weight sync, which may change nothing
-    fit                             evaluates the base model, then OpenRLHF's loop over episodes and rollouts:
+    fit                             evaluates the base model, then OpenRLHF's loop over episodes and rollouts, from
+                                    init_checkpoint_states and restore_best_checkpoint_state on:
       generate_samples                (OpenRLHF's, by rollout/generation.py)
       train_step                      one step, in which OpenRLHF calls
         make_experience_batch           values and advantages (trainer/experience_maker.py)
@@ -11,7 +13,7 @@
         broadcast_to_vllm               the weights' way to the engines (rollout/sync)
       save_logs_and_checkpoints       the step's line of metrics.jsonl, logs, checkpoint; where the critic trains on
                                       (trainer/critic_beside.py) the line is written when it is done
-      evaluate, save_best_checkpoint  every --eval.steps
+      evaluate, save_best_checkpoint  every --eval.steps; _detect_eval_metric_key says which metric is the best's
 
 docs/architecture.md says why each of them is not OpenRLHF's. The asynchronous trainer runs the same steps in two
 processes (ppo_trainer_async.py).
@@ -41,7 +43,7 @@ from openrlhf_orz.runtime.memory import memory_metrics
 from openrlhf_orz.runtime.run_dir import RunDir, TolerantLogger
 from openrlhf_orz.runtime.stopping import StopRequested, training_mark
 from openrlhf_orz.runtime.watchdog import RunFailed, phase_limit, start_heartbeat
-from openrlhf_orz.settings.critic_checks import critic_beside, takes_early_values
+from openrlhf_orz.settings.critic_checks import critic_works_beside, takes_early_values
 from openrlhf_orz.settings.finished import changed, policy_steps
 from openrlhf_orz.trainer.batches import regroup, with_tokens
 from openrlhf_orz.trainer.checkpoints import DrawnRollouts, NoRollouts, TrainerCheckpoints
@@ -68,7 +70,10 @@ def load_prompts(strategy, tokenizer):
 
 
 class OrzTrainer(BasePPOTrainer):
-    """A training step of ORZ, in OpenRLHF's synchronous and asynchronous trainers alike."""
+    """A training step of ORZ, in OpenRLHF's synchronous and asynchronous trainers alike.
+
+    A mixin: in the bases of a class it stands before OpenRLHF's PPOTrainer or TrainingActor, and ``super()`` is that.
+    """
 
     experience_maker_cls = OrzExperienceMaker
     token_numbers: dict[int, dict] = {}  # of the step's responses that the rollout file shows by token
@@ -159,24 +164,33 @@ class OrzTrainer(BasePPOTrainer):
         self.metrics.finish_texts()
         every = self.args.orz.rollout_dump_every
         if every and step % every == 0:
-            chosen = rollout_samples[: self.args.orz.rollout_dump_max]
-            stop, trained = list(self.args.orz.stop), self.metrics.trained or [None] * len(chosen)
-            # of a rollout not dumped whole, the first
-            rows, least, by_token = enumerate(zip(chosen, trained)), self.args.orz.right_reward, self.token_numbers
-            self.run_dir.dump_rollouts(
-                step,
-                lambda: (rollout_row(a, self.tokenizer, stop, b, least, by_token.get(i)) for i, (a, b) in rows),
-            )
+            self.dump_rollout(rollout_samples, step)
         return status, step
 
+    def dump_rollout(self, rollout_samples, step: int) -> None:
+        """Write the step's responses, or the first ``--orz.rollout_dump_max``, into rollouts/ in the background."""
+        samples = rollout_samples[: self.args.orz.rollout_dump_max]
+        trained = self.metrics.trained or [None] * len(samples)  # the reward of each that was trained on
+        stop, right_reward = list(self.args.orz.stop), self.args.orz.right_reward
+        numbers = self.token_numbers
+        self.run_dir.dump_rollouts(
+            step,
+            lambda: (
+                rollout_row(sample, self.tokenizer, stop, reward, right_reward, numbers.get(i))
+                for i, (sample, reward) in enumerate(zip(samples, trained))
+            ),
+        )
+
     def _compute_rollout_stats(self, experiences):
-        """Adds what is known before the updates: returns, and how well the critic's values fit them."""
+        """Adds what is known before the updates: returns and how well the critic's values fit them, rewards as
+        they are trained on, how advantages were made; and keeps the numbers by token that the rollout file shows.
+        """
         stats = super()._compute_rollout_stats(experiences)
         self.metrics.note_trained(experiences, self.args)
         self.metrics.add(self.experience_maker.notes)
         if self.experience_maker.early_values is not None:
             self.metrics.add(values_early=self.experience_maker.early_values.share)
-        self.token_numbers = self._chosen_numbers(experiences)
+        self.token_numbers = self._token_numbers(experiences)
         mask = torch.cat([e.action_mask.flatten() for e in experiences])
         returns = torch.cat([e.returns.flatten() for e in experiences])
         stats["return_mean"] = masked_mean(returns, mask).item()
@@ -185,7 +199,7 @@ class OrzTrainer(BasePPOTrainer):
             stats["explained_variance"] = explained_variance(values, returns, mask)
         return stats
 
-    def _chosen_numbers(self, experiences) -> dict[int, dict]:
+    def _token_numbers(self, experiences) -> dict[int, dict]:
         """Values and advantages of the responses that the rollout file shows by token, by place in the rollout."""
         if not self.args.orz.rollout_values:
             return {}
@@ -205,7 +219,7 @@ class OrzTrainer(BasePPOTrainer):
         self.metrics.measure_texts()
         if self.args.orz.cross_fit_values and self.critic_model_group is not None:
             return self.cross_fit_train(global_steps)
-        if critic_beside(self.args):
+        if critic_works_beside(self.args):
             with self.critic_beside.fit(self):
                 status = super().ppo_train(global_steps)
         else:

@@ -203,7 +203,7 @@ def test_generation_asks_for_the_last_output_alone():
 def test_environment_of_workers_on_a_cpu(monkeypatch):
     """Trainers, and they alone, keep freed memory; an engine is one process; what the user has set wins; on a GPU
     nothing is set."""
-    from openrlhf_orz.runtime.ray_session import trainer_env, worker_env
+    from openrlhf_orz.runtime.ray_session import rank_env, worker_env
     from openrlhf_orz.settings.command_line import parse
     from openrlhf_orz.settings.finished import RunFacts
 
@@ -213,7 +213,7 @@ def test_environment_of_workers_on_a_cpu(monkeypatch):
 
     def env(device):
         args, _ = parse(["--actor.model_name_or_path", "m", "--data.prompt_dataset", "d", "--orz.device", device])
-        return worker_env(args, RunFacts(checkpoints="", scratch="/dev/shm/orz-0-")), trainer_env(device)
+        return worker_env(args, RunFacts(checkpoints="", scratch="/dev/shm/orz-0-")), rank_env(device)
 
     workers, trainers = env("cpu")
     assert workers[engine] == "0" and not any(name.startswith("MALLOC_") for name in workers)

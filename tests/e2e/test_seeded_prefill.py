@@ -40,5 +40,5 @@ def test_training_does_not_cut_them_either(flags, cut):
 
     given = ["--actor.model_name_or_path", str(BASE), "--data.prompt_dataset", "rows.jsonl", "--orz.device", "cpu"]
     args, _ = parse([*given, *flags])
-    assert args.orz.own_agent
+    assert args.orz.verifier_grades
     assert engine_args(args).get("enable_chunked_prefill") is cut

@@ -87,7 +87,7 @@ def test_samples_of_training_by_set():
         sample("r", [9], 1.0), sample("r", [9], 1.0),
     ]  # fmt: skip
     logs = evaluate_samples(
-        loader, samples, 2, Tokenizer(), Namespace(orz=Namespace(own_agent=False, right_reward=1.0))
+        loader, samples, 2, Tokenizer(), Namespace(orz=Namespace(verifier_grades=False, right_reward=1.0))
     )
     assert logs["eval_x_pass1"] == 0.75 and logs["eval_x_pass2"] == 1.0 and logs["eval_y_pass2"] == 0.0
     assert logs["eval_x_response_length_mean"] == 5 / 4 and logs["eval_y_response_length_mean"] == 2
@@ -100,7 +100,7 @@ def test_samples_of_training_by_set():
 def test_a_question_of_two_sets_counts_once_in_each():
     loader = [(["x", "x"], ["p", "q"], None), (["y"], ["q"], None)]
     samples = [sample("p", [9], 1.0), sample("q", [9], 1.0), sample("q", [8], 0.0)]
-    orz = Namespace(own_agent=False, right_reward=1.0)
+    orz = Namespace(verifier_grades=False, right_reward=1.0)
     logs = evaluate_samples(loader, samples, 1, Tokenizer(), Namespace(orz=orz))
     assert logs["eval_x_pass1"] == 1.0 and logs["eval_y_pass1"] == 0.0 and logs["eval_num_samples"] == 3
 
@@ -123,7 +123,7 @@ def test_the_majority_in_training_asks_the_grader(monkeypatch):
     monkeypatch.setattr(grading, "VerifierSet", grader)
     monkeypatch.setattr(grading, "same_for", lambda verifier: verifier)
     samples = [sample("p", [9], 1.0), sample("p", [8], 0.0, cut=True), sample("p", [8], 0.0, cut=True)]
-    orz = Namespace(own_agent=True, grader_workers=3, plain_math_verify=True, verifier="math", right_reward=1.0)
+    orz = Namespace(verifier_grades=True, grader_workers=3, plain_math_verify=True, verifier="math", right_reward=1.0)
     logs = evaluate_samples([(["x"], ["p"], None)], samples, 3, Tokenizer(), Namespace(orz=orz))
     assert logs["eval_x_maj3"] == 1.0
     assert asked == {"workers": 3, "plain": True, "shared": True}
@@ -138,7 +138,8 @@ def test_the_first_of_equal_answers_is_the_reference(monkeypatch):
 
     monkeypatch.setattr(grading.Grader, "compare", compare)
     samples = [sample("p", [9], 1.0), sample("p", [8], 0.0)]
-    orz = Namespace(own_agent=True, grader_workers=None, plain_math_verify=False, verifier="math", right_reward=1)
+    given = dict(grader_workers=None, plain_math_verify=False, verifier="math", right_reward=1)
+    orz = Namespace(verifier_grades=True, **given)
     logs = evaluate_samples([(["x"], ["p"], None)], samples, 2, Tokenizer(), Namespace(orz=orz))
     assert compared == [("5", "4")] and logs["eval_x_maj2"] == 1.0
 
@@ -376,6 +377,6 @@ def test_the_majority_is_by_the_verifier_of_each_question():
     samples = [sample(prompt, [token], float(token < 3)) for prompt in "pq" for token in (1, 2, 3, 3, 1)]
     for each, verifier in zip(samples, ["letter"] * 5 + ["exact"] * 5):
         each.labels = [pack_label("B", verifier)]
-    orz = Namespace(own_agent=True, grader_workers=1, plain_math_verify=False, verifier="math", right_reward=1)
+    orz = Namespace(verifier_grades=True, grader_workers=1, plain_math_verify=False, verifier="math", right_reward=1)
     logs = evaluate_samples([(["x", "x"], ["p", "q"], None)], samples, 5, tokenizer, Namespace(orz=orz))
     assert logs["eval_x_maj5"] == 0.75  # p: three for B; q: two for (B), one for B, two for C, a tie

@@ -301,14 +301,14 @@ def test_a_first_start_that_fails_or_is_slow_is_an_error(monkeypatch):
     assert started(monkeypatch, [fine, None]).failed_start(done, 0) is None
 
 
-def args(device="cuda", determinism=False, own_agent=True, dtype="bf16", seqs=None, tokens=None, fp32_head=False):
+def args(device="cuda", determinism=False, graded=True, dtype="bf16", seqs=None, tokens=None, fp32_head=False):
     return SimpleNamespace(
         ds=SimpleNamespace(param_dtype=dtype),
         train=SimpleNamespace(full_determinism_enable=determinism),
         orz=SimpleNamespace(
-            trust_remote_code=False, own_agent=own_agent, stop=["a", "b"], grader_workers=3, plain_math_verify=True,
-            verifier="letter", keep_cut_rewards=True, logprob_gap_every=5, device=device, cpu_kvcache_mib=2,
-            max_num_seqs=seqs, max_num_batched_tokens=tokens, fp32_head=fp32_head,
+            trust_remote_code=False, verifier_grades=graded, stop=["a", "b"], grader_workers=3,
+            plain_math_verify=True, verifier="letter", keep_cut_rewards=True, logprob_gap_every=5,
+            device=device, cpu_kvcache_mib=2, max_num_seqs=seqs, max_num_batched_tokens=tokens, fp32_head=fp32_head,
         ),
     )  # fmt: skip
 
@@ -321,7 +321,7 @@ def test_engine_arguments():
     assert engine_args(args()) == {**base, **agent, "dtype": "bfloat16"}
     # stop strings and log-probs hold with a reward or an agent of the user's, too
     own = {**orz, "own": True, "agent": dict, "reward": list}
-    assert engine_args(args(own_agent=False, dtype="fp32"), dict, list) == {
+    assert engine_args(args(graded=False, dtype="fp32"), dict, list) == {
         **base, "orz": own, "logprobs_mode": "processed_logprobs", "dtype": "float32"
     }  # fmt: skip
     assert engine_args(args(determinism=True, dtype="fp16")) == {**base, **agent, "dtype": "float16"}
@@ -394,7 +394,7 @@ def test_training_cuts_no_prompts_where_requests_have_seeds_of_their_own(flags, 
     """Elsewhere vLLM's default is the faster one."""
     given = ["--actor.model_name_or_path", "none", "--data.prompt_dataset", "rows.jsonl", "--orz.device", "cpu"]
     args, _ = parse([*given, *flags])
-    assert args.orz.own_agent and engine_args(args).get("enable_chunked_prefill") is cut
+    assert args.orz.verifier_grades and engine_args(args).get("enable_chunked_prefill") is cut
 
 
 def test_a_user_whom_the_machine_does_not_know(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from openrlhf_orz.runtime import ray_session
-from openrlhf_orz.runtime.ray_session import placement_gpus, running_ray, trainer_env, wait_for_gpus
+from openrlhf_orz.runtime.ray_session import placement_gpus, rank_env, running_ray, wait_for_gpus
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.command_line import parse
 from openrlhf_orz.settings.finished import RunFacts, changed
@@ -120,8 +120,8 @@ def test_a_restarted_run_waits_for_a_lost_node(monkeypatch):
 def test_variables_that_are_set_win(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
     monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
-    env = trainer_env("cpu")
-    assert env["MALLOC_ARENA_MAX"] == "7" and env["MALLOC_MMAP_MAX_"] == "0" and trainer_env("cuda") == {}
+    env = rank_env("cpu")
+    assert env["MALLOC_ARENA_MAX"] == "7" and env["MALLOC_MMAP_MAX_"] == "0" and rank_env("cuda") == {}
     args = arguments()
     run = RunFacts(checkpoints="", scratch="/dev/shm/orz-1-")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")

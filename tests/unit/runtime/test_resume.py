@@ -107,7 +107,7 @@ def test_a_damaged_one_is_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     "name",
     ["algo.advantage.gamma", "algo.advantage.lambd", "algo.advantage.estimator", "algo.kl.init_coef", "actor.adam.lr",
-     "rollout.batch_size", "orz.critic_updates", "orz.own_agent", "orz.fixed_micro_batches"],
+     "rollout.batch_size", "orz.critic_updates", "orz.verifier_grades", "orz.fixed_micro_batches"],
 )  # fmt: skip
 def test_these_change_the_meaning(name):
     layout, meaning = resume.changed_flags({name: 1}, {name: 2})

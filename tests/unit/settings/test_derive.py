@@ -149,7 +149,7 @@ def test_micro_batches_are_fixed_where_their_number_is_given():
 def test_who_grades():
     def grades(**given):
         values = derived(orz__device="cpu", **given)
-        return values["orz.own_agent"], values["reward.remote_url"]
+        return values["orz.verifier_grades"], values["reward.remote_url"]
 
     assert grades() == (True, "orz")
     assert grades(reward__remote_url="http://host") == (False, "http://host")

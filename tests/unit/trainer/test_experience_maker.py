@@ -123,16 +123,24 @@ def test_a_gpu_gets_one_batch_at_a_time(tmp_path, samples, batches):
 
 
 @pytest.mark.parametrize("values, critic", [([[1.0], [0.0]], True), ([[0.0], [1.0]], False)])
-def test_the_critic_is_the_baseline_where_it_fits(tmp_path, values, critic):
+def test_the_critic_is_the_baseline_where_it_fits(monkeypatch, tmp_path, values, critic):
     """--orz.baseline auto: explained variance 1, and below 0."""
+
+    def upstream(maker, experiences):
+        maker.sums.append(torch.tensor([[1.0], [0.0]]))
+        maker.lambdas.append(torch.tensor([0.5]))
+        return experiences
+
+    monkeypatch.setattr(RemoteExperienceMaker, "compute_advantages_and_returns", upstream)
     maker = maker_of(tmp_path, orz__baseline="auto", rollout__n_samples_per_prompt=1)
-    maker.notes, maker.sums = {"lambda_policy": 0.5}, [torch.tensor([[1.0], [0.0]])]
     experience = SimpleNamespace(
-        action_mask=torch.ones(2, 1), values=torch.tensor(values), index=[0, 1], advantages="the critic's"
-    )
-    assert maker._compare_by([experience]) == (None if critic else "reinforce")
+        action_mask=torch.ones(2, 1), values=torch.tensor(values), index=[0, 1], rewards=torch.tensor([1.0, 0.0]),
+        advantages=torch.tensor([[9.0], [9.0]]),
+    )  # fmt: skip
+    maker.compute_advantages_and_returns([experience])
     assert maker.notes == {"baseline_critic": float(critic), **({"lambda_policy": 0.5} if critic else {})}
-    assert (experience.advantages == "the critic's") is critic
+    assert (experience.advantages.flatten().tolist() == [9.0, 9.0]) is critic
+    assert experience.advantages.sum() == (18 if critic else 0), "less the batch's mean"
 
 
 def test_rewards_outside_of_the_mask_count_nowhere(tmp_path):

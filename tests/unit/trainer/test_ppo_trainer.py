@@ -126,7 +126,7 @@ def test_chosen_rows_have_values_by_token(monkeypatch, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "rollouts" / "step_1.jsonl").read_text().splitlines()]
     assert [row.get("values") for row in rows] == [[0.5] * 3, [0.5] * 2, None], "two of the three rows written"
     assert rows[1]["advantages"] == [-0.5] * 2 and "".join(rows[0]["token_texts"]) == rows[0]["response"]
-    assert trainer_of(tmp_path)._chosen_numbers([]) == {}
+    assert trainer_of(tmp_path)._token_numbers([]) == {}
 
 
 def test_the_metrics_of_a_step_do_not_leak_into_the_next(monkeypatch, tmp_path):
