@@ -1,7 +1,7 @@
-"""The one file that changes live objects of another library: DeepSpeed's engine and its optimizer.
+"""What is changed on live objects of DeepSpeed: its engine, optimizer and scheduler.
 
 ``deepspeed.initialize`` chooses and builds both, so a subclass cannot be handed in. Lines are DeepSpeed 0.19.6's;
-tests/contracts/test_seams.py holds the signatures. tests/unit/test_live_objects.py looks for other such places.
+tests/contracts/test_seams.py holds the signatures. docs/architecture.md names the other places.
 """
 
 import torch
