@@ -13,6 +13,7 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from openrlhf_orz.data.curate.config import Config, PassRate, load_config
 from openrlhf_orz.data.curate.pass_rate import Sampler
@@ -39,19 +40,22 @@ def configuration(argv: list[str] | None) -> tuple[argparse.ArgumentParser, Conf
     parser.add_argument("--max-right", type=int, help="drop questions with more right answers than this")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key, such as seed=1")
     args = parser.parse_args(argv)
-    overrides = list(args.set)
+    values: dict[str, Any] = {}
     if args.output:
-        overrides.append(f"output={args.output}")
+        values["output"] = args.output
     if args.english_only:
-        overrides.append("language.keep=[english]")
+        values["language.keep"] = ["english"]
     if args.rollouts:
-        overrides.append(f"pass_rate.rollouts={args.rollouts}")
+        values["pass_rate.rollouts"] = args.rollouts
     if args.max_right is not None:
-        overrides.append(f"pass_rate.max_right={args.max_right}")
+        values["pass_rate.max_right"] = args.max_right
     if args.input:
-        items = [{"path": path} | ({"entry": args.entry} if args.entry else {}) for path in args.input]
-        overrides.append(f"inputs={items}")
-    return parser, load_config(args.config, overrides)
+        values["inputs"] = [{"path": path} | ({"entry": args.entry} if args.entry else {}) for path in args.input]
+    elif args.entry:
+        raise DataError(
+            f"--entry {args.entry} is about --input: give one, or write `entry` into the inputs of --config."
+        )
+    return parser, load_config(args.config, args.set, values)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -102,8 +102,13 @@ class Config:
     pass_rate: PassRate | None = None
 
 
-def load_config(path: Path | None, overrides: typing.Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file (or the defaults), changed by overrides like "dedup.embedding=true".
+def load_config(
+    path: Path | None,
+    overrides: typing.Sequence[str] = (),
+    values: typing.Mapping[str, Any] = types.MappingProxyType({}),
+) -> Config:
+    """The configuration of a YAML file (or the defaults), changed by ``values`` by key, as they are, and then by
+    overrides like "dedup.embedding=true", whose values are YAML.
 
     Raises DataError, naming the file or the key and what is wrong with it.
     """
@@ -121,6 +126,8 @@ def load_config(path: Path | None, overrides: typing.Sequence[str] = ()) -> Conf
             raise DataError(f"--config {path}: {error}. Give a YAML file, as docs/data.md shows.") from error
         if not isinstance(found, dict):
             raise DataError(f"--config {path}: a mapping of keys is expected, not {type(found).__name__}.")
+    for key, value in values.items():
+        _put(found, key.split("."), value, f"{key}={value}")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

@@ -92,6 +92,7 @@ def ready_entry(name: str, where: str) -> Entry:
 GENERATED = ("additions", "reasoning_gym")  # inputs that are made, not read
 _KEYS = {"name", "path", "entry", "split", "question", "answer", "source", "difficulty", "meta", "licence"}
 _KEYS |= {"answer_from", "question_from", "where", "select", "limit"}
+_WAYS = {"answer_from": ("answer", "boxed", "hashes", "auto"), "question_from": ("question", "few_shot")}
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def _parse(item: dict, where: str) -> Input:
     unknown = set(item) - _KEYS
     if unknown:
         raise DataError(f"{where}.{sorted(unknown)[0]}: there is no such key. There are {', '.join(sorted(_KEYS))}.")
+    _check_item(item, where)
     fields = ready_entry(item["entry"], f"{where}.entry") if "entry" in item else Entry()
     changes: dict[str, Any] = {}
     for key in ("question", "answer", "difficulty", "meta"):
@@ -142,6 +144,29 @@ def _parse(item: dict, where: str) -> Input:
     conditions = {**fields.where, **(item.get("where") or {}), **(item.get("select") or {})}
     name = item.get("name") or item.get("entry") or _stem(path)
     return Input(str(name), path, fields, item.get("source"), conditions, item.get("limit"), None)
+
+
+def _check_item(item: dict, where: str) -> None:
+    """Raises DataError for a value of another type than its key has, or a word that its key does not know."""
+
+    def check(key: str, fine: bool, what: str) -> None:
+        if item.get(key) is not None and not fine:
+            raise DataError(f"{where}.{key}: {what} is expected, not {item[key]!r}.")
+
+    for key in ("name", "path", "entry", "split", "source", "licence"):
+        check(key, isinstance(item.get(key), str), "text")
+    for key in ("question", "answer", "difficulty", "meta"):
+        names = item.get(key)
+        fine = isinstance(names, str) or isinstance(names, list) and all(isinstance(name, str) for name in names)
+        check(key, fine, "a key of the rows, or a list of keys,")
+    for key in ("where", "select"):
+        check(key, isinstance(item.get(key), dict), "keys with the values that are allowed")
+    for key, words in _WAYS.items():
+        check(key, item.get(key) in words, f"one of {', '.join(words)}")
+    limit = item.get("limit")
+    check(
+        "limit", isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1, "a number of rows, 1 or more,"
+    )
 
 
 def _stem(path: str) -> str:

@@ -20,7 +20,7 @@ from openrlhf_orz.data.curate.inputs import Input, parse_inputs
 from openrlhf_orz.data.curate.normalise import clean_question
 from openrlhf_orz.data.curate.shards import Stage, code_version, file_hash, key_of
 from openrlhf_orz.data.curate.similarity import embedder
-from openrlhf_orz.data.curate.write import write_dataset
+from openrlhf_orz.data.curate.write import WRITTEN, write_dataset
 from openrlhf_orz.data.json_lines import read_records
 from openrlhf_orz.data.sources import READERS, DataError, suffix_of
 
@@ -37,6 +37,7 @@ def run_pipeline(config: Config, log: Log = print, make_sampler: MakeSampler = N
     """
     folder = Path(config.output)
     inputs = parse_inputs(config.inputs)
+    _check_output(folder, inputs)
     work = folder / "work"
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -57,8 +58,11 @@ def run_pipeline(config: Config, log: Log = print, make_sampler: MakeSampler = N
         before, extra = finished[-1], []  # extra: further files that the stage reads
         if name == "decontaminate":
             extra = [_content(spec) for spec in options.against]
+        if name == "dedup" and options.embedding and options.embedding_model:
+            extra = [_weights(options.embedding_model)]
         if name == "pass_rate":
             extra = [_content(os.path.join(spec, "rollouts")) for spec in options.rollouts]
+            extra += [_weights(options.model)] if options.model else []
         stage = Stage(work / f"{number}_{name}", key_of(before.key, name, dataclasses.asdict(options), extra))
         if not stage.done:
             task = partial(_RUNNERS[name], before, stage, options, config, make_sampler)
@@ -68,6 +72,19 @@ def run_pipeline(config: Config, log: Log = print, make_sampler: MakeSampler = N
     summary = write_dataset(config, finished, folder)
     log(f"write: {summary['train']} train and {summary['heldout']} held-out rows in {folder / 'kept'}")
     return summary
+
+
+def _check_output(folder: Path, inputs: list[Input]) -> None:
+    """Raises DataError where what is in ``folder`` is no curation's, or an input lies where results are written."""
+    if folder.is_dir() and not (folder / "funnel.json").exists() and not (folder / "work" / "0_collect").exists():
+        others = sorted(path.name for path in folder.iterdir() if path.name != "work")
+        if others:
+            raise DataError(f"output {folder}: it holds {others[0]} and is no curation's. Choose a new folder.")
+    for item in inputs:
+        path = Path(item.path).expanduser().resolve()
+        written = [(folder / name).resolve() for name in (*WRITTEN, "work")]
+        if not item.generated and any(path.is_relative_to(place) for place in written):
+            raise DataError(f"inputs ({item.name}): {item.path} is where results are written. Choose another output.")
 
 
 def _timed(stage: Stage, log: Log, task: Callable[[], None]) -> None:
@@ -107,6 +124,13 @@ def _content(path: str) -> Any:
         )
         return [[file.relative_to(root).as_posix(), file_hash(file)] for file in files]
     return path
+
+
+def _weights(model: str) -> Any:
+    """Names and hashes of the files of a model's folder; a hub name stands for itself."""
+    root = Path(model).expanduser()
+    files = sorted(path for path in root.iterdir() if path.is_file()) if root.is_dir() else []
+    return [[path.name, file_hash(path)] for path in files] or model
 
 
 def _source_order(stage: Stage) -> list[str]:

@@ -21,6 +21,7 @@ from openrlhf_orz.data.curate.shards import Stage, file_hash
 from openrlhf_orz.data.json_lines import json_line, partial_of, write_records, write_whole
 from openrlhf_orz.report.pictures import write_bars
 
+WRITTEN = ("kept", "parquet", "pictures")  # folders, each made anew
 _BATCH = 10_000  # rows of a Parquet row group
 _LENGTHS = (50, 100, 200, 400, 800, 1600, 3200)  # characters, edges of the histogram
 _RATES = 10  # bars from 0 to 1
@@ -71,7 +72,7 @@ class _Split:
 
 def write_dataset(config: Config, stages: list[Stage], folder: Path) -> dict:
     """Write everything from the finished stages; returns the summary that funnel.json holds."""
-    for name in ("kept", "parquet", "pictures"):
+    for name in WRITTEN:
         shutil.rmtree(folder / name, ignore_errors=True)
     splits = {"train": _Split(folder, "train"), "test": _Split(folder, "test")}
     counted: dict[str, Counter] = {"lengths": Counter(), "sources": Counter(), "rates": Counter()}

@@ -365,6 +365,14 @@ def test_selection_by_source_and_difficulty(tmp_path):
             ["countdown", "run an answer as code", "another task"],
         ),
         (["inputs=[{path: README.md, colour: red}]"], ["inputs.0.colour"]),
+        (["inputs=[{path: README.md, answer_from: boxd}]"], ["inputs.0.answer_from", "boxed", "'boxd'"]),
+        (["inputs=[{path: README.md, question_from: fewshot}]"], ["inputs.0.question_from", "few_shot"]),
+        (["inputs=[{path: README.md, limit: -1}]"], ["inputs.0.limit", "1 or more"]),
+        (["inputs=[{path: README.md, limit: true}]"], ["inputs.0.limit", "1 or more"]),
+        (["inputs=[{path: README.md, where: 5}]"], ["inputs.0.where"]),
+        (["inputs=[{path: README.md, meta: 5}]"], ["inputs.0.meta"]),
+        (["inputs=[{path: README.md, answer: [gold, 5]}]"], ["inputs.0.answer"]),
+        (["inputs=[{path: README.md, entry: [a]}]"], ["inputs.0.entry", "text"]),
     ],
 )
 def test_errors_name_key_and_remedy(tmp_path, settings, words):
@@ -375,3 +383,47 @@ def test_errors_name_key_and_remedy(tmp_path, settings, words):
         )
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["runs #1", "2024-10-01", "1234", "yes", "a: b"])
+def test_folders_of_flags_are_taken_as_they_are(name):
+    """They are no YAML, which would cut one at a #, or make a date of it."""
+    _, config = configuration(["--input", name, "--output", name, "--rollouts", name])
+    assert config.output == name and config.inputs == [{"path": name}] and config.pass_rate.rollouts == [name]
+
+
+def test_settings_change_the_inputs_of_flags():
+    _, config = configuration(["--input", "a.jsonl", "--output", "b", "--set", "inputs.0.answer=gold"])
+    assert config.inputs == [{"path": "a.jsonl", "answer": "gold"}]
+    with pytest.raises(DataError, match="--entry math is about --input"):
+        configuration(["--entry", "math", "--output", "b"])
+
+
+def test_a_folder_of_something_else_is_not_written_into(tmp_path):
+    (tmp_path / "parquet").mkdir()
+    pool(tmp_path / "parquet" / "mine.jsonl")
+    with pytest.raises(DataError, match="holds parquet and is no curation's"):
+        curate(tmp_path, tmp_path / "parquet" / "mine.jsonl")
+    assert (tmp_path / "parquet" / "mine.jsonl").exists()
+    curate(tmp_path / "new", tmp_path / "parquet" / "mine.jsonl")
+    with pytest.raises(DataError, match="is where results are written"):
+        curate(tmp_path / "new", tmp_path / "new" / "kept" / "train.jsonl")
+    assert curate(tmp_path / "new", tmp_path / "parquet" / "mine.jsonl")["train"] > 0, "a curation's own is"
+
+
+def test_pass_rates_are_those_of_the_weights_that_are_there(tmp_path):
+    """Another model at the same place is sampled, and the same one is not sampled again."""
+    pool(tmp_path / "pool.jsonl")
+    model, asked = tmp_path / "model", []
+    model.mkdir()
+    settings = [f"inputs=[{{path: {tmp_path}/pool.jsonl}}]", f"output={tmp_path}/out", "processes=1",
+                f"pass_rate={{model: {model}, n: 2}}"]  # fmt: skip
+
+    def make(options, questions):
+        asked.append((model / "model.safetensors").read_text())
+        return lambda questions, *_: [1 for _ in questions]
+
+    for weights in ("one", "one", "two"):
+        (model / "model.safetensors").write_text(weights)
+        run_pipeline(load_config(None, settings), lambda line: None, make)
+    assert asked == ["one", "two"]
