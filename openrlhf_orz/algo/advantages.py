@@ -20,6 +20,9 @@ ESTIMATORS: dict[str, Literal["critic", "group", "groups of the batch", "batch"]
 }
 
 
+NORMALISED = ("gae", "reinforce", "reinforce_baseline")  # by OpenRLHF, over all action tokens of the batch
+
+
 def discounted_sum(x_BA: torch.Tensor, discount: float | torch.Tensor, block: int = 128) -> torch.Tensor:
     """y_t = x_t + discount * y_{t+1} along the last dimension, with y = 0 after the end.
 

@@ -6,7 +6,14 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from openrlhf.utils.logging_utils import init_logger
 
-from openrlhf_orz.algo.advantages import discounted_sum, gae, length_lambda, mean_advantages, tied_responses
+from openrlhf_orz.algo.advantages import (
+    NORMALISED,
+    discounted_sum,
+    gae,
+    length_lambda,
+    mean_advantages,
+    tied_responses,
+)
 from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
 from openrlhf_orz.algo.token_stats import explained_variance
 from openrlhf_orz.runtime.cores import cores
@@ -69,10 +76,14 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         return experiences
 
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
-        """As upstream, but where all compared rewards are equal the advantages are exactly 0.
+        """As upstream, but where all compared rewards are equal the advantages are exactly 0. With a KL penalty they
+        are its sums, unless they are normalised over the batch after that, by penalties that differ.
 
         Otherwise rounding would be normalised into a signal, and Adam scales any gradient to the size of a step.
         """
+        kl, penalties = self.args.algo.kl, None
+        if kl.init_coef > 0 and not kl.use_loss:  # rewards of tokens; OpenRLHF drops the kl that they are made of
+            penalties = [-self.kl_ctl.value * experience.kl * experience.action_mask for experience in experiences]
         self.lambdas, self.sums = [], []
         if self.args.orz.positive_nll > 0:  # before OpenRLHF changes rewards by length
             for experience in experiences:
@@ -92,10 +103,13 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         rewards_B = torch.empty_like(rewards_B).index_copy(0, order_B, rewards_B)  # prompt by prompt
         samples = self.args.rollout.n_samples_per_prompt
         tied_B = tied_responses(rewards_B, estimator, samples, advantage.gamma)
-        if self.args.algo.kl.init_coef > 0:  # KL penalties differ where rewards do not
-            return experiences
-        for experience in experiences:
-            experience.advantages[tied_B[torch.tensor(experience.index)]] = 0.0
+        if penalties is None:
+            for experience in experiences:
+                experience.advantages[tied_B[experience.index]] = 0.0
+        elif estimator not in NORMALISED:
+            for experience, penalty_BA in zip(experiences, penalties):
+                tied = tied_B[experience.index]
+                experience.advantages[tied] = discounted_sum(penalty_BA, 1.0)[tied].to(experience.advantages)
         return experiences
 
     def _baseline_of_step(self, experiences: list[Experience]) -> str:

@@ -60,6 +60,21 @@ def test_equal_rewards_teach_nothing(estimator, reward):
         assert (found == 0).all(), (samples, found)
 
 
+@pytest.mark.parametrize("estimator", [*GROUPED, "flash_reinforce"])
+@pytest.mark.parametrize("use_loss", [True, False])
+def test_equal_rewards_teach_nothing_but_a_kl_penalty(estimator, use_loss):
+    """The penalty stands in the rewards of tokens, or in the loss: where rewards are equal it alone is left."""
+    flags = ["--algo.kl.init_coef", "0.5", *(["--algo.kl.use_loss", "--algo.kl.estimator", "k2"] if use_loss else [])]
+    for reward in (1.0, 0.3, 1 / 3):
+        maker = make_maker(OrzExperienceMaker, estimator, 8, *flags)
+        maker.kl_ctl.value = 0.25
+        batch = make_experience([reward] * 8, [3] * 8)
+        batch.kl = torch.zeros(8, 3) if use_loss else torch.arange(24.0).reshape(8, 3)
+        (found,) = maker.compute_advantages_and_returns([batch])
+        expected = 0 if use_loss else -0.25 * torch.arange(24.0).reshape(8, 3).flip(1).cumsum(1).flip(1)
+        assert (found.advantages == expected).all(), (reward, found.advantages)
+
+
 def test_upstream_makes_advantages_of_rounding_errors():
     """What the override is for; if this fails, it can be dropped."""
     largest = 0.0

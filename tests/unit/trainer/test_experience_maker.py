@@ -48,15 +48,19 @@ def test_every_rank_gets_as_many_batches(monkeypatch, tmp_path, gpus, ring, devi
     assert len(found) == batches and sorted(i for batch in found for i in batch.index) == list(range(samples))
 
 
-@pytest.mark.parametrize("penalty, expected", [(0.0, 0.0), (0.01, 3.0)])
-def test_equal_rewards_teach_what_the_kl_penalty_says(monkeypatch, tmp_path, penalty, expected):
-    maker = maker_of(tmp_path, algo__kl__init_coef=penalty)
+@pytest.mark.parametrize("estimator, penalty, expected", [
+    ("group_norm", 0.0, [0.0, 0.0]), ("group_norm", 0.01, [-1.0, -0.5]), ("reinforce_baseline", 0.01, [3.0, 3.0]),
+])  # fmt: skip
+def test_equal_rewards_teach_what_the_kl_penalty_says(monkeypatch, tmp_path, estimator, penalty, expected):
+    """Where advantages are normalised over the batch after that, penalties give them their scale: they stay."""
     monkeypatch.setattr(RemoteExperienceMaker, "compute_advantages_and_returns", lambda self, experiences: experiences)
-    experience = SimpleNamespace(rewards=torch.ones(4), index=[0, 1, 2, 3], advantages=torch.full((4, 2), 3.0))
-    maker.args = make_args(tmp_path, "--algo.advantage.estimator", "group_norm",
-                           changes={"algo.kl.init_coef": penalty})  # fmt: skip
+    maker = maker_of(tmp_path)
+    maker.kl_ctl = SimpleNamespace(value=0.5)
+    experience = SimpleNamespace(rewards=torch.ones(4), index=[0, 1, 2, 3], advantages=torch.full((4, 2), 3.0),
+                                 kl=torch.ones(4, 2), action_mask=torch.ones(4, 2))  # fmt: skip
+    maker.args = make_args(tmp_path, "--algo.advantage.estimator", estimator, changes={"algo.kl.init_coef": penalty})
     (found,) = maker.compute_advantages_and_returns([experience])
-    assert found is experience and (found.advantages == expected).all()
+    assert found is experience and found.advantages.tolist() == [expected] * 4
 
 
 def test_the_policys_lambda_leaves_the_critics_targets_alone(tmp_path):
