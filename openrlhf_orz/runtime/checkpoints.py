@@ -171,10 +171,13 @@ def verify(checkpoint: str | Path) -> None:
 
 
 def all_checkpoints(path: str | Path) -> list[Path]:
-    """Complete checkpoints under ``path``, newest step first; of one step, the regular one before the best."""
+    """Complete checkpoints under ``path``, newest step first; of one step, the best before the regular one.
+
+    The regular one is written before the step is evaluated: it does not know that it is the best.
+    """
     folder = Path(path)
     found = [entry for entry in folder.iterdir() if entry.is_dir() and step_of(entry) >= 0] if folder.is_dir() else []
-    return sorted(found, key=lambda entry: (step_of(entry), not entry.name.startswith("best")), reverse=True)
+    return sorted(found, key=lambda entry: (step_of(entry), entry.name.startswith("best")), reverse=True)
 
 
 def newest_valid(path: str | Path) -> tuple[Path | None, dict[Path, str]]:

@@ -82,12 +82,12 @@ class TrainerCheckpoints:
         groups: the model groups that hold a state, policy first.
         run_dir: where failures are reported.
         rollouts: the rollouts that this process draws.
-        best_metric: gives the best and the latest evaluation metric for the checkpoint.
+        own_state: gives what else of the trainer goes into trainer.json.
     """
 
-    def __init__(self, args, groups: list, run_dir: RunDir, rollouts: NoRollouts, best_metric: Callable[[], dict]):
+    def __init__(self, args, groups: list, run_dir: RunDir, rollouts: NoRollouts, own_state: Callable[[], dict]):
         self.args, self.groups, self.run_dir = args, groups, run_dir
-        self.rollouts, self.best_metric = rollouts, best_metric
+        self.rollouts, self.own_state = rollouts, own_state
         self.folder = Path(args.run.checkpoints)
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.committing: Future | None = None
@@ -198,7 +198,7 @@ class TrainerCheckpoints:
         states = self.last_states or {}
         state = {
             **{key: value for key, value in states.items() if isinstance(value, (int, float, str, dict))},
-            **self.best_metric(),
+            **self.own_state(),
             "faults": self.all_faults(),
             "prompts_sha256": self.args.run.prompts_sha256,
             "flags": self.args.run.recorded_flags,

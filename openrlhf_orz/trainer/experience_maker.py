@@ -7,7 +7,7 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.algo.advantages import (
-    NORMALISED,
+    ESTIMATORS,
     discounted_sum,
     gae,
     length_lambda,

@@ -94,7 +94,7 @@ class OrzTrainer(BasePPOTrainer):
             [group for group in (self.actor_model_group, self.critic_model_group) if group is not None],
             self.run_dir,
             self.rollouts(),
-            self.best_metric,
+            self.own_state,
         )
         self.critic_beside = CriticBeside()
         config = AutoConfig.from_pretrained(
@@ -144,7 +144,10 @@ class OrzTrainer(BasePPOTrainer):
 
     def init_checkpoint_states(self):
         """Where to begin: the checkpoint's place, or the start."""
-        return self.checkpoints.resume() or super().init_checkpoint_states()
+        states = self.checkpoints.resume() or super().init_checkpoint_states()
+        if self.args.algo.kl.target and "kl_coef" in states:
+            self.kl_ctl.value = states["kl_coef"]
+        return states
 
     # ---- a step, in its order
 
@@ -315,9 +318,12 @@ class OrzTrainer(BasePPOTrainer):
         else:
             super().restore_best_checkpoint_state(checkpoint_states)
 
-    def best_metric(self) -> dict:
-        """The best and the latest evaluation metric, under OpenRLHF's names in a checkpoint."""
+    def own_state(self) -> dict:
+        """For a checkpoint: the best and the latest evaluation metric, under OpenRLHF's names, and the coefficient of
+        the KL, which ``--algo.kl.target`` adapts.
+        """
         return {
+            "kl_coef": float(self.kl_ctl.value),
             "best_eval_metric_key": self.best_eval_metric_key,
             "best_eval_metric_value": self.best_eval_metric_value,
             "latest_eval_metric_value": self._latest_eval_metric_value,

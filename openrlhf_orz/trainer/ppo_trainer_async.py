@@ -36,6 +36,12 @@ class OrzGenerateSamplesActor(GenerateSamplesActor):
 class OrzTrainingActor(OrzTrainer, TrainingActor):
     """Asynchronous training: the process that trains on the rollouts."""
 
+    def save_best_checkpoint(self, eval_metrics, global_step, client_states=None):
+        """Under the step of the weights: by the time that an evaluation is known they are later than those it had."""
+        super().save_best_checkpoint(
+            eval_metrics, (client_states or {}).get("global_step", global_step), client_states
+        )
+
 
 class OrzPPOTrainerAsync(PPOTrainerAsync):
     """The asynchronous trainer."""

@@ -63,6 +63,7 @@ MEANT_TO_BE_SET = {
     "trainer/exports.py": {"tokenizer.chat_template"},
     "trainer/ppo_trainer.py": {
         "self.experience_maker.early_values", "self.samples_generator.on_responses", "unlimited.args",
+        "self.kl_ctl.value",
     },
     "trainer/pretraining.py": {"self.actor.saved"},
     "trainer/rank.py": {"buffer.rollouts", "torch.utils.deterministic.fill_uninitialized_memory"},

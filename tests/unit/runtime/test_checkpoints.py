@@ -71,6 +71,14 @@ def test_a_damaged_one_is_skipped_with_its_reason(tmp_path, harm, message):
     assert found == good and list(skipped) == [bad] and message in skipped[bad] and str(bad) in skipped[bad]
 
 
+def test_of_one_step_the_best_is_gone_on_from(tmp_path):
+    """The regular one was written before the evaluation and has an older best, with which a worse one would win."""
+    for best in (True, False):
+        checkpoints.commit(write(tmp_path, 4, best=best))
+    checkpoints.commit(write(tmp_path, 3))
+    assert checkpoints.newest_valid(tmp_path)[0].name == "best_global_step4"
+
+
 def test_a_partial_one_is_never_found_and_is_cleared(tmp_path):
     good = checkpoints.commit(write(tmp_path, 3))
     partial = write(tmp_path, 4)
@@ -176,7 +184,7 @@ def test_rotation_counts_bytes(tmp_path):
     assert checkpoints.rotate(tmp_path, max_num=9, max_bytes=4 * best) == []
     assert [c.name for c in checkpoints.rotate(tmp_path, max_num=9, max_bytes=3 * best)] == ["global_step1"]
     assert checkpoints.rotate(tmp_path, max_num=0, max_bytes=float("inf")) == [tmp_path / "global_step2"]
-    assert [c.name for c in checkpoints.all_checkpoints(tmp_path)] == ["global_step3", "best_global_step3"]
+    assert [c.name for c in checkpoints.all_checkpoints(tmp_path)] == ["best_global_step3", "global_step3"]
 
 
 def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch):

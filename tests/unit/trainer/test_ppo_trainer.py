@@ -26,7 +26,7 @@ from openrlhf_orz.trainer.checkpoints import NoRollouts, TrainerCheckpoints
 from openrlhf_orz.trainer.critic_beside import CriticBeside
 from openrlhf_orz.trainer.metrics import StepMetrics
 from openrlhf_orz.trainer.ppo_trainer import OrzPPOTrainer, OrzTrainer
-from openrlhf_orz.trainer.ppo_trainer_async import OrzGenerateSamplesActor
+from openrlhf_orz.trainer.ppo_trainer_async import OrzGenerateSamplesActor, OrzTrainingActor
 
 
 def trainer_of(tmp_path, *flags, cls=OrzTrainer, changes=None, **run):
@@ -45,10 +45,11 @@ def trainer_of(tmp_path, *flags, cls=OrzTrainer, changes=None, **run):
     trainer._latest_eval_metric_value = 0.25
     trainer.sync_check = SyncCheck(trainer.args, print)
     trainer.hidden_size = 32
+    trainer.kl_ctl = SimpleNamespace(value=0.25)
     trainer.experience_maker = SimpleNamespace(notes={}, early_values=None)
     trainer.critic_beside = CriticBeside()
     trainer.checkpoints = TrainerCheckpoints(
-        trainer.args, [trainer.actor_model_group], trainer.run_dir, NoRollouts(), trainer.best_metric
+        trainer.args, [trainer.actor_model_group], trainer.run_dir, NoRollouts(), trainer.own_state
     )
     return trainer
 
@@ -392,6 +393,23 @@ def test_the_best_of_another_measure_is_forgotten(tmp_path, given, flags, kept):
     assert found == (("eval_a_pass1", 0.5) if kept else (given, float("-inf")))
 
 
+@pytest.mark.parametrize("target, states, coefficient", [
+    (0.1, {"kl_coef": 0.02}, 0.02), (0.1, {}, 0.25), (None, {"kl_coef": 0.02}, 0.25),
+])  # fmt: skip
+def test_an_adapted_kl_coefficient_goes_on_where_it_was(monkeypatch, tmp_path, target, states, coefficient):
+    trainer = trainer_of(tmp_path, changes={"algo.kl.target": target})
+    monkeypatch.setattr(trainer.checkpoints, "resume", lambda: {"global_step": 3, **states})
+    assert trainer.init_checkpoint_states()["global_step"] == 3 and trainer.kl_ctl.value == coefficient
+
+
+def test_an_asynchronous_best_checkpoint_is_of_the_step_of_its_weights(monkeypatch, tmp_path):
+    trainer = trainer_of(tmp_path, cls=OrzTrainingActor)
+    saved = []
+    monkeypatch.setattr(trainer.checkpoints, "attempt", lambda tag, write: saved.append(tag))
+    trainer.save_best_checkpoint({"eval_a_pass1": 0.9}, 4, {"global_step": 6})
+    assert saved == ["best_global_step6"]
+
+
 def test_a_run_ends_when_everything_is_written(monkeypatch, tmp_path):
     trainer = trainer_of(tmp_path)
     monkeypatch.setattr(BasePPOTrainer, "fit", lambda self: self.calls.append("fit"))
@@ -575,7 +593,7 @@ def test_what_a_trainer_is_made_of(monkeypatch, tmp_path):
     trainer.tensorboard_logger.log_eval(1, {})  # whose failure is counted and ends nothing
     assert trainer.run_dir.failures == 1
     assert trainer.checkpoints.groups == [actor, critic] and type(trainer.checkpoints.rollouts) is NoRollouts
-    assert trainer.checkpoints.best_metric == trainer.best_metric
+    assert trainer.checkpoints.own_state == trainer.own_state
     critic = None
     assert OrzTrainer(make_args(tmp_path)).checkpoints.groups == [actor]
 
@@ -598,9 +616,9 @@ def test_the_synchronous_trainer_draws_its_rollouts_and_gives_engines_their_weig
     assert given[1] == ("actor", "sync_engine", {"index": 1})
 
 
-def test_the_best_metric_of_a_checkpoint(tmp_path):
-    assert trainer_of(tmp_path).best_metric() == {
-        "best_eval_metric_key": "eval_a_pass1", "best_eval_metric_value": 0.5, "latest_eval_metric_value": 0.25,
+def test_the_trainers_part_of_a_checkpoint(tmp_path):
+    assert trainer_of(tmp_path).own_state() == {
+        "kl_coef": 0.25, "best_eval_metric_key": "eval_a_pass1", "best_eval_metric_value": 0.5, "latest_eval_metric_value": 0.25,
     }  # fmt: skip
 
 
