@@ -179,11 +179,12 @@ def trained_states(parameters: int, args: SimpleNamespace, ranks: int, frozen: i
 
 
 def reference_states(parameters: int, args: SimpleNamespace, ranks: int, offload: bool) -> States:
-    """States of a model that only runs forward: whole on each rank below ZeRO-3, on the host with ``offload``."""
+    """States of a model that only runs forward: whole on each rank below ZeRO-3; in it ``offload`` leaves the GPU."""
     tensor_parallel = args.ds.tensor_parallel_size
     p, n = parameters / tensor_parallel, max(1, ranks // tensor_parallel)
     b = ITEMSIZE[args.ds.param_dtype]
     stage3 = args.ds.zero_stage == 3
+    offload = offload and stage3  # below, DeepSpeed offloads no weights
     weights = p * b / (n if stage3 else 1)
     gathered = b * min(LIVE_PARAMETERS, p) if stage3 and (n > 1 or offload) else 0
     return States(0 if offload else weights, 0, 0, gathered, 0, 0, weights if offload else 0)

@@ -60,10 +60,10 @@ def _rollout(args, explicit) -> Iterator[str]:
 
 def _modes(args) -> Iterator[str]:
     generate, batch = args.rollout.vllm_generate_batch_size, args.rollout.batch_size
-    if generate is not None and generate > batch and not args.train.async_enable:
+    if generate is not None and generate > batch:  # OpenRLHF takes it with --train.async_enable alone
         yield (
-            f"--rollout.vllm_generate_batch_size {generate} is above --rollout.batch_size {batch}: that needs"
-            " --train.async_enable; lower it or leave it out"
+            f"--rollout.vllm_generate_batch_size {generate} is above --rollout.batch_size {batch}: no checkpoint would"
+            " hold the responses that are drawn ahead, and a resumed run would skip their prompts; leave it out"
         )
     if generate is not None and generate < batch:  # OpenRLHF trains on what one call has generated
         yield (

@@ -70,6 +70,9 @@ SEVERAL_STEPS = Effect(
 OVERLONG = only_with("reward.overlong_buffer_len", lambda v: v["reward.overlong_buffer_len"] is not None)
 RECOMPUTE = only_with("actor.gradient_checkpointing_enable")
 REFERENCE = only_with("algo.kl.init_coef", lambda v: v["algo.kl.init_coef"] > 0)
+REFERENCE_3 = only_with(  # DeepSpeed offloads no weights below ZeRO-3
+    "algo.kl.init_coef` and `--ds.zero_stage 3", lambda v: v["algo.kl.init_coef"] > 0 and v["ds.zero_stage"] == 3
+)
 SCALED = only_with(
     "algo.advantage.estimator gae`, `reinforce` or `reinforce_baseline",
     lambda v: v["algo.advantage.estimator"] in ("gae", "reinforce", "reinforce_baseline"),

@@ -76,7 +76,7 @@ FLAGS = [
     ("--orz.value_loss hl_gauss --algo.kl.init_coef 0.1", ["--orz.value_loss hl_gauss", "--algo.kl.use_loss"]),
     ("--orz.value_bins 11", ["--orz.value_bins", "--orz.value_loss hl_gauss"]),
     ("--orz.value_base_rate 0.2", ["--orz.value_base_rate", "--orz.value_loss bce"]),
-    ("--rollout.vllm_generate_batch_size 8", ["--rollout.vllm_generate_batch_size 8", "--train.async_enable"]),
+    ("--rollout.vllm_generate_batch_size 8", ["--rollout.vllm_generate_batch_size 8", "leave it out"]),
     (
         "--rollout.micro_batch_size 16 --actor.num_gpus_per_node 2 --critic.num_gpus_per_node 2",
         ["--rollout.micro_batch_size 16", "fewer than the 2 ranks"],

@@ -240,6 +240,7 @@ def test_a_reference_model_is_sharded_under_zero_3_and_can_be_on_the_host():
     assert costs.reference_states(p, args, 8, offload=True).host == p / 4
     assert costs.reference_states(p, args, 8, offload=True).weights == 0
     whole = costs.reference_states(p, arguments("--ds.zero_stage", 2), 8, offload=False)
+    assert costs.reference_states(p, arguments("--ds.zero_stage", 2), 8, offload=True) == whole
     assert (whole.weights, whole.gathered) == (2 * p, 0)
 
 

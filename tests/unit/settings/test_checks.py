@@ -46,6 +46,7 @@ def message(capsys, flags: str) -> str:
         ),
         ("--rollout.max_new_tokens 2048", "leaves no room for a prompt in --data.max_len 2048"),
         ("--rollout.vllm_generate_batch_size 129", "is above --rollout.batch_size 128"),
+        ("--rollout.vllm_generate_batch_size 129 --train.async_enable", "a resumed run would skip their prompts"),
         ("--rollout.vllm_generate_batch_size 64", "each step would train on 64 prompts"),
         ("--rollout.vllm_generate_batch_size 64 --train.async_enable", "each step would train on 64 prompts"),
         ("--reward.model_name_or_path r/r", "--reward.model_name_or_path (refused: answers are graded"),
@@ -107,7 +108,6 @@ def test_refused(capsys, flags, named):
         "--algo.advantage.estimator flash_reinforce --rollout.n_samples_per_prompt 1",
         "--rollout.max_new_tokens 2047",
         "--rollout.vllm_generate_batch_size 128",
-        "--rollout.vllm_generate_batch_size 129 --train.async_enable",
         f"{CORRECTION}level seq",
         f"{CORRECTION}level token {CORRECTION}mode clip",
         f"{CORRECTION}level seq {CORRECTION}gating tv {CORRECTION}threshold 0.1",
@@ -193,8 +193,13 @@ def test_a_flag_that_does_nothing_is_named(capsys):
     for case in given:
         assert f"[orz] --{case.split()[0]} has no effect: " in said
     assert (args.local_rank, args.data.dataloader_num_workers, args.train.colocate_critic_reward) == (-1, 0, False)
-    parse([*BASE, "--algo.kl.init_coef", "0.1", "--ref.offload", "--train.enable_ema", "--train.ema_beta", "0.5"])
+    parse(
+        [*BASE, "--algo.kl.init_coef", "0.1", "--ref.num_nodes", "1", "--train.enable_ema", "--train.ema_beta", "0.5"]
+    )
     assert "has no effect" not in capsys.readouterr().out
+    for stage, idle in ((3, False), (2, True)):  # DeepSpeed offloads no weights below ZeRO-3
+        parse([*BASE, "--algo.kl.init_coef", "0.1", "--ref.offload", "--ds.zero_stage", str(stage)])
+        assert ("--ref.offload has no effect" in capsys.readouterr().out) is idle
 
 
 def test_without_a_critic_its_flags_do_nothing(capsys):

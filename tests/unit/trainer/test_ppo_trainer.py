@@ -618,7 +618,8 @@ def test_the_synchronous_trainer_draws_its_rollouts_and_gives_engines_their_weig
 
 def test_the_trainers_part_of_a_checkpoint(tmp_path):
     assert trainer_of(tmp_path).own_state() == {
-        "kl_coef": 0.25, "best_eval_metric_key": "eval_a_pass1", "best_eval_metric_value": 0.5, "latest_eval_metric_value": 0.25,
+        "kl_coef": 0.25, "best_eval_metric_key": "eval_a_pass1", "best_eval_metric_value": 0.5,
+        "latest_eval_metric_value": 0.25,
     }  # fmt: skip
 
 
