@@ -64,6 +64,17 @@ def merged_state(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, 
     return plain
 
 
+def cast_adapters(model: nn.Module) -> None:
+    """Have adapters in the dtype of what they adapt; peft makes them in float32 beside a model in 16 bits.
+
+    DeepSpeed trains parameters of one dtype, and keeps its own float32 ones. It casts them itself below ZeRO-3.
+    """
+    for layer in without_adapters(model).modules():
+        if isinstance(layer, LoraLayer):
+            for linear in (layer.lora_A[NAME], layer.lora_B[NAME]):
+                linear.to(layer.get_base_layer().weight.dtype)
+
+
 def train_whole(model: nn.Module, name: str) -> nn.Linear:
     """Take the adapter off the linear layer ``name`` and train its own weight; returns the layer.
 

@@ -18,7 +18,7 @@ import openrlhf_orz.models.packed_attention  # noqa: F401  registers --ds.attn_i
 from openrlhf_orz.algo.advantages import cross_fit_advantages
 from openrlhf_orz.algo.token_stats import LogProbGap, positive_nll
 from openrlhf_orz.data.prompts import chat_template
-from openrlhf_orz.models.adapters import without_adapters
+from openrlhf_orz.models.adapters import cast_adapters, without_adapters
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.dropout import turn_off_dropout
 from openrlhf_orz.models.log_prob_head import NO_FP32_HEAD, install_log_prob_head
@@ -47,6 +47,7 @@ class OrzActor(Actor):
     def __init__(self, *args, share: bool = True, on_cpu: bool = False, fp32_head: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         model = without_adapters(self.model)
+        cast_adapters(self.model)
         turn_off_dropout(model)
         # in a list: a second name for the head's parameters would be saved and synced twice
         self._head = [install_log_prob_head(model, fp32_head)]

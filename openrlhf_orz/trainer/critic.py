@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from openrlhf_orz.algo.token_stats import explained_variances, fit_sums
 from openrlhf_orz.algo.value_losses import ValueForm
-from openrlhf_orz.models.adapters import train_whole, without_adapters
+from openrlhf_orz.models.adapters import cast_adapters, train_whole, without_adapters
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.dropout import turn_off_dropout
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
@@ -159,6 +159,7 @@ class OrzCriticModelActor(CriticModelActor):
         recompute = strategy.args.actor
         if frozen and recompute.gradient_checkpointing_enable and recompute.gradient_checkpointing_reentrant:
             model.enable_input_require_grads()  # else torch would recompute nothing for layers above the frozen ones
+        cast_adapters(critic)
         prefix = model.value_head_prefix
         weight = train_whole(critic, prefix).weight
         if strategy.args.orz.value_loss != "mse":

@@ -109,6 +109,7 @@ SLOW = {
     ),
     "muon": ("--actor.optim", "muon", "--actor.max_norm", "0", "--actor.muon.lr", "1e-3"),
     "lora in bfloat16 at ZeRO-2": ("--ds.param_dtype", "bf16", "--ds.zero_stage", "2", "--ds.lora.rank", "8"),
+    "lora in bfloat16 at ZeRO-3": ("--ds.param_dtype", "bf16", "--ds.zero_stage", "3", "--ds.lora.rank", "8"),
 }  # fmt: skip
 
 
