@@ -25,17 +25,20 @@ def cut_mini_batches(num_samples: int, num_updates: int, rng: random.Random | No
     return parts
 
 
-def cut_group_batches(keys: list[bytes], num_updates: int, rng: random.Random | None = None) -> list[list[int]]:
+def cut_group_batches(
+    keys: list[bytes], num_updates: int, rng: random.Random | None = None, groups: list[bytes] | None = None
+) -> list[list[int]]:
     """As ``cut_mini_batches``, but samples with equal ``keys`` (a prompt's responses) stay in one mini-batch.
 
     Groups are shuffled and cut, so numbers of groups differ by at most 1. Raises ValueError if there are fewer groups
-    than mini-batches.
+    than mini-batches. ``groups``: the keys of all ranks, each once, where a group's samples lie on several; parts may
+    be empty then.
     """
-    groups: dict[bytes, list[int]] = {}
+    groups = list(dict.fromkeys(keys)) if groups is None else groups
+    members: dict[bytes, list[int]] = {key: [] for key in groups}
     for index, key in enumerate(keys):
-        groups.setdefault(key, []).append(index)
-    members = list(groups.values())
-    return [[i for g in part for i in members[g]] for part in cut_mini_batches(len(members), num_updates, rng)]
+        members[key].append(index)
+    return [[i for g in part for i in members[groups[g]]] for part in cut_mini_batches(len(groups), num_updates, rng)]
 
 
 def balance_ranks(lengths: list[int], ranks: int, hidden_size: int) -> list[list[int]]:

@@ -57,23 +57,30 @@ class OrzReplayBuffer(NaiveReplayBuffer):
             dist.all_reduce(tensor, op=op, group=group)
             return tensor.tolist()
 
-        wanted, groups = self.wanted_updates(args), self.groups(args)
-        most = len(self.items) if groups is None else len(set(groups))
-        updates = min(wanted, *agree([most], dist.ReduceOp.MIN))
-        if updates < wanted:
-            what = "samples" if groups is None else "prompts"
-            logger.warning(
-                f"this rollout has fewer {what} on a rank than --orz.{self.model}_updates {wanted}: {updates} steps"
-            )
-        # the same for all ranks that hold the same samples (ring attention, tensor parallel)
-        again = f"-{number}" if number else ""
-        rng = random.Random(f"{args.train.seed}-{dist.get_rank(group)}-{self.model}_updates-{self.rollouts}{again}")
+        def rng(rank: int, updates: int) -> random.Random | None:
+            again = f"-{number}" if number else ""
+            seed = f"{args.train.seed}-{rank}-{self.model}_updates-{self.rollouts}{again}"
+            return random.Random(seed) if updates > 1 else None
+
+        wanted, keys_of_groups = self.wanted_updates(args), self.groups(args)
         lengths = [int(item.total_length) for item in self.items]
-        shuffle = rng if updates > 1 else None
-        if groups is None:
-            mini_batches = cut_mini_batches(len(lengths), updates, shuffle)
-        else:
-            mini_batches = cut_group_batches(groups, updates, shuffle)
+        if keys_of_groups is None:
+            updates = min(wanted, *agree([len(lengths)], dist.ReduceOp.MIN))
+            # the same for all ranks that hold the same samples (ring attention, tensor parallel)
+            mini_batches = cut_mini_batches(len(lengths), updates, rng(dist.get_rank(group), updates))
+        else:  # a group lies on several ranks: all cut the same groups alike, as often as leaves each rank some
+            own: list = [None] * dist.get_world_size(group)
+            dist.all_gather_object(own, list(dict.fromkeys(keys_of_groups)), group=group)
+            groups = list(dict.fromkeys(key for keys in own for key in keys))
+            numbers = range(min(wanted, len(groups)), 0, -1)
+            cuts = [cut_group_batches(keys_of_groups, updates, rng(0, updates), groups) for updates in numbers]
+            fewest = agree([min(map(len, cut)) for cut in cuts], dist.ReduceOp.MIN)
+            mini_batches = next(cut for cut, samples in zip(cuts, fewest) if samples)
+        if len(mini_batches) < wanted:
+            what = "samples on a rank" if keys_of_groups is None else "prompts of which each rank has a part"
+            logger.warning(
+                f"this rollout has fewer {what} than --orz.{self.model}_updates {wanted}: {len(mini_batches)} steps"
+            )
 
         keys = (
             [sharing_key(x.sequences, int(x.response_length)) for x in self.items] if args.ds.packing_samples else None

@@ -11,6 +11,7 @@
 ``tensor_parallel``: policies with tied and untied heads and a critic, cut by two, against whole ones.
 ``universal``: a policy and a critic whose ranks and ZeRO stage change from step to step.
 ``exported``: checkpoints of policies, and what the run itself would save.
+``groups``: the critic's mini-batches of whole groups, whose responses lie on several ranks.
 ``degenerate``: a step of policy and critic on batches with nothing to learn, or hardly anything in them.
 """
 
@@ -276,6 +277,33 @@ def degenerate():
     return result
 
 
+def groups():
+    """The critic's mini-batches of whole groups: the prompts of each, by rank, for 3 and for 10 steps asked for.
+
+    Ten prompts of four responses, of which each rank has some, but for one, whose responses are all on rank 0.
+    """
+    from types import SimpleNamespace
+
+    from openrlhf_orz.trainer.mini_batches import CriticReplayBuffer
+
+    result, mesh = {}, make_strategy(make_args()).ds_device_mesh
+    for updates in (3, 10):
+        args = make_args("--orz.critic_minibatch", "groups", changes={"orz.critic_updates": updates})
+        rank, buffer = dist.get_rank(), CriticReplayBuffer(1, dynamic_batch=True)
+        mine = [p for i in range(4) for p in range(10) if (i + p) % 2 == rank and p or not p and not rank]
+        buffer.items = [
+            SimpleNamespace(sequences=torch.tensor([p] * 5 + [9]), response_length=torch.tensor(1),
+                            total_length=torch.tensor(6)) for p in mine
+        ]  # fmt: skip
+        steps = buffer.partition_micro_batches(SimpleNamespace(args=args, ds_device_mesh=mesh))
+        prompts = [sorted({mine[i] for micro in step for i in micro}) for step in steps]
+        trained = sorted(i for step in steps for micro in step for i in micro)
+        everywhere: list = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, (prompts, trained == list(range(len(mine))), [len(step) for step in steps]))
+        result[updates] = everywhere
+    return result
+
+
 def run_rank(environment, log, case):
     """A rank, in a process of its own, which ends here; what it prints goes to the file ``log``."""
     status = 1
@@ -291,6 +319,7 @@ def run_rank(environment, log, case):
             nonfinite,
             lone_rank,
             degenerate,
+            groups,
             values,
             heads,
             one_file,

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from test_zero_gradients import run_ranks
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -87,6 +88,17 @@ def test_the_critic_s_mini_batches_of_whole_groups(mesh, monkeypatch):
     monkeypatch.setattr(mini_batches, "logger", SimpleNamespace(warning=said.append))
     (steps,) = partitions(mesh, mini_batches.CriticReplayBuffer, lengths, critic_updates=12, **given)
     assert len(steps) == 6 and "fewer prompts" in said[0] and "--orz.critic_updates 12: 6 steps" in said[0]
+
+
+def test_a_group_that_lies_on_several_ranks_is_in_one_mini_batch():
+    """Ten mini-batches would leave one rank without a sample of one of them: there are fewer."""
+    for updates, ranks in run_ranks(2, "groups").items():
+        assert all(whole for _, whole, _ in ranks), "each sample once"
+        assert ranks[0][2] == ranks[1][2], "as many packs on each rank"
+        steps = [set(a) | set(b) for a, b in zip(ranks[0][0], ranks[1][0], strict=True)]
+        assert sorted(prompt for step in steps for prompt in step) == list(range(10)), (updates, ranks)
+        assert len(steps) == 3 if updates == "3" else 3 < len(steps) < 10
+        assert all(mine for prompts, _, _ in ranks for mine in prompts)
 
 
 def test_one_policy_step_with_all_samples(mesh):

@@ -47,6 +47,18 @@ def test_groups_stay_whole_and_are_shuffled():
         cut_group_batches([b"a", b"a"], 2)
 
 
+def test_ranks_cut_the_groups_of_all_of_them_alike():
+    keys = [[bytes([i % 5]) for i in range(9)], [bytes([i % 3 + 3]) for i in range(9)]]
+    groups = [bytes([i]) for i in range(6)]
+    one, other = (
+        [{keys[rank][i] for i in part} for part in cut_group_batches(keys[rank], 3, random.Random(1), groups)]
+        for rank in (0, 1)
+    )
+    for number, part in enumerate(one):
+        assert part.isdisjoint(key for at, others in enumerate(other) for key in others if at != number)
+    assert cut_group_batches([b"a"], 2, None, [b"a", b"b"]) == [[0], []]
+
+
 @pytest.mark.parametrize("samples, updates", [(3, 4), (0, 1), (5, 0)])
 def test_no_empty_mini_batch(samples, updates):
     with pytest.raises(ValueError, match="non-empty"):
