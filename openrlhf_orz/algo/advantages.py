@@ -102,7 +102,8 @@ def gae(
 
     Args:
         values_BA, rewards_BA: (B, A) float.
-        mask_BA: (B, A) 0/1 or bool; values and rewards outside it count as 0.
+        mask_BA: (B, A) 0/1 or bool; values and rewards outside it count as 0. Of an agent's several turns t + 1 is the
+            next action token: what its environment says between them is no state.
         lambd: one for all sequences, or (B,) float, one for each.
 
     Returns:
@@ -112,9 +113,19 @@ def gae(
     if gamma == 1.0 and not isinstance(lambd, torch.Tensor) and lambd == 1.0:
         returns_BA = discounted_sum(rewards_BA, 1.0)
         return returns_BA - values_BA, returns_BA
+    mask_BA = mask_BA.bool()
+    several_turns = bool((mask_BA[:, 1:] & ~mask_BA[:, :-1]).any())
+    if several_turns:
+        places_BA = (~mask_BA).sort(dim=-1, stable=True).indices  # action tokens first, in their order
+        values_BA, rewards_BA = values_BA.gather(-1, places_BA), rewards_BA.gather(-1, places_BA)
     next_values_BA = torch.nn.functional.pad(values_BA[:, 1:], (0, 1))
     advantages_BA = discounted_sum(rewards_BA + gamma * next_values_BA - values_BA, gamma * lambd)
-    return advantages_BA, advantages_BA + values_BA
+    returns_BA = advantages_BA + values_BA
+    if several_turns:
+        advantages_BA, returns_BA = (
+            torch.zeros_like(x).scatter(-1, places_BA, x) * mask_BA for x in (advantages_BA, returns_BA)
+        )
+    return advantages_BA, returns_BA
 
 
 def mean_advantages(

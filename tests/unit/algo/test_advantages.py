@@ -76,6 +76,26 @@ def test_the_scan_over_blocks_equals_the_recursion(steps, discount):
     torch.testing.assert_close(discounted_sum(x.float(), discount), expected.float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("lambd", [0.9, torch.tensor([0.9, 0.5])])
+@pytest.mark.parametrize("gamma", [1.0, 0.8])
+def test_what_an_environment_says_between_turns_is_no_state(gamma, lambd):
+    """The numbers are those of the actions alone; with tokens of the environment as states of value 0 signs flipped."""
+    actions, values = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]), torch.rand(2, 4) + 0.5
+    rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
+    wanted = gae(values, rewards, actions, gamma, lambd)
+    places = [[0, 1, 4, 5], [2, 5, 6, 7]]  # of the actions; a turn may begin late
+
+    def spread(x):
+        out = torch.zeros(2, 8, dtype=x.dtype)
+        for row, at in enumerate(places):
+            out[row, at] = x[row]
+        return out
+
+    found = gae(spread(values) + 9 * (1 - spread(actions)), spread(rewards), spread(actions), gamma, lambd)
+    for one, other in zip(found, wanted):
+        assert torch.allclose(one, spread(other * actions), atol=1e-6)
+
+
 def test_discounted_sum():
     x = torch.tensor([[1.0, 2.0, 3.0]])
     torch.testing.assert_close(discounted_sum(x, 1.0), torch.tensor([[6.0, 5.0, 3.0]]))
