@@ -266,7 +266,8 @@ class OrzRolloutActor(RolloutRayActor):
                 " names than those of a checkpoint that transformers writes, so that this model cannot be trained here"
             )
         if last:
-            await self.llm.reset_prefix_cache()
+            # of requests that are still running, too, as an agent of one's own may leave: vLLM would keep the cache
+            await self.llm.reset_prefix_cache(reset_running_requests=True)
         return [device for device, _ in found]
 
     async def weight_report(self, names: list[str], dtype: str) -> list[tuple]:

@@ -42,8 +42,8 @@ class Llm:
         self.calls.append((method, *args))
         return self.answers.get(method, ["report"])
 
-    async def reset_prefix_cache(self):
-        self.calls.append(("reset_prefix_cache",))
+    async def reset_prefix_cache(self, reset_running_requests=False):
+        self.calls.append(("reset_prefix_cache", reset_running_requests))
 
     async def check_health(self):
         if not self.healthy:
@@ -109,7 +109,7 @@ def test_the_prefix_cache_is_dropped_after_the_last_bucket(check):
     assert asyncio.run(actor.load_weights(("ipc", {}), ["a"], False, check)) == ["gpu-a", "gpu-b"]
     assert llm.calls == [("load_synced_weights", ("ipc", {}), ["a"], False, check)]
     asyncio.run(actor.load_weights(("ipc", {}), ["b"], True, check))
-    assert llm.calls[1:] == [("load_synced_weights", ("ipc", {}), ["b"], True, check), ("reset_prefix_cache",)]
+    assert llm.calls[1:] == [("load_synced_weights", ("ipc", {}), ["b"], True, check), ("reset_prefix_cache", True)]
 
 
 def test_a_parameter_that_a_sync_has_not_loaded_is_an_error():
