@@ -370,18 +370,16 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
         if key:
             self.best_eval_metric_value = logs[key]
 
-    @torch.no_grad()
     def evaluate(self, global_step, **generate_kwargs):
-        start = time.time()
+        self.evaluation_began = time.time()
         tell_stage(self.run_dir.path, f"evaluating after step {global_step}")
-        samples = self.samples_generator.generate_eval_samples(**generate_kwargs)
-        n = generate_kwargs["n_samples_per_prompt"]
-        logs = evaluate_samples(self.eval_dataloader, samples, n, self.tokenizer, self.args)
-        logs["eval_seconds"] = time.time() - start
-        for tracker in filter(None, (self.wandb_logger, self.tensorboard_logger)):
-            tracker.log_eval(global_step, logs)
+        logs = super().evaluate(global_step, **generate_kwargs)
         self.run_dir.append("eval.jsonl", {"step": global_step, **logs})
         return logs
+
+    def compute_eval_metrics(self, eval_dataloader, samples, n):
+        logs = evaluate_samples(eval_dataloader, samples, n, self.tokenizer, self.args)
+        return {**logs, "eval_seconds": time.time() - self.evaluation_began}
 
     def broadcast_to_vllm(self):
         if self.args.orz.replay:  # OpenRLHF asks for it on resumption, engines or not

@@ -1,6 +1,7 @@
 """Asynchronous training: one process draws rollouts and evaluates, another trains on them."""
 
 import ray
+from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 from openrlhf.trainer.ppo_trainer_async import GenerateSamplesActor, PPOTrainerAsync, TrainingActor
 
 from openrlhf_orz.evaluate.grading import evaluate_samples
@@ -24,17 +25,27 @@ class OrzGenerateSamplesActor(GenerateSamplesActor):
         # resumed where an episode has ended
         return super().fit(episode + self.prompts_dataloader.exhausted, total_consumed_prompts)
 
+    def compute_eval_metrics(self, eval_dataloader, samples, n):
+        return evaluate_samples(eval_dataloader, samples, n, self.samples_generator.tokenizer, self.args)
+
     def _run_eval(self):
-        n = self.args.eval.n_samples_per_prompt
-        kwargs = {"temperature": self.args.eval.temperature, "n_samples_per_prompt": n}
-        samples = self.samples_generator.generate_eval_samples(**{**self.generate_kwargs, **kwargs})
-        logs = evaluate_samples(self.eval_dataloader, samples, n, self.samples_generator.tokenizer, self.args)
+        logs = super()._run_eval()
         RunDir(self.args.orz.run_dir).append("eval.jsonl", {"step": self._last_eval_step, **logs})
         return logs
 
 
 class OrzTrainingActor(OrzTrainer, TrainingActor):
     """Asynchronous training: the process that trains on the rollouts."""
+
+    def broadcast_to_vllm(self):
+        """OpenRLHF's waits until no rollout is under way. --orz.sync_timeout_s limits the sync alone."""
+        TrainingActor.broadcast_to_vllm(self)
+
+    def broadcast_weights(self):
+        OrzTrainer.broadcast_to_vllm(self)
+
+    def send_weights(self):
+        BasePPOTrainer.broadcast_to_vllm(self)
 
     def save_best_checkpoint(self, eval_metrics, global_step, client_states=None):
         """Under the step of the weights: by the time that an evaluation is known they are later than those it had."""

@@ -62,6 +62,9 @@ def test_trainers_are_plain_classes_with_their_collaborators():
         assert inspect.isclass(cls) and not hasattr(cls, "remote")
     assert ppo_trainer.PPOTrainer.experience_maker_cls is RemoteExperienceMaker
     assert ppo_trainer.PPOTrainer.prepare_datasets is ppo_trainer.prepare_datasets
+    for cls in (ppo_trainer.PPOTrainer, ppo_trainer_async.GenerateSamplesActor):
+        assert cls.compute_eval_metrics is ppo_trainer.compute_eval_metrics
+    assert parameters(ppo_trainer_async.TrainingActor.broadcast_weights) == ["self"]
     for method, names in {
         "train_step": ["self", "rollout_samples", "global_step"],
         "ppo_train": ["self", "global_steps"],
@@ -125,6 +128,22 @@ def test_the_filters_pass_rate_is_one_of_prompts():
     generator = SamplesGenerator(Plain(args=args), [1, 2, 3, 4], None, None, [])
     generator._generate_vllm = lambda **_: (["sample"] * 24, 4, False)
     assert generator.generate_samples()[1] == 75
+
+
+def test_a_model_that_is_not_trained_takes_any_batch():
+    """0014: 8,192 samples on 6 ranks, which micro-batches of 8 do not fill evenly."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from openrlhf.utils.deepspeed import DeepspeedStrategy
+
+    strategy = object.__new__(DeepspeedStrategy)
+    vars(strategy).update(stage=1, param_dtype="bf16", deepcompile=False, ds_tensor_parallel_size=1,
+                          ring_attn_size=1, micro_train_batch_size=8, train_batch_size=8192)  # fmt: skip
+    config = strategy.get_ds_eval_config()
+    found = object.__new__(DeepSpeedConfig)
+    found.world_size = 6
+    found._initialize_params(config)
+    found._configure_train_batch_size()
+    assert (found.train_batch_size, found.train_micro_batch_size_per_gpu) == (48, 8)
 
 
 def test_checkpoints():

@@ -140,7 +140,7 @@ def made_wheel(folder, tree, version="0.12.0", prefix="openrlhf-0.12.0.data/pure
 
 def test_the_release_itself(capsys, wheel):
     status, out = run(capsys, "try", wheel)
-    assert status == 0 and out.startswith("13 of 13 patches apply to openrlhf 0.11.2 (made for 0.11.2)\n")
+    assert status == 0 and out.startswith("14 of 14 patches apply to openrlhf 0.11.2 (made for 0.11.2)\n")
     assert "moved" not in out and len(out.splitlines()) == 1 + len(SERIES.names)
 
 
@@ -148,7 +148,7 @@ def test_lines_that_have_moved_are_found(capsys, tree, tmp_path):
     path = "openrlhf/trainer/ray/vllm_engine.py"
     moved = tree | {path: b"# one\n# two\n# three\n" + tree[path]}
     status, out = run(capsys, "try", made_wheel(tmp_path, moved, prefix=""))
-    assert status == 0 and "13 of 13 patches apply to openrlhf 0.12.0" in out
+    assert status == 0 and "14 of 14 patches apply to openrlhf 0.12.0" in out
     assert re.search(r"ok   0004\S+: 3 hunks: 2 applies, 1 moved\n", out)
     assert re.search(r"vllm_engine.py\n +hunk at line 30: moved by \+3 lines\n", out)
 

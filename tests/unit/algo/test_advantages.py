@@ -79,7 +79,7 @@ def test_the_scan_over_blocks_equals_the_recursion(steps, discount):
 @pytest.mark.parametrize("lambd", [0.9, torch.tensor([0.9, 0.5])])
 @pytest.mark.parametrize("gamma", [1.0, 0.8])
 def test_what_an_environment_says_between_turns_is_no_state(gamma, lambd):
-    """The numbers are those of the actions alone; with tokens of the environment as states of value 0 signs flipped."""
+    """The numbers are those of the actions alone; as states of value 0 they flipped signs."""
     actions, values = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]), torch.rand(2, 4) + 0.5
     rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
     wanted = gae(values, rewards, actions, gamma, lambd)

@@ -402,6 +402,31 @@ def test_an_adapted_kl_coefficient_goes_on_where_it_was(monkeypatch, tmp_path, t
     assert trainer.init_checkpoint_states()["global_step"] == 3 and trainer.kl_ctl.value == coefficient
 
 
+def test_an_asynchronous_sync_is_timed_with_the_engines_at_hand(monkeypatch, tmp_path):
+    """The lock, which a rollout holds, is waited for outside of --orz.sync_timeout_s."""
+    trainer, calls = trainer_of(tmp_path, cls=OrzTrainingActor), []
+
+    @contextmanager
+    def limited(seconds, what, *rest):
+        calls.append(what)
+        yield
+        calls.append(f"end of {what}")
+
+    def remote(name):
+        return SimpleNamespace(remote=lambda: calls.append(name))
+
+    no_ray(monkeypatch)
+    monkeypatch.setattr("openrlhf.trainer.ppo_trainer_async.ray.get", lambda refs: refs)
+    monkeypatch.setattr(module, "phase_limit", limited)
+    monkeypatch.setattr(module, "engine_memory", lambda engines: 0)
+    monkeypatch.setattr(BasePPOTrainer, "broadcast_to_vllm", lambda self: calls.append("weights"))
+    trainer.vllm_lock = SimpleNamespace(acquire=remote("acquired"), release=remote("released"))
+    trainer._partial_rollout, trainer.vllm_engines = False, []
+    trainer.actor_model_group._actor_handlers = [SimpleNamespace(sync_report=SimpleNamespace(remote=dict))]
+    trainer.broadcast_to_vllm()
+    assert calls == ["acquired", "weight-sync", "weights", "end of weight-sync", "released"]
+
+
 def test_an_asynchronous_best_checkpoint_is_of_the_step_of_its_weights(monkeypatch, tmp_path):
     trainer = trainer_of(tmp_path, cls=OrzTrainingActor)
     saved = []
