@@ -452,3 +452,26 @@ def test_the_command_answers_every_row_in_order(tmp_path, capsys):
     source.write_text('{"reference": "1", "response": "1"}\n')
     assert command.main(arguments) == 2
     assert "no row of --input can be used" in capsys.readouterr().err
+
+
+def test_the_commands_input_stays(tmp_path, capsys):
+    """Where --output names it, by a link, too; and verdicts of before stay where this call fails."""
+    cases, link = tmp_path / "cases.jsonl", tmp_path / "link.jsonl"
+    row = json.dumps({"gold": "1", "response": response("1")}) + "\n"
+    cases.write_text(row)
+    link.symlink_to(cases)
+    for output in (cases, link):
+        assert command.main(["--input", str(cases), "--output", str(output), "--workers", "1"]) == 2
+        assert "--output is --input" in capsys.readouterr().err and cases.read_text() == row
+    verdicts, empty = tmp_path / "verdicts.jsonl", tmp_path / "empty.jsonl"
+    verdicts.write_text("of before")
+    assert command.main(["--input", str(tmp_path / "nowhere"), "--output", str(verdicts)]) == 2
+    assert verdicts.read_text() == "of before" and "nowhere" in capsys.readouterr().err
+    empty.write_text("\n")
+    assert command.main(["--input", str(empty), "--output", str(verdicts), "--workers", "1"]) == 2
+    assert "there are no rows" in capsys.readouterr().err and verdicts.read_text() == "of before"
+    link.unlink()
+    link.symlink_to(verdicts)
+    assert command.main(["--input", str(cases), "--output", str(link), "--workers", "1"]) == 0
+    assert link.is_symlink() and json.loads(verdicts.read_text())["verdict"] == "right"
+    assert command.main(["--input", str(cases), "--output", "/dev/null", "--workers", "1"]) == 0
