@@ -47,10 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compare-plain", action="store_true", help="add what bare Math-Verify says, as `plain`")
     parser.add_argument("--require-agreement", action="store_true", help="several different boxes are wrong")
     options = parser.parse_args(arguments)
-    if os.path.exists(options.output) and os.path.exists(options.input):
-        if os.path.samefile(options.input, options.output):
-            print("error: --output is --input, whose responses would be lost: name another file", file=sys.stderr)
-            return 2
+    if all(map(os.path.exists, (options.input, options.output))) and os.path.samefile(options.input, options.output):
+        print("error: --output is --input, whose responses would be lost: name another file", file=sys.stderr)
+        return 2
     common = {"workers": options.workers, "memory_mib": options.memory_mib}
     verifiers = VerifierSet(
         options.verifier, **common, plain=options.plain, require_agreement=options.require_agreement

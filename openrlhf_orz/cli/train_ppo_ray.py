@@ -38,7 +38,8 @@ CLASSES = ("trainer", "actor", "critic", "agent", "reward")  # of one's own: --o
 def begin(args, explicit: Set[str] = frozenset(), **facts) -> RunFacts:
     """Prepare the prompts, look where the run starts, and put its directory into that state. ``facts`` are known.
 
-    Raises DataError if there is nothing to train on, ConfigError if the directory is another run's.
+    Raises DataError if there is nothing to train on, ConfigError if the directory is another run's, Finished if this
+    one is done.
     """
     for folder in (args.ckpt.path, args.orz.run_dir):
         checkpoints.clear_partial(folder)
@@ -46,6 +47,7 @@ def begin(args, explicit: Set[str] = frozenset(), **facts) -> RunFacts:
         prepared, prompts = prepare_data(args, explicit)
         files = prepared["data.prompt_dataset"].split(",")
         prompts_sha256 = resume.prompts_sha256(files, prompts)
+        resume.check_finished(args, steps_of(args, prompts), prompts_sha256)
         found = resume.find_checkpoint(args, prompts_sha256)
         universal = universal_copy(found, args)
     own_ray = ray_session.running_ray() is None
@@ -189,6 +191,7 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
         engines = Engines(OrzRolloutActor, run.scratch, run.start_step, str(run_dir))
         console.tell_stage(run_dir, "loading models" if args.orz.replay else "starting engines, loading models")
         failed_start = partial(engines.failed_start, limit_s=args.orz.start_timeout_s)
+        resume.unmark_finished(args)
         try:
             with require_heartbeats(args), watched(failed_start, "engines"):
                 launch(
@@ -207,6 +210,7 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
             keep_logs(logs, run_dir / "logs", job)
             ask_agents("keep_logs", str(run_dir / "logs"), job)
     report.finish()
+    resume.mark_finished(args, steps, run.prompts_sha256)
 
 
 @contextlib.contextmanager
@@ -294,6 +298,9 @@ def main(argv: list[str] | None = None, **classes: type) -> int:
         print("stopped;", f"what was written is in {args.orz.run_dir}" if written else "nothing was written",
               file=sys.stderr)  # fmt: skip
         return 128 + stopping.signum
+    except resume.Finished as done:
+        print(f"[orz] {done}")
+        return 0
     except Stopped as stopped:
         print(getattr(stopped, "cause", stopped), file=sys.stderr)
         return 128 + stopping.signum

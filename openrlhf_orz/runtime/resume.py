@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from openrlhf_orz.settings.redact import redact
 
 # No flag, but --ckpt.output_dir as a whole path: where a run writes never matters to a checkpoint.
 RUN_DIR = "orz.run_dir"
+FINISHED = "finished.json"
 CONSTANT = ("constant", "constant_with_warmup")  # schedules that do not depend on how long the run is
 
 
@@ -99,6 +102,45 @@ def read_trainer(checkpoint: Path) -> dict:
 def changes(args: SimpleNamespace, checkpoint: str | None) -> list[str]:
     """A line for each flag of another meaning in the checkpoint that is resumed from. Raises ConfigError."""
     return changed_flags(read_trainer(Path(checkpoint))["flags"], flag_values(args))[1] if checkpoint else []
+
+
+class Finished(Exception):
+    """The run that the command asks for is there, whole."""
+
+
+def mark_finished(args: SimpleNamespace, steps: int, prompts: str) -> None:
+    """Note in the run's directory that all ``steps`` are done and the models are written."""
+    state = {"steps": steps, "prompts_sha256": prompts, "flags": flag_values(args)}
+    with suppress(OSError), write_aside(Path(args.orz.run_dir) / FINISHED) as stream:  # on a full disk it is not noted
+        json.dump(state, stream, indent=1, default=str)
+
+
+def check_finished(args: SimpleNamespace, steps: int, prompts: str) -> None:
+    """With ``--ckpt.load_enable``: raise Finished if all ``steps`` of this run are done.
+
+    Without a checkpoint a longer run, or another one, would begin anew in the finished one's place: ConfigError.
+    """
+    mark = Path(args.orz.run_dir) / FINISHED
+    if not args.ckpt.load_enable or args.orz.replay or not mark.is_file():
+        return
+    saved = json.loads(mark.read_text())
+    changes = [line for lines in changed_flags(saved["flags"], flag_values(args)) for line in lines]
+    if saved["prompts_sha256"] != prompts:
+        changes.append("--data.prompt_dataset (or how it is prepared): the prompts are others")
+    if not changes and steps <= saved["steps"] and os.path.isdir(args.ckpt.output_dir):
+        raise Finished(f"the run in {args.orz.run_dir} is finished, {saved['steps']} steps: nothing to do")
+    if not checkpoints.all_checkpoints(args.ckpt.path):
+        more = "".join(f"\n  {change}" for change in changes) or f"\n  {steps} steps are asked for"
+        raise ConfigError(
+            f"{args.orz.run_dir} holds a finished run of {saved['steps']} steps, and no checkpoint to go on from:"
+            f"{more}\nchoose another folder, or keep this one aside: --orz.put_aside without --ckpt.load_enable"
+            " (RESUME=0 of the launchers)"
+        )
+
+
+def unmark_finished(args: SimpleNamespace) -> None:
+    """Take the mark away, of a run that begins."""
+    (Path(args.orz.run_dir) / FINISHED).unlink(missing_ok=True)
 
 
 def find_checkpoint(args: SimpleNamespace, prompts: str) -> Path | None:

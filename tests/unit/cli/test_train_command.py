@@ -81,6 +81,46 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path, prepared
     assert "1 lines of metrics.jsonl lie after step 2" in capsys.readouterr().out
 
 
+def test_a_finished_run_stays(tmp_path, prepared, monkeypatch, capsys):
+    """The same command once more does nothing; what would begin anew in its place is refused."""
+    sha = resume.prompts_sha256([prepared["data.prompt_dataset"]], 6)
+    resume.mark_finished(arguments(tmp_path, "--ckpt.load_enable"), 2, sha)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    flags = ["--ckpt.output_dir", str(tmp_path), "--ckpt.load_enable"]
+
+    def start(args, *given):
+        command.begin(args)
+
+    monkeypatch.setattr(command, "train", start)
+    base = ["--actor.model_name_or_path", "m/m", "--data.prompt_dataset", "d", "--orz.device", "cpu",
+            "--rollout.batch_size", "4", "--rollout.n_samples_per_prompt", "4", "--orz.critic_updates", "2"]  # fmt: skip
+    assert command.main([*base, *flags]) == 0
+    assert f"the run in {tmp_path} is finished, 2 steps: nothing to do" in capsys.readouterr().out
+    for more, why in (
+        ("--train.num_episodes 2", "4 steps are asked for"),
+        ("--critic.adam.lr 1e-4", "--critic.adam.lr was"),
+    ):
+        assert command.main([*base, *flags, *more.split()]) == 2
+        told = capsys.readouterr().err
+        assert why in told and "a finished run of 2 steps, and no checkpoint" in told and "--orz.put_aside" in told
+    assert (tmp_path / "metrics.jsonl").read_text().count("step") == 2 and not (
+        tmp_path / "lost-metrics.jsonl"
+    ).exists()
+    found = tmp_path / "checkpoints" / "global_step2"
+    found.mkdir(parents=True)
+    monkeypatch.setattr(resume, "find_checkpoint", lambda args, prompts: found)
+    longer = command.begin(arguments(tmp_path, "--ckpt.load_enable", "--train.num_episodes", "2"))
+    assert longer.start_step == 2 and (tmp_path / resume.FINISHED).exists(), "until it has begun"
+
+    def refuse(args, prompts):
+        raise ConfigError("of a run with another meaning")
+
+    monkeypatch.setattr(resume, "find_checkpoint", refuse)
+    assert command.main([*base, *flags, "--critic.adam.lr", "1e-4"]) == 2 == command.main([*base, *flags]) + 2
+    assert "is finished, 2 steps" in capsys.readouterr().out, "what was refused has changed nothing"
+
+
 @pytest.mark.parametrize("error", [ConfigError("--data.prompt_dataset was a, is b"), DataError("no good row")])
 def test_a_refused_resumption_leaves_the_data_of_the_steps_that_are_there(tmp_path, prepared, monkeypatch, error):
     data = tmp_path / "data"
@@ -195,11 +235,15 @@ def test_the_trainer_runs_on_the_drivers_machine(tmp_path, monkeypatch):
     joined = SimpleNamespace(remote=ray.remote, get_runtime_context=lambda: here, _private=private)
     facts = RunFacts(checkpoints=str(tmp_path), scratch=f"{tmp_path}/scratch-", prompts=4)
     monkeypatch.setattr(families, "fit_to_models", lambda args, explicit: (args, []))
-    monkeypatch.setattr(upstream, "launch", lambda args, **classes: started.update(classes))
+    mark = tmp_path / resume.FINISHED
     monkeypatch.setattr(command, "begin", lambda *given, **facts_given: facts)
     monkeypatch.setattr(command, "driver_output", lambda args: contextlib.nullcontext())
     monkeypatch.setattr(ray_session, "ray_session", lambda *given: contextlib.nullcontext(joined))
+    resume.mark_finished(args, 5, "")
+    monkeypatch.setattr(upstream, "launch", lambda args, **classes: started.update(classes, marked=mark.exists()))
     command.run_held(args, set(), StopHandler(args), {})
+    assert not started["marked"], "a run that begins is not finished"
+    assert '"steps": 1' in (tmp_path / resume.FINISHED).read_text()
     where = started["trainer_cls"]._default_options["scheduling_strategy"]
     assert where.node_id == node and not where.soft, "never elsewhere"
     assert "scheduling_strategy" not in started["policy_cls"]._default_options
