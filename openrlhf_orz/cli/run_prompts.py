@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Set
+from itertools import accumulate
 from pathlib import Path
 
 from openrlhf_orz.runtime import checkpoints
@@ -75,7 +76,7 @@ def prepare_data(args, explicit: Set[str]) -> tuple[dict, int]:
         if args.eval.dataset:
             held_out = prepare_prompts(args.eval.dataset, data_dir, "eval", rules, split=args.eval.split)
             prepared |= {"eval.dataset": ",".join(map(str, held_out.paths)), "eval.split": "train"}
-    prompts = min(blended(train.counts, args.data.prompt_probs, args.train.seed), args.data.max_samples)
+    prompts = drawn_prompts(args, train.counts)
     check_rollouts(args, prompts)
     return prepared, prompts
 
@@ -118,6 +119,18 @@ def replayed_steps(args, prompts: list[str], start_step: int) -> int:
         flush=True,
     )
     return last
+
+
+def drawn_prompts(args, counts: list[int]) -> int:
+    """Prompts of an episode, of training sets with so many rows. Raises ConfigError if one has no room."""
+    most, names = args.data.max_samples, args.data.prompt_dataset.split(",")
+    left = [name for name, before in zip(names, accumulate(counts, initial=0)) if before >= most]
+    if left and args.data.prompt_probs is None:
+        raise ConfigError(
+            f"--data.max_samples {most} takes the first rows of all sets of --data.prompt_dataset together, and none of"
+            f" {', '.join(left)}: raise it, leave those out, or mix all by --data.prompt_probs"
+        )
+    return min(blended(counts, args.data.prompt_probs, args.train.seed), most)
 
 
 def blended(counts: list[int], probabilities: str | None, seed: int) -> int:
@@ -233,7 +246,7 @@ def look_at_data(args, explicit: Set[str], tokenizer=None) -> tuple[list[str], f
                 rows += good
     if unknown:
         return lines, None
-    prompts = min(blended(counts, args.data.prompt_probs, args.train.seed), args.data.max_samples)
+    prompts = drawn_prompts(args, counts)
     said = short_rollout(args, prompts)
     try:
         check_rollouts(args, prompts)

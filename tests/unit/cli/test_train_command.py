@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from openrlhf_orz.cli import run_prompts
 from openrlhf_orz.cli import train_ppo_ray as command
 from openrlhf_orz.data.sources import DataError
 from openrlhf_orz.runtime import ray_session, resume
@@ -247,3 +248,16 @@ def test_the_trainer_runs_on_the_drivers_machine(tmp_path, monkeypatch):
     where = started["trainer_cls"]._default_options["scheduling_strategy"]
     assert where.node_id == node and not where.soft, "never elsewhere"
     assert "scheduling_strategy" not in started["policy_cls"]._default_options
+
+
+@pytest.mark.parametrize("flags, left", [
+    (["--data.max_samples", "4"], "b"), (["--data.max_samples", "5"], None), ([], None),
+    (["--data.max_samples", "4", "--data.prompt_probs", "0.5,0.5"], None),
+])  # fmt: skip
+def test_a_set_of_which_nothing_would_be_trained_on_is_refused(tmp_path, flags, left):
+    args = arguments(tmp_path, *flags, "--data.prompt_dataset", "a,b")
+    if left is None:
+        assert run_prompts.drawn_prompts(args, [4, 9]) == min(args.data.max_samples, 13 if len(flags) < 4 else 10**9)
+    else:
+        with pytest.raises(ConfigError, match="--data.max_samples 4 takes .* and none of b: .*--data.prompt_probs"):
+            run_prompts.drawn_prompts(args, [4, 9])
