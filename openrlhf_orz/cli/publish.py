@@ -86,13 +86,21 @@ def until(run: Run, step: int | None) -> None:
 
 
 def set_sampling(folder: Path, flags: dict[str, str]) -> None:
-    """Sampling as in training, in generation_config.json; end tokens stay as they are."""
+    """Sampling as in training, in generation_config.json. Of the base model's only the tokens stay: a penalty or a
+    limit of its own would hold for who loads this model.
+    """
     path = folder / "generation_config.json"
     content = json.loads(path.read_text()) if path.exists() else {}
-    content.pop("_from_model_config", None)
+    kept = {key: value for key, value in content.items() if key.endswith("_token_id") or key == "transformers_version"}
+    content = kept | {"do_sample": True, "top_k": 0}  # 0: all tokens; transformers would take 50
     for key, flag in (("temperature", "rollout.temperature"), ("top_p", "rollout.top_p")):
         if flag in flags:
-            content |= {"do_sample": True, key: float(flags[flag])}
+            content[key] = float(flags[flag])
+    longest = flags.get("rollout.max_new_tokens", "null")
+    if longest != "null":
+        content["max_new_tokens"] = int(longest)
+    elif "data.max_len" in flags:  # prompt and response; else transformers would stop after 20 tokens
+        content["max_length"] = int(flags["data.max_len"])
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 

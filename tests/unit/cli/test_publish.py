@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openrlhf_orz.cli.publish import main
+from openrlhf_orz.cli.publish import main, set_sampling
 from openrlhf_orz.report import card
 from openrlhf_orz.report.run_data import load_run
 from openrlhf_orz.runtime import checkpoints
@@ -89,12 +89,16 @@ def checkpoint(run: Path, tag: str, numbers: float = 0.5, state: dict | None = N
 def test_it_loads_and_tells_what_it_is(run, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    folder = run.parent / "out"
+    folder, base = run.parent / "out", run / "hf" / "generation_config.json"
+    given = json.loads(base.read_text()) if base.exists() else {}  # as base models ship theirs
+    base.write_text(json.dumps(given | {"max_new_tokens": 16, "repetition_penalty": 1.05, "eos_token_id": 2}))
     assert main([str(run), "--output", str(folder)]) == 0, capsys.readouterr().err
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.num_parameters() > 800_000 and len(AutoTokenizer.from_pretrained(folder)) > 400
     sampling = GenerationConfig.from_pretrained(folder)
-    assert (sampling.do_sample, sampling.temperature) == (True, 0.7) and sampling.eos_token_id is not None
+    assert (sampling.do_sample, sampling.temperature, sampling.top_p, sampling.top_k) == (True, 0.7, 1.0, 0)
+    assert sampling.eos_token_id == 2 and sampling.max_new_tokens == 48
+    assert "repetition_penalty" not in json.loads((folder / "generation_config.json").read_text())
     text = (folder / "README.md").read_text()
     assert text.startswith("---\n") and "\nlicense: apache-2.0\n" in text and (folder / "LICENSE").exists()
     assert "base model: `base` (a local folder)" in text and "base_model:" not in text
@@ -115,6 +119,18 @@ def test_it_loads_and_tells_what_it_is(run, capsys):
             assert private.encode() not in content, (file.name, private)
     assert main([str(run), "--output", str(folder)]) == 2  # a folder in use is left alone
     assert "is in use" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, limit", [
+    ({"rollout.max_new_tokens": "48", "data.max_len": "64"}, {"max_new_tokens": 48}),
+    ({"rollout.max_new_tokens": "null", "data.max_len": "64"}, {"max_length": 64}),
+    ({}, {}),
+])  # fmt: skip
+def test_a_published_model_has_the_runs_limit(tmp_path, flags, limit):
+    """Without --rollout.max_new_tokens, as recipes for GPUs are, --data.max_len bounds prompt and response."""
+    set_sampling(tmp_path, {"rollout.temperature": "0.7", **flags})
+    content = json.loads((tmp_path / "generation_config.json").read_text())
+    assert content == {"do_sample": True, "top_k": 0, "temperature": 0.7, **limit}
 
 
 def test_the_newest_that_is_whole(run, capsys):
