@@ -11,18 +11,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 from openrlhf_orz.data.json_lines import write_records
 from openrlhf_orz.data.rows import read_dataset
 from openrlhf_orz.data.sft_rows import Worked, read_worked, sft_row, split_worked
-from openrlhf_orz.data.sources import DataError
+from openrlhf_orz.data.sources import DataError, DataFlags
 from openrlhf_orz.settings.redact import printable
+
+
+def say(line: str) -> None:
+    print(f"[warm start] {line}")
 
 
 def write_rows(args: argparse.Namespace) -> None:
     """Write sft.jsonl for OpenRLHF's SFT trainer and rl.jsonl (question, answer) for ours; they share no question."""
-    rows = read_worked(args.data, args.input_key, args.label_key, args.solution_key, args.split)
+    rows = read_worked(args.data, args.input_key, args.label_key, args.solution_key, args.split, say)
     from transformers import AutoTokenizer  # takes seconds
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -49,11 +54,19 @@ def bare_solution(answer: str) -> str:
 def write_bare(args: argparse.Namespace) -> None:
     """Write sft.jsonl from answers alone. It teaches the format, and the little that a bare answer can."""
     keys = args.input_key or "question", args.label_key or "answer"
-    rows, _ = read_dataset(args.data, *keys, args.split, args.sft_rows)
+    flags = DataFlags("--data", "--split", "--input_key", "--label_key")
+    rows, bad = read_dataset(args.data, *keys, args.split, args.sft_rows, flags=flags)
+    texts = [row for row in rows if isinstance(row.question, str) and isinstance(row.answer, str)]
+    reasons = Counter(row.reason for row in bad) + Counter(no_text=len(rows) - len(texts))
+    left = ", ".join(f"{why} {count}" for why, count in reasons.most_common())
+    if not texts:
+        raise DataError(f"--data {args.data}: no row has a question and an answer as text ({left or 'no rows'})")
     args.output.mkdir(parents=True, exist_ok=True)
-    worked = [Worked(row.question, bare_solution(row.answer), row.answer) for row in rows]
+    worked = [Worked(row.question, bare_solution(row.answer), row.answer) for row in texts]
     write_records(args.output / "sft.jsonl", map(sft_row, worked))
-    print(f"[warm start] {len(worked)} rows for the warm-up in {args.output}")
+    print(
+        f"[warm start] {len(worked)} rows for the warm-up in {args.output}" + (f"; left out: {left}" if left else "")
+    )
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +75,13 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train")
     for key in ("input_key", "label_key", "solution_key"):
         parser.add_argument(f"--{key}", default=os.environ.get(key.upper()) or None, help="default: found")
+
+
+def at_least_one(text: str) -> int:
+    """The number that a flag gives, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 1 or more")
+    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     bare.set_defaults(write=write_bare)
     for command in (rows, bare):
         command.add_argument("--output", type=Path, required=True)
-        command.add_argument("--sft_rows", type=int, default=640)
+        command.add_argument("--sft_rows", type=at_least_one, default=640)
         add_data_flags(command)
     return parser
 

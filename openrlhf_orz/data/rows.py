@@ -265,10 +265,10 @@ def _check_keys(
         f"{flags.dataset} is read by the keys of --data.prompt_dataset: give its rows the same."
     )  # fmt: skip
     if input_key not in found:
-        raise DataError(f"--data.input_key {input_key}: no row of {spec} has it. Keys seen: {seen}. {remedy}")
+        raise DataError(f"{flags.input_key} {input_key}: no row of {spec} has it. Keys seen: {seen}. {remedy}")
     if needs_label and label_key not in found:
-        asked = f"--data.label_key {label_key}"
-        missing = f"{asked}: no row of {spec} has it." if label_key else "--data.label_key is not given."
+        asked = f"{flags.label_key} {label_key}"
+        missing = f"{asked}: no row of {spec} has it." if label_key else f"{flags.label_key} is not given."
         remedy = remedy.replace("one of them", "the one with the reference answers")
         raise DataError(f"{missing} Keys seen in {spec}: {seen}. {remedy}")
 

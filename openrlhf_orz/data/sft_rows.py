@@ -58,6 +58,7 @@ def read_worked(
     label_key: str | None = None,
     solution_key: str | None = None,
     split: str = "train",
+    log: Callable[[str], None] = print,
 ) -> list[Worked]:
     """Every row of ``spec`` (as in `rows.read_dataset`) that has a question, a worked solution and an answer.
 
@@ -67,13 +68,16 @@ def read_worked(
     given = {"INPUT_KEY": input_key, "LABEL_KEY": label_key, "SOLUTION_KEY": solution_key}
     tried = {"INPUT_KEY": QUESTION_KEYS, "LABEL_KEY": _ANSWER_KEYS, "SOLUTION_KEY": _SOLUTION_KEYS}
     columns = {key for keys in tried.values() for key in keys} | {key for key in given.values() if key}
-    rows = [record for _, _, record in records(spec, split, columns) if isinstance(record, dict)]
+    found_rows = [record for _, _, record in records(spec, split, columns)]
+    rows, read = [record for record in found_rows if isinstance(record, dict)], len(found_rows)
     if not rows:
         raise DataError(f"{spec}: no rows with keys. Give JSONL, JSON or Parquet with question, answer and solution.")
     keys = {}
     for name, choices in tried.items():
         keys[name] = given[name] or next((key for key in choices if rows[0].get(key) is not None), choices[0])
     worked = [found for row in rows if (found := _worked(row, *keys.values()))]
+    if left := read - len(worked):
+        log(f"{spec}: {left} of {read} rows have no question, answer and solution, and are left out")
     if not worked:
         raise DataError(
             f"{spec}: no row has question, answer and solution under "

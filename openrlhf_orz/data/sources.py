@@ -39,10 +39,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class DataFlags:
-    """The flags that name a dataset and its split; errors name them."""
+    """The flags that name a dataset, its split and its keys; errors name them."""
 
     dataset: str
     split: str
+    input_key: str = "--data.input_key"
+    label_key: str = "--data.label_key"
 
 
 TRAIN_FLAGS = DataFlags("--data.prompt_dataset", "--data.prompt_split")

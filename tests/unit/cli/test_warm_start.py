@@ -105,3 +105,29 @@ def test_written_rows_are_what_the_trainers_read(tmp_path, monkeypatch):
     both = [json.loads(line) for line in (tmp_path / "out/sft.jsonl").read_text().splitlines()]
     assert both[:4] == sft and [row["input"] for row in both[4:]] == [row["input"] for row in sft]
     assert all(f" It is {extract_answer(row['output'])}. </think>" in row["output"] for row in both[4:])
+
+
+def test_bare_rows_that_cannot_be_taken_are_counted(tmp_path, capsys):
+    rows = [{"question": "Q", "answer": "1"}, {"question": "", "answer": "1"}, {"question": "R"},
+            {"question": [{"role": "system", "content": "S"}, {"role": "user", "content": "T"}], "answer": "2"}]  # fmt: skip
+    given = ["bare", "--data", write(tmp_path / "a.jsonl", rows), "--output", str(tmp_path / "out")]
+    assert warm_start.main(given) == 0
+    told = capsys.readouterr().out
+    assert "1 rows for the warm-up" in told and all(
+        f"{why} 1" in told for why in ("no_text", "no_question", "no_answer")
+    )
+    assert len((tmp_path / "out" / "sft.jsonl").read_text().splitlines()) == 1
+    given[2] = write(tmp_path / "b.jsonl", rows[1:])
+    assert warm_start.main(given) == 2
+    assert "no row has a question and an answer as text (" in capsys.readouterr().err
+    assert warm_start.main([*given, "--input_key", "q"]) == 2
+    assert "error: --input_key q: no row of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        warm_start.main([*given, "--sft_rows", "-1"])
+    assert "--sft_rows: -1 is not a number of 1 or more" in capsys.readouterr().err
+
+
+def test_rows_without_a_solution_are_counted(tmp_path):
+    said, rows = [], [{"question": "Q", "solution": "S", "answer": "A"}, {"question": "Q", "answer": "A"}, [1]]
+    assert len(read_worked(write(tmp_path / "a.jsonl", rows), log=said.append)) == 1
+    assert "2 of 3 rows have no question, answer and solution" in said[0]
