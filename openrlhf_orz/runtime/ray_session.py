@@ -67,6 +67,24 @@ def cpu_env(args: SimpleNamespace) -> dict[str, str]:
     }
 
 
+def temporary_folder() -> str:
+    """Where Ray's files go, if their paths are short enough."""
+    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+
+
+def temporary_place(scratch: str) -> str:
+    """The run's private folder for what should not lie in memory, as what is in ``scratch`` does."""
+    return f"{ray_root(temporary_folder())}/{os.path.basename(scratch.rstrip('/'))}"
+
+
+def datasets_env(scratch: str) -> dict[str, str]:
+    """The part that keeps the copies of the prompts, which OpenRLHF has ``datasets`` make, in a private folder.
+
+    It is read when ``datasets`` is imported.
+    """
+    return {"HF_DATASETS_CACHE": os.environ.get("HF_DATASETS_CACHE", f"{temporary_place(scratch)}/datasets")}
+
+
 def worker_env(args: SimpleNamespace, run: RunFacts) -> dict[str, str]:
     """Environment of all Ray workers of the run; with a Ray of its own every socket is kept on loopback."""
     env = {
@@ -79,6 +97,7 @@ def worker_env(args: SimpleNamespace, run: RunFacts) -> dict[str, str]:
         "WANDB_DIR": os.environ.get("WANDB_DIR", args.orz.run_dir),  # else below the directory of the moment
         # vLLM does not remove its sockets: put them where the end of the run does
         "VLLM_RPC_BASE_PATH": f"{run.scratch}ipc",
+        **datasets_env(run.scratch),
         **cpu_env(args),
     }
     if args.orz.batch_invariant:
@@ -230,7 +249,7 @@ def warm_workers(args: SimpleNamespace, scratch: str) -> Iterator[str | None]:
     if args.orz.device != "cpu" or running_ray() is not None:
         yield None
         return
-    with private_folder(scratch), fork_server(scratch, cpu_env(args)) as python:
+    with private_folder(scratch), fork_server(scratch, cpu_env(args) | datasets_env(scratch)) as python:
         yield python
 
 
@@ -241,8 +260,8 @@ def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> 
     Ray installs its own signal handlers; ``stopping`` is installed again after that.
     """
     address, needed = running_ray() if not run.own_ray else None, placement_gpus(args)
-    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    root = ray_root(temporary)
+    temporary = temporary_folder()
+    root, private = ray_root(temporary), temporary_place(run.scratch)
     if address is None and root != temporary:
         say(f"{temporary} is too long for the paths of Ray's sockets: they go to {root} (or to RAY_TMPDIR)")
     clean_leftovers((shared_folder(), root))
@@ -255,6 +274,8 @@ def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> 
     common = dict(runtime_env={"env_vars": worker_env(args, run), **python}, log_to_driver=args.orz.worker_logs)
     with ExitStack() as folders:
         folders.enter_context(private_folder(run.scratch))
+        if root != shared_folder():
+            folders.enter_context(private_folder(private))
         if address is not None:
             reason = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "this user's, by ray start"
             say(f"joining the Ray at {address} ({reason})")
@@ -263,10 +284,7 @@ def ray_session(args: SimpleNamespace, run: RunFacts, stopping: StopHandler) -> 
             except ConnectionError as error:
                 raise ConfigError(f"no Ray answers at {address} ({reason}): start it, or unset RAY_ADDRESS") from error
         else:
-            # Ray opens its own folders to everybody
-            private = f"{root}/{os.path.basename(run.scratch.rstrip('/'))}"
-            if root != shared_folder():
-                folders.enter_context(private_folder(private))
+            # Ray opens its own folders to everybody: below the private one
             local = dict(address="local", include_dashboard=False, _temp_dir=f"{private}/r")
             if args.orz.device == "cpu":  # logical GPUs and CPUs: enough for OpenRLHF's placement
                 local.update(num_gpus=needed, num_cpus=max(os.cpu_count(), needed + 4))

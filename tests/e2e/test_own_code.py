@@ -54,7 +54,7 @@ def test_a_run_with_code_of_ones_own(tmp_path):
         "--data.max_len", "96", "--rollout.max_new_tokens", "24", "--rollout.batch_size", "2",
         "--rollout.n_samples_per_prompt", "8", "--orz.critic_updates", "2", "--orz.warmup_steps", "0",
     ]  # fmt: skip
-    env = {**ENV, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    env = {**ENV, "PYTHONPATH": f"{ROOT}:{tmp_path}", "HOME": "/proc/nohome"}  # where nothing can be written
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     first, second = read_jsonl(tmp_path / "run" / "metrics.jsonl")

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -126,9 +127,13 @@ def test_variables_that_are_set_win(monkeypatch):
     run = RunFacts(checkpoints="", scratch="/dev/shm/orz-1-")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     monkeypatch.delenv("WANDB_DIR", raising=False)
+    for name in ("HF_DATASETS_CACHE", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
     env = ray_session.worker_env(args, run)
     assert env["NCCL_DEBUG"] == "INFO" and env["VLLM_HOST_IP"] == "127.0.0.1" and env["GLOO_SOCKET_IFNAME"] == "lo"
-    assert env["WANDB_DIR"] == args.orz.run_dir
+    assert (
+        env["WANDB_DIR"] == args.orz.run_dir and env["HF_DATASETS_CACHE"] == f"{tempfile.gettempdir()}/orz-1-/datasets"
+    )
     assert env["OPENRLHF_TRUST_REMOTE_CODE"] == "0" and env["VLLM_RPC_BASE_PATH"] == "/dev/shm/orz-1-ipc"
     # Ray fills in the PATH of each node; ninja is beside this Python
     assert env["PATH"] == f"{os.path.dirname(sys.executable)}:${{PATH}}"
@@ -218,7 +223,9 @@ def test_workers_are_forks_on_a_cpu_with_ray_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_session, "running_ray", lambda: None)
     scratch = f"{tmp_path}/scratch/"
     with ray_session.warm_workers(args, scratch) as python:
-        assert python == "python" and used == [(scratch, ray_session.cpu_env(args), True)]
+        assert python == "python" and used == [
+            (scratch, ray_session.cpu_env(args) | ray_session.datasets_env(scratch), True)
+        ]
     assert not os.path.exists(scratch) and used[0][1]["OMP_NUM_THREADS"] and not ray_session.cpu_env(gpu)
     with ray_session.warm_workers(gpu, scratch) as python:
         assert python is None
