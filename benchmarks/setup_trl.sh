@@ -4,6 +4,7 @@
 #   bash benchmarks/setup_trl.sh        TRL_VENV=... another place, PYTHON=... another interpreter
 set -euo pipefail
 
+unset CDPATH # cd would look there, and print where it went
 cd "$(dirname "$0")/.."
 VENV=${TRL_VENV:-.cache/trl-venv}
 TORCH=$(grep -E '^torch==' requirements-cpu.txt)

@@ -6,6 +6,7 @@
 #
 # With a path among the arguments only that is run. Exit status is pytest's.
 set -euo pipefail
+unset CDPATH # cd would look there, and print where it went
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash tools/setup.sh cpu

@@ -14,6 +14,7 @@
 # ORZ_MIN_FREE_GB (disk space asked for), and pip's own variables.
 set -euo pipefail
 
+unset CDPATH # cd would look there, and print where it went
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${ORZ_VENV:-$ROOT/.venv}
 STAMPS=$VENV/.orz

@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../lib/launch.sh"
 
 use "${1:-}"
 shift
-root=$PWD
+root=$(pwd -P) recipe=$(realpath "$recipe") # also where a link leads here
 IMAGE=${IMAGE:-openrlhf-orz:0.11.2}
 run() { if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
 

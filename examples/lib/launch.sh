@@ -4,6 +4,7 @@
 say() { echo "[launch] $*" >&2; }
 die() { echo "$(basename "$0"): $*" >&2; exit 2; }
 
+unset CDPATH # cd would look there, and print where it went
 # what DeepSpeed and vLLM compile needs ninja, also in Ray's workers, which have the environment of `ray start`
 PATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && realpath -sm "${ORZ_VENV:-.venv}")/bin:$PATH"
 export PATH

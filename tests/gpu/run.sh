@@ -8,6 +8,7 @@
 #     sync checked; an engine killed in each phase; 0.5B (MODEL) with two numbers of sequences at once.
 # FOLDER (default: runs/gpu-check) gets kernels.json and stack.json. Status 0: all that was expected was found.
 set -euo pipefail
+unset CDPATH # cd would look there, and print where it went
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 PYTHON=${PYTHON:-${ORZ_VENV:-.venv}/bin/python}
