@@ -142,6 +142,12 @@ run "$python" -m openrlhf_orz.cli.curate "${pool[@]}"
 run "$python" -m openrlhf_orz.cli.warm_start rows --data "$RUN_DIR/pool/kept/train.jsonl" \
    --solution_key meta.solution --model "$BASE" --output "$RUN_DIR/data" --sft_rows "$SFT_ROWS" --bare
 if [ -z "${WARM_MODEL:-}" ]; then
+   made="$SFT_EPOCHS epochs of $(md5sum 2>/dev/null <"$RUN_DIR/data/sft.jsonl" || true) from $BASE"
+   if [ -e "$WARM/config.json" ] && [ -e "$WARM.made" ] && [ "$(cat "$WARM.made")" != "$made" ]; then
+      echo "$WARM was warmed up on other rows or epochs: give another RUN_DIR, or remove it and $WARM.made" >&2
+      exit 2
+   fi
+   [ -n "${DRY_RUN:-}" ] || [ -e "$WARM/config.json" ] || echo "$made" >"$WARM.made"
    once "$WARM/config.json" log "$RUN_DIR/warm_start.log" "${one_process[@]}" openrlhf.cli.train_sft "${sft[@]}"
    say "$SECONDS s so far; the warmed-up model is in $WARM"
 fi
@@ -163,7 +169,7 @@ data=(
    --data.max_samples $(((STEPS + episodes - 1) / episodes * PROMPTS))
    --train.num_episodes "$episodes"
 )
-train_on() ( train "$@" ) # a process of its own: the recipe goes on after it
+train_on() { if [ -n "${DRY_RUN:-}" ]; then train "$@"; else as_child train "$@"; fi; } # the recipe goes on after it
 # trained RUN_DIR FLAG...: ORZ from the warmed-up model with these flags, and the evaluation after it.
 trained() {
    once "$1/hf/config.json" train_on "${model[@]}" "${data[@]}" "${rollout[@]}" "${optimizer[@]}" "${curve[@]}" \

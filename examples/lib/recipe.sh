@@ -8,6 +8,7 @@
 for name in MODEL CRITIC TEACHER STUDENT DATA DATA_CN WARM_MODEL; do
    if [ -n "${!name:-}" ] && [ -e "${!name}" ]; then printf -v "$name" %s "$(realpath -s "${!name}")"; fi
 done
+unset CDPATH # cd would look there, and print where it went
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 python=${ORZ_VENV:-.venv}/bin/python
 export PATH="$(realpath -sm "${ORZ_VENV:-.venv}")/bin:$PATH" # ninja, for what DeepSpeed and vLLM compile
@@ -89,8 +90,26 @@ run_into() {
 
 show() { printf '%q ' "$@"; echo; }
 
+# as_child COMMAND...: run it. A signal to the recipe goes on, once, to all that it has started, and the recipe ends
+# after it: bash would end at once, if the signal is for it alone, and leave the command. SIGKILL cannot be handed on.
+as_child() {
+   local child name status=0 stopped=0
+   set -m # a process group of its own: what a scheduler sends to the recipe's group would come twice
+   "$@" &
+   child=$!
+   set +m
+   for name in HUP INT QUIT TERM; do
+      # shellcheck disable=SC2064 # the name of now
+      trap "stopped=\$((128 + \$(kill -l $name))); kill -$name -- -$child 2>/dev/null || true" $name
+   done
+   while status=0 && { wait "$child" || status=$?; } && [ $status -gt 128 ] && kill -0 "$child" 2>/dev/null; do :; done
+   trap - HUP INT QUIT TERM
+   [ $status -ne 0 ] || status=$stopped # it may have come when all was done; what follows is not begun
+   return $status
+}
+
 # run COMMAND...: run it; under DRY_RUN=1 print it.
-run() { if [ -n "${DRY_RUN:-}" ]; then show "$@"; else "$@"; fi; }
+run() { if [ -n "${DRY_RUN:-}" ]; then show "$@"; else as_child "$@"; fi; }
 
 # say WORDS...: a line on the screen, but not among the commands of a dry run.
 say() { [ -n "${DRY_RUN:-}" ] || echo "[recipe] $*"; }
@@ -100,7 +119,7 @@ log() {
    local file=$1
    shift
    say "log: $file"
-   if [ -n "${DRY_RUN:-}" ]; then show "$@"; else "$@" >"$file"; fi
+   if [ -n "${DRY_RUN:-}" ]; then show "$@"; else as_child "$@" >"$file"; fi
 }
 
 # setup [cpu|gpu]: the environment; nothing to do where it is ready.

@@ -127,8 +127,8 @@ def drawn_prompts(args, counts: list[int]) -> int:
     left = [name for name, before in zip(names, accumulate(counts, initial=0)) if before >= most]
     if left and args.data.prompt_probs is None:
         raise ConfigError(
-            f"--data.max_samples {most} takes the first rows of all sets of --data.prompt_dataset together, and none of"
-            f" {', '.join(left)}: raise it, leave those out, or mix all by --data.prompt_probs"
+            f"--data.max_samples {most} takes the first rows of all sets of --data.prompt_dataset together, and none"
+            f" of {', '.join(left)}: raise it, leave those out, or mix all by --data.prompt_probs"
         )
     return min(blended(counts, args.data.prompt_probs, args.train.seed), most)
 

@@ -81,8 +81,12 @@ class Project:
         """Leave nothing behind of a test that has failed."""
         for process in self.started:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                os.killpg(process.pid, signal.SIGTERM)  # a recipe hands it on to what it runs, in groups of their own
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
 
     def run(self, script: str, *args: str, status: int = 0, answers=(), **env: str) -> str:
         """What it prints; fails unless it ends with this status."""

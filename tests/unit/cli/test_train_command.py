@@ -94,8 +94,8 @@ def test_a_finished_run_stays(tmp_path, prepared, monkeypatch, capsys):
         command.begin(args)
 
     monkeypatch.setattr(command, "train", start)
-    base = ["--actor.model_name_or_path", "m/m", "--data.prompt_dataset", "d", "--orz.device", "cpu",
-            "--rollout.batch_size", "4", "--rollout.n_samples_per_prompt", "4", "--orz.critic_updates", "2"]  # fmt: skip
+    base = ("--actor.model_name_or_path m/m --data.prompt_dataset d --orz.device cpu --rollout.batch_size 4"
+            " --rollout.n_samples_per_prompt 4 --orz.critic_updates 2").split()  # fmt: skip
     assert command.main([*base, *flags]) == 0
     assert f"the run in {tmp_path} is finished, 2 steps: nothing to do" in capsys.readouterr().out
     for more, why in (

@@ -108,8 +108,9 @@ def test_written_rows_are_what_the_trainers_read(tmp_path, monkeypatch):
 
 
 def test_bare_rows_that_cannot_be_taken_are_counted(tmp_path, capsys):
+    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "T"}]
     rows = [{"question": "Q", "answer": "1"}, {"question": "", "answer": "1"}, {"question": "R"},
-            {"question": [{"role": "system", "content": "S"}, {"role": "user", "content": "T"}], "answer": "2"}]  # fmt: skip
+            {"question": turns, "answer": "2"}]  # fmt: skip
     given = ["bare", "--data", write(tmp_path / "a.jsonl", rows), "--output", str(tmp_path / "out")]
     assert warm_start.main(given) == 0
     told = capsys.readouterr().out
