@@ -70,7 +70,9 @@ def python_and_compiler() -> list[Finding]:
 
 
 def gpus() -> list[Finding]:
-    """GPUs, driver, links and nvcc; one line that says so where there is no GPU."""
+    """GPUs, driver, links and nvcc; one line that says so where there is no GPU, or all are hidden."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return [Finding("GPUs", "ok", "hidden by CUDA_VISIBLE_DEVICES: runs take the CPU")]
     listed = output_of("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     if not listed or not listed.strip():
         if Path("/dev/nvidia0").exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -77,13 +77,25 @@ def add_values(
 
 
 def critic_numbers(
-    path: str, responses: Responses, results: dict[str, dict], encode: Callable[[str], list[int]], device: str
+    path: str,
+    responses: Responses,
+    asked: Collection[tuple[str, str, int]],
+    results: dict[str, dict],
+    encode: Callable[[str], list[int]],
+    device: str,
 ) -> None:
-    """Add the critic's values to responses.jsonl, which is rewritten, and its fit to each benchmark's results."""
+    """Add the critic's values to responses.jsonl, which is rewritten, and its fit to each benchmark's results.
+
+    ``asked``: the keys (benchmark, question, sample) of the responses that the results are of; the file may hold more.
+    """
     critic = load_critic(path, device, torch.float32 if device == "cpu" else torch.bfloat16)
     for bench, result in results.items():
-        rows = [row for row in responses.done.values() if row["bench"] == bench]
+        rows = [row for key, row in responses.done.items() if key[0] == bench and key in asked]
         result |= add_values(critic, rows, encode, device) | {"critic": path}
+    for key, row in responses.done.items():
+        if key not in asked:  # its values may be another critic's
+            for name in ("values", "value_first", "value_last"):
+                row.pop(name, None)
     partial = responses.path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in responses.done.values()))
     partial.replace(responses.path)

@@ -267,5 +267,6 @@ def evaluate_sets(options: Namespace, benches: list[str]) -> dict:
     if options.critic:
         from openrlhf_orz.evaluate.critic import critic_numbers  # needs OpenRLHF and torch
 
-        critic_numbers(options.critic, responses, content["results"], encode, settings.device)
+        asked = {(question.bench, question.id, sample) for question in questions for sample in range(options.n)}
+        critic_numbers(options.critic, responses, asked, content["results"], encode, settings.device)
     return content

@@ -12,6 +12,12 @@ from openrlhf_orz.cli import doctor
 H100 = "NVIDIA H100, 81559 MiB, 580.65.06"
 
 
+@pytest.fixture(autouse=True)
+def shown(monkeypatch):
+    """No GPU is hidden."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Makes a machine whose programs print what is given; a program that is not given is missing."""
@@ -30,6 +36,13 @@ def machine(tmp_path, monkeypatch):
 def test_no_gpu_is_a_machine_for_the_cpu(machine):
     (found,) = machine().values()
     assert (found.state, found.remedy) == ("ok", "") and "CPU" in found.found
+
+
+def test_gpus_that_are_hidden_are_not_looked_at(machine, monkeypatch):
+    """An old driver is no reason to refuse a run on the CPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (found,) = machine(nvidia_smi=H100).values()
+    assert found.state == "ok" and "hidden" in found.found
 
 
 def test_gpus_without_links_and_a_driver_that_says_nothing(machine):

@@ -358,16 +358,17 @@ def test_critics_values_go_into_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr(critic, "load_critic", lambda path, device, dtype: (path, device, dtype))
     monkeypatch.setattr(critic, "response_values", lambda *given: torch.tensor([given[0][2] is torch.float32, 0.25]))
     responses = Responses(tmp_path / "responses.jsonl")
-    for bench in "ab":
-        responses.add({"bench": bench, "id": "1", "sample": 0, "prompt": "p", "token_ids": [1, 2], "reward": 1.0})
+    for bench, sample in (("a", 0), ("b", 0), ("a", 1)):  # the last of an earlier call with a larger --n
+        row = {"bench": bench, "id": "1", "sample": sample, "prompt": "p", "token_ids": [1, 2], "reward": 1.0 - sample}
+        responses.add(row | ({"value_first": 7.0} if sample else {}))  # of another critic
     responses.close()
     results = {"a": {"n": 1}}
-    critic.critic_numbers("C", responses, results, lambda text: [1], "cpu")
+    critic.critic_numbers("C", responses, {("a", "1", 0), ("b", "1", 0)}, results, lambda text: [1], "cpu")
     # all returns are 1: nothing to explain
     assert len(results["a"].pop("value_fit")) == 10
     assert results == {"a": {"n": 1, "explained_variance": None, "critic": "C"}}
     lines = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
-    assert [line.get("value_first") for line in lines] == [1.0, None] and lines[0]["value_last"] == 0.25
+    assert [line.get("value_first") for line in lines] == [1.0, None, None] and lines[0]["value_last"] == 0.25
 
 
 def test_the_majority_is_by_the_verifier_of_each_question():
