@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("per_question", "max_tokens"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise DataError(f"--{name} is {getattr(args, name)}: it must be at least 1")
+        if args.output.exists() and any(args.output.samefile(path) for path in args.responses if path.exists()):
+            raise DataError("--output is one of --responses, which would be lost: name another file")
         kept, fates = select_responses(_responses(args.responses), args.per_question, args.max_tokens)
         told = ", ".join(f"{name} {count}" for name, count in fates.most_common())
         if not kept:
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     except (DataError, OSError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
-    questions = len({(row["bench"], row["id"]) for row in kept})
+    questions = len({row["input"] for row in kept})
     print(f"[distill] {len(kept)} responses to {questions} questions in {args.output}; of all: {told}")
     return 0
 

@@ -140,7 +140,7 @@ def select_responses(
     (the prompt as it was rendered) and ``output`` (the response with its stop string), besides ``bench``, ``id`` and
     ``sample``. Raises DataError, naming the row, if a field is missing or of another type.
     """
-    questions: dict[tuple[str, str], list[dict]] = {}
+    questions: dict[str, list[dict]] = {}  # by the prompt: files of several evaluations may number theirs alike
     for number, row in enumerate(rows, 1):
         for name, kind in _RESPONSE_FIELDS.items():
             if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
@@ -148,7 +148,7 @@ def select_responses(
                     f"--responses, row {number}: no {name} ({kind.__name__}): give a responses.jsonl of"
                     " python -m openrlhf_orz.cli.evaluate"
                 )
-        questions.setdefault((row["bench"], row["id"]), []).append(row)
+        questions.setdefault(row["prompt"], []).append(row)
     kept: list[dict] = []
     fates: Counter[str] = Counter()
     for responses in questions.values():

@@ -83,3 +83,18 @@ def test_what_cannot_be_is_said_and_nothing_is_written(tmp_path, capsys, text, f
     responses.write_text(text)
     assert main(["--responses", str(responses), "--output", str(output), *flags]) == 2
     assert said in capsys.readouterr().err and not output.exists()
+
+
+def test_files_may_number_their_questions_alike(tmp_path):
+    """Two evaluations of other questions: their first ones are two, also with one response a question."""
+    other = {**row("x", 0, text="other"), "prompt": "Q of another file"}
+    kept, _ = select_responses([row("x", 0), other], per_question=1)
+    assert [one["input"] for one in kept] == ["Q x", "Q of another file"]
+
+
+def test_responses_are_not_written_over(tmp_path, capsys):
+    responses = tmp_path / "responses.jsonl"
+    responses.write_text(json.dumps(row("x", 0)) + "\n")
+    before = responses.read_text()
+    assert main(["--responses", str(responses), "--output", str(responses)]) == 2
+    assert "--output is one of --responses" in capsys.readouterr().err and responses.read_text() == before
