@@ -148,6 +148,11 @@ class RunDir:
             waiting.pop(0)
             raise
 
+    def evaluated(self, step: int) -> bool:
+        """Whether eval.jsonl has a line of this step."""
+        file = self.path / "eval.jsonl"
+        return file.exists() and any(json.loads(line)["step"] == step for line in file.read_text().splitlines())
+
     def note(self, text: str) -> None:
         """Add a line to warnings.log, which the console shows as well."""
         try:

@@ -361,11 +361,23 @@ class OrzPPOTrainer(OrzTrainer, PPOTrainer):
             self.evaluate_start()
         super().fit(*args, **kwargs)
 
-    def evaluate_start(self):
-        """Before the first step; what the base model reaches is what a best checkpoint has to beat."""
+    def evaluate_now(self, step: int) -> dict:
+        """The evaluation, as after a step."""
         own = vars(self.args.eval)
         kwargs = {key: own[key] for key in ("temperature", "n_samples_per_prompt")}
-        logs = self.evaluate(0, **{**self.generate_kwargs, **kwargs})
+        return self.evaluate(step, **{**self.generate_kwargs, **kwargs})
+
+    def restore_best_checkpoint_state(self, checkpoint_states):
+        """Then it makes up for the evaluation of the checkpoint's step, where a stop or a kill came before that."""
+        super().restore_best_checkpoint_state(checkpoint_states)
+        step = (checkpoint_states or {}).get("global_step", 0)
+        if step and self.eval_dataloader and step % self.args.eval.steps == 0 and not self.run_dir.evaluated(step):
+            self.broadcast_to_vllm()
+            self.save_best_checkpoint(self.evaluate_now(step), step, checkpoint_states)
+
+    def evaluate_start(self):
+        """Before the first step; what the base model reaches is what a best checkpoint has to beat."""
+        logs = self.evaluate_now(0)
         key = self._detect_eval_metric_key(logs)
         if key:
             self.best_eval_metric_value = logs[key]

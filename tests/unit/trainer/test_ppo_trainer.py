@@ -427,6 +427,29 @@ def test_an_asynchronous_sync_is_timed_with_the_engines_at_hand(monkeypatch, tmp
     assert calls == ["acquired", "weight-sync", "weights", "end of weight-sync", "released"]
 
 
+@pytest.mark.parametrize(
+    "step, done, evaluates", [(4, [2], True), (4, [2, 4], False), (3, [2], False), (0, [], False)]
+)
+def test_an_evaluation_that_a_stop_came_before_is_made_up_for(monkeypatch, tmp_path, step, done, evaluates):
+    """A stopped run saves its step and ends; OpenRLHF evaluates after that."""
+    trainer, asked = trainer_of(tmp_path, cls=OrzPPOTrainer, changes={"eval.steps": 2}), []
+    trainer.eval_dataloader, trainer.generate_kwargs = ["q"], {"top_p": 1.0}
+    for each in done:
+        trainer.run_dir.append("eval.jsonl", {"step": each})
+    monkeypatch.setattr(OrzTrainer, "restore_best_checkpoint_state", lambda self, states: asked.append("restored"))
+    monkeypatch.setattr(
+        trainer, "evaluate", lambda step, **kwargs: asked.append((step, kwargs)) or {"eval_a_pass1": 1}
+    )
+    monkeypatch.setattr(trainer, "save_best_checkpoint", lambda *given: asked.append(given))
+    monkeypatch.setattr(trainer, "broadcast_to_vllm", lambda: asked.append("weights"))
+    states = {"global_step": step}
+    trainer.restore_best_checkpoint_state(states)
+    own = trainer.args.eval
+    kwargs = {"top_p": 1.0, "temperature": own.temperature, "n_samples_per_prompt": own.n_samples_per_prompt}
+    expected = ["weights", (step, kwargs), ({"eval_a_pass1": 1}, step, states)] if evaluates else []
+    assert asked == ["restored", *expected]
+
+
 def test_an_asynchronous_best_checkpoint_is_of_the_step_of_its_weights(monkeypatch, tmp_path):
     trainer = trainer_of(tmp_path, cls=OrzTrainingActor)
     saved = []
