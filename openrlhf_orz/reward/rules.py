@@ -10,7 +10,8 @@ does not: the judge registers its functions when a worker imports it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 from openrlhf_orz.reward.guards import GUARDS
 
@@ -62,13 +63,15 @@ _functions: dict[str, Rule] = {}
 _NOT_BETWEEN_DIGITS = re.compile(r"(?<!\d) | (?!\d)")
 
 
-def register_rules(**functions: Rule) -> None:
+def register_rules(named: Iterable[tuple[str, Rule]]) -> None:
     """Give each of ``JUDGE_RULES`` its function, once in a process.
 
     Raises:
-        ValueError: names are missing, unknown, or registered before.
+        ValueError: names are missing, unknown, given twice, or registered before.
     """
-    wrong = functions.keys() ^ JUDGE_RULES.keys()
+    pairs = list(named)
+    functions, twice = dict(pairs), {name for name, count in Counter(name for name, _ in pairs).items() if count > 1}
+    wrong = twice | (functions.keys() ^ JUDGE_RULES.keys())
     if wrong or _functions:
         raise ValueError(f"each of JUDGE_RULES takes one function; wrong: {sorted(wrong) or sorted(_functions)}")
     _functions.update((name, functions[name]) for name in JUDGE_RULES)
@@ -81,7 +84,12 @@ def decide_by_rules(gold: str, answer: str) -> tuple[Decision, str]:
 
     Returns:
         The decision (None if no rule decides) and the rule's name ("" for none).
+
+    Raises:
+        RuntimeError: ``judge/judge.py`` is not imported, so there are no rules.
     """
+    if not _functions:
+        raise RuntimeError("no rules are registered: import openrlhf_orz.reward.judge.judge")
     gold, answer = gold.strip(), answer.strip()
     if not answer or not gold:
         return False, ""

@@ -19,9 +19,10 @@ from openrlhf_orz.reward.judge.words import date_of
 from openrlhf_orz.reward.rules import decide_by_rules, register_rules
 from openrlhf_orz.reward.verdict import Verdict
 
+# A function NAME_rule in one of these is the judge's rule NAME.
 _ROOMS = (families, lists, relations, scalars)
-_FUNCTIONS = {name: function for room in _ROOMS for name, function in vars(room).items() if name.endswith("_rule")}
-register_rules(**{name.removesuffix("_rule"): function for name, function in _FUNCTIONS.items()})
+register_rules((name.removesuffix("_rule"), function)
+               for room in _ROOMS for name, function in vars(room).items() if name.endswith("_rule"))  # fmt: skip
 _LETTER_BRACKET = re.compile(r"^(?:\\text\{)?\s*[A-Z]\s*\)")  # B) 17
 _TIGHT = re.compile(r"\d,\d{3}")  # a thousands comma, or a list without spaces
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")

@@ -26,15 +26,20 @@ def rule(gold, answer):
 
 def test_registration_refuses_unknown_missing_and_double_names(monkeypatch):
     monkeypatch.setattr(rules, "_functions", {})
-    functions = dict.fromkeys(JUDGE_RULES, rule)
-    with pytest.raises(ValueError, match="'astrology'"):
-        register_rules(**functions, astrology=rule)
-    with pytest.raises(ValueError, match="'words'"):
-        register_rules(**{name: rule for name in functions if name != "words"})
+    with pytest.raises(RuntimeError, match="no rules are registered"):
+        rules.decide_by_rules("a", "b")
+    functions = [(name, rule) for name in JUDGE_RULES]
+    for wrong, name in (
+        ([*functions, ("astrology", rule)], "astrology"),
+        ([pair for pair in functions if pair[0] != "words"], "words"),
+        ([*functions, ("unit", rule)], "unit"),
+    ):
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            register_rules(wrong)
     assert rules._functions == {}
-    register_rules(**functions)
+    register_rules(functions)
     with pytest.raises(ValueError, match="'words'"):
-        register_rules(**functions)
+        register_rules(functions)
 
 
 def test_rules_are_asked_in_the_order_of_the_table_until_one_decides(monkeypatch):
@@ -44,7 +49,7 @@ def test_rules_are_asked_in_the_order_of_the_table_until_one_decides(monkeypatch
         return lambda gold, answer: asked.append(name) or {"percent": False, "words": True}.get(name)
 
     monkeypatch.setattr(rules, "_functions", {})
-    register_rules(**{name: speak(name) for name in reversed(JUDGE_RULES)})
+    register_rules((name, speak(name)) for name in reversed(JUDGE_RULES))
     assert rules.decide_by_rules("a", "b") == (False, "percent")
     assert asked == ["unfinished", "clock", "amounts", "exact_number", "percent"]
     assert rules.decide_by_rules("1 + 2", "1+2") == (True, "identical")
