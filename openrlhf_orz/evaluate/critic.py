@@ -19,23 +19,16 @@ def load_critic(path: str, device: str, dtype: torch.dtype) -> torch.nn.Module:
     """A critic as training saves it (--critic.save_value_network); it returns values of action tokens."""
     from openrlhf.models import get_llm_for_sequence_regression
 
+    from openrlhf_orz.models.value_head import replace_head
+
     critic = get_llm_for_sequence_regression(path, "critic", attn_implementation="sdpa", param_dtype="fp32")
     form = getattr(critic.config, "orz_values", None)
-    if form is not None:
-        put_outputs_head(critic, path, ValueForm(**form))
+    if form is not None:  # a head of several outputs, or of a probability
+        saved = ValueForm(**form)
+        linear = replace_head(critic, critic, saved.outputs, saved.values)
+        name = f"{critic.value_head_prefix}.outputs"
+        linear.load_state_dict({key: stored_tensor(path, f"{name}.{key}") for key in ("weight", "bias")})
     return critic.to(device=device, dtype=dtype).eval()
-
-
-def put_outputs_head(critic: torch.nn.Module, path: str, form: ValueForm) -> None:
-    """Give ``critic`` the saved head of several outputs, or of a probability; it then returns values."""
-    from openrlhf_orz.models.value_head import OutputsHead, install_values
-
-    prefix = critic.value_head_prefix
-    plain = critic.get_submodule(prefix).weight
-    head = OutputsHead(plain.shape[-1], form.outputs, like=plain)
-    head.outputs.load_state_dict({key: stored_tensor(path, f"{prefix}.outputs.{key}") for key in ("weight", "bias")})
-    critic.set_submodule(prefix, head)
-    install_values(critic, critic, form.values)
 
 
 @torch.no_grad()

@@ -81,6 +81,20 @@ def install_values(critic: torch.nn.Module, model: torch.nn.Module, values_of: C
     critic.register_forward_hook(convert, with_kwargs=True)
 
 
+def replace_head(
+    critic: torch.nn.Module, model: torch.nn.Module, outputs: int, values_of: Callable
+) -> torch.nn.Linear:
+    """Put a head of so many ``outputs`` in the plain one's place; ``critic`` then returns values (``install_values``).
+
+    Returns the head's linear layer, which is to be filled.
+    """
+    plain = model.get_submodule(model.value_head_prefix).weight
+    head = OutputsHead(model.config.get_text_config().hidden_size, outputs, like=plain)
+    model.set_submodule(model.value_head_prefix, head)
+    install_values(critic, model, values_of)
+    return head.outputs
+
+
 def freeze_parts(critic: torch.nn.Module, what: str) -> list[str]:
     """Leave parts of the critic as they are: their parameters get no gradient, and no optimizer state.
 

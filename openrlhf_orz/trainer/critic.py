@@ -23,7 +23,7 @@ from openrlhf_orz.models.adapters import cast_adapters, train_whole, without_ada
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.dropout import turn_off_dropout
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
-from openrlhf_orz.models.value_head import OutputsHead, freeze_parts, init_value_head, install_values, unset_buffers
+from openrlhf_orz.models.value_head import freeze_parts, init_value_head, replace_head, unset_buffers
 from openrlhf_orz.runtime.cores import at_work, in_threads, share_cores
 from openrlhf_orz.settings.critic_checks import returns_range
 from openrlhf_orz.settings.finished import changed, critic_steps
@@ -163,7 +163,7 @@ class OrzCriticModelActor(CriticModelActor):
         prefix = model.value_head_prefix
         weight = train_whole(critic, prefix).weight
         if strategy.args.orz.value_loss != "mse":
-            self.put_outputs_head(critic, pretrain, strategy.args)
+            self.fill_outputs_head(critic, pretrain, strategy.args)
             return critic
         if folded is not None:
             with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")):
@@ -182,14 +182,11 @@ class OrzCriticModelActor(CriticModelActor):
         logger.info(f"value head: initialised ({strategy.args.orz.value_head_init})")
         return critic
 
-    def put_outputs_head(self, critic, pretrain, args) -> None:
-        """In place of the plain head one of as many outputs as --orz.value_loss needs, from ``pretrain`` or new."""
+    def fill_outputs_head(self, critic, pretrain, args) -> None:
+        """Replace the plain head by one of as many outputs as --orz.value_loss needs: that of ``pretrain``, or new."""
         model, form = without_adapters(critic), value_form(args)
-        prefix = model.value_head_prefix
-        plain = model.get_submodule(prefix).weight
-        hidden = model.config.get_text_config().hidden_size
-        head = OutputsHead(hidden, form.outputs, like=plain)
-        linear, name = head.outputs, f"{prefix}.outputs"
+        linear = replace_head(critic, model, form.outputs, form.values)
+        name = f"{model.value_head_prefix}.outputs"
         with torch.no_grad():
             if has_weight(pretrain, f"{name}.weight"):
                 linear.weight.copy_(stored_tensor(pretrain, f"{name}.weight"))
@@ -201,9 +198,7 @@ class OrzCriticModelActor(CriticModelActor):
                 rate = args.orz.value_base_rate or 0.5
                 linear.bias.fill_(math.log(rate / (1 - rate)))
                 logger.info(f"value head: initialised ({args.orz.value_head_init}, {form})")
-        model.set_submodule(prefix, head)
         model.config.update({"orz_values": asdict(form)})  # whoever loads the saved critic knows what its outputs mean
-        install_values(critic, model, form.values)
 
     def init_model_from_pretrained(self, strategy, pretrain, max_steps):
         self.rank = Rank("_critic", strategy.args)

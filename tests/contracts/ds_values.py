@@ -61,7 +61,7 @@ def heads_case(stage, loss, what):
 
     def before(critic):
         names.extend(freeze_parts(critic, what))
-        object.__new__(OrzCriticModelActor).put_outputs_head(critic, "none", args)
+        object.__new__(OrzCriticModelActor).fill_outputs_head(critic, "none", args)
 
     critic, optim, scheduler = make_critic(strategy, 1e-2, before=before)
     trainer = OrzCriticPPOTrainer(strategy, critic, optim, scheduler, value_clip=None)

@@ -22,7 +22,6 @@ CHANGED = {
 MEANT_TO_BE_SET = {
     "cli/publish.py": {"about.curation", "run.evals", "run.metrics"},
     "data/curate/dedup.py": {"decision.conflicts"},
-    "evaluate/critic.py": {"critic.set_submodule"},
     "evaluate/run.py": {"options.?"},
     "models/adapters.py": {"base.set_submodule"},
     "models/cpu_ops.py": {"ctx.first", "ctx.lengths", "ctx.scale", "model.set_submodule"},
@@ -30,7 +29,7 @@ MEANT_TO_BE_SET = {
     "models/log_prob_head.py": {"ctx.elements", "ctx.fp32", "ctx.temperature", "ctx.with_entropy"},
     "models/packed_attention.py": {"_current_pack.several", "ctx.groups", "ctx.shape"},
     "models/shared_prefixes.py": {"self.pack.source"},
-    "models/value_head.py": {"ours.of_actions"},
+    "models/value_head.py": {"model.set_submodule", "ours.of_actions"},
     "report/rollout_sample.py": {"sample.left_out"},
     "report/run_data.py": {"run.name"},
     "rollout/agent.py": {"loaded.rules", "params.include_stop_str_in_output", "params.logprobs", "params.stop"},
@@ -55,8 +54,7 @@ MEANT_TO_BE_SET = {
     "trainer/batches.py": {"batch.?"},
     "trainer/checkpoints.py": {"self.generator._dataloader_iter", "self.generator._sample_buffer"},
     "trainer/critic.py": {
-        "model.set_submodule", "self.critic_loss_fn.form", "self.critic_loss_fn.outputs", "self.trainer.values",
-        "strategy.args",
+        "self.critic_loss_fn.form", "self.critic_loss_fn.outputs", "self.trainer.values", "strategy.args",
     },
     "trainer/critic_beside.py": {"trainer.critic_model_group"},
     "trainer/experience_maker.py": {"experience.advantages", "sample.index"},

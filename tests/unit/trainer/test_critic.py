@@ -271,7 +271,7 @@ def test_a_head_of_outputs_gives_values_and_trains(monkeypatch, tmp_path, loss, 
     critic, made = TinyCritic(), object.__new__(OrzCriticModelActor)
     critic.packing_samples = packed
     monkeypatch.setattr(module, "has_weight", lambda pretrain, name: False)
-    made.put_outputs_head(critic, "m", args)
+    made.fill_outputs_head(critic, "m", args)
     form = module.value_form(args)
     assert critic.config.orz_values == {"loss": loss, "bins": 51, "low": 0.0, "high": 1.0}
     torch.manual_seed(0)
@@ -306,7 +306,7 @@ def test_a_saved_head_of_outputs_comes_back(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "has_weight", lambda pretrain, name: name in stored)
     monkeypatch.setattr(module, "stored_tensor", lambda pretrain, name: stored[name])
     critic = TinyCritic()
-    object.__new__(OrzCriticModelActor).put_outputs_head(critic, "m", args)
+    object.__new__(OrzCriticModelActor).fill_outputs_head(critic, "m", args)
     assert critic.state_dict().keys() == stored.keys()
     assert all(torch.equal(critic.state_dict()[name], tensor) for name, tensor in stored.items())
 
