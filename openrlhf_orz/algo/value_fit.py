@@ -46,7 +46,7 @@ class FitTable:
         }
 
     def _fit(self, sums: np.ndarray) -> dict:
-        """Of sums (..., V, 5)."""
+        """Of sums (..., PARTS, 5), whose last axes are levels of value and what ``FitTable`` sums."""
         by_level = sums.reshape(-1, PARTS, 5).sum(0)
         total = by_level.sum(0)
         tokens = max(total[0], 1.0)

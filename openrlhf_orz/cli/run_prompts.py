@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import shutil
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 from openrlhf_orz.runtime import checkpoints
 from openrlhf_orz.settings.checks import ConfigError, check_rollouts
 from openrlhf_orz.settings.derive import prompt_budget
+from openrlhf_orz.settings.finished import rollouts_of
 from openrlhf_orz.settings.redact import printable
 
 SHOWN = 60  # characters of a question, or of an answer
@@ -163,11 +163,6 @@ def _short(value) -> str:
     return json.dumps(text if len(text) <= SHOWN else f"{text[:SHOWN]}...", ensure_ascii=False)
 
 
-def steps_of(args, prompts: int) -> int:
-    """Rollouts of a run on so many prompts."""
-    return math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
-
-
 def short_run(args, steps: int) -> list[str]:
     """A remark on a run whose learning rates rise for half of it or more, or that writes no checkpoint on its way."""
     found, warmup = [], args.orz.actor_warmup_steps
@@ -254,7 +249,7 @@ def look_at_data(args, explicit: Set[str], tokenizer=None) -> tuple[list[str], f
         said = f"the run will be refused: {error}"
     if said:
         lines.append(f"data: if no prompt is too long, {said}")
-    steps = steps_of(args, prompts)
+    steps = rollouts_of(args, prompts)
     lines.append(f"run: {steps} steps ({prompts} prompts, --train.num_episodes {args.train.num_episodes})")
     lines += short_run(args, steps)
     return lines, None if tokenizer is None else mean_tokens(prompt_rules(args, tokenizer, AnswerRules()), rows)

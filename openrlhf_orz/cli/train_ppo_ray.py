@@ -18,7 +18,6 @@ from openrlhf_orz.cli.run_prompts import (
     replayed_steps,
     short_rollout,
     short_run,
-    steps_of,
     template_of,
 )
 from openrlhf_orz.runtime import checkpoints, console, ray_session, resume
@@ -28,7 +27,7 @@ from openrlhf_orz.runtime.run_dir import held, save_config, start_clean
 from openrlhf_orz.runtime.stopping import RESTARTS_VARIABLE, StopHandler, Stopped, is_supervised, supervise
 from openrlhf_orz.runtime.universal import universal_copy
 from openrlhf_orz.settings.checks import ConfigError
-from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf, policy_steps
+from openrlhf_orz.settings.finished import RunFacts, changed, for_openrlhf, policy_steps, rollouts_of
 from openrlhf_orz.settings.redact import printable, redact
 from openrlhf_orz.settings.skip_plan import describe_attention, describe_forwards
 
@@ -47,7 +46,7 @@ def begin(args, explicit: Set[str] = frozenset(), **facts) -> RunFacts:
         prepared, prompts = prepare_data(args, explicit)
         files = prepared["data.prompt_dataset"].split(",")
         prompts_sha256 = resume.prompts_sha256(files, prompts)
-        resume.check_finished(args, steps_of(args, prompts), prompts_sha256)
+        resume.check_finished(args, rollouts_of(args, prompts), prompts_sha256)
         found = resume.find_checkpoint(args, prompts_sha256)
         universal = universal_copy(found, args)
     own_ray = ray_session.running_ray() is None
@@ -166,7 +165,7 @@ def run_held(args, explicit: set[str], stopping: StopHandler, given: Mapping[str
     run = begin(args, explicit, **facts)
     changes = resume.changes(args, run.resume_from)
     save_config(args, explicit, run_dir / "config.json", run.start_step, changes)
-    steps = steps_of(args, run.prompts)
+    steps = rollouts_of(args, run.prompts)
     steps = min(steps, run.last_step or steps)
     print(describe_forwards(args), describe_attention(args), sep="\n")
     print(f"[orz] {run.prompts} prompts, {steps} steps, into {run_dir}", flush=True)

@@ -20,7 +20,7 @@ def share_prefixes(ids_T: torch.Tensor, positions_T: torch.Tensor) -> tuple[torc
     """Choose the tokens of a pack to keep, and find where each token's hidden state then is.
 
     A sequence is kept from the first token in which it differs from the sequence kept before it. Attention
-    (``packed_attention.find_sequences``) recovers that from the positions.
+    (``packs.find_sequences``) recovers that from the positions.
 
     Args:
         ids_T, positions_T: (T,) long on CPU; positions begin with 0 at each sequence.

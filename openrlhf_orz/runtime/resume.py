@@ -133,7 +133,8 @@ def check_finished(args: SimpleNamespace, steps: int, prompts: str) -> None:
         more = "".join(f"\n  {change}" for change in changes) or f"\n  {steps} steps are asked for"
         raise ConfigError(
             f"{args.orz.run_dir} holds a finished run of {saved['steps']} steps, and no checkpoint to go on from:"
-            f"{more}\nchoose another folder, or keep this one aside by --orz.put_aside without --ckpt.load_enable"
+            f"{more}\nchoose another folder, or keep this one aside: --orz.put_aside without --ckpt.load_enable"
+            " (RESUME=0 of the launchers)"
         )
 
 

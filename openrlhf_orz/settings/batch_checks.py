@@ -44,7 +44,7 @@ def _rollout(args, explicit) -> Iterator[str]:
             "--algo.dynamic_filtering_enable looks at the mean reward of a prompt's responses: give"
             " --rollout.n_samples_per_prompt 2 or more"
         )
-    ranks = _ranks(args.actor) // args.ds.ring_attn_size // args.ds.tensor_parallel_size
+    ranks = data_parallel_ranks(args)
     if each * batch // micro < ranks:
         yield (
             f"--rollout.batch_size {batch} x --rollout.n_samples_per_prompt {each} in batches of"

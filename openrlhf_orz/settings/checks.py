@@ -15,6 +15,7 @@ from openrlhf_orz.settings.batch_checks import batch_problems, loss_problems, re
 from openrlhf_orz.settings.critic_checks import critic_problems
 from openrlhf_orz.settings.derive import data_parallel_ranks
 from openrlhf_orz.settings.effects import Effect
+from openrlhf_orz.settings.finished import rollouts_of
 from openrlhf_orz.settings.flags import Flag
 from openrlhf_orz.settings.openrlhf_flags import RECORDS
 from openrlhf_orz.settings.redact import redact
@@ -282,7 +283,7 @@ def _cannot_be_made(path: str) -> str | None:
 
 def check_rollouts(args: SimpleNamespace, prompts: int) -> None:
     """Raise ConfigError if a rollout of ``prompts`` leaves a rank without a sample, or none would train the policy."""
-    rollouts = math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
+    rollouts = rollouts_of(args, prompts)
     if args.critic.freezing_steps >= rollouts:
         raise ConfigError(
             f"--critic.freezing_steps {args.critic.freezing_steps}: the run has {rollouts} steps, so the policy would"

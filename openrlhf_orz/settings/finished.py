@@ -93,10 +93,14 @@ def warmup_ratio(steps: int, max_steps: int) -> float:
     return max(0.0, steps - 0.5) / max(1, max_steps)
 
 
+def rollouts_of(args: SimpleNamespace, prompts: int) -> int:
+    """Rollouts, which are steps, of a run over ``prompts`` prompts; a partial last one counts as a whole one."""
+    return math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
+
+
 def policy_steps(args: SimpleNamespace, prompts: int) -> int:
-    """Policy steps of a run over ``prompts`` prompts; a partial last rollout counts as a whole one."""
-    rollouts = math.ceil(prompts / args.rollout.batch_size) * args.train.num_episodes
-    return rollouts * args.train.max_epochs * args.orz.policy_updates
+    """The policy's optimizer steps in them."""
+    return rollouts_of(args, prompts) * args.train.max_epochs * args.orz.policy_updates
 
 
 def critic_steps(args: SimpleNamespace, policy_steps: int) -> int:

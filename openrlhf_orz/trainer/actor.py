@@ -61,9 +61,13 @@ class OrzActor(Actor):
     def forward_tokens(
         self, sequences, attention_mask, position_ids, labels=None, needed=None, return_entropy=False, **mm_inputs
     ):
-        """Log-probs (B, S) at ``labels`` (B, S), computed where any row of ``needed`` (B, S) says so, else 0.
+        """Log-probs at ``labels`` (B, S), computed where any row of ``needed`` (B, S) says so, else 0.
 
-        Ring attention says nothing: there each rank computes them for all its tokens.
+        With ring attention ``needed`` is None: each rank computes them for all its tokens.
+
+        Returns:
+            the model's output, whose logits hold them and entropies at the N columns needed, (B, N, 2); log-probs (B,
+            S); entropies (B, S), None without ``return_entropy``.
         """
         (head,) = self._head
         if head is None or labels is None or mm_inputs:

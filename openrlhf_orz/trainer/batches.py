@@ -17,6 +17,12 @@ logger = init_logger(__name__)
 COPIES = 8  # threads that copy; more would wait for memory
 
 
+def in_rollout_order(batches: list[Experience], values_B: torch.Tensor) -> torch.Tensor:
+    """The values (B,) of all samples, batch after batch, by the samples' places in the rollout."""
+    order_B = torch.tensor([place for batch in batches for place in batch.index])
+    return torch.empty_like(values_B).index_copy(0, order_B, values_B)
+
+
 def numbers(values: list | torch.Tensor) -> list | torch.Tensor:
     """Numbers as one tensor of torch's default type; 0-d tensors of each sample would be pickled one by one."""
     plain = values.tolist() if torch.is_tensor(values) else values

@@ -16,6 +16,7 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from torch.nn.utils.rnn import pad_sequence
 
+from openrlhf_orz.settings.derive import data_parallel_ranks
 from openrlhf_orz.trainer.batches import regroup
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class EarlyValues:
     def __init__(self, maker: OrzExperienceMaker):
         self.maker, args = maker, maker.args
         self.together = args.ds.ring_attn_size * args.ds.tensor_parallel_size  # GPUs that compute one batch
-        self.ranks = args.actor.num_nodes * args.actor.num_gpus_per_node // self.together
+        self.ranks = data_parallel_ranks(args)
         # two packs for each rank, as the second is never quite full
         self.enough = 2 * self.ranks * self.together * args.rollout.max_tokens_per_gpu
         self.in_turn = args.train.full_determinism_enable  # rounding depends on what is computed together
@@ -118,7 +119,7 @@ class EarlyValues:
 
     def _ask(self, samples: list[Experience]) -> None:
         shortest = min(samples, key=lambda sample: int(sample.total_length))
-        samples = samples + [shortest] * (-len(samples) % self.ranks)  # each rank gets as many
+        samples = samples + [shortest] * (-len(samples) % self.ranks)  # the same number on each rank
         parts = self.maker.cut(samples)
         bare = [Experience(**{name: getattr(sample, name) for name in FORWARD}) for sample in samples]
         batches = regroup(bare, parts, self.maker.tokenizer.pad_token_id)

@@ -7,7 +7,7 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_orz.algo.advantages import (
-    ESTIMATORS,
+    NORMALISED,
     discounted_sum,
     gae,
     length_lambda,
@@ -17,8 +17,9 @@ from openrlhf_orz.algo.advantages import (
 from openrlhf_orz.algo.minibatch import count_micro_batches, cut_micro_batches, cut_mini_batches, sharing_key
 from openrlhf_orz.algo.token_stats import explained_variance
 from openrlhf_orz.runtime.cores import cores
+from openrlhf_orz.settings.derive import data_parallel_ranks
 from openrlhf_orz.settings.skip_plan import needs_old_log_probs
-from openrlhf_orz.trainer.batches import regroup
+from openrlhf_orz.trainer.batches import in_rollout_order, regroup
 from openrlhf_orz.trainer.critic_beside import EarlyValues
 
 logger = init_logger(__name__)
@@ -50,8 +51,7 @@ class OrzExperienceMaker(RemoteExperienceMaker):
         """The places of the samples of each batch; the number of batches is the same on every rank."""
         args = self.args
         lengths = [int(sample.total_length) for sample in rollout_samples]
-        together = args.ds.ring_attn_size * args.ds.tensor_parallel_size
-        ranks = args.actor.num_nodes * args.actor.num_gpus_per_node // together
+        together, ranks = args.ds.ring_attn_size * args.ds.tensor_parallel_size, data_parallel_ranks(args)
 
         def for_every_rank(count: int) -> int:
             """Round up, so that every rank (on a CPU every core) gets the same number of non-empty batches."""
@@ -98,9 +98,7 @@ class OrzExperienceMaker(RemoteExperienceMaker):
             if baseline != "critic":
                 self._subtract_means(experiences, baseline)
                 estimator = "reinforce_baseline" if baseline == "group" else "reinforce"  # compares rewards likewise
-        rewards_B = torch.cat([experience.rewards for experience in experiences])
-        order_B = torch.tensor([i for experience in experiences for i in experience.index])
-        rewards_B = torch.empty_like(rewards_B).index_copy(0, order_B, rewards_B)  # prompt by prompt
+        rewards_B = in_rollout_order(experiences, torch.cat([experience.rewards for experience in experiences]))
         samples = self.args.rollout.n_samples_per_prompt
         tied_B = tied_responses(rewards_B, estimator, samples, advantage.gamma)
         if penalties is None:

@@ -7,6 +7,7 @@ import torch
 
 from openrlhf_orz.algo.text_stats import reflects, repetition
 from openrlhf_orz.reward.verdict import Verdict
+from openrlhf_orz.trainer.batches import in_rollout_order
 
 QUANTILES = (10, 50, 90)  # per cent
 
@@ -70,8 +71,7 @@ def trained_rewards(experiences: list, args) -> torch.Tensor | None:
     by_length = reward.overlong_buffer_len is not None or reward.stop_properly_penalty_coef is not None
     if not by_length and torch.equal(clipped_B, rewards_B):
         return None
-    order_B = torch.tensor([i for experience in experiences for i in experience.index])
-    return torch.empty_like(clipped_B).index_copy(0, order_B, clipped_B)
+    return in_rollout_order(experiences, clipped_B)
 
 
 def rank_metrics(shares: list[list[int]]) -> dict[str, float]:

@@ -113,6 +113,7 @@ class Pretraining:
         cls: the critic's class.
         train, held_out: responses.
         limits: the range of returns.
+        schedule: how long to fit.
         say: for a line on the console.
     """
 
