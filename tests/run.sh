@@ -9,6 +9,8 @@ set -euo pipefail
 unset CDPATH # cd would look there, and print where it went
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# beside an environment for GPUs one of its own
+if [ -z "${ORZ_VENV:-}" ] && grep -qsx gpu .venv/.orz/mode; then export ORZ_VENV=$PWD/.venv-cpu; fi
 bash tools/setup.sh cpu
 export CUDA_VISIBLE_DEVICES=
 PYTHON=${ORZ_VENV:-.venv}/bin/python

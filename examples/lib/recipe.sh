@@ -10,6 +10,10 @@ for name in MODEL CRITIC TEACHER STUDENT DATA DATA_CN WARM_MODEL; do
 done
 unset CDPATH # cd would look there, and print where it went
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
+# what keeps to the CPU has an environment of its own beside one for GPUs
+if [[ ${BASH_SOURCE[1]:-} == *_cpu.sh && -z ${ORZ_VENV:-} ]] && grep -qsx gpu .venv/.orz/mode; then
+   export ORZ_VENV=$PWD/.venv-cpu
+fi
 python=${ORZ_VENV:-.venv}/bin/python
 export PATH="$(realpath -sm "${ORZ_VENV:-.venv}")/bin:$PATH" # ninja, for what DeepSpeed and vLLM compile
 

@@ -32,6 +32,27 @@ def test_a_recipe_is_found_with_a_cdpath(tmp_path):
     assert given == plain and given.count("train_ppo_ray") == 1
 
 
+@pytest.mark.parametrize("recipe, mode, given, used", [
+    ("reasoning_gym_cpu", "gpu", {}, ".venv-cpu"), ("reasoning_gym_cpu", "cpu", {}, ".venv"),
+    ("reasoning_gym_cpu", "gpu", {"ORZ_VENV": "mine"}, "mine"), ("qwen2.5_0.5b", "gpu", {}, ".venv"),
+])  # fmt: skip
+def test_what_keeps_to_the_cpu_has_its_own_environment_beside_one_for_gpus(project, recipe, mode, given, used):
+    project.put(project.folder / ".venv/.orz/mode", f"{mode}\n")
+    said = project.run(f"examples/train_orz_{recipe}.sh", DRY_RUN="1", RUN_DIR="runs/x", **given)
+    pythons = {word for line in said.splitlines() for word in line.split() if word.endswith("/bin/python")}
+    assert {path.removeprefix(f"{project.folder}/") for path in pythons} == {f"{used}/bin/python"}
+
+
+def test_tests_have_their_own_environment_beside_one_for_gpus(project):
+    (project.folder / "tests").mkdir()
+    script = project.folder / "tests" / "run.sh"
+    script.write_text((ROOT / "tests" / "run.sh").read_text())
+    project.put(project.folder / "tools/setup.sh", 'echo "set up $1 in ${ORZ_VENV:-.venv}"; exit 3\n')
+    for mode, used in (("gpu", f"{project.folder}/.venv-cpu"), ("cpu", ".venv")):
+        project.put(project.folder / ".venv/.orz/mode", f"{mode}\n")
+        assert f"set up cpu in {used}" in project.run("tests/run.sh", status=3)
+
+
 CHILD = """
 import signal, sys, time
 def stop(signum, frame):
