@@ -49,7 +49,7 @@ def test_a_metric_in_15_lines(monkeypatch, tmp_path):
 
 
 def test_a_reward():
-    reward = made_by(REWARD, "Shorter")()
+    reward = made_by(REWARD, "Contains")()
     assert [reward.grade("so 4.", 4, stopped) for stopped in (True, False)] == [0.5, 0.0]
 
 
@@ -145,7 +145,7 @@ def test_classes_of_a_run():
 
     found = run_classes(arguments(critic_cls="named:ButNotRead"), {"critic_cls": Critic, "agent_cls": Agent})
     assert found.critic is Critic and found.agent is Agent and not found.own_rewards  # the agent keeps our verifiers
-    assert run_classes(arguments(), {"reward_cls": made_by(REWARD, "Shorter")}).own_rewards
+    assert run_classes(arguments(), {"reward_cls": made_by(REWARD, "Contains")}).own_rewards
     with pytest.raises(ConfigError, match="--orz.trainer_cls .*OrzPPOTrainerAsync: inherit from it"):
         run_classes(arguments(asynchronous=True), {"trainer_cls": OrzPPOTrainer})
 
