@@ -28,8 +28,9 @@ def choices(args: SimpleNamespace, explicit: set[str]) -> dict[str, list[Any]]:
     """What may be chosen, by flag, the simplest first; what the user gave is left out."""
     longest = args.data.max_len
     packs = [x for x in (32768, 16384, 8192) if x >= longest] or [longest]
+    stages = [1] * (args.ds.param_dtype == "bf16") + [3] * (args.ds.tensor_parallel_size == 1)
     found: dict[str, list[Any]] = {
-        "ds.zero_stage": [1] * (args.ds.param_dtype == "bf16") + [3] * (args.ds.tensor_parallel_size == 1),
+        "ds.zero_stage": [2] if _muon(args) else stages,
         "ds.enable_sleep": [False, True],
         "vllm.enable_sleep": [False] if args.orz.check_sync else [False, True],
         "actor.gradient_checkpointing_enable": [False, True],
@@ -40,9 +41,18 @@ def choices(args: SimpleNamespace, explicit: set[str]) -> dict[str, list[Any]]:
     return {name: values for name, values in found.items() if name not in explicit}
 
 
-def _possible(args: SimpleNamespace) -> bool:
-    """Whether DeepSpeed can do it: only ZeRO-3 sleeps with float32 sums; ZeRO-1 in bfloat16 needs them."""
+def _muon(args: SimpleNamespace) -> bool:
+    """Muon is in DeepSpeed's ZeRO-2, without float32 sums."""
+    return "muon" in (args.actor.optim, args.critic.optim)
+
+
+def possible(args: SimpleNamespace) -> bool:
+    """Whether DeepSpeed can do it. Only ZeRO-3 sleeps with float32 sums; ZeRO-1 in bfloat16 needs them (Muon not)."""
     ds = args.ds
+    if ds.tensor_parallel_size > 1 and ds.zero_stage == 3:
+        return False
+    if _muon(args):
+        return ds.zero_stage in (1, 2) and not ds.adam_offload and not ds.enable_sleep
     if ds.enable_sleep and (ds.zero_stage != 3 or ds.adam_offload):
         return False
     return ds.zero_stage != 1 or ds.param_dtype != "bf16" or ds.grad_accum_dtype == "fp32"
@@ -117,9 +127,10 @@ def _quickest(before: Plan, explicit: set[str]) -> Plan:
     if not args.train.colocate_all or args.train.async_enable:
         return before
     engines = {"vllm.tensor_parallel_size", "vllm.num_engines"} & explicit
-    sizes = [x for x in (1, 2, 4, 8) if before.hardware.per_node % x == 0 and before.policy.heads % x == 0]
+    sizes = [x for x in (1, 2, 4, 8) if before.hardware.per_node % x == 0 and before.policy.serves(x)]
     sizes = [args.vllm.tensor_parallel_size] if engines else sizes
-    sums = [args.ds.grad_accum_dtype] if "ds.grad_accum_dtype" in explicit else ["fp32", None]
+    sums = ["fp32", None] if not _muon(args) else [None]
+    sums = [args.ds.grad_accum_dtype] if "ds.grad_accum_dtype" in explicit else sums
     # float32 sums wherever they fit, and engines on no more GPUs than the model needs; speed comes after these
     for dtype, size in itertools.product(sums, sizes):
         summed = replace(before, args=changed(args, {"ds.grad_accum_dtype": dtype}))
@@ -144,7 +155,7 @@ def _that_fit(before: Plan, explicit: set[str], tensor_parallel: int) -> Iterato
             flags["rollout.max_tokens_per_gpu"] = 2 * flags["train.max_tokens_per_gpu"]
         if "vllm.gpu_memory_utilization" not in explicit:
             flags["vllm.gpu_memory_utilization"] = 0.95
-        plan = _planned(before, flags) if _possible(changed(args, flags)) else None
+        plan = _planned(before, flags) if possible(changed(args, flags)) else None
         plan = None if plan is None else _with_share(plan, explicit)
         if plan is not None:
             yield plan

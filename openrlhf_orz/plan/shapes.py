@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from openrlhf_orz.settings.derive import heads_cut
 from openrlhf_orz.settings.models import DENSE
 
 MOE = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -55,6 +56,10 @@ class Shape:
     def keys(self) -> int:
         return self.kv_heads * self.head_dim
 
+    def serves(self, tensor_parallel: int) -> bool:
+        """Whether engines of so many GPUs can cut the attention (``settings.derive.heads_cut``)."""
+        return self.heads % tensor_parallel == 0 and heads_cut(self.kv_heads, tensor_parallel)
+
     def _attention(self) -> int:
         """Weights of the four projections of one layer."""
         return 2 * self.hidden * self.queries + 2 * self.hidden * self.keys
@@ -76,6 +81,17 @@ class Shape:
         shared = self._mlp(self.shared_intermediate) + self.hidden * bool(self.shared_intermediate)
         dense = (self.layers - self.moe_layers) * self._mlp(self.intermediate)
         return self.layers * self._attention() + dense + self.moe_layers * (routed + shared)
+
+    def products_read(self, tokens: float) -> float:
+        """Weights of all layers that are read for so many tokens together: the experts that any of them is sent to.
+
+        Each token's are taken as drawn at random, as a router's loss has them.
+        """
+        if not self.experts:
+            return self.layer_products()
+        hit = self.experts * (1 - (1 - self.active_experts / self.experts) ** tokens)
+        more = (hit - self.active_experts) * self._mlp(self.expert_intermediate) * self.moe_layers
+        return self.layer_products() + max(0.0, more)
 
     def body_parameters(self) -> int:
         """Embedding, layers and last norm: the decoder without its output head."""

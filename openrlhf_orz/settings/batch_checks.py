@@ -160,8 +160,26 @@ def loss_problems(args: SimpleNamespace, explicit: set[str]) -> Iterator[str]:
                 f"--{role}.optim muon needs --{role}.max_norm 0: DeepSpeed clips Muon's update, whose norm is far"
                 f" above {each.max_norm:g}, instead of the gradient"
             )
+        if each.optim == "muon":
+            yield from _muon(role, args.ds)
     if args.ds.lora.rank > 0:
         yield from _adapters(args)
+
+
+def _muon(role: str, ds) -> Iterator[str]:
+    """DeepSpeed orthogonalises in ZeRO-1 and 2; elsewhere it steps on plain gradients in silence, or fails late."""
+    wide = ds.grad_accum_dtype not in (None, ds.param_dtype)
+    for flag, given in (
+        (f"--ds.zero_stage {ds.zero_stage}", ds.zero_stage in (0, 3)),
+        (f"--ds.grad_accum_dtype {ds.grad_accum_dtype}", wide),
+        ("--ds.adam_offload", ds.adam_offload),
+        (f"--ds.tensor_parallel_size {ds.tensor_parallel_size}", ds.tensor_parallel_size > 1),
+    ):
+        if given:
+            yield (
+                f"--{role}.optim muon does not go with {flag}: DeepSpeed has Muon on whole matrices, in ZeRO-1 and 2."
+                " Give --ds.zero_stage 2, without the others (--ds.grad_accum_dtype bf16, where a recipe has it)"
+            )
 
 
 def _correction(advantage, loss, explicit) -> Iterator[str]:

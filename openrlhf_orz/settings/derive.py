@@ -40,6 +40,16 @@ def cpu_dtype() -> str:
     return "bf16" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "fp32"
 
 
+def takes_muon(values: dict) -> bool:
+    """Whether a model trains by Muon. DeepSpeed has it in ZeRO-1 and 2, with sums in the parameters' dtype."""
+    return "muon" in (values["actor.optim"], values["critic.optim"])
+
+
+def heads_cut(key_value_heads: int, tensor_parallel: int) -> bool:
+    """Whether vLLM can give each of so many GPUs as many key-value heads, or each head to as many GPUs."""
+    return key_value_heads % tensor_parallel == 0 or tensor_parallel % key_value_heads == 0
+
+
 def lone_rank(values: dict) -> bool:
     """Whether policy and critic have one rank each and plain Adam on it, so that ZeRO has nothing to cut."""
     ranks = {values[f"{role}.num_nodes"] * values[f"{role}.num_gpus_per_node"] for role in ("actor", "critic")}
@@ -149,7 +159,8 @@ def _placement_on_gpus(values, explicit, nodes: int, per_node: int) -> None:
             _default(values, explicit, f"{role}.{number}", values[f"actor.{number}"])
     _default(values, explicit, "train.colocate_all", True)
     _default(values, explicit, "vllm.enable_sleep", not values["orz.check_sync"])
-    _default(values, explicit, "ds.zero_stage", 3 if values["ds.tensor_parallel_size"] == 1 else 1)
+    whole = values["ds.tensor_parallel_size"] == 1
+    _default(values, explicit, "ds.zero_stage", 2 if takes_muon(values) else 3 if whole else 1)
     _default(values, explicit, "ds.enable_sleep", values["ds.zero_stage"] == 3 and not values["ds.adam_offload"])
     _default(values, explicit, "actor.gradient_checkpointing_enable", True)
     _default(values, explicit, "vllm.gpu_memory_utilization", 0.75 if values["vllm.enable_sleep"] else 0.4)
@@ -161,7 +172,7 @@ def _placement_on_gpus(values, explicit, nodes: int, per_node: int) -> None:
 def _sums_of_gradients(values, explicit) -> None:
     """In float32, as on a CPU: dozens of micro-batches summed in bfloat16 lose 1 % (docs/fidelity.md)."""
     wide = values["ds.zero_stage"] == 3 or (values["ds.zero_stage"] == 1 and values["ds.param_dtype"] == "bf16")
-    if wide and values["ds.param_dtype"] != "fp32":
+    if wide and values["ds.param_dtype"] != "fp32" and not takes_muon(values):
         _default(values, explicit, "ds.grad_accum_dtype", "fp32")
 
 

@@ -97,6 +97,7 @@ def fit_to_models(
         if role == "critic" and path == args.actor.model_name_or_path:
             continue
         _refuse(args, f"--{flag}", config)
+        _check_parallel(args, f"--{flag}", config.get_text_config(), family)
         _check_explicit(args, explicit, f"--{flag}", config.get_text_config(), family)
         if family.padded and args.ds.packing_samples:
             changes["ds.packing_samples"] = False
@@ -104,6 +105,38 @@ def fit_to_models(
         if args.ds.attn_implementation == "orz_packed" != family.attention:
             changes["ds.attn_implementation"] = family.attention
     return (changed(args, changes) if changes else args), lines
+
+
+def _cut_by_plan(config: Any) -> bool:
+    """Whether DeepSpeed cuts a model in tensor parallel by transformers' plan. Without one it guesses by names."""
+    try:
+        from deepspeed.module_inject.tp_plan_converter import TPPlanConverter
+    except ImportError:  # a plan is made where nothing is installed
+        return True
+    try:
+        return bool(TPPlanConverter.convert(getattr(config, "base_model_tp_plan", None)))
+    except ValueError:  # styles that it does not know
+        return False
+
+
+def _check_parallel(args, flag: str, config: Any, family: Family) -> None:
+    tensor, ring = args.ds.tensor_parallel_size, args.ds.ring_attn_size
+    if tensor > 1 and not _cut_by_plan(config):
+        raise ConfigError(
+            f"--ds.tensor_parallel_size {tensor}: DeepSpeed cannot cut {family.name} ({flag}) by transformers' plan:"
+            " leave it out; --ds.zero_stage 3 shares a model among GPUs, too"
+        )
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    window = getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+    lacking = None
+    if family.padded:
+        lacking = f"it needs packs, and of {family.name} {family.padded}"
+    elif window and window < args.data.max_len:
+        lacking = f"it counts {family.name}'s windows of {window} tokens from each GPU's part (--data.max_len)"
+    elif getattr(config, "attn_logit_softcapping", None):
+        lacking = f"it has no soft cap, which {family.name}'s attention has"
+    if ring > 1 and lacking:
+        raise ConfigError(f"--ds.ring_attn_size {ring}: {lacking} ({flag}). Leave it out")
 
 
 def _check_explicit(args, explicit, flag: str, config: Any, family: Family) -> None:

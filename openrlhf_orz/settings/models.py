@@ -11,6 +11,7 @@ from typing import Any
 
 from openrlhf_orz.settings.checks import ConfigError
 from openrlhf_orz.settings.critic_checks import returns_range
+from openrlhf_orz.settings.derive import heads_cut
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 REMOTE_CODE = "read the code, then allow it by --orz.trust_remote_code, or choose another model"
@@ -169,6 +170,11 @@ def _check_fit(flag: str, config, tokenizer, args) -> None:
     if heads and heads % parallel:
         raise ConfigError(
             f"--vllm.tensor_parallel_size {parallel} does not divide the model's {heads} attention heads"
+        )
+    if keys and not heads_cut(keys, parallel):
+        raise ConfigError(
+            f"--vllm.tensor_parallel_size {parallel} neither divides the model's {keys} key-value heads nor is a"
+            " multiple of them"
         )
 
 

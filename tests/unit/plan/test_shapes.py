@@ -1,5 +1,7 @@
 """Parameters counted from a configuration are exactly those of the model that transformers builds from it."""
 
+from dataclasses import replace
+
 import pytest
 
 from openrlhf_orz.cli.plan import built_shape
@@ -107,3 +109,13 @@ def test_the_size_of_a_built_model():
 def test_what_cannot_be_counted_is_said(config, named):
     with pytest.raises(UnknownShape, match=named):
         (shape_of if named == "hidden_size" else built_shape)(config)
+
+
+def test_requests_together_read_all_experts_that_any_is_sent_to():
+    """Of 128 experts 8 for one token, 95 for 21 at random, all for many: Qwen3-30B-A3B's first layer reads so much."""
+    one = KNOWN["Qwen/Qwen2.5-0.5B"]
+    assert one.products_read(100) == one.layer_products()
+    moe = replace(one, moe_layers=one.layers, experts=128, active_experts=8, expert_intermediate=768)
+    each = 3 * moe.hidden * 768 * moe.layers
+    hit = [(moe.products_read(n) - moe.layer_products()) / each + 8 for n in (1, 21, 64, 10**6)]
+    assert hit == pytest.approx([8, 95, 126, 128], abs=0.5)

@@ -9,6 +9,7 @@ from openrlhf_orz.settings.command_line import parse
 BASE = ["--actor.model_name_or_path", "m/m", "--data.prompt_dataset", "d", "--orz.device", "cuda"]
 CORRECTION = "--algo.advantage.is_correction_"
 KL = "--algo.kl.init_coef 0.1 --ref.num_gpus_per_node 8"
+MUON = "--actor.optim muon --actor.max_norm 0"
 LORA = "--ds.lora.rank 8 --train.colocate_all"
 SMALL = "--rollout.batch_size 4 --rollout.n_samples_per_prompt 4 --orz.critic_updates 2"
 
@@ -71,6 +72,11 @@ def message(capsys, flags: str) -> str:
         ("--actor.aux_loss_coef 0.1", "only without a critic"),
         ("--actor.optim muon", "--actor.optim muon needs --actor.max_norm 0"),
         ("--critic.optim muon", "--critic.optim muon needs --critic.max_norm 0"),
+        (f"{MUON} --ds.zero_stage 3", "--actor.optim muon does not go with --ds.zero_stage 3"),
+        (f"{MUON} --ds.zero_stage 0", "--actor.optim muon does not go with --ds.zero_stage 0"),
+        (f"{MUON} --ds.zero_stage 1 --ds.grad_accum_dtype fp32", "does not go with --ds.grad_accum_dtype fp32"),
+        (f"{MUON} --ds.adam_offload", "--actor.optim muon does not go with --ds.adam_offload"),
+        (f"{MUON} --ds.tensor_parallel_size 2 --ds.zero_stage 2", "does not go with --ds.tensor_parallel_size 2"),
         ("--actor.muon.ns_steps 3", "--actor.muon.ns_steps (refused: DeepSpeed has it fixed): leave it out"),
         ("--ds.lora.rank 8", "--ds.lora.rank needs engines on the GPUs that train"),
         (f"{LORA} --train.async_enable", "--ds.lora.rank needs engines on the GPUs that train"),

@@ -65,6 +65,9 @@ def test_flags_win_over_what_is_found():
     assert not derived((1, 8), orz__device="cuda", orz__check_sync=True)["vllm.enable_sleep"]
     values = derived((1, 8), orz__device="cuda", ds__zero_stage=2)
     assert not values["ds.enable_sleep"] and values["ds.grad_accum_dtype"] is None  # no effect on the sum at stage 2
+    for role in ("actor", "critic"):  # DeepSpeed has Muon in ZeRO-2, and steps on plain gradients with float32 sums
+        values = derived((1, 8), orz__device="cuda", **{f"{role}__optim": "muon"})
+        assert values["ds.zero_stage"] == 2 and values["ds.grad_accum_dtype"] is None and not values["ds.enable_sleep"]
     assert derived((4, 8), orz__device="cpu")["actor.num_gpus_per_node"] == 1
 
 

@@ -14,11 +14,13 @@ def write(path, name, **config):
     return str(path)
 
 
-def settings(policy, critic=None, attention="orz_packed", packing=True, max_len=64):
+def settings(policy, critic=None, attention="orz_packed", packing=True, max_len=64, ring=1, tensor=1):
     return SimpleNamespace(
         actor=SimpleNamespace(model_name_or_path=policy),
         critic=SimpleNamespace(model_name_or_path=critic),
-        ds=SimpleNamespace(attn_implementation=attention, packing_samples=packing),
+        ds=SimpleNamespace(
+            attn_implementation=attention, packing_samples=packing, ring_attn_size=ring, tensor_parallel_size=tensor
+        ),
         data=SimpleNamespace(max_len=max_len),
         orz=SimpleNamespace(trust_remote_code=False, device="cpu"),
     )
@@ -40,6 +42,26 @@ def test_family(name, config, padded, attention):
     found = family_of(AutoConfig.for_model(name, **config))
     assert found.name == name and found.attention == attention
     assert found.padded is None if padded is None else padded in found.padded
+
+
+@pytest.mark.parametrize("name, config, flags, reason", [
+    ("qwen2", {}, {"tensor": 2, "ring": 2}, None),
+    ("qwen3_moe", {}, {"tensor": 2}, "--ds.tensor_parallel_size 2: DeepSpeed cannot cut qwen3_moe"),  # by its styles
+    ("gpt2", {}, {"tensor": 2}, "cannot cut gpt2"),  # without a plan
+    ("arcee", {}, {"tensor": 2}, None),
+    ("falcon", {}, {"ring": 2}, "--ds.ring_attn_size 2: it needs packs, and of falcon nobody has measured"),
+    ("mistral", {"sliding_window": 32}, {"ring": 2}, "counts mistral's windows of 32 tokens"),
+    ("mistral", {"sliding_window": 64}, {"ring": 2}, None),  # no sequence is longer
+    ("mistral", {"sliding_window": None}, {"ring": 2}, None),
+    ("gemma2", {"sliding_window": None}, {"ring": 2}, "no soft cap, which gemma2's attention has"),
+])  # fmt: skip
+def test_what_cannot_be_cut_is_refused(tmp_path, name, config, flags, reason):
+    args = settings(write(tmp_path / "m", name, **config), **flags)
+    if reason is None:
+        fit_to_models(args, set())
+    else:
+        with pytest.raises(ConfigError, match=reason):
+            fit_to_models(args, set())
 
 
 def test_what_is_padded_says_so(tmp_path):

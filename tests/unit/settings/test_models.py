@@ -38,6 +38,7 @@ def test_none_or_damaged(tmp_path):
 def test_tensor_parallel_ranks_share_key_value_heads():
     """DeepSpeed would end the run when the models load."""
 
+    from openrlhf_orz.settings.derive import heads_cut
     from openrlhf_orz.settings.models import _check_fit
 
     config = SimpleNamespace(num_key_value_heads=2, num_attention_heads=14)
@@ -47,6 +48,12 @@ def test_tensor_parallel_ranks_share_key_value_heads():
     args.ds.tensor_parallel_size = 4
     with pytest.raises(ConfigError, match="--ds.tensor_parallel_size 4 does not divide the model's 2 key-value heads"):
         _check_fit("--flag", config, tokenizer, args)
+    args.ds.tensor_parallel_size, args.vllm.tensor_parallel_size = 1, 7  # vLLM's own is an assertion without words
+    with pytest.raises(ConfigError, match="--vllm.tensor_parallel_size 7 neither divides the model's 2 key-value"):
+        _check_fit("--flag", config, tokenizer, args)
+    config.num_attention_heads, config.num_key_value_heads = 40, 10  # phi-4
+    for engines, fits in ((2, True), (5, True), (10, True), (20, True), (4, False), (8, False)):
+        assert heads_cut(10, engines) is fits
 
 
 def head_check(folder, shape, *flags, **config):
