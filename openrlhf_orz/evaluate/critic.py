@@ -19,9 +19,11 @@ def load_critic(path: str, device: str, dtype: torch.dtype) -> torch.nn.Module:
     """A critic as training saves it (--critic.save_value_network); it returns values of action tokens."""
     from openrlhf.models import get_llm_for_sequence_regression
 
+    from openrlhf_orz.models.routers import ask_router_loss
     from openrlhf_orz.models.value_head import replace_head
 
     critic = get_llm_for_sequence_regression(path, "critic", attn_implementation="sdpa", param_dtype="fp32")
+    ask_router_loss(critic, False)
     form = getattr(critic.config, "orz_values", None)
     if form is not None:  # a head of several outputs, or of a probability
         saved = ValueForm(**form)

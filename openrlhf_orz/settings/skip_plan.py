@@ -90,4 +90,6 @@ def describe_attention(args: SimpleNamespace) -> str:
     else:
         kernel = "PyTorch's varlen kernel, after each process has compared it with SDPA; its log says if it differs"
     shared = "computed once" if args.orz.share_prefixes == "auto" else "not shared (--orz.share_prefixes never)"
+    if args.actor.aux_loss_coef > 0:
+        shared = "not shared, as the router's loss counts tokens (--actor.aux_loss_coef)"
     return f"[orz] attention: orz_packed, {kernel}; prefixes of a pack's sequences: {shared}"

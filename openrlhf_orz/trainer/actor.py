@@ -22,6 +22,7 @@ from openrlhf_orz.models.adapters import cast_adapters, without_adapters
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.dropout import turn_off_dropout
 from openrlhf_orz.models.log_prob_head import NO_FP32_HEAD, install_log_prob_head
+from openrlhf_orz.models.routers import ask_router_loss
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.rollout.sync.send import sync_to_engines
 from openrlhf_orz.rollout.sync.transport import on_first_rank
@@ -42,11 +43,21 @@ class OrzActor(Actor):
         share: compute equal beginnings of a pack's sequences once (``--orz.share_prefixes``).
         on_cpu: use the CPU's RMSNorm.
         fp32_head: logits in float32 (``--orz.fp32_head``); raises ConfigError where the head is not ours.
+        router_loss: have a mixture of experts return its router's loss (``--actor.aux_loss_coef``); shares nothing.
     """
 
-    def __init__(self, *args, share: bool = True, on_cpu: bool = False, fp32_head: bool = False, **kwargs):
+    def __init__(
+        self,
+        *args,
+        share: bool = True,
+        on_cpu: bool = False,
+        fp32_head: bool = False,
+        router_loss: bool = False,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         model = without_adapters(self.model)
+        ask_router_loss(model, router_loss)
         cast_adapters(self.model)
         turn_off_dropout(model)
         # in a list: a second name for the head's parameters would be saved and synced twice
@@ -241,6 +252,7 @@ class OrzPolicyModelActor(PolicyModelActor):
             share=args.orz.share_prefixes == "auto",
             on_cpu=args.orz.device == "cpu",
             fp32_head=args.orz.fp32_head,
+            router_loss=args.actor.aux_loss_coef > 0,
         )
         super().init_model_from_pretrained(strategy, pretrain, max_steps, vllm_engines)
         self.save_hf_ckpt = False  # OpenRLHF's own copy in a checkpoint: save_checkpoint writes ours
@@ -332,6 +344,10 @@ class OrzPolicyModelActor(PolicyModelActor):
 
 class OrzReferenceModelActor(ReferenceModelActor):
     """The reference model, with ``--algo.kl.init_coef`` above 0: it meets and works as the policy's ranks do."""
+
+    def init_model_from_pretrained(self, strategy, pretrain):
+        super().init_model_from_pretrained(strategy, pretrain)
+        ask_router_loss(getattr(self.model.model, "module", self.model.model), False)
 
     def _setup_distributed(self, strategy):
         meet_by_file(self, strategy.args)

@@ -22,6 +22,7 @@ from openrlhf_orz.algo.value_losses import ValueForm
 from openrlhf_orz.models.adapters import cast_adapters, train_whole, without_adapters
 from openrlhf_orz.models.cpu_ops import install_rms_norm
 from openrlhf_orz.models.dropout import turn_off_dropout
+from openrlhf_orz.models.routers import ask_router_loss
 from openrlhf_orz.models.shared_prefixes import install_prefix_sharing
 from openrlhf_orz.models.value_head import freeze_parts, init_value_head, replace_head, unset_buffers
 from openrlhf_orz.runtime.cores import at_work, in_threads, share_cores
@@ -150,6 +151,7 @@ class OrzCriticModelActor(CriticModelActor):
                 " --algo.advantage.estimator without one (reinforce_baseline, group_norm)"
             )
         model = without_adapters(critic)
+        ask_router_loss(model, False)  # its loss weighs none
         turn_off_dropout(model)
         if strategy.args.orz.share_prefixes == "auto":
             install_prefix_sharing(model)

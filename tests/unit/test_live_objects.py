@@ -28,6 +28,7 @@ MEANT_TO_BE_SET = {
     "models/dropout.py": {"config.?"},
     "models/log_prob_head.py": {"ctx.elements", "ctx.fp32", "ctx.temperature", "ctx.with_entropy"},
     "models/packed_attention.py": {"_current_pack.several", "ctx.groups", "ctx.shape"},
+    "models/routers.py": {"config.output_router_logits"},
     "models/shared_prefixes.py": {"self.pack.source"},
     "models/value_head.py": {"model.set_submodule", "ours.of_actions"},
     "report/rollout_sample.py": {"sample.left_out"},

@@ -12,7 +12,7 @@ pytest.importorskip("openrlhf")
 from glue import bare, make_args, make_sample
 from openrlhf.trainer.ppo_utils.experience import make_experience_batch, split_experience_batch
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import PretrainedConfig, Qwen2Config, Qwen2ForCausalLM
 
 from openrlhf_orz.data.prompts import chat_template
 from openrlhf_orz.trainer import actor as module
@@ -281,12 +281,14 @@ def initialised(monkeypatch, args):
 def test_the_model_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, share):
     actor = initialised(monkeypatch, make_args(tmp_path, *flags))
     assert actor.model_cls.func is OrzActor and actor.model_cls.keywords == {
-        "share": share, "on_cpu": True, "fp32_head": False
+        "share": share, "on_cpu": True, "fp32_head": False, "router_loss": False
     }  # fmt: skip
     assert actor.rank.told == "policy is loaded"
     assert actor.max_steps == 70 and actor.rank.calls == [("resume", "engine", "buffer")]
     cuda = initialised(monkeypatch, make_args(tmp_path, changes={"orz.device": "cuda"}))
     assert cuda.model_cls.keywords["on_cpu"] is False
+    weighed = initialised(monkeypatch, make_args(tmp_path, changes={"actor.aux_loss_coef": 0.01}))
+    assert weighed.model_cls.keywords["router_loss"] is True
 
 
 def test_the_saved_tokenizer_asks_as_it_was_trained(monkeypatch, tmp_path):
@@ -404,6 +406,15 @@ def test_the_reference_model_meets_and_works_like_the_others(monkeypatch, tmp_pa
     actor.strategy = SimpleNamespace(args=args)
     actor._setup_distributed(actor.strategy)
     assert actor.forward(7) == (7,) and calls == ["meet", "set up", "work"]
+    config = PretrainedConfig(output_router_logits=True)  # as OpenRLHF sets it
+    engine = SimpleNamespace(module=SimpleNamespace(config=config))
+
+    def initialise(self, strategy, pretrain):
+        self.model = SimpleNamespace(model=engine)
+
+    monkeypatch.setattr(upstream, "init_model_from_pretrained", initialise)
+    actor.init_model_from_pretrained(actor.strategy, "m")
+    assert config.output_router_logits is False
 
 
 def test_policy_ranks_meet_before_they_are_set_up(monkeypatch, tmp_path):

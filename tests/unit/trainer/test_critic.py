@@ -230,8 +230,9 @@ def test_the_trainer_has_our_loss_and_a_guard(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("flags, shared, norms", [((), 1, 1), (("--orz.share_prefixes", "never"), 0, 1)])
 def test_the_critic_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, shared, norms):
-    calls = {"shared": 0, "norms": 0, "dropout": 0}
+    calls, asked = {"shared": 0, "norms": 0, "dropout": 0}, []
     monkeypatch.setattr(CriticModelActor, "build_model", lambda self, strategy, pretrain: Head())
+    monkeypatch.setattr(module, "ask_router_loss", lambda critic, wanted: asked.append(wanted))
     monkeypatch.setattr(module, "has_weight", lambda pretrain, name: True)
     monkeypatch.setattr(module, "folded_head", lambda pretrain, args: None)
     monkeypatch.setattr(module, "install_prefix_sharing", lambda critic: calls.update(shared=calls["shared"] + 1))
@@ -239,7 +240,7 @@ def test_the_critic_is_built_as_the_settings_say(monkeypatch, tmp_path, flags, s
     monkeypatch.setattr(module, "turn_off_dropout", lambda critic: calls.update(dropout=calls["dropout"] + 1))
     strategy = SimpleNamespace(args=make_args(tmp_path, *flags))
     object.__new__(OrzCriticModelActor).build_model(strategy, "m")
-    assert calls == {"shared": shared, "norms": norms, "dropout": 1}
+    assert calls == {"shared": shared, "norms": norms, "dropout": 1} and asked == [False]
     gpu = SimpleNamespace(args=make_args(tmp_path, *flags, changes={"orz.device": "cuda"}))
     object.__new__(OrzCriticModelActor).build_model(gpu, "m")
     assert calls == {"shared": 2 * shared, "norms": norms, "dropout": 2}

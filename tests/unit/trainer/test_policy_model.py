@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from openrlhf_orz.models.packed_attention import PACKED_ATTENTION
 from openrlhf_orz.settings.checks import ConfigError
@@ -52,6 +59,19 @@ def test_log_probs_at_the_sampling_temperature(packed, on_cpu, temperature):
     expected[mask].sum().backward()
     for p, q in zip(actor.model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_a_routers_loss_is_asked_for_where_it_is_weighed(weighed):
+    """OpenRLHF asks for it in all models from a path; it forbids sharing, and takes memory by tokens and experts."""
+    config = AutoConfig.for_model("qwen3_moe", vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                                  moe_intermediate_size=8, num_attention_heads=2, num_key_value_heads=2, head_dim=4,
+                                  num_experts=2, num_experts_per_tok=1, output_router_logits=True)  # fmt: skip
+    actor = OrzActor(AutoModelForCausalLM.from_config(config), router_loss=weighed)
+    assert actor.model.config.output_router_logits is weighed
+    output = actor.model(torch.tensor([[1, 2, 3]]))
+    assert (output.aux_loss is not None) is weighed
+    assert bool(actor.model.model._forward_pre_hooks) is not weighed, "prefixes are shared"
 
 
 def test_the_base_models_dropout_is_off():
