@@ -6,45 +6,61 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+from openrlhf_orz.plan.choice import possible
 from openrlhf_orz.plan.planner import Plan, PlanError, plan_run
 from openrlhf_orz.settings.finished import changed
 
 
 @dataclass(frozen=True)
 class Change:
-    """Flags to set, in words and by dotted name; ``more_devices``: it needs more than there are."""
+    """Flags to set, by dotted name; ``more_devices``: it needs more than there are."""
 
-    words: str
     flags: dict[str, Any]
     more_devices: bool = False
 
 
 def _set(path: str, value: Any) -> Change:
     """Set one flag, such as "ds.zero_stage"."""
-    return Change(f"--{path}" if value is True else f"--{path} {value}", {path: value})
+    return Change({path: value})
 
 
 def _engines(tensor_parallel: int, engines: int) -> Change:
-    flags: dict[str, Any] = {"vllm.tensor_parallel_size": tensor_parallel, "vllm.num_engines": engines}
-    return Change(" ".join(f"--{name} {value}" for name, value in flags.items()), flags)
+    return Change({"vllm.tensor_parallel_size": tensor_parallel, "vllm.num_engines": engines})
 
 
 def _nodes(factor: int, args: SimpleNamespace) -> Change:
     """``factor`` times as many nodes and engines as in ``args``."""
     changes = {f"{role}.num_nodes": getattr(args, role).num_nodes * factor for role in ("actor", "critic", "ref")}
-    changes["vllm.num_engines"] = args.vllm.num_engines * factor
-    flags = ["actor", *(["critic"] if args.critic.model_name_or_path else [])]
-    flags += ["ref"] if args.algo.kl.init_coef > 0 else []
-    words = " ".join(f"--{role}.num_nodes {getattr(args, role).num_nodes * factor}" for role in flags)
-    return Change(f"{words} --vllm.num_engines {args.vllm.num_engines * factor}", changes, more_devices=True)
+    return Change({**changes, "vllm.num_engines": args.vllm.num_engines * factor}, more_devices=True)
+
+
+def _shared(args: SimpleNamespace) -> bool:
+    """Whether all models share the GPUs."""
+    return args.train.colocate_all and not args.train.async_enable
+
+
+def words(changes: list[Change], after: Plan) -> str:
+    """The flags to give for a plan with these changes."""
+    names = dict.fromkeys(name for change in changes for name in change.flags)
+    args: Any = after.args
+    absent = {"critic": not args.critic.model_name_or_path, "ref": args.algo.kl.init_coef <= 0}
+    given = [name for name in names if not absent.get(name.partition(".")[0])]
+    found = []
+    for name in given:
+        value = args
+        for part in name.split("."):
+            value = getattr(value, part)
+        found.append(f"--{name}" if value is True else f"--{name} {value}")
+    if _shared(args) and any(name.endswith(("num_nodes", "num_engines")) for name in given):
+        found.append("--train.colocate_all")  # else models that are counted one by one have GPUs of their own
+    return " ".join(found)
 
 
 def possible_changes(before: Plan) -> list[list[Change]]:
     """Groups of changes, the least costly group first; of each group at most one change is made."""
     args, cpu = before.args, before.hardware.is_cpu
     found: list[list[Change]] = []
-    together = args.train.colocate_all and not args.train.async_enable
-    if not cpu and together and not args.vllm.enable_sleep and not args.orz.check_sync:
+    if not cpu and _shared(args) and not args.vllm.enable_sleep and not args.orz.check_sync:
         found.append([_set("vllm.enable_sleep", True)])
     if not cpu and args.train.colocate_all and not args.ds.enable_sleep:
         found.append([_set("ds.enable_sleep", True)])
@@ -66,7 +82,7 @@ def possible_changes(before: Plan) -> list[list[Change]]:
         found.append([_set("ds.zero_stage", 3)])
     tp, engines = args.vllm.tensor_parallel_size, args.vllm.num_engines
     bigger = []
-    while tp * 2 <= before.hardware.per_node and engines % 2 == 0 and before.policy.heads % (tp * 2) == 0:
+    while tp * 2 <= before.hardware.per_node and engines % 2 == 0 and before.policy.serves(tp * 2):
         tp, engines = tp * 2, engines // 2
         bigger.append(_engines(tp, engines))
     found.append(bigger)
@@ -81,6 +97,15 @@ def replan(before: Plan, changes: list[Change]) -> Plan | None:
     args = before.args
     for change in changes:
         args = changed(args, change.flags)
+    if changes and _shared(args):  # nodes and the size of engines may both have changed
+        ranks = args.actor.num_nodes * args.actor.num_gpus_per_node
+        args = changed(args, {"vllm.num_engines": max(1, ranks // args.vllm.tensor_parallel_size)})
+    if args.ds.zero_stage == 3 != before.args.ds.zero_stage and args.ds.param_dtype != "fp32":
+        args = changed(args, {"ds.grad_accum_dtype": "fp32"})  # as a run takes it then
+    if args.ds.adam_offload and not before.args.ds.adam_offload:
+        args = changed(args, {"ds.enable_sleep": False})  # as a run takes it then
+    if possible(before.args) and not possible(args):
+        return None
     hardware = before.hardware
     if any(change.more_devices for change in changes):
         hardware = replace(hardware, per_node=0, nodes=0)
@@ -120,7 +145,7 @@ def _single_changes(before: Plan, groups: list[list[Change]]) -> list[tuple[str,
         for change in group:
             after = replan(before, [change])
             if after is not None and after.fits:
-                found.append((change.words, after))
+                found.append((words([change], after), after))
                 break
     return found
 
@@ -147,4 +172,4 @@ def _several_changes(before: Plan, groups: list[list[Change]]) -> list[tuple[str
         if without is not None and without.fits:
             chosen = rest
     after = replan(before, chosen)
-    return [(" ".join(change.words for change in chosen), after)] if after is not None else []
+    return [(words(chosen, after), after)] if after is not None else []

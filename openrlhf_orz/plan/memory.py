@@ -79,10 +79,14 @@ class _Model:
         ranks = part.num_nodes * part.num_gpus_per_node
         b, tp = ITEMSIZE[args.ds.param_dtype], args.ds.tensor_parallel_size
         count = shape.critic_parameters() if role == "critic" else shape.policy_parameters()
+        # tensor parallel ranks cut layers alone: each has the embedding, and the head, whole
+        embedding = (tp - 1) * shape.vocabulary * shape.hidden
+        count += embedding * (1 if role == "critic" or shape.tied else 2)
         if role == "ref":
             self.states: States = reference_states(count, args, ranks, args.ref.offload)
         else:
             frozen = shape.frozen_parameters(args.orz.freeze_critic) if role == "critic" else 0
+            frozen += embedding if frozen and args.orz.freeze_critic != "attention" else 0
             self.states = trained_states(count, args, ranks, frozen)
         checkpointing = args.actor.gradient_checkpointing_enable
         self.train_pack = training_activations(shape, b, cut.longest_pack, checkpointing, tp)

@@ -55,6 +55,7 @@ def unmodelled(args: SimpleNamespace) -> list[str]:
         (args.ds.lora.rank > 0, "--ds.lora.rank: planned as full training, which needs more"),
         (args.ds.load_in_4bit, "--ds.load_in_4bit: planned in --ds.param_dtype"),
         ("muon" in (args.actor.optim, args.critic.optim), "muon: planned as Adam, which needs more"),
+        (args.actor.aux_loss_coef > 0, "the router's loss (--actor.aux_loss_coef): its memory is not counted"),
         (args.orz.fp32_head, "--orz.fp32_head: what its float32 logits take in time"),
         (bool(args.eval.dataset), "evaluation during training is left out"),
     ):

@@ -71,7 +71,7 @@ def prompts_computed(args: SimpleNamespace, samples: int, packs: float) -> float
     The samples are drawn at random, sorted by prompt and cut into ``packs``; each pack computes a prompt once. 1 where
     prompts are not shared.
     """
-    share = args.orz.share_prefixes == "auto" and args.ds.packing_samples
+    share = args.orz.share_prefixes == "auto" and args.ds.packing_samples and not args.actor.aux_loss_coef
     if not share or args.ds.attn_implementation != "orz_packed" or args.orz.fixed_micro_batches:
         return 1.0
     groups, each = args.rollout.batch_size, args.rollout.n_samples_per_prompt
@@ -162,21 +162,24 @@ def generation_seconds(
     requests = -(-cut.samples // engines)
     context = lengths.prompt + lengths.response / 2
     active = max(1, min(requests, at_once(args, rates), int(cache_tokens // lengths.sample)))
-    read = (policy.layer_products() + policy.hidden * policy.vocabulary) * b
     bandwidth, peak = tp * (hardware.bandwidth * rates.decode), tp * (hardware.flops * rates.prefill)
     if hardware.is_cpu:  # engines share the machine
         sharing = -(-engines // max(1, hardware.nodes))
         bandwidth, peak = bandwidth / tp / sharing, peak / tp / sharing
 
+    def read(tokens: float) -> float:
+        return (policy.products_read(tokens) + policy.hidden * policy.vocabulary) * b
+
     def decoding_step(together: int) -> float:
-        by_bytes = (read + together * context * policy.kv_bytes_per_token(b)) / bandwidth
+        by_bytes = (read(together) + together * context * policy.kv_bytes_per_token(b)) / bandwidth
         by_flops = decode_flops(policy, together, context) / peak
         return max(by_bytes, by_flops) + rates.overhead_s
 
     prompts = _prompts_prefilled(args, cut.samples)
     each = forward_flops(policy, [round(lengths.prompt)], [])["body"]
-    parts = prompts / engines * lengths.prompt / (args.orz.max_num_batched_tokens or VLLMS_TOKENS)
-    prefill = max(prompts / engines * each / peak, parts * (read / bandwidth + rates.overhead_s))
+    at_a_time = args.orz.max_num_batched_tokens or VLLMS_TOKENS
+    parts = prompts / engines * lengths.prompt / at_a_time
+    prefill = max(prompts / engines * each / peak, parts * (read(at_a_time) / bandwidth + rates.overhead_s))
     steps = requests * lengths.response / active
     bulk = steps * decoding_step(active)
     begun = (steps - lengths.response) / 2  # the longest, on average, where responses wait for room

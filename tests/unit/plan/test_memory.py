@@ -311,3 +311,14 @@ def test_a_critic_that_trains_in_part_needs_less_and_several_passes_take_longer(
     now, before = (next(p.parts for p in x.memory.phases if p.name == "training of critic") for x in (frozen, plain))
     assert now["critic weights"] == before["critic weights"]
     assert now["critic optimizer"] < 0.6 * before["critic optimizer"]
+
+
+def test_tensor_parallel_ranks_have_embedding_and_head_whole():
+    """DeepSpeed cuts what transformers' plan names, layers: of Qwen2.5-7B 2.72e9 of 7.6e9 are on a rank."""
+    found = make("--train.colocate_all", *ranks(1, 8), "--ds.tensor_parallel_size", 4, "--ds.zero_stage", 1)
+    shape = found.policy
+    table = shape.vocabulary * shape.hidden
+    held = (shape.policy_parameters() - 2 * table) / 4 + 2 * table
+    assert held == pytest.approx(2.72e9, rel=0.01)
+    peak = max(phase.parts.get("policy weights", 0) for phase in found.memory.phases)
+    assert peak == pytest.approx(2 * held)

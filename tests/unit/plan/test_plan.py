@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from planned import COLOCATED, arguments, make, ranks
 
-from openrlhf_orz.plan.advice import advise, possible_changes, replan
+from openrlhf_orz.plan.advice import advise, possible_changes, replan, words
 from openrlhf_orz.plan.costs import decode_flops, forward_flops
 from openrlhf_orz.plan.hardware import UnknownHardware, parse_hardware
 from openrlhf_orz.plan.layout import Lengths, cut_batches, default_lengths, padded_batches
@@ -243,8 +243,8 @@ def test_what_does_not_fit_gets_changes_that_do():
     assert not found.fits
     changes = advise(found)
     assert changes
-    for words, after in changes:
-        assert after.fits, words
+    for told, after in changes:
+        assert after.fits, told
         assert after.seconds.gpus == found.seconds.gpus
     # the flags named, given to the parser, make that plan
     given = ["--train.colocate_all", "--data.max_len", "8192", *shlex.split(changes[0][0])]
@@ -255,16 +255,17 @@ def test_one_change_is_preferred_to_several():
     long = ("--data.max_len", 16384, "--train.max_tokens_per_gpu", 16384)
     found = make(*COLOCATED, *ranks(1, 8), "--ds.zero_stage", 3, *long)
     assert not found.fits and "activations" in max(found.memory.peak.parts, key=found.memory.peak.parts.get)
-    words = [words for words, _ in advise(found)]
-    assert "--actor.gradient_checkpointing_enable" in words
-    assert all(word.count("--") == 1 or ".num_nodes" in word or ".tensor_parallel" in word for word in words), words
+    told = [flags for flags, _ in advise(found)]
+    assert "--actor.gradient_checkpointing_enable" in told
+    assert all(flags.count("--") == 1 or ".num_nodes" in flags or ".tensor_parallel" in flags for flags in told), told
 
 
 def test_more_nodes_are_more_of_everything():
     before = make(*COLOCATED, *ranks(1, 8), "--vllm.num_engines", 8)
     change = possible_changes(before)[-1][1]
     flags = [f"--{role}.num_nodes 4" for role in ("actor", "critic")]
-    assert change.words == " ".join([*flags, "--vllm.num_engines 32"]) and change.more_devices
+    told = " ".join([*flags, "--vllm.num_engines 32", "--train.colocate_all"])
+    assert words([change], replan(before, [change])) == told and change.more_devices
     args = replan(before, [change]).args
     assert [part.num_nodes for part in (args.actor, args.critic, args.ref)] == [
         4,
@@ -279,14 +280,23 @@ def test_of_several_changes_none_can_be_left_out():
         return make("--train.colocate_all", *flags, on="l40s", model="Qwen/Qwen2.5-14B")
 
     found = planned()
-    ((words, after),) = advise(found)
-    single, nodes, more = words.partition(" --actor.num_nodes ")
-    assert not found.fits and after.fits and nodes and "--ds.enable_sleep" not in words
+    ((told, after),) = advise(found)
+    single, nodes, more = told.partition(" --actor.num_nodes ")
+    assert not found.fits and after.fits and nodes and "--ds.enable_sleep" not in told
     flags = [f"--{part}" for part in single.removeprefix("--").split(" --")]
-    assert len(flags) > 3 and planned(*words.split()).fits and not planned(*single.split()).fits
+    assert len(flags) > 3 and planned(*told.split()).fits and not planned(*single.split()).fits
     for flag in flags:
         rest = " ".join(other for other in flags if other != flag)
         assert not planned(*f"{rest}{nodes}{more}".split()).fits, flag
+
+
+def test_advice_is_what_a_run_takes():
+    """Adam on the host is offered where trainers sleep, which it ends; ZeRO-3 is not beside tensor parallel ranks."""
+    small = make(*COLOCATED, *ranks(1, 2), "--ds.zero_stage", 3, "--actor.gradient_checkpointing_enable", on="h100x2")
+    assert not small.fits and small.args.ds.enable_sleep and "--ds.adam_offload" in [told for told, _ in advise(small)]
+    cut = make("--train.colocate_all", *ranks(1, 8), "--ds.tensor_parallel_size", 2, "--ds.zero_stage", 1,
+               model="Qwen/Qwen2.5-14B", on="h100x8")  # fmt: skip
+    assert not cut.fits and not any("--ds.zero_stage 3" in told for told, _ in advise(cut))
 
 
 def test_no_advice_where_it_fits_and_none_where_nothing_helps():
