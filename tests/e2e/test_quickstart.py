@@ -10,7 +10,7 @@ from runs import ENV, read_jsonl
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
-STEPS = 26
+STEPS = 36
 
 
 def mean(values):
