@@ -123,16 +123,20 @@ def check_finished(args: SimpleNamespace, steps: int, prompts: str) -> None:
     mark = Path(args.orz.run_dir) / FINISHED
     if not args.ckpt.load_enable or args.orz.replay or not mark.is_file():
         return
-    saved = json.loads(mark.read_text())
-    changes = [line for lines in changed_flags(saved["flags"], flag_values(args)) for line in lines]
-    if saved["prompts_sha256"] != prompts:
+    try:
+        saved = json.loads(mark.read_text())
+        steps_done, flags, prompts_done = int(saved["steps"]), dict(saved["flags"]), saved["prompts_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{mark} cannot be read ({error!r}): remove it, and the run goes on") from None
+    changes = [line for lines in changed_flags(flags, flag_values(args)) for line in lines]
+    if prompts_done != prompts:
         changes.append("--data.prompt_dataset (or how it is prepared): the prompts are others")
-    if not changes and steps <= saved["steps"] and os.path.isdir(args.ckpt.output_dir):
-        raise Finished(f"the run in {args.orz.run_dir} is finished, {saved['steps']} steps: nothing to do")
+    if not changes and steps <= steps_done and os.path.isdir(args.ckpt.output_dir):
+        raise Finished(f"the run in {args.orz.run_dir} is finished, {steps_done} steps: nothing to do")
     if not checkpoints.all_checkpoints(args.ckpt.path):
         more = "".join(f"\n  {change}" for change in changes) or f"\n  {steps} steps are asked for"
         raise ConfigError(
-            f"{args.orz.run_dir} holds a finished run of {saved['steps']} steps, and no checkpoint to go on from:"
+            f"{args.orz.run_dir} holds a finished run of {steps_done} steps, and no checkpoint to go on from:"
             f"{more}\nchoose another folder, or keep this one aside: --orz.put_aside without --ckpt.load_enable"
             " (RESUME=0 of the launchers)"
         )

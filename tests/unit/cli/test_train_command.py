@@ -122,6 +122,13 @@ def test_a_finished_run_stays(tmp_path, prepared, monkeypatch, capsys):
     assert "is finished, 2 steps" in capsys.readouterr().out, "what was refused has changed nothing"
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"steps": 2}', '{"steps": "x", "flags": {}}', "[" * 100_000])
+def test_a_damaged_mark_is_named(tmp_path, prepared, text):
+    (tmp_path / resume.FINISHED).write_text(text)
+    with pytest.raises(ConfigError, match=f"{resume.FINISHED} cannot be read .*: remove it"):
+        command.begin(arguments(tmp_path, "--ckpt.load_enable"))
+
+
 @pytest.mark.parametrize("error", [ConfigError("--data.prompt_dataset was a, is b"), DataError("no good row")])
 def test_a_refused_resumption_leaves_the_data_of_the_steps_that_are_there(tmp_path, prepared, monkeypatch, error):
     data = tmp_path / "data"
